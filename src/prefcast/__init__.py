@@ -1,0 +1,50 @@
+"""Prefcast forecasts which of two chatbot answers people will prefer: A, B or a tie."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefcast.errors import PrefcastError
+    from prefcast.forecaster import Forecaster, load_forecaster
+    from prefcast.formats import open_pairs, read_pairs
+    from prefcast.pairs import Outcome, Pair, Turn
+    from prefcast.run import evaluate, predict
+
+__all__ = [
+    "Forecaster",
+    "Outcome",
+    "Pair",
+    "PrefcastError",
+    "Turn",
+    "evaluate",
+    "load_forecaster",
+    "open_pairs",
+    "predict",
+    "read_pairs",
+]
+
+_HOMES = {
+    "Forecaster": "forecaster",
+    "Outcome": "pairs",
+    "Pair": "pairs",
+    "PrefcastError": "errors",
+    "Turn": "pairs",
+    "evaluate": "run",
+    "load_forecaster": "forecaster",
+    "open_pairs": "formats",
+    "predict": "run",
+    "read_pairs": "formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are fetched when they are used, so that `import prefcast` costs nothing.
+    if name in _HOMES:
+        return getattr(import_module(f"prefcast.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'prefcast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

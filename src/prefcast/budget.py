@@ -1,0 +1,192 @@
+"""How much of a conversation is read.
+
+A policy cuts a pair's turns down to a limit and reports what it kept. It knows nothing of scorers; it only measures
+and slices. Every policy treats A and B alike, so cutting and swapping commute. Lengths are characters (code points)
+summed over prompt, response A and response B of all turns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefcast.errors import UsageError
+from prefcast.pairs import Turn
+
+__all__ = ["DEFAULT_BUDGET", "Budget", "KeepLast", "Notebook", "Proportional", "Truncation", "parse_budget"]
+
+# Prompt, A, B: the shares that the winners of the LMSYS competition settled on.
+_SHARES = (0.2, 0.4, 0.4)
+_GAP = "\n…\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What was read of a pair: characters and turns, kept of how many."""
+
+    kept: int
+    total: int
+    turns_kept: int
+    turns_total: int
+
+    @property
+    def truncated(self) -> bool:
+        return self.kept < self.total or self.turns_kept < self.turns_total
+
+
+class Budget(ABC):
+    """A truncation policy with its limit in characters."""
+
+    name: str
+    limit: int
+
+    @abstractmethod
+    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
+        """The turns that are read, and how many characters of the original they hold; called only over the limit."""
+
+    def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
+        """The part of `turns` (not empty) that is read, and the report of it."""
+        total = sum(turn.characters for turn in turns)
+        if total <= self.limit:
+            return turns, Truncation(total, total, len(turns), len(turns))
+        kept, characters = self._cut(turns)
+        return kept, Truncation(characters, total, len(kept), len(turns))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.limit}"
+
+
+@dataclass(frozen=True)
+class Notebook(Budget):
+    """The notebook's policy: drop the LAST turn while over 7,200; a first turn over that alone is cut to 1,000 /
+    3,000 / 3,000."""
+
+    name = "notebook"
+    limit = 7200
+
+    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
+        size, count = 0, 0
+        for turn in turns:
+            size += turn.characters
+            if size > self.limit:
+                break
+            count += 1
+        kept: tuple[Turn, ...]
+        if count == 0:
+            kept = (Turn(turns[0].prompt[:1000], turns[0].response_a[:3000], turns[0].response_b[:3000]),)
+        else:
+            kept = tuple(turns[:count])
+        return kept, sum(turn.characters for turn in kept)
+
+
+@dataclass(frozen=True)
+class KeepLast(Budget):
+    """Whole turns from the newest back; if the newest alone is too long, the middle of its long texts goes.
+
+    Within the newest turn prompt, A and B may have 20, 40 and 40 % of the limit; what a short text leaves goes to the
+    others.
+    """
+
+    limit: int = 24_000
+    name = "keep-last"
+
+    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
+        newest = turns[-1]
+        if newest.characters > self.limit:
+            grants = _allocate(self.limit, [len(newest.prompt), len(newest.response_a), len(newest.response_b)])
+            texts = zip((newest.prompt, newest.response_a, newest.response_b), grants, strict=True)
+            return (Turn(*(_cut_middle(text, grant) for text, grant in texts)),), sum(grants)
+        size, first = 0, len(turns)
+        for index in range(len(turns) - 1, -1, -1):
+            if size + turns[index].characters > self.limit:
+                break
+            size += turns[index].characters
+            first = index
+        return tuple(turns[first:]), size
+
+
+@dataclass(frozen=True)
+class Proportional(Budget):
+    """20, 40 and 40 % of the limit for all prompts, all of A and all of B; each keeps its newest texts, the one at
+    the edge loses its middle.
+
+    What one of the three does not need goes to the others. A turn of which nothing is left is dropped.
+    """
+
+    limit: int = 24_000
+    name = "proportional"
+
+    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
+        columns = [
+            [turn.prompt for turn in turns],
+            [turn.response_a for turn in turns],
+            [turn.response_b for turn in turns],
+        ]
+        grants = _allocate(self.limit, [sum(map(len, column)) for column in columns])
+        cut = [_newest(column, grant) for column, grant in zip(columns, grants, strict=True)]
+        kept = [Turn(*texts) for texts in zip(*cut, strict=True)]
+        first = next((index for index, turn in enumerate(kept) if turn.characters), len(kept) - 1)
+        return tuple(kept[first:]), sum(grants)
+
+
+def _allocate(limit: int, wants: Sequence[int]) -> list[int]:
+    """Shares of `limit` for (prompt, A, B) by water-filling: nobody gets more than it wants, A and B have equal
+    caps."""
+    shares: list[float] = list(_SHARES)
+    grants = [0, 0, 0]
+    open_, left = [0, 1, 2], limit
+    while open_:
+        weight = sum(shares[index] for index in open_)
+        full = [index for index in open_ if wants[index] <= int(left * shares[index] / weight)]
+        if not full:
+            for index in open_:
+                grants[index] = int(left * shares[index] / weight)
+            break
+        for index in full:
+            grants[index] = wants[index]
+        left -= sum(wants[index] for index in full)
+        open_ = [index for index in open_ if index not in full]
+    return grants
+
+
+def _cut_middle(text: str, limit: int) -> str:
+    """The head and the tail of `text`, `limit` characters of it in all, with a mark where the middle was."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 2
+    return text[: limit - tail] + _GAP + (text[-tail:] if tail else "")
+
+
+def _newest(texts: Sequence[str], limit: int) -> list[str]:
+    """The newest texts that fit, the one at the edge without its middle, empty strings before it."""
+    out = [""] * len(texts)
+    for index in range(len(texts) - 1, -1, -1):
+        out[index] = _cut_middle(texts[index], limit) if limit else ""
+        limit = max(0, limit - len(texts[index]))
+    return out
+
+
+_POLICIES: dict[str, type[KeepLast] | type[Proportional]] = {"keep-last": KeepLast, "proportional": Proportional}
+DEFAULT_BUDGET = KeepLast()
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget from its name: `notebook`, `keep-last`, `proportional:6000` (a limit in characters).
+
+    Raises UsageError.
+    """
+    name, colon, limit = text.partition(":")
+    if name == "notebook":
+        if colon and limit != str(Notebook.limit):
+            raise UsageError(f"budget 'notebook' has the fixed limit {Notebook.limit}; write just: notebook")
+        return Notebook()
+    if name not in _POLICIES:
+        raise UsageError(
+            f"unknown budget {name!r}; there are keep-last, notebook and proportional, e.g. keep-last:8000"
+        )
+    if not colon:
+        return _POLICIES[name]()
+    if not limit.isascii() or not limit.isdigit() or int(limit) < 1:
+        raise UsageError(f"budget {name!r} needs a limit of at least 1 character, found {limit!r}; e.g. {name}:8000")
+    return _POLICIES[name](int(limit))

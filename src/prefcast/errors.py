@@ -1,0 +1,120 @@
+"""Every exception of prefcast.
+
+PrefcastError ├── FileError       the file as a whole cannot be used: unreadable, a column missing, an id twice ├──
+RowError        one row is at fault; the others are not │   └── ScoringError    the row was read, but the scorer gave
+no finite evidence for it ├── UsageError      the call is wrong: an unknown model, a budget that does not parse ├──
+MissingExtraError   an optional dependency is not installed; the message names the pip command ├── ForecasterError a
+forecaster folder cannot be loaded or does not fit its scorer └── FitError        an outcome model could not be
+fitted: too little data, no convergence
+
+Third-party errors are mapped onto these where they arise. All of them survive pickling, so that worker processes can
+send them home.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "FileError",
+    "FitError",
+    "ForecasterError",
+    "MissingExtraError",
+    "PrefcastError",
+    "RowError",
+    "ScoringError",
+    "UsageError",
+    "excerpt",
+    "printable",
+    "shown_path",
+]
+
+_EXCERPT = 60
+
+
+def excerpt(value: object, limit: int = _EXCERPT) -> str:
+    """A short form of untrusted text for messages: quoted, cut, control and other invisible characters escaped."""
+    if isinstance(value, str):
+        shown = repr(value[:limit])
+        return shown if len(value) <= limit else f"{shown[:-1]}...{shown[-1]}"
+    shown = repr(value)
+    return shown if len(shown) <= limit else f"{shown[:limit]}..."
+
+
+def printable(text: str) -> str:
+    """Untrusted text for a terminal: line ends become spaces, whatever is invisible is escaped."""
+    return "".join(
+        c if c.isprintable() else " " if c in "\r\n\t" else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path for messages, printable and of bounded length."""
+    text = printable(os.fspath(path))
+    return text if len(text) <= 200 else f"...{text[-200:]}"
+
+
+class PrefcastError(Exception):
+    """The root of the tree: `except PrefcastError` catches all that prefcast raises on purpose."""
+
+
+class FileError(PrefcastError):
+    """A fault of the file: nothing of it can be used. `file` and, where known, `row` say where."""
+
+    def __init__(self, file: str, problem: str, row: int | None = None) -> None:
+        super().__init__(file, problem, row)
+        self.file = file
+        self.problem = problem
+        self.row = row
+
+    def __str__(self) -> str:
+        where = "" if self.row is None else f"row {self.row}: "
+        return f"{self.file}: {where}{self.problem}"
+
+
+class RowError(PrefcastError):
+    """A fault of one row: which file, row (counted from 1, the header not counted) and field, and what would be
+    right.
+
+    `id` is the row's id where it could be read, otherwise its row number.
+    """
+
+    def __init__(self, file: str, row: int, field: str, problem: str, id: str | int | None = None) -> None:
+        super().__init__(file, row, field, problem, id)
+        self.file = file
+        self.row = row
+        self.field = field
+        self.problem = problem
+        self.id = row if id is None else id
+
+    def __str__(self) -> str:
+        field = f", {self.field}" if self.field else ""
+        return f"{self.file}: row {self.row}{field}: {self.problem}"
+
+
+class ScoringError(RowError):
+    """A row whose evidence is not a finite number: never turned into a forecast."""
+
+
+class UsageError(PrefcastError):
+    """The call is wrong; the message says what would be right."""
+
+
+class MissingExtraError(PrefcastError):
+    """An optional dependency is missing."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(what, extra)
+        self.what = what
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"{self.what} is not installed: pip install 'prefcast[{self.extra}]'"
+
+
+class ForecasterError(PrefcastError):
+    """A forecaster folder that cannot be loaded, or that does not fit the scorer at hand."""
+
+
+class FitError(PrefcastError):
+    """A fit that did not reach its optimum; no parameters are returned."""

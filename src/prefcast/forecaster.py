@@ -1,0 +1,252 @@
+"""Budget + scorer + outcome model: from pairs to probabilities.
+
+A forecaster is a folder: `forecaster.json` says of what it is made, with what data and figures; the scorer's own
+files lie beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.budget import DEFAULT_BUDGET, Budget, Truncation, parse_budget
+from prefcast.errors import ForecasterError, RowError, ScoringError, UsageError, shown_path
+from prefcast.outcomes import Davidson, FittedModel, OutcomeModel, outcome_model
+from prefcast.pairs import Outcome, Pair
+from prefcast.predictions import Forecast, Forecasts
+from prefcast.scorers import SCORERS, Scorer, scorer_class
+
+__all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster"]
+
+_FORMAT = 1
+_CARD = "forecaster.json"
+_BUILT_IN = Path(__file__).parent / "builtin"
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What one kind of feature did to a forecast: the change of (A, B, tie) against the same forecast without it.
+
+    `margin` and `tie` are its terms in calibrated log-odds; `values` the features behind them that differ: (name, of
+    A, of B).
+    """
+
+    name: str
+    change: tuple[float, float, float]
+    margin: float
+    tie: float
+    values: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A forecast with what moved it, the largest change first."""
+
+    forecast: Forecast
+    influences: list[Influence]
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """Reads what `budget` lets through, reduces it with `scorer` to evidence, turns that into probabilities with
+    `outcome`.
+
+    `prior_tie` is the share of ties where it was fitted: a row that fails gets the class prior, equal for A and B.
+    `card` says with what data, figures and versions it was made.
+    """
+
+    scorer: Scorer
+    outcome: OutcomeModel
+    budget: Budget = DEFAULT_BUDGET
+    prior_tie: float = 1 / 3
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prior(self) -> tuple[float, float, float]:
+        """(A, B, tie) of a row about which nothing is known."""
+        side = (1 - self.prior_tie) / 2
+        return side, side, self.prior_tie
+
+    def with_budget(self, budget: Budget) -> Forecaster:
+        """The same forecaster reading another part of each pair."""
+        return replace(self, budget=budget)
+
+    def read(self, pair: Pair) -> tuple[Pair, Truncation]:
+        """The part of `pair` that the budget lets through, and its report."""
+        turns, truncation = self.budget.apply(pair.turns)
+        return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
+
+    def forecast(self, pairs: Iterable[Pair | RowError]) -> Forecasts:
+        """Forecast `pairs`, in their order; a RowError among them (as `open_pairs` yields) or a failed score keeps
+        its place as an error."""
+        items = list(pairs)
+        errors: list[RowError | None] = [item if isinstance(item, RowError) else None for item in items]
+        truncations: list[Truncation | None] = [None] * len(items)
+        read: list[Pair] = []
+        index: list[int] = []
+        for position, item in enumerate(items):
+            if isinstance(item, Pair):
+                cut, truncations[position] = self.read(item)
+                read.append(cut)
+                index.append(position)
+        margin, tie = np.full(len(items), np.nan), np.full(len(items), np.nan)
+        probabilities = np.tile(np.array(self.prior), (len(items), 1))
+        if read:
+            evidence = self.scorer.score(read)
+            finite = np.isfinite(evidence.margin) & np.isfinite(evidence.tie)
+            good = np.array(index, dtype=np.int64)[finite]
+            margin[good], tie[good] = evidence.margin[finite], evidence.tie[finite]
+            probabilities[good] = self.outcome.probabilities(margin[good], tie[good])
+            for position, pair in zip(index, read, strict=True):
+                if np.isnan(margin[position]):
+                    errors[position] = ScoringError(
+                        "forecast",
+                        pair.row or position + 1,
+                        "",
+                        f"the scorer {self.scorer.name} gave evidence that is not finite",
+                        pair.id,
+                    )
+        kept: list[Pair | None] = [item if isinstance(item, Pair) else None for item in items]
+        return Forecasts([item.id for item in items], probabilities, margin, tie, truncations, errors, kept)
+
+    def evidence(self, pairs: Iterable[Pair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Margin and tie evidence (n,) of `pairs` as the budget lets them through."""
+        found = self.scorer.score([self.read(pair)[0] for pair in pairs])
+        return found.margin, found.tie
+
+    def fit(self, pairs: Sequence[Pair], model: type[FittedModel] = Davidson) -> Forecaster:
+        """A forecaster with this scorer and budget and an outcome model fitted to labelled `pairs`.
+
+        Pairs without a label raise UsageError, a fit that fails FitError.
+        """
+        if any(pair.outcome is None for pair in pairs) or not pairs:
+            raise UsageError("fit needs labelled pairs: every pair must have an outcome")
+        outcomes = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+        margin, tie = self.evidence(pairs)
+        return replace(
+            self,
+            outcome=model.fit(margin, tie, outcomes),
+            prior_tie=float((outcomes == Outcome.TIE).mean()),
+            card={"fitted_on": len(pairs)},
+        )
+
+    def explain(self, pair: Pair) -> Explanation:
+        """The forecast of `pair` and what moved it; no influences where the scorer cannot say."""
+        forecasts = self.forecast([pair])
+        forecast: Forecast = forecasts[0]
+        if forecast.error is not None:
+            return Explanation(forecast, [])
+        scale, weight = (
+            (self.outcome.scale, self.outcome.tie_weight) if isinstance(self.outcome, FittedModel) else (1.0, 0.0)
+        )
+        influences = []
+        for push in self.scorer.explain(self.read(pair)[0]):
+            without = self.outcome.probabilities(
+                np.array([forecast.margin - push.margin]), np.array([forecast.tie - push.tie])
+            )[0]
+            a, b, tie = (float(now - then) for now, then in zip(forecast.probabilities, without, strict=True))
+            influences.append(Influence(push.name, (a, b, tie), scale * push.margin, weight * push.tie, push.values))
+        influences.sort(key=lambda influence: -max(map(abs, influence.change)))
+        return Explanation(forecast, influences)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the forecaster as a folder, whole or not at all; one that is there is replaced.
+
+        Raises UsageError.         A folder that holds anything else than a forecaster is left alone.
+        """
+        target = Path(folder)
+        if target.exists() and not (target / _CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target}: exists and is not a forecaster; choose another folder")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+            ) as parent:
+                made = Path(parent) / "new"
+                made.mkdir()
+                self.scorer.save(made)
+                card = {
+                    "format": _FORMAT,
+                    "model": self.scorer.name,
+                    "scorer_sha256": _fingerprint(made, type(self.scorer)),
+                    "budget": str(self.budget),
+                    "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
+                    "prior_tie": self.prior_tie,
+                    "versions": {
+                        "prefcast": metadata.version("prefcast"),
+                        "numpy": np.__version__,
+                        "python": platform.python_version(),
+                    },
+                    "card": dict(self.card),
+                }
+                (made / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                if target.exists():
+                    target.rename(Path(parent) / "old")
+                made.rename(target)
+        except OSError as error:
+            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from None
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Forecaster:
+        """Read what `save` wrote.
+
+        Raises ForecasterError if it is not a forecaster, is damaged, or its scorer's files have changed.
+        """
+        path = Path(folder)
+        shown = shown_path(path)
+        try:
+            card = json.loads((path / _CARD).read_text(encoding="utf-8"))
+            if card["format"] != _FORMAT:
+                raise ForecasterError(
+                    f"{shown}: format {card['format']!r} is not one that this version reads ({_FORMAT})"
+                )
+            scorer_type = scorer_class(card["model"])
+            if card["scorer_sha256"] != _fingerprint(path, scorer_type):
+                raise ForecasterError(
+                    f"{shown}: the scorer's files are not those that the outcome model was fitted for"
+                )
+            scorer = scorer_type.load(path)
+            outcome = outcome_model(card["outcome"]["kind"], card["outcome"]["parameters"])
+            prior_tie = float(card["prior_tie"])
+            if not 0 <= prior_tie <= 1:
+                raise ForecasterError(f"{shown}: prior_tie is {prior_tie}; expected a share from 0 to 1")
+            return cls(scorer, outcome, parse_budget(card["budget"]), prior_tie, dict(card["card"]))
+        except OSError as error:
+            raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({_CARD})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:
+    """Sha256 over the scorer's files, names and contents."""
+    digest = hashlib.sha256()
+    for name in scorer.files:
+        data = (folder / name).read_bytes()
+        digest.update(f"{name}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface") -> Forecaster:
+    """A built-in forecaster by its name (`surface`, `length`), or one from its folder.
+
+    Raises UsageError or ForecasterError.
+    """
+    if isinstance(name_or_folder, str) and name_or_folder in SCORERS:
+        return Forecaster.load(_BUILT_IN / name_or_folder)
+    if Path(name_or_folder).is_dir():
+        return Forecaster.load(name_or_folder)
+    if isinstance(name_or_folder, str) and os.sep not in name_or_folder:
+        scorer_class(name_or_folder)
+    raise ForecasterError(f"{shown_path(name_or_folder)}: no such forecaster folder; built in are {', '.join(SCORERS)}")

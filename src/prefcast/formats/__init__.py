@@ -1,0 +1,256 @@
+"""Files and tables of pairs: path -> Pair, one at a time."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prefcast.errors import FileError, RowError, UsageError, excerpt
+from prefcast.formats.containers import Records, open_records
+from prefcast.formats.ids import SeenIds
+from prefcast.formats.shapes import SHAPES, Fault, Shape, all_columns
+from prefcast.pairs import Pair
+
+__all__ = ["CELLS", "PairFile", "open_pairs", "pairs_of_records", "read_pairs"]
+
+CELLS = ("json", "text")
+
+
+class PairFile:
+    """The pairs of one file, or of records from memory.
+
+    Iterate for Pair or, where a row is at fault, RowError.
+        `shape` is the shape found, `columns` the names in the file. Iterating raises FileError for a fault of the file, a duplicate id
+        among them: at the latest at its end.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[tuple[int, Mapping[str, Any] | RowError]],
+        name: str,
+        columns: list[str],
+        mapping: Mapping[str, str],
+        cells: str,
+    ) -> None:
+        if cells not in CELLS:
+            raise UsageError(f"unknown cells {cells!r}; there are {', '.join(CELLS)}")
+        self.name = name
+        self.columns = columns
+        self.plain = cells == "text"
+        self._mapping = _checked(mapping, columns, name)
+        self.shape = _shape_of(columns, self._mapping, name)
+        known = _renamed(dict.fromkeys(columns), self._mapping)
+        self.has_id = "id" in known
+        self.has_labels = self.shape.name == "preference" or bool(known.keys() & set(self.shape.optional))
+        self._records = records
+        self._file = records if isinstance(records, Records) else None
+
+    @property
+    def description(self) -> str:
+        """What was found, in words: "Kaggle pairs (prompt, response_a, response_b), CSV, gzip"."""
+        parts = [self.shape.title]
+        if self._file is not None:
+            parts += [
+                {"jsonl": "JSON Lines"}.get(
+                    self._file.kind, self._file.kind.upper() if self._file.kind != "parquet" else "Parquet"
+                )
+            ]
+            parts += [self._file.compression] if self._file.compression else []
+        return ", ".join(parts)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes read, of how many; (0, 0) where that is not known."""
+        return (self._file.position, self._file.size) if self._file is not None else (0, 0)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> PairFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Pair | RowError]:
+        seen, row = SeenIds(), 0
+        for row, record in self._records:
+            if isinstance(record, RowError):
+                yield record
+                continue
+            fields = _renamed(record, self._mapping)
+            id = self._id(fields, row)
+            if (first := seen.add(id, row)) is not None:
+                raise self._duplicate(row, first, id)
+            if seen.full and (found := seen.settle()):
+                raise self._duplicate(*found)
+            yield self._pair(fields, id, row)
+        if not row:
+            raise FileError(self.name, "has no rows; expected at least one")
+        if found := seen.settle():
+            raise self._duplicate(*found)
+
+    def _pair(self, fields: Mapping[str, Any], id: str | int, row: int) -> Pair | RowError:
+        try:
+            turns, outcome, swapped = self.shape.read(fields, id, self.plain)
+        except Fault as fault:
+            field = ",".join(self._own_name(name) for name in fault.field.split(","))
+            return RowError(self.name, row, field, fault.problem, id)
+        left, right = _model(fields, "model_a", "chosen_model"), _model(fields, "model_b", "rejected_model")
+        if swapped:
+            left, right = right, left
+        return Pair(turns, id=id, outcome=outcome, model_a=left, model_b=right, row=row)
+
+    def _id(self, fields: Mapping[str, Any], row: int) -> str | int:
+        if not self.has_id:
+            return row
+        id = fields.get("id")
+        if (isinstance(id, str) and id) or (isinstance(id, int) and not isinstance(id, bool)):
+            return id
+        found = "is missing" if id is None or id == "" else f"is {excerpt(id)}"
+        raise FileError(
+            self.name,
+            f"{self._own_name('id')} {found}; expected a text or a whole number in every row (or no such column: row numbers then serve)",
+            row,
+        )
+
+    def _own_name(self, field: str) -> str:
+        return self._mapping.get(field, field)
+
+    def _duplicate(self, row: int, first: int, id: str | int | None = None) -> FileError:
+        named = "" if id is None else f" {excerpt(id)}"
+        return FileError(
+            self.name,
+            f"{self._own_name('id')}{named} is the same as in row {first}; every row needs an id of its own",
+            row,
+        )
+
+
+def _model(fields: Mapping[str, Any], *names: str) -> str | None:
+    return next((str(fields[name]) for name in names if fields.get(name) is not None), None)
+
+
+def _renamed(record: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
+    """The record under our names: a mapped column takes the place of one that has our name already."""
+    if not mapping:
+        return record
+    sources = set(mapping.values())
+    renamed = {name: value for name, value in record.items() if name not in sources and name not in mapping}
+    renamed.update((ours, record[theirs]) for ours, theirs in mapping.items() if theirs in record)
+    return renamed
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    lower = {other.lower(): other for other in names}
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
+
+
+def _checked(mapping: Mapping[str, str], columns: list[str], name: str) -> dict[str, str]:
+    known = all_columns()
+    for ours, theirs in mapping.items():
+        if ours not in known:
+            near = _nearest(ours, known)
+            raise UsageError(
+                f"--columns: there is no field {ours!r}{f'; did you mean {near!r}?' if near else ''} (fields: {', '.join(known)})"
+            )
+        if theirs not in columns:
+            near = _nearest(theirs, columns)
+            raise FileError(
+                name,
+                f"column {excerpt(theirs)}, named for {ours}, is missing; {f'nearest found: {excerpt(near)}' if near else _found(columns)}",
+            )
+    return dict(mapping)
+
+
+def _found(columns: list[str]) -> str:
+    shown = ", ".join(excerpt(column, 30) for column in columns[:12])
+    return f"found: {shown}{', ...' if len(columns) > 12 else ''}"
+
+
+def _shape_of(columns: list[str], mapping: Mapping[str, str], name: str) -> Shape:
+    """The first shape whose columns are all there; otherwise FileError about the shape that comes nearest."""
+    names = list(_renamed(dict.fromkeys(columns), mapping))
+    for shape in SHAPES.values():
+        if all(column in names for column in shape.needs):
+            _complete_labels(names, name)
+            return shape
+
+    def nearness(shape: Shape) -> float:
+        return sum(1.0 if column in names else 0.6 if _nearest(column, names) else 0.0 for column in shape.needs) / len(
+            shape.needs
+        )
+
+    best = max(SHAPES.values(), key=nearness)
+    if not nearness(best):
+        expected = "; or ".join(", ".join(shape.needs) for shape in SHAPES.values())
+        raise FileError(
+            name,
+            f"no pairs found in its columns; {_found(columns)}; expected {expected} (--columns maps your own names)",
+        )
+    missing = next(column for column in best.needs if column not in names)
+    near = _nearest(missing, [column for column in names if column not in best.needs])
+    hint = (
+        f"nearest found: {excerpt(near)} (--columns {missing}={near} would map it)"
+        if near and near.isprintable()
+        else _found(columns)
+    )
+    raise FileError(name, f"column '{missing}' is missing; {hint}")
+
+
+def _complete_labels(names: list[str], name: str) -> None:
+    labels = ("winner_model_a", "winner_model_b", "winner_tie")
+    present = [label for label in labels if label in names]
+    if present and len(present) < len(labels):
+        missing = next(label for label in labels if label not in names)
+        near = _nearest(missing, [column for column in names if column not in labels])
+        raise FileError(
+            name,
+            f"column '{missing}' is missing; {f'nearest found: {excerpt(near)}' if near else 'the three winner columns go together'}",
+        )
+
+
+def open_pairs(
+    path: str | os.PathLike[str], *, columns: Mapping[str, str] | None = None, cells: str = "json"
+) -> PairFile:
+    """Open a file of pairs (`-` is standard input) and find its shape; see PairFile.
+
+    `columns` maps our names to the file's: {"prompt": "question"}. `cells` says what a text cell holds: `json`, an
+    array of strings, or `text`, one turn as it is. Raises FileError or UsageError.
+    """
+    records = open_records(path)
+    try:
+        return PairFile(records, records.name, records.columns, columns or {}, cells)
+    except BaseException:
+        records.close()
+        raise
+
+
+def pairs_of_records(
+    records: Iterable[Mapping[str, Any]],
+    columns: list[str],
+    *,
+    name: str = "table",
+    mapping: Mapping[str, str] | None = None,
+    cells: str = "json",
+) -> PairFile:
+    """The pairs of records in memory (a table's rows), as `open_pairs` gives those of a file."""
+    return PairFile(enumerate(records, 1), name, columns, mapping or {}, cells)
+
+
+def read_pairs(
+    path: str | os.PathLike[str], *, columns: Mapping[str, str] | None = None, cells: str = "json"
+) -> Iterator[Pair]:
+    """The pairs of a file, one at a time.
+
+    The first row at fault raises its RowError; a fault of the file raises FileError.     Use `open_pairs` to go on
+    past rows at fault.
+    """
+    with open_pairs(path, columns=columns, cells=cells) as file:
+        for item in file:
+            if isinstance(item, RowError):
+                raise item
+            yield item

@@ -1,0 +1,357 @@
+"""A file of any kind -> its records, one at a time: CSV, TSV, JSON Lines, Parquet; plain, .gz or .zst; or standard
+input.
+
+Compression is told by the first bytes. The container is told by the name's ending, and by the first bytes where there
+is none (standard input). This module knows nothing of pairs.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from prefcast.errors import FileError, RowError, excerpt, shown_path
+
+__all__ = ["Records", "open_records"]
+
+Record = dict[str, Any]
+
+_GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
+_ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_PARQUET_ROWS = 256
+# A file whose first thousand lines hold no JSON object is not a JSON Lines file with a bad row.
+_PATIENCE = 1000
+
+
+class Records:
+    """The records of one open file: iterate for (row number from 1, record or RowError).
+
+    `kind` is csv, tsv, jsonl or parquet, `compression` gzip, zstd or empty. `columns` are those of the header, of the Parquet schema or of
+    the first JSON object. Close it, or use it in a `with` block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        compression: str,
+        columns: list[str],
+        rows: Iterator[tuple[int, Record | RowError]],
+        raw: BinaryIO,
+        size: int,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.compression = compression
+        self.columns = columns
+        self.size = size
+        self._rows = rows
+        self._raw = raw
+
+    def __iter__(self) -> Iterator[tuple[int, Record | RowError]]:
+        return self._rows
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file read so far, of `size` (0 where it is not known)."""
+        try:
+            return self._raw.tell() if self.size and not self._raw.closed else 0
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        if self._raw is not sys.stdin.buffer:
+            self._raw.close()
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_records(path: str | os.PathLike[str]) -> Records:
+    """Open `path` (`-` is standard input) and read as far as its columns.
+
+    Raises FileError.
+    """
+    name, raw, size = _open(path)
+    try:
+        head = _peek(raw)
+        compression = "gzip" if head.startswith(_GZIP) else "zstd" if head.startswith(_ZSTD) else ""
+        kind = _kind_of(name)
+        stream = _decompressed(raw, compression, name)
+        head = _peek(stream, name)
+        if not head:
+            raise FileError(name, "the file is empty; expected a header and rows")
+        if kind in (None, "jsonl") and head.removeprefix(_BOM).lstrip()[:1] == b"[":
+            raise FileError(
+                name, "one JSON array holds everything; expected one JSON object a line (jq -c '.[]' FILE makes it so)"
+            )
+        if kind is None:
+            kind = (
+                "parquet"
+                if head.startswith(_PARQUET)
+                else "jsonl"
+                if head.removeprefix(_BOM).lstrip()[:1] == b"{"
+                else "csv"
+            )
+        if kind == "parquet":
+            columns, rows = _parquet(stream if not compression and size else _spooled(stream, name), name)
+        elif kind == "jsonl":
+            columns, rows = _json_lines(stream, name)
+        else:
+            columns, rows = _separated(stream, name, "\t" if kind == "tsv" else ",")
+    except BaseException:
+        if raw is not sys.stdin.buffer:
+            raw.close()
+        raise
+    return Records(name, kind, compression, columns, rows, raw, size)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:
+    if os.fspath(path) == "-":
+        return "standard input", cast(BinaryIO, sys.stdin.buffer), 0
+    file = Path(path)
+    shown = shown_path(file)
+    try:
+        raw = file.open("rb")
+    except OSError as error:
+        raise FileError(shown, f"cannot be read: {error.strerror or error}") from None
+    size = os.fstat(raw.fileno()).st_size if file.is_file() else 0
+    return shown, raw, size
+
+
+def _kind_of(name: str) -> str | None:
+    ending = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+    return _ENDINGS.get(ending)
+
+
+def _peek(stream: IO[bytes], name: str = "") -> bytes:
+    """The first bytes without consuming them."""
+    if not isinstance(stream, io.BufferedReader):
+        raise TypeError("a buffered stream is needed")
+    try:
+        return stream.peek(16)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileError(name, f"cannot be decompressed: {error}") from None
+
+
+def _decompressed(raw: BinaryIO, compression: str, name: str) -> BinaryIO:
+    if compression == "gzip":
+        return io.BufferedReader(_Named(gzip.GzipFile(fileobj=raw), name), 1 << 16)
+    if compression == "zstd":
+        return io.BufferedReader(_Named(_zstd_file(raw), name), 1 << 16)
+    return raw
+
+
+def _zstd_file(raw: BinaryIO) -> io.BufferedIOBase:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return cast(io.BufferedIOBase, zstd.ZstdFile(raw))
+
+
+class _Named(io.RawIOBase):
+    """A decompressor whose faults carry the file's name."""
+
+    def __init__(self, inner: io.BufferedIOBase, name: str) -> None:
+        self._inner = inner
+        self._name = name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._inner.readinto(buffer)
+        except EOFError:
+            raise FileError(self._name, "the compressed data end too early: the file is truncated") from None
+        except FileError:
+            raise
+        except Exception as error:  # each decompressor has an exception of its own, with no common root
+            if isinstance(error, MemoryError):
+                raise
+            raise FileError(self._name, f"the compressed data are damaged: {excerpt(str(error))[1:-1]}") from None
+
+
+def _spooled(stream: BinaryIO, name: str) -> BinaryIO:
+    """Parquet needs a file to seek in."""
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
+    while block := stream.read(1 << 20):
+        spool.write(block)
+    spool.seek(0)
+    return cast(BinaryIO, spool)
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    """The lines with their ends, decoded.
+
+    A line feed never lies inside a UTF-8 sequence, so lines can be decoded one by one.
+    """
+    offset = 0
+    for number, line in enumerate(stream, 1):
+        raw = line
+        if number == 1 and raw.startswith(_BOM):
+            offset, raw = len(_BOM), raw[len(_BOM) :]
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            hint = "; it looks like UTF-16" if offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+            raise FileError(
+                name,
+                f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start} (line {number}){hint}; save the file as UTF-8",
+            ) from None
+        offset += len(raw)
+
+
+def _separated(
+    stream: BinaryIO, name: str, delimiter: str
+) -> tuple[list[str], Iterator[tuple[int, Record | RowError]]]:
+    # The module's limit is process-wide; cells of many megabytes are ordinary here.
+    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
+    reader = csv.reader(_lines(stream, name), delimiter=delimiter, strict=True)
+    try:
+        header = next((cells for cells in reader if cells), None)
+    except csv.Error as error:
+        raise FileError(name, f"the header is not valid CSV: {error}") from None
+    if header is None:
+        raise FileError(name, "the file is empty; expected a header and rows")
+    _no_duplicates(header, name)
+    return header, _separated_rows(reader, header, name)
+
+
+def _separated_rows(
+    reader: Iterable[list[str]], header: list[str], name: str
+) -> Iterator[tuple[int, Record | RowError]]:
+    number = 0
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            number += 1
+            if len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
+            else:
+                yield (
+                    number,
+                    RowError(
+                        name,
+                        number,
+                        "",
+                        f"has {len(cells)} cells where the header has {len(header)}; a comma or quote in a text may not be escaped",
+                    ),
+                )
+    except csv.Error as error:
+        cause = "a quoted cell that never ends" if "end of data" in str(error) else str(error)
+        raise FileError(name, f"not valid CSV: {cause}; nothing after it can be told apart", number + 1) from None
+
+
+def _no_duplicates(columns: list[str], name: str) -> None:
+    seen: set[str] = set()
+    for column in columns:
+        if column in seen:
+            raise FileError(name, f"column {excerpt(column)} appears twice in the header; each name must be unique")
+        seen.add(column)
+
+
+def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[tuple[int, Record | RowError]]]:
+    rows = _json_rows(stream, name)
+    first: list[tuple[int, Record | RowError]] = []
+    columns: list[str] | None = None
+    for item in rows:
+        first.append(item)
+        if isinstance(item[1], dict):
+            columns = list(item[1])
+            break
+        if len(first) >= _PATIENCE:
+            break
+    if columns is None:
+        if not first:
+            raise FileError(name, "the file is empty; expected one JSON object a line")
+        raise FileError(
+            name,
+            f"no JSON object in the first {len(first)} lines; the first says: {cast(RowError, first[0][1]).problem}",
+        )
+
+    def replayed() -> Iterator[tuple[int, Record | RowError]]:
+        yield from first
+        yield from rows
+
+    return columns, replayed()
+
+
+def _json_rows(stream: BinaryIO, name: str) -> Iterator[tuple[int, Record | RowError]]:
+    number = 0
+    for line in _lines(stream, name):
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            value = json.loads(line)
+        except RecursionError:
+            yield number, RowError(name, number, "", "not usable JSON: nested too deeply; expected one JSON object")
+            continue
+        except ValueError as error:
+            yield (
+                number,
+                RowError(
+                    name,
+                    number,
+                    "",
+                    f"not valid JSON: {_json_problem(error)}, found {excerpt(line.strip())}; expected one JSON object a line",
+                ),
+            )
+            continue
+        if isinstance(value, dict):
+            yield number, value
+        else:
+            found = "a JSON array" if isinstance(value, list) else excerpt(value)
+            yield number, RowError(name, number, "", f"{found} where a JSON object is expected")
+
+
+def _json_problem(error: ValueError) -> str:
+    """What the decoder found and where in the text; never the text itself."""
+    return (
+        f"{error.msg} at character {error.pos}"
+        if isinstance(error, json.JSONDecodeError)
+        else "a number too long to read"
+    )
+
+
+def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[tuple[int, Record | RowError]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(stream)
+        columns = list(file.schema_arrow.names)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise FileError(name, f"not a readable Parquet file, perhaps truncated: {_first_line(error)}") from None
+    _no_duplicates(columns, name)
+
+    def rows() -> Iterator[tuple[int, Record | RowError]]:
+        number = 0
+        try:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise FileError(name, f"the Parquet data are damaged after row {number}: {_first_line(error)}") from None
+
+    return columns, rows()
+
+
+def _first_line(error: BaseException) -> str:
+    return excerpt(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)[1:-1]

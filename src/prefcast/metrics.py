@@ -1,0 +1,200 @@
+"""How good forecasts are: figures with 95 % intervals, next to baselines on the same rows.
+
+All figures are means over rows, so a bootstrap over groups of rows (the same first prompt) needs only each group's
+sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prefcast.errors import UsageError
+from prefcast.pairs import Outcome
+
+__all__ = ["Evaluation", "Figure", "Scores", "evaluate_probabilities", "paired_difference"]
+
+Floats = NDArray[np.float64]
+
+REPEATS = 1000
+# As scikit-learn's log_loss: a probability of 0 costs what the smallest step above it costs.
+_EPSILON = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An estimate with the 2.5 % and 97.5 % quantiles of its bootstrap."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The figures of one forecast.
+
+    `brier_score` sums the squared errors of the three outcomes (0 to 2); a tie between the two largest probabilities
+    counts as half (a third) an accurate forecast. `log_loss_by_outcome` has the outcomes that occur.
+    """
+
+    log_loss: Figure
+    accuracy: Figure
+    brier_score: Figure
+    log_loss_by_outcome: dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores` on `n` labelled rows, with `baselines` on the same rows; `groups` distinct first prompts were
+    resampled.
+
+    `failed` rows had no forecast and `unlabelled` rows no label; neither is in the figures.
+    """
+
+    n: int
+    groups: int
+    scores: Scores
+    baselines: dict[str, Scores]
+    outcome_shares: dict[str, float]
+    failed: int = 0
+    unlabelled: int = 0
+
+    def to_dict(self) -> dict[str, object]:
+        """A JSON-ready form: n, failed, unlabelled, groups, outcome_shares, the scores themselves, baselines."""
+        counts = {"n": self.n, "failed": self.failed, "unlabelled": self.unlabelled, "groups": self.groups}
+        baselines = {name: _plain(scores) for name, scores in self.baselines.items()}
+        return {**counts, "outcome_shares": self.outcome_shares, **_plain(self.scores), "baselines": baselines}
+
+
+def _plain(scores: Scores) -> dict[str, object]:
+    return asdict(scores)
+
+
+def row_log_loss(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
+    """-log of the probability of what happened, (n,); probabilities are clipped to [eps, 1 - eps] as scikit-learn does."""
+    return -np.log(np.clip(probabilities[np.arange(len(outcomes)), outcomes], _EPSILON, 1 - _EPSILON))
+
+
+def _row_accuracy(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
+    best = probabilities == probabilities.max(axis=1, keepdims=True)
+    accurate: Floats = best[np.arange(len(outcomes)), outcomes] / best.sum(axis=1)
+    return accurate
+
+
+def _row_brier(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
+    squares: Floats = ((probabilities - np.eye(len(Outcome))[outcomes]) ** 2).sum(axis=1)
+    return squares
+
+
+def _groups(groups: Sequence[object] | NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:
+    if groups is None:
+        return np.arange(n)
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+
+
+def _group_sums(group: NDArray[np.int64], columns: Sequence[Floats]) -> Floats:
+    """Sums by group, (g, k), of k columns (n,)."""
+    return np.stack([np.bincount(group, column).astype(np.float64) for column in columns], axis=1)
+
+
+def _bootstrap(sums: Floats, counts: Floats, repeats: int, seed: int) -> tuple[Floats, Floats]:
+    """Bootstrap ratios: `sums`, `counts` (g, k) per group -> quantiles (k,) of sum(sums) / sum(counts) over resampled
+    groups."""
+    rng = np.random.default_rng(seed)
+    g = len(sums)
+    values = np.empty((repeats, sums.shape[1]))
+    both = np.concatenate([sums, counts], axis=1)
+    for repeat in range(repeats):
+        drawn = np.bincount(rng.integers(0, g, g), minlength=g) @ both
+        with np.errstate(invalid="ignore"):
+            values[repeat] = drawn[: sums.shape[1]] / drawn[sums.shape[1] :]
+    # A resample may hold no row of a rare outcome: it says nothing about that figure.
+    return np.nanquantile(values, 0.025, axis=0), np.nanquantile(values, 0.975, axis=0)
+
+
+def _scores(
+    probabilities: Floats, outcomes: NDArray[np.int64], group: NDArray[np.int64], repeats: int, seed: int
+) -> Scores:
+    loss = row_log_loss(probabilities, outcomes)
+    columns = [loss, _row_accuracy(probabilities, outcomes), _row_brier(probabilities, outcomes)]
+    masks = [np.ones(len(outcomes))] * 3
+    occurring = [outcome for outcome in Outcome if (outcomes == outcome).any()]
+    for outcome in occurring:
+        masks.append((outcomes == outcome).astype(np.float64))
+        columns.append(loss * masks[-1])
+    sums = _group_sums(group, columns)
+    counts = _group_sums(group, masks)
+    low, high = _bootstrap(sums, counts, repeats, seed)
+    value = [float(column.sum() / mask.sum()) for column, mask in zip(columns, masks, strict=True)]
+    figures = [Figure(v, float(lo), float(hi)) for v, lo, hi in zip(value, low, high, strict=True)]
+    by_outcome = {outcome.name.lower(): figure for outcome, figure in zip(occurring, figures[3:], strict=True)}
+    return Scores(figures[0], figures[1], figures[2], by_outcome)
+
+
+def evaluate_probabilities(
+    probabilities: ArrayLike,
+    outcomes: ArrayLike,
+    groups: Sequence[object] | None = None,
+    *,
+    failed: int = 0,
+    unlabelled: int = 0,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Evaluation:
+    """Figures of `probabilities` (n, 3) against `outcomes` (n,) in Outcome's values.
+
+    `groups` (n hashable values, by default one a row) are resampled as wholes. The baseline `class_prior` is the
+    outcomes' own shares on these rows with A and B counted as one (the forecaster does not see them: this flatters
+    the baseline). Raises UsageError on shapes that do not fit, rows that do not sum to 1 within 1e-6, or no rows.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    y = np.asarray(outcomes, dtype=np.int64)
+    if (
+        p.ndim != 2
+        or p.shape[1] != len(Outcome)
+        or y.shape != (len(p),)
+        or (groups is not None and len(groups) != len(p))
+    ):
+        raise UsageError(
+            f"probabilities must have shape (n, 3), outcomes and groups (n,); found {p.shape} and {y.shape}"
+        )
+    if not len(p):
+        raise UsageError("no labelled row has a forecast: nothing to evaluate")
+    if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(axis=1), 1.0, rtol=0, atol=1e-6)):
+        raise UsageError("probabilities must be finite, not negative, and sum to 1 in every row")
+    if ((y < 0) | (y >= len(Outcome))).any():
+        raise UsageError("outcomes must be 0 (A), 1 (B) or 2 (tie)")
+    group = _groups(groups, len(p))
+    shares = np.bincount(y, minlength=len(Outcome)) / len(y)
+    decisive = (shares[Outcome.A] + shares[Outcome.B]) / 2
+    baselines = {"uniform": np.full(3, 1 / 3), "class_prior": np.array([decisive, decisive, shares[Outcome.TIE]])}
+    return Evaluation(
+        n=len(p),
+        groups=int(group.max()) + 1,
+        scores=_scores(p, y, group, repeats, seed),
+        baselines={
+            name: _scores(np.tile(row, (len(p), 1)), y, group, repeats, seed) for name, row in baselines.items()
+        },
+        outcome_shares={outcome.name.lower(): float(shares[outcome]) for outcome in Outcome},
+        failed=failed,
+        unlabelled=unlabelled,
+    )
+
+
+def paired_difference(
+    left: ArrayLike, right: ArrayLike, groups: Sequence[object] | None = None, *, repeats: int = REPEATS, seed: int = 0
+) -> Figure:
+    """Mean of left - right, two losses (n,) of the same rows, with a bootstrap interval over groups."""
+    difference = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
+    group = _groups(groups, len(difference))
+    sums, counts = _group_sums(group, [difference]), _group_sums(group, [np.ones(len(group))])
+    low, high = _bootstrap(sums, counts, repeats, seed)
+    return Figure(float(difference.mean()), float(low[0]), float(high[0]))

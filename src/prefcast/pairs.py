@@ -1,0 +1,108 @@
+"""A pair of conversations with the same prompts, and what people said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from prefcast.errors import UsageError
+
+__all__ = ["Outcome", "Pair", "Turn"]
+
+
+class Outcome(IntEnum):
+    """What a person said.
+
+    The value is the column of that outcome's probability.
+    """
+
+    A = 0
+    B = 1
+    TIE = 2
+
+    @property
+    def swapped(self) -> Outcome:
+        """The outcome once A and B have changed places."""
+        return _SWAPPED[self]
+
+
+_SWAPPED = {Outcome.A: Outcome.B, Outcome.B: Outcome.A, Outcome.TIE: Outcome.TIE}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One prompt and the two responses to it."""
+
+    prompt: str
+    response_a: str
+    response_b: str
+
+    @property
+    def characters(self) -> int:
+        return len(self.prompt) + len(self.response_a) + len(self.response_b)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two conversations with the same prompts; `outcome` is the label where there is one.
+
+    `row` is the position in the file, counted from 1 (0: not from a file).
+    """
+
+    turns: tuple[Turn, ...]
+    id: str | int = 0
+    outcome: Outcome | None = None
+    model_a: str | None = None
+    model_b: str | None = None
+    row: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str | Sequence[str],
+        response_a: str | Sequence[str],
+        response_b: str | Sequence[str],
+        *,
+        id: str | int = 0,
+        outcome: Outcome | None = None,
+    ) -> Pair:
+        """A pair from three strings (one turn) or three equally long sequences of strings.
+
+        Raises UsageError if the numbers of turns differ or a turn is not a string.
+        """
+        columns = [(text,) if isinstance(text, str) else tuple(text) for text in (prompt, response_a, response_b)]
+        if len({len(column) for column in columns}) != 1 or not columns[0]:
+            counts = ", ".join(str(len(column)) for column in columns)
+            raise UsageError(
+                f"prompt, response_a and response_b must have the same number of turns, at least one; found {counts}"
+            )
+        if not all(isinstance(text, str) for column in columns for text in column):
+            raise UsageError("every turn must be a string")
+        return cls(tuple(map(Turn, *columns)), id=id, outcome=outcome)
+
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        return tuple(turn.prompt for turn in self.turns)
+
+    @property
+    def response_a(self) -> tuple[str, ...]:
+        return tuple(turn.response_a for turn in self.turns)
+
+    @property
+    def response_b(self) -> tuple[str, ...]:
+        return tuple(turn.response_b for turn in self.turns)
+
+    @property
+    def characters(self) -> int:
+        return sum(turn.characters for turn in self.turns)
+
+    def swapped(self) -> Pair:
+        """The same pair with A and B exchanged: texts, models and label."""
+        return replace(
+            self,
+            turns=tuple(Turn(turn.prompt, turn.response_b, turn.response_a) for turn in self.turns),
+            outcome=None if self.outcome is None else self.outcome.swapped,
+            model_a=self.model_b,
+            model_b=self.model_a,
+        )

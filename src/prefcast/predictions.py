@@ -1,0 +1,358 @@
+"""Forecasts of rows, and their files: the Kaggle submission (.csv), everything (.jsonl, .parquet), and reading them
+back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.budget import Truncation
+from prefcast.errors import FileError, RowError, UsageError, excerpt, shown_path
+from prefcast.files import atomic_file
+from prefcast.formats.containers import open_records
+from prefcast.pairs import Outcome, Pair
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+__all__ = ["PROBABILITIES", "Forecast", "Forecasts", "Predictions", "Writer", "open_writer", "read_predictions"]
+
+PROBABILITIES = ("winner_model_a", "winner_model_b", "winner_tie")
+ENDINGS = (".csv", ".jsonl", ".parquet")
+_SUM_TOLERANCE = 1e-3
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One pair's forecast.
+
+    Where `error` is set, the probabilities are the class prior and the evidence is nan.
+    """
+
+    id: str | int
+    probabilities: tuple[float, float, float]
+    margin: float
+    tie: float
+    truncation: Truncation | None
+    error: RowError | None
+    outcome: Outcome | None
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr>{_cell(name)}{_bar(p)}</tr>" for name, p in zip(("A", "B", "tie"), self.probabilities, strict=True)
+        )
+        error = f"<p>{escape(str(self.error))}</p>" if self.error else ""
+        return f"<table><caption>{escape(str(self.id))}</caption>{rows}</table>{error}"
+
+
+@dataclass(frozen=True)
+class Forecasts(Sequence[Forecast]):
+    """Forecasts of n rows, in their order: `probabilities` (n, 3) in Outcome's order, `margin` and `tie` (n,), nan
+    where a row failed."""
+
+    ids: list[str | int]
+    probabilities: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    tie: NDArray[np.float64]
+    truncations: list[Truncation | None]
+    errors: list[RowError | None]
+    pairs: list[Pair | None] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            raise TypeError("Forecasts takes a whole number; slice the arrays instead")
+        pair = self.pairs[index]
+        a, b, tie = map(float, self.probabilities[index])
+        outcome = pair.outcome if pair is not None else None
+        return Forecast(
+            self.ids[index],
+            (a, b, tie),
+            float(self.margin[index]),
+            float(self.tie[index]),
+            self.truncations[index],
+            self.errors[index],
+            outcome,
+        )
+
+    @property
+    def failed(self) -> int:
+        return sum(error is not None for error in self.errors)
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
+        """A dict a row, as the .jsonl and .parquet files hold it; evidence that does not exist is None."""
+        for index, id in enumerate(self.ids):
+            pair, truncation, error = self.pairs[index], self.truncations[index], self.errors[index]
+            failed = error is not None
+            record: dict[str, Any] = {
+                "id": id,
+                **dict(zip(PROBABILITIES, map(float, self.probabilities[index]), strict=True)),
+                "margin": None if failed else float(self.margin[index]),
+                "tie": None if failed else float(self.tie[index]),
+                "label": None if pair is None or pair.outcome is None else int(pair.outcome),
+                "model_a": pair.model_a if pair else None,
+                "model_b": pair.model_b if pair else None,
+                "characters_kept": truncation.kept if truncation else None,
+                "characters": truncation.total if truncation else None,
+                "turns_kept": truncation.turns_kept if truncation else None,
+                "turns": truncation.turns_total if truncation else None,
+                "error": str(error) if failed else None,
+            }
+            if with_text:
+                record |= {
+                    name: list(getattr(pair, name)) if pair else None for name in ("prompt", "response_a", "response_b")
+                }
+            yield record
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A data frame, a row a forecast, with the columns of `records`; needs pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("to_pandas needs pandas: pip install pandas") from None
+        return pandas.DataFrame(list(self.records()))
+
+    def to_arrow(self) -> pyarrow.Table:
+        """An Arrow table, a row a forecast, with the columns of `records`."""
+        import pyarrow
+
+        return pyarrow.Table.from_pylist(
+            list(self.records()), schema=_schema(all(isinstance(id, int) for id in self.ids), False)
+        )
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("id", "A", "B", "tie", "margin", "note"))
+        body = "".join(self._html_row(index) for index in range(min(len(self), _SHOWN)))
+        more = (
+            f"<p>{len(self)} forecasts, {self.failed} failed; the first {_SHOWN} shown</p>"
+            if len(self) > _SHOWN
+            else ""
+        )
+        return f"<table><tr>{head}</tr>{body}</table>{more}"
+
+    def _html_row(self, index: int) -> str:
+        forecast = self[index]
+        note = (
+            str(forecast.error)
+            if forecast.error
+            else "truncated"
+            if forecast.truncation and forecast.truncation.truncated
+            else ""
+        )
+        bars = "".join(map(_bar, forecast.probabilities))
+        return f"<tr>{_cell(forecast.id)}{bars}{_cell(f'{forecast.margin:+.2f}')}{_cell(note)}</tr>"
+
+
+def _cell(value: object) -> str:
+    return f"<td>{escape(str(value))}</td>"
+
+
+def _bar(probability: float) -> str:
+    share = f"{100 * probability:.1f}"
+    return f'<td style="background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
+
+
+class Writer(Protocol):
+    """Takes forecasts in order, in as many pieces as come."""
+
+    def write(self, forecasts: Forecasts) -> None: ...
+
+
+def _text(id: str | int) -> str:
+    return str(id)
+
+
+class _Submission:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._buffer = io.StringIO()
+        self._writer = csv.writer(self._buffer, lineterminator="\n")
+        self._writer.writerow(("id", *PROBABILITIES))
+
+    def write(self, forecasts: Forecasts) -> None:
+        for id, row in zip(forecasts.ids, forecasts.probabilities.tolist(), strict=True):
+            self._writer.writerow((id, *map(repr, row)))
+        self.flush()
+
+    def flush(self) -> None:
+        self._file.write(self._buffer.getvalue().encode("utf-8"))
+        self._buffer.seek(0)
+        self._buffer.truncate()
+
+
+class _JsonLines:
+    def __init__(self, file: BinaryIO, with_text: bool) -> None:
+        self._file = file
+        self._with_text = with_text
+
+    def write(self, forecasts: Forecasts) -> None:
+        for record in forecasts.records(with_text=self._with_text):
+            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+
+
+class _Parquet:
+    def __init__(self, file: BinaryIO, with_text: bool) -> None:
+        import pyarrow.parquet
+
+        self._pyarrow = pyarrow
+        self._file = file
+        self._with_text = with_text
+        self._writer: Any = None
+
+    def write(self, forecasts: Forecasts) -> None:
+        records = list(forecasts.records(with_text=self._with_text))
+        if self._writer is None:
+            self._whole = all(isinstance(record["id"], int) for record in records)
+            self._writer = self._pyarrow.parquet.ParquetWriter(self._file, _schema(self._whole, self._with_text))
+        if not self._whole:
+            for record in records:
+                record["id"] = _text(record["id"])
+        try:
+            self._writer.write_table(self._pyarrow.Table.from_pylist(records, schema=self._writer.schema))
+        except self._pyarrow.ArrowException as error:
+            raise UsageError(
+                f"the ids do not fit one Parquet column ({str(error).splitlines()[0]}); write .jsonl or .csv instead"
+            ) from None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
+    import pyarrow
+
+    number, whole, text = pyarrow.float64(), pyarrow.int64(), pyarrow.string()
+    columns = [
+        ("id", whole if whole_ids else text),
+        *((name, number) for name in (*PROBABILITIES, "margin", "tie")),
+        ("label", whole),
+    ]
+    columns += [(name, text) for name in ("model_a", "model_b")]
+    columns += [(name, whole) for name in ("characters_kept", "characters", "turns_kept", "turns")]
+    columns += [("error", text)]
+    if with_text:
+        columns += [(name, pyarrow.list_(text)) for name in ("prompt", "response_a", "response_b")]
+    return pyarrow.schema(columns)
+
+
+def output_kind(path: str | os.PathLike[str]) -> str:
+    """The ending of an output file; UsageError if no writer has it."""
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise UsageError(
+            f"{shown_path(path)}: the ending tells the format of the output: .csv (Kaggle submission), .jsonl or .parquet (everything)"
+        )
+    return ending
+
+
+@contextmanager
+def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[Writer]:
+    """A writer for `path` by its ending.
+
+    The file appears when the block ends well, and never half. Raises UsageError.
+    """
+    kind = output_kind(path)
+    if with_text and kind == ".csv":
+        raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
+    with atomic_file(path) as file:
+        if kind == ".csv":
+            submission = _Submission(file)
+            yield submission
+            submission.flush()
+        elif kind == ".jsonl":
+            yield _JsonLines(file, with_text)
+        else:
+            parquet = _Parquet(file, with_text)
+            try:
+                yield parquet
+            finally:
+                parquet.close()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Forecasts read back: `probabilities` (n, 3), rows normalised; `labels` (n,) in Outcome's values, -1 where there
+    is none; `failed` (n,)."""
+
+    ids: list[str]
+    probabilities: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    failed: NDArray[np.bool_]
+
+
+def read_predictions(path: str | os.PathLike[str]) -> Predictions:
+    """Read a submission or predictions file: `id`, three probabilities, perhaps `label` (0, 1, 2) and `error`.
+
+    Probabilities that were rounded (rows summing to 1 within 0.001) are normalised. Anything else raises FileError with its row.
+    """
+    ids: list[str] = []
+    rows: list[tuple[float, ...]] = []
+    labels: list[int] = []
+    failed: list[bool] = []
+    seen: dict[str, int] = {}
+    with open_records(path) as records:
+        missing = [name for name in ("id", *PROBABILITIES) if name not in records.columns]
+        if missing:
+            raise FileError(
+                records.name,
+                f"column '{missing[0]}' is missing; expected {', '.join(('id', *PROBABILITIES))} (a predictions file)",
+            )
+        for row, record in records:
+            if isinstance(record, RowError):
+                raise FileError(records.name, record.problem, row)
+            id = _text(record.get("id", ""))
+            if seen.setdefault(id, row) != row:
+                raise FileError(
+                    records.name,
+                    f"id {excerpt(id)} is the same as in row {seen[id]}; every row needs an id of its own",
+                    row,
+                )
+            ids.append(id)
+            rows.append(_probabilities(record, records.name, row))
+            labels.append(_label(record.get("label"), records.name, row))
+            failed.append(record.get("error") not in (None, ""))
+    if not ids:
+        raise FileError(shown_path(path), "has no rows; expected at least one")
+    p = np.array(rows)
+    return Predictions(ids, p / p.sum(axis=1, keepdims=True), np.array(labels), np.array(failed))
+
+
+def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[float, ...]:
+    values = []
+    for column in PROBABILITIES:
+        try:
+            value = float(record[column])
+        except (KeyError, TypeError, ValueError):
+            raise FileError(name, f"{column} is {excerpt(record.get(column))}; expected a probability", row) from None
+        if not 0 <= value <= 1:
+            raise FileError(name, f"{column} is {value}; expected a probability from 0 to 1", row)
+        values.append(value)
+    if not math.isclose(sum(values), 1.0, rel_tol=0, abs_tol=_SUM_TOLERANCE):
+        raise FileError(name, f"the probabilities sum to {sum(values):.6g}; expected 1 (within {_SUM_TOLERANCE})", row)
+    return tuple(values)
+
+
+def _label(value: Any, name: str, row: int) -> int:
+    if value is None or value == "":
+        return -1
+    try:
+        return int(Outcome(int(value)))
+    except (TypeError, ValueError):
+        raise FileError(name, f"label is {excerpt(value)}; expected 0 (A), 1 (B) or 2 (tie)", row) from None

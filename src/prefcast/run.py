@@ -1,0 +1,312 @@
+"""Whole files and tables: read in pieces, forecast, write or measure.
+
+Memory does not grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefcast.budget import Budget, parse_budget
+from prefcast.errors import FileError, RowError, UsageError, excerpt
+from prefcast.forecaster import Forecaster, load_forecaster
+from prefcast.formats import PairFile, open_pairs, pairs_of_records
+from prefcast.metrics import Evaluation, evaluate_probabilities
+from prefcast.pairs import Pair
+from prefcast.predictions import Forecasts, Predictions, Writer
+
+__all__ = ["RunReport", "chunks", "evaluate", "evaluate_predictions", "predict", "predict_to", "resolve"]
+
+ON_ERROR = ("keep", "stop")
+# A chunk ends at whichever comes first; texts of many megabytes then travel in small company.
+_CHUNK_ROWS = 256
+_CHUNK_CHARACTERS = 4_000_000
+_NEAR = 3
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds it took."""
+
+    rows: int
+    failed: int
+    truncated: int
+    first_error: RowError | None
+    seconds: float
+
+
+def resolve(
+    model: str | None = None,
+    forecaster: Forecaster | str | os.PathLike[str] | None = None,
+    budget: Budget | str | None = None,
+) -> Forecaster:
+    """The forecaster that is meant: a built-in one by `model`, or an object or folder as `forecaster`; `budget`
+    replaces its own."""
+    if model is not None and forecaster is not None:
+        raise UsageError("name a model or a forecaster, not both")
+    found = (
+        forecaster
+        if isinstance(forecaster, Forecaster)
+        else load_forecaster(forecaster if forecaster is not None else model or "surface")
+    )
+    return found if budget is None else found.with_budget(parse_budget(budget) if isinstance(budget, str) else budget)
+
+
+def chunks(items: Iterable[Pair | RowError]) -> Iterator[list[Pair | RowError]]:
+    """The items in pieces of bounded rows and characters; formed by position alone."""
+    chunk: list[Pair | RowError] = []
+    characters = 0
+    for item in items:
+        chunk.append(item)
+        characters += item.characters if isinstance(item, Pair) else 0
+        if len(chunk) >= _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _forecasts(items: Iterable[Pair | RowError], forecaster: Forecaster, on_error: str) -> Iterator[Forecasts]:
+    if on_error not in ON_ERROR:
+        raise UsageError(f"unknown on_error {on_error!r}; there are {', '.join(ON_ERROR)}")
+    for chunk in chunks(items):
+        forecasts = forecaster.forecast(chunk)
+        if on_error == "stop" and (error := next(filter(None, forecasts.errors), None)):
+            raise error
+        yield forecasts
+
+
+def predict_to(
+    writer: Writer,
+    pairs: Iterable[Pair | RowError],
+    forecaster: Forecaster,
+    *,
+    on_error: str = "keep",
+    progress: Progress | None = None,
+) -> RunReport:
+    """Forecast `pairs` into `writer`, a piece at a time.
+
+    With `on_error="stop"` the first row that fails raises its RowError.
+    """
+    start = time.perf_counter()
+    rows = failed = truncated = 0
+    first: RowError | None = None
+    for forecasts in _forecasts(pairs, forecaster, on_error):
+        writer.write(forecasts)
+        rows += len(forecasts)
+        failed += forecasts.failed
+        truncated += sum(truncation is not None and truncation.truncated for truncation in forecasts.truncations)
+        first = first or next(filter(None, forecasts.errors), None)
+        if progress:
+            progress(rows)
+    return RunReport(rows, failed, truncated, first, time.perf_counter() - start)
+
+
+def predict(
+    source: Any,
+    *,
+    model: str | None = None,
+    forecaster: Forecaster | str | os.PathLike[str] | None = None,
+    budget: Budget | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    cells: str = "json",
+    on_error: str = "keep",
+) -> Any:
+    """Forecast a file, pairs, or a table.
+
+    `source` is a path (any format that `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow
+    table. Paths and pairs give Forecasts; a table gives a table of its own kind, a row a forecast in the same order
+    (a data frame keeps its index). `model` names a built-in forecaster (default `surface`); `forecaster` is a
+    Forecaster or its folder. Raises PrefcastError.
+    """
+    chosen = resolve(model, forecaster, budget)
+    with _opened(source, columns, cells) as pairs:
+        forecasts = _joined(list(_forecasts(pairs, chosen, on_error)))
+    if _is_table(source, "pandas", "DataFrame"):
+        frame = forecasts.to_pandas()
+        frame.index = source.index
+        return frame
+    return forecasts.to_arrow() if _is_table(source, "pyarrow", "Table") else forecasts
+
+
+def _joined(parts: list[Forecasts]) -> Forecasts:
+    if not parts:
+        empty = np.zeros(0)
+        return Forecasts([], np.zeros((0, 3)), empty, empty, [], [], [])
+    return Forecasts(
+        ids=list(chain.from_iterable(part.ids for part in parts)),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        margin=np.concatenate([part.margin for part in parts]),
+        tie=np.concatenate([part.tie for part in parts]),
+        truncations=list(chain.from_iterable(part.truncations for part in parts)),
+        errors=list(chain.from_iterable(part.errors for part in parts)),
+        pairs=list(chain.from_iterable(part.pairs for part in parts)),
+    )
+
+
+class _Given:
+    """Pairs that are in memory already, under the same roof as a file."""
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[Pair | RowError]:
+        for pair in self._pairs:
+            if not isinstance(pair, Pair):
+                raise UsageError(
+                    f"expected pairs, found {excerpt(pair)}; prefcast.Pair.of(prompt, response_a, response_b) makes one"
+                )
+            yield pair
+
+    def __enter__(self) -> _Given:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+def _opened(source: Any, columns: Mapping[str, str] | None, cells: str) -> PairFile | _Given:
+    if isinstance(source, PairFile):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return open_pairs(source, columns=columns, cells=cells)
+    if _is_table(source, "pandas", "DataFrame"):
+        records = ({name: _plain(value) for name, value in record.items()} for record in source.to_dict("records"))
+        return pairs_of_records(records, [str(name) for name in source.columns], mapping=columns, cells=cells)
+    if _is_table(source, "pyarrow", "Table"):
+        rows = chain.from_iterable(batch.to_pylist() for batch in source.to_batches(max_chunksize=_CHUNK_ROWS))
+        return pairs_of_records(rows, source.column_names, mapping=columns, cells=cells)
+    return _Given(source)
+
+
+def _is_table(source: Any, module: str, name: str) -> bool:
+    # Whoever passes a table has imported its library; nobody else should have to.
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(source, getattr(loaded, name))
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a data frame as JSON would have it: NumPy's arrays and numbers become Python's, a missing value
+    None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def evaluate(
+    source: Any,
+    *,
+    model: str | None = None,
+    forecaster: Forecaster | str | os.PathLike[str] | None = None,
+    budget: Budget | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    cells: str = "json",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Forecast labelled pairs (a path, pairs or a table, as `predict` takes) and measure the forecasts against the
+    labels.
+
+    Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
+    """
+    chosen = resolve(model, forecaster, budget)
+    probabilities, labels, groups = [], [], []
+    failed = unlabelled = rows = 0
+    with _opened(source, columns, cells) as pairs:
+        for forecasts in _forecasts(pairs, chosen, "keep"):
+            for row, pair, error in zip(forecasts.probabilities, forecasts.pairs, forecasts.errors, strict=True):
+                if error is not None or pair is None:
+                    failed += 1
+                elif pair.outcome is None:
+                    unlabelled += 1
+                else:
+                    probabilities.append(row)
+                    labels.append(int(pair.outcome))
+                    groups.append(hash(pair.prompt[0]))
+            rows += len(forecasts)
+            if progress:
+                progress(rows)
+    if not labels:
+        raise UsageError(
+            f"nothing to evaluate: of {rows} rows {failed} failed and {unlabelled} have no label (winner_model_a, winner_model_b, winner_tie or winner)"
+        )
+    return evaluate_probabilities(np.array(probabilities), labels, groups, failed=failed, unlabelled=unlabelled)
+
+
+def evaluate_predictions(predictions: Predictions, labelled: PairFile | None = None) -> Evaluation:
+    """Measure forecasts read from a file, against the labels of `labelled` (joined by id) or, without it, against
+    their own.
+
+    Raises FileError if a labelled row has no prediction.
+    """
+    if labelled is None:
+        has_label = predictions.labels >= 0
+        used = has_label & ~predictions.failed
+        if not used.any():
+            raise UsageError("the predictions hold no label of their own; name the file of labelled pairs as well")
+        return evaluate_probabilities(
+            predictions.probabilities[used],
+            predictions.labels[used],
+            failed=int((has_label & predictions.failed).sum()),
+            unlabelled=int((~has_label).sum()),
+        )
+    where = {id: index for index, id in enumerate(predictions.ids)}
+    index, labels, groups = [], [], []
+    failed = unlabelled = 0
+    for item in labelled:
+        if isinstance(item, RowError):
+            failed += 1
+        elif item.outcome is None:
+            unlabelled += 1
+        elif (found := where.get(str(item.id))) is None:
+            raise FileError(
+                labelled.name,
+                f"id {excerpt(item.id)} is not among the predictions; every labelled row needs one",
+                item.row,
+            )
+        elif predictions.failed[found]:
+            failed += 1
+        else:
+            index.append(found)
+            labels.append(int(item.outcome))
+            groups.append(hash(item.prompt[0]))
+    if not labels:
+        raise UsageError(f"nothing to evaluate: {failed} rows failed and {unlabelled} have no label")
+    return evaluate_probabilities(
+        predictions.probabilities[index], labels, groups, failed=failed, unlabelled=unlabelled
+    )
+
+
+def find_pair(pairs: PairFile, id: str) -> Pair:
+    """The pair whose id, as text, is `id`.
+
+    Raises its RowError if that row is at fault, FileError if there is none.
+    """
+    near: list[str] = []
+    for item in pairs:
+        if str(item.id) == id:
+            if isinstance(item, RowError):
+                raise item
+            return item
+        if len(near) < _NEAR:
+            near.append(str(item.id))
+    raise FileError(
+        pairs.name,
+        f"has no row with the id {excerpt(id)}; its first ids are {', '.join(excerpt(other, 20) for other in near)}",
+    )
+
+
+def same_file(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> bool:
+    """Whether two paths name one existing file."""
+    return Path(left).exists() and Path(right).exists() and Path(left).samefile(right)

@@ -1,0 +1,33 @@
+"""The scorers by name."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import cast
+
+from prefcast.errors import UsageError
+from prefcast.scorers.base import Evidence, Push, Scorer
+
+__all__ = ["SCORERS", "Evidence", "Push", "Scorer", "scorer_class"]
+
+# name -> (module:Class, what it is, what it needs)
+SCORERS: dict[str, tuple[str, str, str]] = {
+    "surface": (
+        "prefcast.scorers.surface:SurfaceScorer",
+        "features of the texts into a small additive model; explains itself",
+        "nothing more",
+    ),
+    "length": ("prefcast.scorers.length:LengthScorer", "the lengths of the two answers: the floor", "nothing more"),
+}
+
+
+def scorer_class(name: str) -> type[Scorer]:
+    """The class of the scorer called `name`; UsageError for an unknown one."""
+    if name not in SCORERS:
+        near = difflib.get_close_matches(name, SCORERS, n=1)
+        raise UsageError(
+            f"unknown model {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(SCORERS)}"
+        )
+    module, _, attribute = SCORERS[name][0].partition(":")
+    return cast(type[Scorer], getattr(import_module(module), attribute))

@@ -1,0 +1,91 @@
+"""The instant scorer: features of the texts into a small additive model that explains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.pairs import Pair
+from prefcast.scorers.base import Evidence, Push, Scorer
+from prefcast.scorers.surface.features import (
+    COUNTS,
+    GROUPS,
+    PAIR_FEATURES,
+    PAIR_GROUPS,
+    RESPONSE_FEATURES,
+    pair_features,
+)
+from prefcast.scorers.surface.model import SurfaceModel
+
+__all__ = ["SurfaceScorer", "feature_arrays"]
+
+Floats = NDArray[np.float64]
+
+_FILE = "surface.json"
+
+
+def feature_arrays(pairs: Sequence[Pair]) -> tuple[Floats, Floats, Floats]:
+    """Features of A and of B, both (n, r), and of the pairs (n, p)."""
+    rows = [pair_features(pair.turns) for pair in pairs]
+    widths = (len(RESPONSE_FEATURES), len(RESPONSE_FEATURES), len(PAIR_FEATURES))
+    a, b, both = (
+        np.array([row[column] for row in rows], dtype=np.float64).reshape(len(rows), width)
+        for column, width in enumerate(widths)
+    )
+    return a, b, both
+
+
+class SurfaceScorer(Scorer):
+    """Evidence from the surface of the texts.
+
+    `margin` is about the log-odds of A against B, `tie` those of a tie, before calibration.
+    """
+
+    name: ClassVar[str] = "surface"
+    files: ClassVar[tuple[str, ...]] = (_FILE,)
+
+    def __init__(self, model: SurfaceModel) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(SurfaceModel.load(folder / _FILE))
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder / _FILE)
+
+    def score(self, pairs: Sequence[Pair]) -> Evidence:
+        margin, likeness, both = self.model.terms(*feature_arrays(pairs))
+        # Sums along a row, not matrix products: a row's bits do not depend on its neighbours.
+        return Evidence(margin.sum(axis=1), likeness.sum(axis=1) + both.sum(axis=1))
+
+    def explain(self, pair: Pair) -> list[Push]:
+        a, b, both = feature_arrays([pair])
+        margin, likeness, shared = (terms[0] for terms in self.model.terms(a, b, both))
+        pushes = []
+        for name, features in GROUPS.items():
+            index = [RESPONSE_FEATURES.index(feature) for feature in features]
+            values = tuple(
+                _value(RESPONSE_FEATURES[i], a[0, i], b[0, i])
+                for i in index
+                if a[0, i] != b[0, i] and "_over_" not in RESPONSE_FEATURES[i]
+            )
+            pushes.append(Push(name, float(margin[index].sum()), float(likeness[index].sum()), values))
+        for name, features in PAIR_GROUPS.items():
+            index = [PAIR_FEATURES.index(feature) for feature in features]
+            values = tuple(_value(PAIR_FEATURES[i], both[0, i], both[0, i]) for i in index if both[0, i])
+            pushes.append(Push(name, 0.0, float(shared[index].sum()), values))
+        return sorted(pushes, key=lambda push: -(abs(push.margin) + abs(push.tie)))
+
+
+def _value(name: str, a: float, b: float) -> tuple[str, float, float]:
+    """A feature as a person reads it: counts as counts."""
+    return (
+        (name, float(round(np.expm1(a), 1)), float(round(np.expm1(b), 1)))
+        if name in COUNTS
+        else (name, float(a), float(b))
+    )

@@ -1,0 +1,195 @@
+"""Results as plain text for a terminal or a pipe.
+
+Texts of the files are untrusted: nothing invisible of them is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from prefcast.errors import printable, shown_path
+from prefcast.files import atomic_file
+from prefcast.pairs import Outcome, Pair
+from prefcast.predictions import Forecast, Forecasts
+
+if TYPE_CHECKING:
+    from prefcast.check import Inspection
+    from prefcast.forecaster import Explanation
+    from prefcast.metrics import Evaluation, Scores
+
+__all__ = ["TableWriter", "evaluation_text", "explanation_text", "inspection_text", "models_text", "write_json"]
+
+_BAR = 30
+_ID, _PROMPT = 16, 60
+_SHOWN_INFLUENCES, _SHOWN_VALUES, _SHOWN_TEXT = 8, 3, 400
+
+
+class TableWriter:
+    """Forecasts as lines of a table, as they come."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._begun = False
+
+    def write(self, forecasts: Forecasts) -> None:
+        if not self._begun:
+            self._out.write(f"{_fit('id', _ID)}   A     B    tie    prompt\n")
+            self._begun = True
+        for index in range(len(forecasts)):
+            forecast, pair = forecasts[index], forecasts.pairs[index]
+            note = str(forecast.error) if forecast.error else pair.turns[0].prompt if pair else ""
+            numbers = "  ".join(f"{p:.2f}" for p in forecast.probabilities)
+            self._out.write(
+                f"{_fit(str(forecast.id), _ID)}  {numbers}   {'! ' if forecast.error else ''}{_fit(note, 120 if forecast.error else _PROMPT).rstrip()}\n"
+            )
+
+
+def _fit(text: str, width: int) -> str:
+    """Printable text in exactly `width` columns of a terminal; wide characters count double."""
+    out, used = [], 0
+    clean = printable(text[: 4 * width])
+    total = sum(map(_columns, clean))
+    for character in clean:
+        if used + _columns(character) > (width if total <= width and len(text) <= 4 * width else width - 1):
+            out.append("…")
+            used += 1
+            break
+        out.append(character)
+        used += _columns(character)
+    return "".join(out) + " " * (width - used)
+
+
+def _columns(character: str) -> int:
+    return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def evaluation_text(evaluation: Evaluation, title: str) -> str:
+    """The figures as a table, with the baselines below."""
+    rows: list[tuple[str, Scores]] = [
+        (title, evaluation.scores),
+        *((name.replace("_", " "), scores) for name, scores in evaluation.baselines.items()),
+    ]
+    width = max(16, *(len(name) for name, _ in rows))
+    shares = ", ".join(
+        f"{name if name == 'tie' else name.upper()} {share:.0%}" for name, share in evaluation.outcome_shares.items()
+    )
+    left_out = "".join(
+        f", {count} {what}"
+        for count, what in ((evaluation.failed, "failed"), (evaluation.unlabelled, "without a label"))
+        if count
+    )
+    lines = [
+        f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} prompts",
+        "",
+        f"{'':{width}}  {'log loss':24}  {'accuracy':24}  Brier score",
+    ]
+    lines += [
+        f"{_fit(name, width)}  {scores.log_loss!s:24}  {scores.accuracy!s:24}  {scores.brier_score!s}"
+        for name, scores in rows
+    ]
+    lines += ["", f"{'log loss where':{width}}"]
+    for name, figure in evaluation.scores.log_loss_by_outcome.items():
+        said = "it was a tie" if name == "tie" else f"{name.upper()} won"
+        lines.append(f"{said:{width}}  {figure}")
+    return "\n".join(lines)
+
+
+def explanation_text(pair: Pair, explanation: Explanation) -> str:
+    """A pair, its forecast as bars, and what moved it."""
+    forecast = explanation.forecast
+    lines = [f"{printable(str(forecast.id))}: {len(pair.turns)} turn{'s' if len(pair.turns) > 1 else ''}", ""]
+    lines += [
+        f"{name}  {_shorten(texts)}"
+        for name, texts in (("prompt ", pair.prompt), ("A      ", pair.response_a), ("B      ", pair.response_b))
+    ]
+    lines += ["", *_bars(forecast)]
+    if forecast.error:
+        return "\n".join([*lines, "", f"this forecast failed and shows the class prior: {forecast.error}"])
+    if forecast.truncation and forecast.truncation.truncated:
+        cut = forecast.truncation
+        lines.append(f"read {cut.kept} of {cut.total} characters, {cut.turns_kept} of {cut.turns_total} turns")
+    if forecast.outcome is not None:
+        lines.append(f"people said: {'a tie' if forecast.outcome is Outcome.TIE else forecast.outcome.name}")
+    if not explanation.influences:
+        return "\n".join(lines)
+    lines += ["", f"{'what moved it (percentage points)':34}     A      B    tie   in A / in B"]
+    for influence in explanation.influences[:_SHOWN_INFLUENCES]:
+        change = "  ".join(f"{100 * part:+5.1f}" for part in influence.change)
+        lines.append(f"{influence.name:34} {change}   {_values(influence.values)}".rstrip())
+    rest = len(explanation.influences) - _SHOWN_INFLUENCES
+    return "\n".join([*lines, f"and {rest} smaller ones"] if rest > 0 else lines)
+
+
+def _bars(forecast: Forecast) -> list[str]:
+    return [
+        f"{name:3}  {'█' * round(p * _BAR):{_BAR}} {100 * p:5.1f} %"
+        for name, p in zip(("A", "B", "tie"), forecast.probabilities, strict=True)
+    ]
+
+
+def _values(values: Sequence[tuple[str, float, float]]) -> str:
+    shown = [
+        f"{name.replace('_', ' ')} {a:.4g}" if a == b else f"{name.replace('_', ' ')} {a:.4g} / {b:.4g}"
+        for name, a, b in values[:_SHOWN_VALUES]
+    ]
+    return ", ".join(shown) + (", ..." if len(values) > _SHOWN_VALUES else "")
+
+
+def _shorten(texts: Sequence[str]) -> str:
+    text = " | ".join(texts)
+    shown = printable(text[:_SHOWN_TEXT])
+    return f"{shown}… ({len(text)} characters)" if len(text) > _SHOWN_TEXT else shown or "(empty)"
+
+
+def inspection_text(found: Inspection) -> str:
+    """What `check` found, a fact a line."""
+    turns = ", ".join(f"{count} with {number}" for number, count in list(found.turns.items())[:6]) + (
+        ", ..." if len(found.turns) > 6 else ""
+    )
+    labels = ", ".join(
+        f"{outcome.name if outcome is not Outcome.TIE else 'tie'} {found.labels[outcome]}"
+        for outcome in Outcome
+        if outcome in found.labels
+    )
+    unlabelled = found.labels.get(None, 0)
+    lines = [
+        f"{found.name}: {found.description}",
+        f"rows        {found.rows}, {found.failed} at fault",
+        f"ids         {'in the file' if found.has_id else 'none: the row numbers serve'}",
+        f"turns       {turns or 'none'}",
+        f"labels      {labels or 'none'}{f', {unlabelled} without' if labels and unlabelled else ''}",
+        f"characters  about {found.characters_median:.0f} a pair (median), the longest {found.characters_longest}; the budget {found.budget} would cut {found.truncated} pairs",
+        f"time        {_duration(found.seconds)} for a forecast with {found.model} here ({found.rate:.0f} pairs a second measured)",
+    ]
+    if found.note:
+        lines.insert(1, f"order       {found.note}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def models_text(scorers: Mapping[str, tuple[str, str, str]]) -> str:
+    """The models, a line each."""
+    width = max(map(len, scorers))
+    return "\n".join(f"{name:{width}}  {what} (needs: {needs})" for name, (_, what, needs) in scorers.items())
+
+
+def write_json(data: Mapping[str, Any], path: str) -> None:
+    """Write JSON to a file, whole or not at all, or to standard output (`-`)."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+    print(f"figures in {shown_path(path)}")

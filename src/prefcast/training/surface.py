@@ -1,0 +1,333 @@
+"""Trains the `surface` forecaster and fits the `length` one: python -m prefcast.training.surface --data DIR -o DIR.
+
+One joint fit of margin and tie evidence by penalised maximum likelihood (Davidson's model with a tie level a source,
+since sources differ in how often they allow ties), rows weighted by how much their source resembles Arena votes.
+Figures come from cross-validation grouped by first prompt. The dev rows fit only the link from evidence to
+probabilities, and its figure is cross-fitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import FitError, UsageError
+from prefcast.forecaster import Forecaster
+from prefcast.formats import read_pairs
+from prefcast.metrics import Figure, evaluate_probabilities, paired_difference, row_log_loss
+from prefcast.outcomes import Davidson
+from prefcast.pairs import Outcome, Pair
+from prefcast.scorers.length import LengthScorer
+from prefcast.scorers.surface import SurfaceScorer, feature_arrays
+from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
+from prefcast.scorers.surface.model import SurfaceModel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# How much a row of each source counts. The first five are Arena votes or as good as; the rest is auxiliary.
+SOURCES = {
+    "arena33k_sample574": 1.0,
+    "arena33k_writing1277": 1.0,
+    "arena_100k_first50": 1.0,
+    "autoj_pairwise": 1.0,
+    "arena_llama3_70b": 1.0,
+    "mtbench_human": 0.5,
+    "tulu_human_eval": 0.5,
+    "faireval80": 0.5,
+    "pandalm_test": 0.3,
+    "vicuna80_human": 0.2,
+    "oasst_ranked": 0.2,
+    "llmfao_crowd": 0.1,
+    "hh_harmless_test": 0.05,
+    "qafeedback_dev": 0.05,
+}
+# Cross-validated figures are taken here: Arena-like, all three outcomes. (arena_llama3_70b left the ties out.)
+ARENA_LIKE = ("arena33k_sample574", "arena33k_writing1277", "arena_100k_first50", "autoj_pairwise")
+DEV = ("arena_kaggle_random500", "arena_kaggle_batch99")
+
+FOLDS = 10
+PENALTY = 600.0
+# The yardstick sees lengths only: three terms for the margin, three for the tie.
+_LENGTH_MARGIN = ("length", "length_over_1000", "last_length")
+_LENGTH_TIE = ("length_gap", "length_sum", "prompt_length")
+_LENGTH_PENALTY = 1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled rows with their features: `a`, `b` (n, r), `pair` (n, p); `source` indexes `names`, `group` numbers
+    the first prompts."""
+
+    names: list[str]
+    source: Ints
+    group: Ints
+    outcome: Ints
+    a: Floats
+    b: Floats
+    pair: Floats
+
+    def of(self, *names: str) -> NDArray[np.bool_]:
+        """A mask of the rows of these sources."""
+        return np.isin(self.source, [self.names.index(name) for name in names])
+
+
+def load_rows(data: Path) -> tuple[Rows, dict[str, list[Pair]]]:
+    """The rows of every source and of dev below `data`; also the pairs by source, for fitting."""
+    pairs: dict[str, list[Pair]] = {}
+    for name in SOURCES:
+        pairs[name] = list(read_pairs(data / "train" / f"{name}.csv.gz"))
+    for name in DEV:
+        pairs[name] = list(read_pairs(data / "dev" / f"{name}.csv"))
+    groups: dict[str, int] = {}
+    every = [(index, pair) for index, rows in enumerate(pairs.values()) for pair in rows]
+    if any(pair.outcome is None for _, pair in every):
+        raise UsageError(f"{data}: every training row needs a label")
+    a, b, both = feature_arrays([pair for _, pair in every])
+    group = [groups.setdefault(prompt_key(pair), len(groups)) for _, pair in every]
+    outcome = np.array([pair.outcome for _, pair in every], dtype=np.int64)
+    return Rows(list(pairs), np.array([index for index, _ in every]), np.array(group), outcome, a, b, both), pairs
+
+
+def prompt_key(pair: Pair) -> str:
+    """What makes two first prompts the same: words alone, the beginning of long ones."""
+    return re.sub(r"\W+", " ", pair.prompt[0].lower()).strip()[:300]
+
+
+def fit_davidson(
+    margin: Floats, tie: Floats, source: Ints, outcome: Ints, weight: Floats, tieless: NDArray[np.bool_], penalty: float
+) -> tuple[Floats, Floats]:
+    """Weights of the margin's design (n, d) and the tie's (n, k), with a free tie level a source; `tieless` rows are
+    A against B only.
+
+    Minimises -sum(weight * log P) + penalty / 2 * |weights|^2. Raises FitError unless it converges.
+    """
+    from scipy.optimize import minimize
+
+    d, k, sources = margin.shape[1], tie.shape[1], int(source.max()) + 1
+    rows, truth = np.arange(len(outcome)), np.eye(len(Outcome))[outcome]
+
+    def objective(theta: Floats) -> tuple[float, Floats]:
+        by_margin, by_tie, level = theta[:d], theta[d : d + k], theta[d + k :]
+        s, t = margin @ by_margin, np.where(tieless, -np.inf, tie @ by_tie + level[source])
+        z = np.stack([s / 2, -s / 2, t], axis=1)
+        z -= z.max(axis=1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        slope = (np.exp(log_p) - truth) * weight[:, None]
+        slope_s, slope_t = (
+            (slope[:, Outcome.A] - slope[:, Outcome.B]) / 2,
+            np.where(tieless, 0.0, slope[:, Outcome.TIE]),
+        )
+        loss = (
+            -(weight * log_p[rows, outcome]).sum()
+            + penalty / 2 * (by_margin @ by_margin + by_tie @ by_tie)
+            + 0.01 * (level @ level)
+        )
+        gradient = [
+            margin.T @ slope_s + penalty * by_margin,
+            tie.T @ slope_t + penalty * by_tie,
+            np.bincount(source, slope_t, sources) + 0.02 * level,
+        ]
+        return float(loss), np.concatenate(gradient)
+
+    found = minimize(
+        objective,
+        np.zeros(d + k + sources),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-3},
+    )
+    if not found.success:
+        raise FitError(f"the fit of the surface model did not converge: {found.message}")
+    return found.x[:d], found.x[d : d + k]
+
+
+def train(rows: Rows, mask: NDArray[np.bool_], penalty: float = PENALTY) -> SurfaceModel:
+    """The surface model of the rows in `mask`."""
+    a, b, pair = rows.a[mask], rows.b[mask], rows.pair[mask]
+    weight = np.array([SOURCES.get(name, 0.0) for name in rows.names])[rows.source[mask]]
+    share = weight / weight.sum()
+    spread = np.sqrt(share @ (a - b) ** 2)
+    mean = share @ pair
+    deviation = np.sqrt(share @ (pair - mean) ** 2)
+    r, p = len(RESPONSE_FEATURES), len(PAIR_FEATURES)
+    # A feature that never varies gets no weight: its column is 0.
+    empty = SurfaceModel(
+        np.where(spread > 0, spread, 1.0),
+        np.zeros(r),
+        np.zeros(r),
+        np.zeros(r),
+        mean,
+        np.where(deviation > 0, deviation, 1.0),
+        np.zeros(p),
+    )
+    z, bent, u = empty.design(a, b, pair)
+    by_margin, by_tie = fit_davidson(
+        np.concatenate([z, bent], axis=1),
+        np.concatenate([np.abs(bent), u], axis=1),
+        rows.source[mask],
+        rows.outcome[mask],
+        weight,
+        _tieless(rows)[mask],
+        penalty,
+    )
+    return SurfaceModel(empty.spread, by_margin[:r], by_margin[r:], by_tie[:r], empty.mean, empty.deviation, by_tie[r:])
+
+
+def evidence(model: SurfaceModel, rows: Rows, mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    margin, likeness, pair = model.terms(rows.a[mask], rows.b[mask], rows.pair[mask])
+    return margin.sum(axis=1), likeness.sum(axis=1) + pair.sum(axis=1)
+
+
+def length_evidence(rows: Rows, fitted_on: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """The yardstick's evidence of the rows in `mask`, fitted on those in `fitted_on` (Arena-like sources)."""
+    index_m, index_t = (
+        [RESPONSE_FEATURES.index(name) for name in _LENGTH_MARGIN],
+        [PAIR_FEATURES.index(name) for name in _LENGTH_TIE],
+    )
+    margin, tie = (rows.a - rows.b)[:, index_m], rows.pair[:, index_t]
+    spread, mean, deviation = (
+        np.sqrt((margin[fitted_on] ** 2).mean(axis=0)),
+        tie[fitted_on].mean(axis=0),
+        tie[fitted_on].std(axis=0),
+    )
+    margin, tie = margin / spread, (tie - mean) / deviation
+    by_margin, by_tie = fit_davidson(
+        margin[fitted_on],
+        tie[fitted_on],
+        rows.source[fitted_on],
+        rows.outcome[fitted_on],
+        np.ones(int(fitted_on.sum())),
+        _tieless(rows)[fitted_on],
+        _LENGTH_PENALTY,
+    )
+    return margin[mask] @ by_margin, tie[mask] @ by_tie
+
+
+def _tieless(rows: Rows) -> NDArray[np.bool_]:
+    """Rows of sources that hold no tie at all: ties were left out there, which says nothing of how likely they
+    are."""
+    ties = np.bincount(rows.source, rows.outcome == Outcome.TIE, len(rows.names))
+    tieless: NDArray[np.bool_] = (ties == 0)[rows.source]
+    return tieless
+
+
+def _folds(group: Ints, seed: int) -> Ints:
+    """A fold (n,) for every row, the same for all rows of a group."""
+    _, dense = np.unique(group, return_inverse=True)
+    return np.random.default_rng(seed).integers(0, FOLDS, int(dense.max()) + 1)[dense]
+
+
+def cross_fitted(margin: Floats, tie: Floats, outcome: Ints, group: Ints) -> Floats:
+    """Probabilities (n, 3) by a Davidson link that was fitted on the other folds."""
+    fold, probabilities = _folds(group, 0), np.zeros((len(outcome), len(Outcome)))
+    for number in range(FOLDS):
+        test = fold == number
+        probabilities[test] = Davidson.fit(margin[~test], tie[~test], outcome[~test]).probabilities(
+            margin[test], tie[test]
+        )
+    return probabilities
+
+
+def cross_validate(
+    rows: Rows, make: Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[Floats, Floats]], within: NDArray[np.bool_]
+) -> Floats:
+    """Out-of-fold probabilities (n, 3) of the Arena-like rows; `make(train, test)` gives the evidence of the test
+    rows."""
+    fold = _folds(rows.group, 0)
+    margin, tie = np.zeros(len(rows.outcome)), np.zeros(len(rows.outcome))
+    target = rows.of(*ARENA_LIKE)
+    for number in range(FOLDS):
+        test = target & (fold == number)
+        margin[test], tie[test] = make(within & (fold != number), test)
+    return cross_fitted(margin[target], tie[target], rows.outcome[target], rows.group[target])
+
+
+def _figure(figure: Figure) -> dict[str, float]:
+    return {"value": round(figure.value, 4), "low": round(figure.low, 4), "high": round(figure.high, 4)}
+
+
+def report(probabilities: Floats, length: Floats, outcome: Ints, group: Ints) -> dict[str, object]:
+    """The figures of one set of rows: surface, the length yardstick, the class prior, and the paired differences."""
+    groups = group.tolist()
+    surface = evaluate_probabilities(probabilities, outcome, groups)
+    yardstick = evaluate_probabilities(length, outcome, groups)
+    losses = row_log_loss(probabilities, outcome), row_log_loss(length, outcome)
+    return {
+        "n": surface.n,
+        "prompts": surface.groups,
+        "log_loss": _figure(surface.scores.log_loss),
+        "accuracy": _figure(surface.scores.accuracy),
+        "brier_score": _figure(surface.scores.brier_score),
+        "log_loss_by_outcome": {name: _figure(value) for name, value in surface.scores.log_loss_by_outcome.items()},
+        "log_loss_of_lengths": _figure(yardstick.scores.log_loss),
+        "log_loss_of_class_prior": _figure(surface.baselines["class_prior"].log_loss),
+        "gain_over_lengths": _figure(paired_difference(losses[1], losses[0], groups)),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m prefcast.training.surface", description="Train the surface forecaster and fit the length one."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train/*.csv.gz and dev/*.csv")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="where the folders surface/ and length/ go")
+    options = parser.parse_args(arguments)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    say("reading pairs and computing features")
+    rows, pairs = load_rows(options.data)
+    train_mask, dev_mask, arena = rows.of(*SOURCES), rows.of(*DEV), rows.of(*ARENA_LIKE, "arena_llama3_70b")
+    say(f"{train_mask.sum()} training rows, {dev_mask.sum()} dev rows; cross-validating, {FOLDS} folds by first prompt")
+    target = rows.of(*ARENA_LIKE)
+    surface_cv = cross_validate(rows, lambda fit, test: evidence(train(rows, fit), rows, test), train_mask)
+    length_cv = cross_validate(rows, lambda fit, test: length_evidence(rows, fit, test), arena)
+    figures = {"cross_validation": report(surface_cv, length_cv, rows.outcome[target], rows.group[target])}
+    say("training on all rows")
+    model = train(rows, train_mask)
+    margin, tie = evidence(model, rows, dev_mask)
+    outcome, group = rows.outcome[dev_mask], rows.group[dev_mask]
+    surface_dev = cross_fitted(margin, tie, outcome, group)
+    length_dev = cross_fitted(*length_evidence(rows, arena, dev_mask), outcome, group)
+    figures["dev_cross_fitted"] = report(surface_dev, length_dev, outcome, group)
+    link = Davidson.fit(margin, tie, outcome)
+    trained_on = {name: {"n": int(rows.of(name).sum()), "weight": weight} for name, weight in SOURCES.items()}
+    card = {
+        "trained_on": trained_on,
+        "link_fitted_on": {name: int(rows.of(name).sum()) for name in DEV},
+        "penalty": PENALTY,
+        "figures": figures,
+    }
+    forecaster = Forecaster(
+        SurfaceScorer(model), link, prior_tie=round(float((outcome == Outcome.TIE).mean()), 4), card=card
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    forecaster.save(options.output / "surface")
+    dev_pairs = [pair for name in DEV for pair in pairs[name]]
+    floor = Forecaster(LengthScorer(), link).fit(dev_pairs)
+    floor_margin, floor_tie = floor.evidence(dev_pairs)
+    floor_figures = evaluate_probabilities(
+        cross_fitted(floor_margin, floor_tie, outcome, group), outcome, group.tolist()
+    )
+    floor_card = {
+        "link_fitted_on": card["link_fitted_on"],
+        "figures": {"dev_cross_fitted": {"n": floor_figures.n, "log_loss": _figure(floor_figures.scores.log_loss)}},
+    }
+    Forecaster(floor.scorer, floor.outcome, floor.budget, forecaster.prior_tie, floor_card).save(
+        options.output / "length"
+    )
+    print(json.dumps(figures | {"length": floor_card["figures"]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
