@@ -19,8 +19,9 @@ __all__ = ["COUNTS", "GROUPS", "PAIR_FEATURES", "PAIR_GROUPS", "RESPONSE_FEATURE
 
 # One token a word; scripts that do not separate words give one a character.
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\\W_]+")
-_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
-_NUMBERED = re.compile(r"^[ \t]*\d{1,3}[.)][ \t]+\S", re.MULTILINE)
+_SEPARATORS = {code: " " for code in range(128) if not chr(code).isalnum()}
+# The group holds a number where the item has one.
+_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•+]|(\d{1,3})[.)])[ \t]+\S", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
 _TABLE_RULE = re.compile(r"^[ \t]*\|?[ \t]*:?-{2,}:?[ \t]*\|", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?。！？](?:\s|$)")
@@ -99,6 +100,8 @@ _SCRIPTS = {
     "korean": re.compile("[\uac00-\ud7af]"),
     "chinese": re.compile("[\u3400-\u9fff]"),
 }
+# Letters beyond Latin; typographic quotes and dashes, arrows and emoji are none.
+_NOT_LATIN = re.compile("[\u0370-\u1dff\u2e80-\ud7ff]")
 _SAMPLE = 2000
 _COMPRESSED = 8000
 
@@ -119,25 +122,24 @@ def language(text: str, words: Sequence[str]) -> str:
     `words` are the lower-cased words of `text`. It is a feature, not a language detector: good enough to see an
     answer in the wrong language.
     """
-    if not text.isascii():
+    if _NOT_LATIN.search(text, 0, _SAMPLE):
         counts = {name: len(pattern.findall(text[:_SAMPLE])) for name, pattern in _SCRIPTS.items()}
         script = max(counts, key=counts.__getitem__)
         if script == "chinese" and counts["japanese"] > 0.1 * counts["chinese"]:
             script = "japanese"
         if script != "latin" and counts[script]:
             return script
-    if len(words) < 4:
-        return ""
-    head = words[:200]
-    hits = {name: sum(map(names.__contains__, head)) for name, names in _FUNCTION_WORDS.items()}
+    head = set(words[:200])
+    hits = {name: len(names & head) for name, names in _FUNCTION_WORDS.items()}
     best = max(hits, key=hits.__getitem__)
-    return best if hits[best] >= max(2, 0.08 * len(head)) else ""
+    return best if hits[best] >= 2 + len(head) // 40 else ""
 
 
 def _read(texts: Sequence[str]) -> _Text:
     text = "\n\n".join(texts)
     lower = text.lower()
-    words = _WORD.findall(lower)
+    # For ASCII text the two ways agree, and this one is three times as fast.
+    words = lower.translate(_SEPARATORS).split() if lower.isascii() else _WORD.findall(lower)
     return _Text(text, lower.replace("’", "'"), words, frozenset(words), language(text, words))
 
 
@@ -146,7 +148,7 @@ def _count(phrases: Sequence[str], lower: str) -> int:
 
 
 def _has(phrases: Sequence[str], lower: str) -> float:
-    return float(any(phrase in lower for phrase in phrases))
+    return float(any(map(lower.__contains__, phrases)))
 
 
 def _response(prompt: _Text, response: _Text, texts: Sequence[str]) -> dict[str, float]:
@@ -157,7 +159,7 @@ def _response(prompt: _Text, response: _Text, texts: Sequence[str]) -> dict[str,
     length = log1p(n)
     sentences = len(_SENTENCE_END.findall(text))
     fences = text.count("```") // 2
-    list_items = len(_LIST_ITEM.findall(text))
+    items = _LIST_ITEM.findall(text)
     bold = text.count("**") // 2
     refusal = _has(_REFUSAL, head)
     packed = text[:_COMPRESSED].encode("utf-8", "replace")
@@ -174,9 +176,9 @@ def _response(prompt: _Text, response: _Text, texts: Sequence[str]) -> dict[str,
         "empty_turn": float(not all(map(str.strip, texts))),
         "lines": log1p(text.count("\n")),
         "paragraphs": log1p(text.count("\n\n")),
-        "list_items": log1p(list_items),
-        "has_list": float(list_items > 1),
-        "numbered_items": log1p(len(_NUMBERED.findall(text))),
+        "list_items": log1p(len(items)),
+        "has_list": float(len(items) > 1),
+        "numbered_items": log1p(sum(map(bool, items))),
         "headings": log1p(len(_HEADING.findall(text))) if "#" in text else 0.0,
         "bold": log1p(bold),
         "has_bold": float(bold > 0),
@@ -209,7 +211,7 @@ def _response(prompt: _Text, response: _Text, texts: Sequence[str]) -> dict[str,
         "cut_off": float(len(last) > 200 and (last[-1].isalnum() or last[-1] in ",;:-(")),
         "sentences": log1p(sentences),
         "sentence_length": log1p(n_words / (1 + sentences)),
-        "word_length": sum(map(len, words)) / n_words if n_words else 0.0,
+        "word_length": (len("".join(words)) / n_words) if n_words else 0.0,
         "distinct_words": len(vocabulary) / n_words if n_words else 0.0,
         "vocabulary": len(vocabulary) / sqrt(n_words) if n_words else 0.0,
         "information": log1p(squeezed),
