@@ -17,7 +17,7 @@ from prefcast.pairs import Turn
 __all__ = ["DEFAULT_BUDGET", "Budget", "KeepLast", "Notebook", "Proportional", "Truncation", "parse_budget"]
 
 # Prompt, A, B: the shares that the winners of the LMSYS competition settled on.
-_SHARES = (0.2, 0.4, 0.4)
+_SHARES = (1, 2, 2)
 _GAP = "\n…\n"
 
 
@@ -133,15 +133,14 @@ class Proportional(Budget):
 def _allocate(limit: int, wants: Sequence[int]) -> list[int]:
     """Shares of `limit` for (prompt, A, B) by water-filling: nobody gets more than it wants, A and B have equal
     caps."""
-    shares: list[float] = list(_SHARES)
     grants = [0, 0, 0]
     open_, left = [0, 1, 2], limit
     while open_:
-        weight = sum(shares[index] for index in open_)
-        full = [index for index in open_ if wants[index] <= int(left * shares[index] / weight)]
+        weight = sum(_SHARES[index] for index in open_)
+        full = [index for index in open_ if wants[index] <= left * _SHARES[index] // weight]
         if not full:
             for index in open_:
-                grants[index] = int(left * shares[index] / weight)
+                grants[index] = left * _SHARES[index] // weight
             break
         for index in full:
             grants[index] = wants[index]

@@ -23,13 +23,30 @@ if TYPE_CHECKING:
 ROWS_FAILED = 3
 
 app = typer.Typer(
-    help="Forecast which of two chatbot answers people will prefer: A, B or a tie.",
     epilog="Start with: prefcast predict examples/pairs.csv",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"prefcast {version('prefcast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Forecast which of two chatbot answers people will prefer: A, B or a tie."""
 
 
 class Cells(StrEnum):
@@ -95,12 +112,10 @@ def predict(
 ) -> None:
     """Forecast every pair of a file.
 
+    \b
     Examples:
-
       prefcast predict test.csv -o submission.csv
-
       prefcast predict pairs.jsonl.zst -o forecasts.parquet --with-text
-
       zcat pairs.csv.gz | prefcast predict - -o forecasts.jsonl
     """
     from prefcast.predictions import open_writer, output_kind
@@ -151,12 +166,10 @@ def evaluate(
 ) -> None:
     """Measure forecasts on labelled pairs, next to the class prior and to a uniform guess.
 
+    \b
     Examples:
-
       prefcast evaluate train.csv
-
       prefcast evaluate train.csv --model length --json figures.json
-
       prefcast evaluate train.csv --predictions submission.csv
     """
     from prefcast.predictions import read_predictions
@@ -203,8 +216,8 @@ def explain(
 ) -> None:
     """Show one pair's forecast and what moved it.
 
+    \b
     Example:
-
       prefcast explain examples/pairs.csv --id ex-07
     """
     from prefcast.run import find_pair, resolve
@@ -221,8 +234,8 @@ def check(pairs: Pairs, columns: Columns = None, cells: CellKind = Cells.json) -
     """Read a file without forecasting: its format, rows, turns, labels, every fault, and how long a forecast would
     take here.
 
+    \b
     Example:
-
       prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
     """
     from prefcast.check import inspect

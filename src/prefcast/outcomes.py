@@ -7,6 +7,7 @@ the margin) exchanges the columns exactly. None of them knows where the evidence
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -23,6 +24,8 @@ Floats = NDArray[np.float64]
 _COLUMNS = len(Outcome)
 _STEPS = 200
 _GRADIENT_TOLERANCE = 1e-8
+# Over all rows, in standardised units: below it some parameter's standard error is above 3, that is, nothing is known.
+_LEAST_INFORMATION = 0.1
 
 
 class OutcomeModel(ABC):
@@ -101,33 +104,44 @@ class FittedModel(OutcomeModel):
         if not mass.all():
             never = ", ".join(outcome.name for outcome in Outcome if not mass[outcome])
             raise FitError(f"cannot fit {cls.__name__}: among the {len(y)} labels this outcome never occurs: {never}")
-        # Standardised inputs, so that one tolerance suits every reward model's scale.
-        m_unit = float(np.sqrt(np.average(m * m, weights=w))) or 1.0
+        # Standardised inputs, so that one tolerance suits every reward model's scale. What does not vary has no weight.
+        m_unit = float(np.sqrt(np.average(m * m, weights=w)))
         t_mean = float(np.average(t, weights=w))
         t_unit = float(np.sqrt(np.average((t - t_mean) ** 2, weights=w)))
-        varies = t_unit > 1e-12 * max(1.0, abs(t_mean))
-        design_m, design_t = m / m_unit, (t - t_mean) / (t_unit if varies else 1.0)
+        free = np.array([m_unit > 0, True, t_unit > 1e-12 * max(1.0, abs(t_mean))])
+        m_unit, t_unit = m_unit if free[0] else 1.0, t_unit if free[2] else 1.0
+        design_m, design_t = m / m_unit, (t - t_mean) / t_unit
         rows, total = np.arange(len(y)), w.sum()
 
         def objective(theta: Floats) -> tuple[float, Floats]:
             log_p, by_s, by_t = cls._log_probabilities(theta[0] * design_m, theta[1] + theta[2] * design_t)
             g_s, g_t = -w * by_s[rows, y] / total, -w * by_t[rows, y] / total
-            return float(-(w * log_p[rows, y]).sum() / total), np.array(
-                [g_s @ design_m, g_t.sum(), (g_t @ design_t) * varies]
-            )
+            gradient = np.array([g_s @ design_m, g_t.sum(), g_t @ design_t])
+            return float(-(w * log_p[rows, y]).sum() / total), np.where(free, gradient, 0.0)
 
-        found = minimize(
-            objective, np.zeros(3), jac=True, method="BFGS", options={"maxiter": _STEPS, "gtol": _GRADIENT_TOLERANCE}
-        )
-        gradient = float(np.abs(objective(found.x)[1]).max())
+        options = {"maxiter": _STEPS, "gtol": _GRADIENT_TOLERANCE}
+        found = minimize(objective, np.zeros(3), jac=True, method="BFGS", options=options)
         # BFGS may stop at the limit of precision just short of its tolerance; the gradient itself decides.
-        if not np.isfinite(found.x).all() or gradient > 1e-6 or np.abs(found.x).max() > 50:
+        slope = float(np.abs(objective(found.x)[1]).max())
+        if not np.isfinite(found.x).all() or slope > 100 * _GRADIENT_TOLERANCE:
+            raise FitError(f"the fit of {cls.__name__} to {len(y)} labels did not converge (gradient {slope:.1e})")
+        if total * _least_information(objective, found.x, free) < _LEAST_INFORMATION:
             raise FitError(
-                f"the fit of {cls.__name__} to {len(y)} labels did not converge (gradient {gradient:.1e}, parameters {np.round(found.x, 2).tolist()}); "
-                "if the margins separate the outcomes without a mistake, there are too few labels"
+                f"the fit of {cls.__name__} to {len(y)} labels did not converge: the evidence separates the outcomes "
+                "without a mistake, or an outcome is too rare; more labels are needed"
             )
-        scale, level, tie_weight = found.x[0] / m_unit, found.x[1], found.x[2] / t_unit if varies else 0.0
+        scale, level, tie_weight = found.x / (m_unit, 1.0, t_unit)
         return cls(float(scale), float(level - tie_weight * t_mean), float(tie_weight))  # type: ignore[call-arg]
+
+
+def _least_information(
+    objective: Callable[[Floats], tuple[float, Floats]], theta: Floats, free: NDArray[np.bool_]
+) -> float:
+    """The smallest eigenvalue of the objective's Hessian in the free parameters, by central differences."""
+    step = 1e-4
+    columns = [objective(theta + step * unit)[1] - objective(theta - step * unit)[1] for unit in np.eye(len(theta))]
+    hessian = np.stack(columns)[np.ix_(free, free)] / (2 * step)
+    return float(np.linalg.eigvalsh((hessian + hessian.T) / 2)[0])
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ import gzip
 import io
 import json
 import os
+import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO, cast
 
 from prefcast.errors import FileError, RowError, excerpt, shown_path
@@ -24,6 +27,7 @@ from prefcast.errors import FileError, RowError, excerpt, shown_path
 __all__ = ["Records", "open_records"]
 
 Record = dict[str, Any]
+Row = tuple[int, Record | RowError]
 
 _GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
 _ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -32,45 +36,33 @@ _PARQUET_ROWS = 256
 _PATIENCE = 1000
 
 
+@dataclass(frozen=True)
 class Records:
     """The records of one open file: iterate for (row number from 1, record or RowError).
 
-    `kind` is csv, tsv, jsonl or parquet, `compression` gzip, zstd or empty. `columns` are those of the header, of the Parquet schema or of
-    the first JSON object. Close it, or use it in a `with` block.
+    `kind` is csv, tsv, jsonl or parquet, `compression` gzip, zstd or empty. `columns` are those of the header, of the
+    Parquet schema or of the first JSON object. Close it, or use it in a `with` block.
     """
 
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        compression: str,
-        columns: list[str],
-        rows: Iterator[tuple[int, Record | RowError]],
-        raw: BinaryIO,
-        size: int,
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.compression = compression
-        self.columns = columns
-        self.size = size
-        self._rows = rows
-        self._raw = raw
+    name: str
+    kind: str
+    compression: str
+    columns: list[str]
+    size: int
+    _rows: Iterator[Row]
+    _raw: BinaryIO
+    _open: ExitStack
 
-    def __iter__(self) -> Iterator[tuple[int, Record | RowError]]:
+    def __iter__(self) -> Iterator[Row]:
         return self._rows
 
     @property
     def position(self) -> int:
         """Bytes of the file read so far, of `size` (0 where it is not known)."""
-        try:
-            return self._raw.tell() if self.size and not self._raw.closed else 0
-        except OSError:
-            return 0
+        return self._raw.tell() if self.size and not self._raw.closed else 0
 
     def close(self) -> None:
-        if self._raw is not sys.stdin.buffer:
-            self._raw.close()
+        self._open.close()
 
     def __enter__(self) -> Records:
         return self
@@ -80,42 +72,33 @@ class Records:
 
 
 def open_records(path: str | os.PathLike[str]) -> Records:
-    """Open `path` (`-` is standard input) and read as far as its columns.
-
-    Raises FileError.
-    """
-    name, raw, size = _open(path)
-    try:
-        head = _peek(raw)
+    """Open `path` (`-` is standard input) and read as far as its columns. Raises FileError."""
+    with ExitStack() as stack:
+        name, raw, size = _open(path)
+        if os.fspath(path) != "-":
+            stack.callback(raw.close)
+        head = _peek(raw, name)
         compression = "gzip" if head.startswith(_GZIP) else "zstd" if head.startswith(_ZSTD) else ""
-        kind = _kind_of(name)
         stream = _decompressed(raw, compression, name)
         head = _peek(stream, name)
         if not head:
             raise FileError(name, "the file is empty; expected a header and rows")
-        if kind in (None, "jsonl") and head.removeprefix(_BOM).lstrip()[:1] == b"[":
-            raise FileError(
-                name, "one JSON array holds everything; expected one JSON object a line (jq -c '.[]' FILE makes it so)"
-            )
-        if kind is None:
-            kind = (
-                "parquet"
-                if head.startswith(_PARQUET)
-                else "jsonl"
-                if head.removeprefix(_BOM).lstrip()[:1] == b"{"
-                else "csv"
-            )
+        begin = head.removeprefix(_BOM).lstrip()[:1]
+        sniffed = "parquet" if head.startswith(_PARQUET) else "jsonl" if begin in (b"{", b"[") else "csv"
+        kind = _kind_of(path) or sniffed
+        if kind == "jsonl" and begin == b"[":
+            remedy = "expected one JSON object a line (jq -c '.[]' FILE makes it so)"
+            raise FileError(name, f"one JSON array holds everything; {remedy}")
         if kind == "parquet":
-            columns, rows = _parquet(stream if not compression and size else _spooled(stream, name), name)
+            # Parquet is read by seeking: what cannot seek goes through a temporary file.
+            file = stream if size and not compression else _spooled(stream, stack.enter_context(TemporaryFile()))
+            columns, rows = _parquet(file, name)
         elif kind == "jsonl":
             columns, rows = _json_lines(stream, name)
         else:
             columns, rows = _separated(stream, name, "\t" if kind == "tsv" else ",")
-    except BaseException:
-        if raw is not sys.stdin.buffer:
-            raw.close()
-        raise
-    return Records(name, kind, compression, columns, rows, raw, size)
+        records = Records(name, kind, compression, columns, size, rows, raw, stack.pop_all())
+    return records
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:
@@ -131,9 +114,9 @@ def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:
     return shown, raw, size
 
 
-def _kind_of(name: str) -> str | None:
-    ending = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-    return _ENDINGS.get(ending)
+def _kind_of(path: str | os.PathLike[str]) -> str | None:
+    name = Path(path).name.lower().removesuffix(".gz").removesuffix(".zst")
+    return _ENDINGS.get(Path(name).suffix)
 
 
 def _peek(stream: IO[bytes], name: str = "") -> bytes:
@@ -185,11 +168,8 @@ class _Named(io.RawIOBase):
             raise FileError(self._name, f"the compressed data are damaged: {excerpt(str(error))[1:-1]}") from None
 
 
-def _spooled(stream: BinaryIO, name: str) -> BinaryIO:
-    """Parquet needs a file to seek in."""
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
-    while block := stream.read(1 << 20):
-        spool.write(block)
+def _spooled(stream: BinaryIO, spool: IO[bytes]) -> BinaryIO:
+    shutil.copyfileobj(stream, spool, 1 << 20)
     spool.seek(0)
     return cast(BinaryIO, spool)
 
@@ -215,9 +195,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
         offset += len(raw)
 
 
-def _separated(
-    stream: BinaryIO, name: str, delimiter: str
-) -> tuple[list[str], Iterator[tuple[int, Record | RowError]]]:
+def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], Iterator[Row]]:
     # The module's limit is process-wide; cells of many megabytes are ordinary here.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     reader = csv.reader(_lines(stream, name), delimiter=delimiter, strict=True)
@@ -231,9 +209,7 @@ def _separated(
     return header, _separated_rows(reader, header, name)
 
 
-def _separated_rows(
-    reader: Iterable[list[str]], header: list[str], name: str
-) -> Iterator[tuple[int, Record | RowError]]:
+def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -> Iterator[Row]:
     number = 0
     try:
         for cells in reader:
@@ -265,9 +241,9 @@ def _no_duplicates(columns: list[str], name: str) -> None:
         seen.add(column)
 
 
-def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[tuple[int, Record | RowError]]]:
+def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
     rows = _json_rows(stream, name)
-    first: list[tuple[int, Record | RowError]] = []
+    first: list[Row] = []
     columns: list[str] | None = None
     for item in rows:
         first.append(item)
@@ -284,14 +260,14 @@ def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[tuple[
             f"no JSON object in the first {len(first)} lines; the first says: {cast(RowError, first[0][1]).problem}",
         )
 
-    def replayed() -> Iterator[tuple[int, Record | RowError]]:
+    def replayed() -> Iterator[Row]:
         yield from first
         yield from rows
 
     return columns, replayed()
 
 
-def _json_rows(stream: BinaryIO, name: str) -> Iterator[tuple[int, Record | RowError]]:
+def _json_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
     number = 0
     for line in _lines(stream, name):
         if not line.strip():
@@ -329,7 +305,7 @@ def _json_problem(error: ValueError) -> str:
     )
 
 
-def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[tuple[int, Record | RowError]]]:
+def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -340,7 +316,7 @@ def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[tuple[int
         raise FileError(name, f"not a readable Parquet file, perhaps truncated: {_first_line(error)}") from None
     _no_duplicates(columns, name)
 
-    def rows() -> Iterator[tuple[int, Record | RowError]]:
+    def rows() -> Iterator[Row]:
         number = 0
         try:
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):

@@ -1,0 +1,74 @@
+# What a person does with this project. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data
+OUT ?= out
+
+.PHONY: help demo test test-long lint format docs bench train-surface package clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "prefcast needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.light: pyproject.toml | $(BIN)/python
+	@echo "installing prefcast into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing prefcast and what its tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.light
+
+demo: $(VENV)/.light ## Set up, then forecast, measure and explain the example pairs
+	@mkdir -p $(OUT)
+	$(BIN)/prefcast check examples/pairs.csv
+	@echo
+	$(BIN)/prefcast predict examples/pairs.csv
+	@echo
+	$(BIN)/prefcast predict examples/pairs.csv -o $(OUT)/submission.csv
+	@head -4 $(OUT)/submission.csv
+	@echo
+	$(BIN)/prefcast evaluate examples/pairs.csv
+	@echo
+	$(BIN)/prefcast explain examples/pairs.csv --id ex-10
+
+test: $(VENV)/.dev ## Install what the tests need and run them (minutes)
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(VENV)/.dev ## Run the long tests too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## Write docs/cli.md anew from --help
+	$(BIN)/python docs/make_cli.py
+
+bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)
+	$(BIN)/python benchmarks/surface.py --data $(DATA)
+
+train-surface: $(VENV)/.dev ## Train the shipped forecasters anew from DATA
+	$(BIN)/python -m prefcast.training.surface --data $(DATA) -o src/prefcast/builtin
+
+package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run it there
+	@rm -rf dist $(OUT)/wheel-venv
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(PYTHON) -m venv $(OUT)/wheel-venv
+	$(OUT)/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cp examples/pairs.csv $(OUT)/wheel-pairs.csv
+	cd $(OUT) && wheel-venv/bin/prefcast predict wheel-pairs.csv -o wheel-submission.csv && wheel-venv/bin/prefcast evaluate wheel-pairs.csv
+	@rm -rf $(OUT)/wheel-venv
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

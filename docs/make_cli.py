@@ -1,0 +1,35 @@
+"""Writes docs/cli.md from the program's own --help, so that the two cannot differ. A test compares them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+VERBS = ("predict", "evaluate", "explain", "check", "models")
+HEAD = """# The command line
+
+Written by `make docs` from `prefcast --help`.
+
+Exit status: 0, done; 2, a fault of the call or of the file, and nothing was written; 3, done, but some rows failed.
+"""
+
+
+def help_of(*verb: str) -> str:
+    """What `prefcast VERB --help` prints, 100 columns wide."""
+    command = [sys.executable, "-m", "prefcast.cli", *verb, "--help"]
+    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout  # noqa: S603
+    return out.replace("python -m prefcast.cli", "prefcast").strip()
+
+
+def text() -> str:
+    """The whole page."""
+    parts = [HEAD, f"```text\n{help_of()}\n```\n"]
+    parts += [f"## prefcast {verb}\n\n```text\n{help_of(verb)}\n```\n" for verb in VERBS]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "cli.md").write_text(text(), encoding="utf-8")

@@ -1,0 +1,79 @@
+"""What the tests share: making files of pairs, and running the program as a person would."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples" / "pairs.csv"
+
+# Deadlines measure the machine, not the code.
+settings.register_profile("prefcast", deadline=None)
+settings.load_profile("prefcast")
+
+Rows = Sequence[dict[str, Any]]
+
+
+def write_csv(path: Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:
+    """Rows as CSV; cells that are not text are written as JSON text."""
+    names = list(columns or rows[0])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        for row in rows:
+            cells = (row.get(name, "") for name in names)
+            writer.writerow([cell if isinstance(cell, str | int) else json.dumps(cell) for cell in cells])
+    return path
+
+
+def write_jsonl(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def kaggle_row(
+    id: Any = 1, prompt: Any = ("Why?",), a: Any = ("Because.",), b: Any = ("So.",), **more: Any
+) -> dict[str, Any]:
+    """A row in the Kaggle shape, its texts as lists."""
+    texts = {"prompt": prompt, "response_a": a, "response_b": b}
+    return {"id": id, **{name: list(text) if isinstance(text, tuple) else text for name, text in texts.items()}, **more}
+
+
+def labelled(outcome: int, **row: Any) -> dict[str, Any]:
+    """A Kaggle row with its label: 0 (A), 1 (B), 2 (tie)."""
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    return kaggle_row(**row) | {name: int(index == outcome) for index, name in enumerate(names)}
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def prefcast(tmp_path: Path) -> Run:
+    """Runs `prefcast ARGS` in a process of its own, in a folder of its own."""
+
+    def run(*arguments: str | Path, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefcast.cli", *map(str, arguments)],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            timeout=120,
+            check=False,
+        )
+        out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    return run
