@@ -314,6 +314,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
                 records.name,
                 f"column '{missing[0]}' is missing; expected {', '.join(('id', *PROBABILITIES))} (a predictions file)",
             )
+        if "margin" not in records.columns and {"prompt", "response_a", "conversation_a"} & set(records.columns):
+            raise FileError(records.name, "holds pairs and their labels, not predictions")
         for row, record in records:
             if isinstance(record, RowError):
                 raise FileError(records.name, record.problem, row)

@@ -202,7 +202,7 @@ def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], 
     try:
         header = next((cells for cells in reader if cells), None)
     except csv.Error as error:
-        raise FileError(name, f"the header is not valid CSV: {error}") from None
+        raise FileError(name, f"the header is not valid CSV: {_csv_problem(error)}") from None
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
     _no_duplicates(header, name)
@@ -229,8 +229,14 @@ def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -
                     ),
                 )
     except csv.Error as error:
-        cause = "a quoted cell that never ends" if "end of data" in str(error) else str(error)
-        raise FileError(name, f"not valid CSV: {cause}; nothing after it can be told apart", number + 1) from None
+        raise FileError(
+            name, f"not valid CSV: {_csv_problem(error)}; nothing after it can be told apart", number + 1
+        ) from None
+
+
+def _csv_problem(error: csv.Error) -> str:
+    text = str(error)
+    return "a quoted cell that never ends" if "end of data" in text else text.replace("\t", "\\t")
 
 
 def _no_duplicates(columns: list[str], name: str) -> None:

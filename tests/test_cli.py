@@ -1,0 +1,253 @@
+"""The program as a person runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import EXAMPLES, ROOT, Run, kaggle_row, labelled, write_csv, write_jsonl
+
+STUB = ROOT.parent / "shared" / "data" / "kaggle_stub"
+
+
+def test_a_submission(prefcast: Run, tmp_path: Path) -> None:
+    done = prefcast("predict", EXAMPLES, "-o", "s.csv")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with (tmp_path / "s.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
+    assert [row[0] for row in rows] == [f"ex-{number:02}" for number in range(1, 43)]
+    assert all(abs(sum(map(float, row[1:])) - 1) < 1e-9 for row in rows)
+
+
+@pytest.mark.skipif(not STUB.is_dir(), reason="the competition's stub is not part of the project")
+def test_the_competitions_stub(prefcast: Run, tmp_path: Path) -> None:
+    assert prefcast("predict", STUB / "test.csv", "-o", "s.csv").returncode == 0
+    ours, sample = (
+        [line.split(",") for line in path.read_text().splitlines()]
+        for path in (tmp_path / "s.csv", STUB / "sample_submission.csv")
+    )
+    assert ours[0] == sample[0]
+    assert [row[0] for row in ours] == [row[0] for row in sample]
+
+
+def test_a_table_where_no_output_is_named(prefcast: Run) -> None:
+    done = prefcast("predict", EXAMPLES)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0].split() == ["id", "A", "B", "tie", "prompt"]
+    assert len(done.stdout.splitlines()) == 43
+
+
+def test_standard_input(prefcast: Run, tmp_path: Path) -> None:
+    assert prefcast("predict", EXAMPLES, "-o", "file.csv").returncode == 0
+    done = prefcast("predict", "-", "-o", "pipe.csv", stdin=gzip.compress(EXAMPLES.read_bytes()))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "pipe.csv").read_bytes() == (tmp_path / "file.csv").read_bytes()
+
+
+def test_rows_at_fault_are_kept_counted_and_told_by_the_status(prefcast: Run, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "f.jsonl", [kaggle_row("a"), kaggle_row("b", prompt=5), kaggle_row("c", a=7)])
+    done = prefcast("predict", "f.jsonl", "-o", "out.jsonl")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "prefcast: 2 of 3 rows failed and got the class prior; the first: f.jsonl: row 2, prompt: is a number; "
+        "expected an array of strings, one a turn\n"
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a", "b", "c"]
+    assert rows[0]["error"] is None
+    assert rows[1]["error"].startswith("f.jsonl: row 2, prompt: is a number")
+    assert rows[1]["winner_model_a"] == rows[1]["winner_model_b"] == pytest.approx(0.35, abs=0.03)
+    stopped = prefcast("predict", "f.jsonl", "-o", "none.jsonl", "--on-error", "stop")
+    assert stopped.returncode == 2
+    assert stopped.stderr.startswith("prefcast: f.jsonl: row 2, prompt: is a number")
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_duplicate_id_at_the_end_leaves_no_output(prefcast: Run, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number % 600) for number in range(601)])
+    done = prefcast("predict", "f.jsonl", "-o", "out.csv")
+    assert done.returncode == 2
+    assert "row 601: id 0 is the same as in row 1" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+def test_chosen_and_rejected_say_that_their_order_was_drawn(prefcast: Run, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "f.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "So."}])
+    done = prefcast("predict", "f.jsonl", "-o", "out.csv")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "prefcast: f.jsonl: which of chosen and rejected is A was drawn from each id with a fixed seed\n",
+    )
+
+
+def test_own_columns(prefcast: Run, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("key,question,left,right\nk,Why?,Because.,So.\n")
+    mapping = "id=key,prompt=question,response_a=left,response_b=right"
+    done = prefcast("predict", "f.csv", "-o", "s.csv", "--columns", mapping, "--cells", "text")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "s.csv").read_text().splitlines()[1].startswith("k,")
+
+
+def test_evaluate(prefcast: Run, tmp_path: Path) -> None:
+    done = prefcast("evaluate", EXAMPLES, "--json", "figures.json")
+    assert done.returncode == 0
+    assert "42 labelled pairs (A 36%, B 36%, tie 29%)" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["n"] == 42
+    assert (
+        set(figures["log_loss"]) == set(figures["accuracy"]) == set(figures["brier_score"]) == {"value", "low", "high"}
+    )
+    assert f"{figures['log_loss']['value']:.4f} [" in done.stdout
+    assert {"uniform", "class_prior"} == set(figures["baselines"])
+    prefcast("predict", EXAMPLES, "-o", "s.csv")
+    again = prefcast("evaluate", EXAMPLES, "--predictions", "s.csv", "--json", "-")
+    assert json.loads(again.stdout)["log_loss"]["value"] == pytest.approx(figures["log_loss"]["value"], abs=1e-12)
+
+
+def test_evaluating_rows_at_fault(prefcast: Run, tmp_path: Path) -> None:
+    write_csv(tmp_path / "f.csv", [labelled(0, id=1), labelled(1, id=2), labelled(2, id=3, prompt=5)])
+    done = prefcast("evaluate", "f.csv")
+    assert done.returncode == 3
+    assert "2 labelled pairs" in done.stdout
+    assert done.stderr == "prefcast: 1 rows failed and are not in the figures; prefcast check names them\n"
+
+
+def test_check(prefcast: Run, tmp_path: Path) -> None:
+    done = prefcast("check", EXAMPLES)
+    assert done.returncode == 0
+    assert "Kaggle pairs (prompt, response_a, response_b), CSV" in done.stdout
+    assert "rows        42, 0 at fault" in done.stdout
+    assert "labels      A 15, B 15, tie 12" in done.stdout
+    assert "turns       33 with 1, 6 with 2, 2 with 3, 1 with 4" in done.stdout
+    assert "pairs a second measured" in done.stdout
+    write_jsonl(tmp_path / "f.jsonl", [kaggle_row(1), kaggle_row(2, prompt=5), kaggle_row(3, a="[oops")])
+    done = prefcast("check", "f.jsonl")
+    assert done.returncode == 3
+    assert (
+        done.stdout.splitlines()[0] == "f.jsonl: row 2, prompt: is a number; expected an array of strings, one a turn"
+    )
+    assert done.stdout.splitlines()[1].startswith("f.jsonl: row 3, response_a: is not valid JSON")
+    assert "rows        3, 2 at fault" in done.stdout
+
+
+def test_explain(prefcast: Run) -> None:
+    done = prefcast("explain", EXAMPLES, "--id", "ex-10")
+    assert done.returncode == 0
+    assert "people said: B" in done.stdout
+    assert "what moved it" in done.stdout
+    assert "length" in done.stdout
+    missing = prefcast("explain", EXAMPLES, "--id", "ex-99")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "has no row with the id 'ex-99'; its first ids are 'ex-01', 'ex-02', 'ex-03'" in missing.stderr
+
+
+def test_models(prefcast: Run) -> None:
+    done = prefcast("models")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["surface", "length"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "none.csv"], "none.csv: cannot be read: No such file or directory"),
+        (["predict", EXAMPLES, "-o", "out.txt"], "out.txt: the ending tells the format of the output"),
+        (["predict", EXAMPLES, "-o", "no/out.csv"], "no/out.csv: cannot be written: No such file or directory"),
+        (["predict", EXAMPLES, "-o", "s.csv", "--with-text"], "a submission (.csv) has no room for texts"),
+        (["predict", EXAMPLES, "--model", "surfase"], "unknown model 'surfase'; did you mean 'surface'?"),
+        (["predict", EXAMPLES, "--forecaster", "none"], "none: no such forecaster folder"),
+        (["predict", EXAMPLES, "--budget", "all"], "unknown budget 'all'"),
+        (["predict", EXAMPLES, "--columns", "prompt"], "--columns: 'prompt' is not of the form prompt=question"),
+        (["predict", EXAMPLES, "--columns", "prompt=id,prompt=id"], "--columns: 'prompt' is mapped twice"),
+        (["evaluate"], "name the file of labelled pairs, or --predictions"),
+        (
+            ["evaluate", EXAMPLES, "--predictions", "p.csv", "--model", "length"],
+            "--predictions measures forecasts that exist",
+        ),
+        (["evaluate", EXAMPLES, "--predictions", EXAMPLES], "holds pairs and their labels, not predictions"),
+    ],
+)
+def test_calls_that_are_wrong_get_one_line(prefcast: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = prefcast(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.startswith("prefcast: ")
+    assert done.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_input_is_not_written_over(prefcast: Run, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_bytes(EXAMPLES.read_bytes())
+    done = prefcast("predict", "f.csv", "-o", "./f.csv")
+    assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the forecasts to another file\n")
+    assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(EXAMPLES)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error_message(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number) for number in range(5000)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefcast.cli", "predict", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+
+
+def test_a_bar_on_a_terminal_and_a_summary(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(1500)])
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "-o", str(tmp_path / "out.csv")]
+    process = subprocess.Popen(
+        command, stderr=follower, stdout=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    )
+    os.close(follower)
+    shown, end = b"", time.monotonic() + 60
+    while time.monotonic() < end:
+        if select.select([leader], [], [], 0.2)[0]:
+            try:
+                shown += os.read(leader, 65536)
+            except OSError:
+                break
+        elif process.poll() is not None:
+            break
+    os.close(leader)
+    assert process.wait(timeout=60) == 0
+    assert b"rows" in shown
+    assert b"1500 forecasts in " in shown
+
+
+def test_help_is_the_page_in_the_docs() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import make_cli; print(make_cli.text(), end='')"],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

@@ -1,0 +1,159 @@
+"""Whatever the bytes, the readers give pairs or an error of the tree in errors.py: never anything else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backports import zstd
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import EXAMPLES, kaggle_row
+from prefcast.budget import KeepLast
+from prefcast.errors import FileError, RowError
+from prefcast.formats import open_pairs
+from prefcast.pairs import Pair
+from prefcast.predictions import read_predictions
+from test_bad_input import ASSISTANT, USER, parquet_bytes
+
+EXAMPLE = EXAMPLES.read_bytes()
+LINES = b"".join(json.dumps(kaggle_row(number)).encode() + b"\n" for number in range(3))
+SEEDS = [
+    EXAMPLE[:3000],
+    LINES,
+    json.dumps({"conversation_a": [USER, ASSISTANT], "conversation_b": [USER, ASSISTANT], "winner": "tie"}).encode(),
+    json.dumps({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}).encode(),
+    parquet_bytes([kaggle_row()]),
+    gzip.compress(EXAMPLE[:500]),
+    zstd.compress(LINES),
+    b"id,winner_model_a,winner_model_b,winner_tie,label\n1,0.2,0.3,0.5,2\n",
+]
+ENDINGS = ("csv", "tsv", "jsonl", "parquet", "bin")
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["user", "assistant"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": json_values}
+)
+cells = st.one_of(json_values, st.lists(st.text(max_size=5), max_size=3), st.lists(message, max_size=4))
+fields = st.sampled_from(
+    [
+        "id",
+        "prompt",
+        "response_a",
+        "response_b",
+        "conversation_a",
+        "conversation_b",
+        "chosen",
+        "rejected",
+        "winner",
+        "model_a",
+        "winner_model_a",
+        "winner_tie",
+    ]
+)
+
+
+def read_all(path: Path) -> None:
+    """Reads as pairs and as predictions, and holds every result to its contract."""
+    errors: list[FileError] = []
+    for cells_kind in ("json", "text"):
+        try:
+            with open_pairs(path, cells=cells_kind) as file:
+                for item in file:
+                    assert isinstance(item, Pair | RowError)
+                    assert str(item) != ""
+                    if isinstance(item, Pair):
+                        assert item.turns
+                        for text in (*item.prompt, *item.response_a, *item.response_b):
+                            text.encode("utf-8")
+                        KeepLast(10).apply(item.turns)
+                    else:
+                        assert str(item).isprintable()
+        except FileError as error:
+            errors.append(error)
+    try:
+        read_predictions(path)
+    except FileError as error:
+        errors.append(error)
+    assert all(str(error).isprintable() for error in errors)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A good file with some bytes changed, removed or repeated."""
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(data)))
+        kind = draw(st.integers(0, 3))
+        if kind == 0:
+            data[at : at + 1] = draw(st.binary(max_size=4))
+        elif kind == 1:
+            del data[at : at + draw(st.integers(1, 40))]
+        elif kind == 2:
+            data[at:at] = data[at : at + draw(st.integers(1, 40))]
+        else:
+            data[at:at] = draw(
+                st.sampled_from([b'"', b"\n", b"\r", b"[", b"\\ud800", b"null", b",", b"\x00", b"\xff", b"1e999"])
+            )
+    return bytes(data)
+
+
+quick = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+thorough = settings(max_examples=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def check_bytes(folder: Path, data: bytes, ending: str) -> None:
+    path = folder / f"f.{ending}"
+    path.write_bytes(data)
+    read_all(path)
+
+
+def check_objects(folder: Path, rows: list[dict[str, Any]]) -> None:
+    path = folder / "f.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    read_all(path)
+
+
+@quick
+@given(damaged(), st.sampled_from(ENDINGS))
+def test_damaged_files(tmp_path: Path, data: bytes, ending: str) -> None:
+    check_bytes(tmp_path, data, ending)
+
+
+@quick
+@given(st.binary(max_size=200), st.sampled_from(ENDINGS))
+def test_random_bytes(tmp_path: Path, data: bytes, ending: str) -> None:
+    check_bytes(tmp_path, data, ending)
+
+
+@quick
+@given(st.lists(st.dictionaries(fields, cells, max_size=6), min_size=1, max_size=4))
+def test_random_objects(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    check_objects(tmp_path, rows)
+
+
+@pytest.mark.long
+@thorough
+@given(damaged(), st.sampled_from(ENDINGS))
+def test_damaged_files_at_length(tmp_path: Path, data: bytes, ending: str) -> None:
+    check_bytes(tmp_path, data, ending)
+
+
+@pytest.mark.long
+@thorough
+@given(st.lists(st.dictionaries(fields, cells, max_size=6), min_size=1, max_size=4))
+def test_random_objects_at_length(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    check_objects(tmp_path, rows)

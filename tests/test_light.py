@@ -1,0 +1,96 @@
+"""What starting up costs, and what memory a long run takes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import EXAMPLES, kaggle_row
+
+HEAVY = ("torch", "transformers", "ray", "onnxruntime", "pyarrow", "pandas", "scipy")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import prefcast", "import sys; sys.argv = ['prefcast', '--help']; import prefcast.cli; prefcast.cli.main()"],
+)
+def test_starting_up_loads_nothing_heavy(code: str) -> None:
+    report = f"\nfinally:\n import sys; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"try:\n {code}\nexcept SystemExit: pass{report}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_forecasting_a_csv_loads_nothing_heavy() -> None:
+    code = f"import prefcast, sys; prefcast.predict({str(EXAMPLES)!r}); print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_starts_quickly() -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "prefcast.cli", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    # The aim is 0.3 s, and benchmarks/surface.py measures it; here only what a heavy import would cost shows.
+    assert min(times) < 1.0
+
+
+def peak_memory(path: Path, output: Path) -> int:
+    """Peak resident memory in kB of one `predict` process."""
+    code = (
+        "import resource, sys; sys.argv = ['prefcast', *sys.argv[1:]]; import prefcast.cli\n"
+        "try: prefcast.cli.main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", str(path), "-o", str(output)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.splitlines()[-1]) // (1024 if sys.platform == "darwin" else 1)
+
+
+def write_rows(path: Path, rows: int) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            file.write(
+                json.dumps(kaggle_row(f"id-{number}", a=(f"answer {number} " * 20,), b=(f"other {number} " * 15,)))
+                + "\n"
+            )
+    return path
+
+
+def check_flat(folder: Path, ending: str, few: int, many: int) -> None:
+    small = peak_memory(write_rows(folder / "few.jsonl", few), folder / f"out-few{ending}")
+    large = peak_memory(write_rows(folder / "many.jsonl", many), folder / f"out-many{ending}")
+    identifiers = 16 * (many - few) / 1024
+    assert large - identifiers <= 1.2 * small
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, ending: str) -> None:
+    check_flat(tmp_path, ending, 1_000, 10_000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_memory_does_not_grow_with_200_000_rows(tmp_path: Path, ending: str) -> None:
+    check_flat(tmp_path, ending, 10_000, 200_000)
+
+
+def test_memory_is_measured_at_all() -> None:
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 10_000
