@@ -20,7 +20,7 @@ def help_of(*verb: str) -> str:
     """What `prefcast VERB --help` prints, 100 columns wide."""
     command = [sys.executable, "-m", "prefcast.cli", *verb, "--help"]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout  # noqa: S603
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return out.replace("python -m prefcast.cli", "prefcast").strip()
 
 

@@ -144,7 +144,7 @@ def test_check(prefcast: Run, tmp_path: Path) -> None:
 def test_explain(prefcast: Run) -> None:
     done = prefcast("explain", EXAMPLES, "--id", "ex-10")
     assert done.returncode == 0
-    assert "people said: B" in done.stdout
+    assert "the label says: B" in done.stdout
     assert "what moved it" in done.stdout
     assert "length" in done.stdout
     missing = prefcast("explain", EXAMPLES, "--id", "ex-99")

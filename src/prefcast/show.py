@@ -113,7 +113,7 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
         cut = forecast.truncation
         lines.append(f"read {cut.kept} of {cut.total} characters, {cut.turns_kept} of {cut.turns_total} turns")
     if forecast.outcome is not None:
-        lines.append(f"people said: {'a tie' if forecast.outcome is Outcome.TIE else forecast.outcome.name}")
+        lines.append(f"the label says: {'tie' if forecast.outcome is Outcome.TIE else forecast.outcome.name}")
     if not explanation.influences:
         return "\n".join(lines)
     lines += ["", f"{'what moved it (percentage points)':34}     A      B    tie   in A / in B"]

@@ -274,6 +274,28 @@ def report(probabilities: Floats, length: Floats, outcome: Ints, group: Ints) ->
     }
 
 
+def slices(rows: Rows, mask: NDArray[np.bool_], probabilities: Floats) -> dict[str, object]:
+    """Log loss of the rows in `mask` by source and for prompts about code; how often people and forecasts favour the longer answer."""
+    outcome, group = rows.outcome[mask], rows.group[mask]
+    longer = (rows.a - rows.b)[mask, RESPONSE_FEATURES.index("length")]
+    code = rows.pair[mask, PAIR_FEATURES.index("asks_code")] > 0
+    parts = {name: rows.source[mask] == index for index, name in enumerate(rows.names)} | {"about code": code}
+    losses: dict[str, object] = {}
+    for name, part in parts.items():
+        if part.any():
+            found = evaluate_probabilities(probabilities[part], outcome[part], group[part].tolist())
+            losses[name] = {"n": found.n, "log_loss": _figure(found.scores.log_loss)}
+    decided = (outcome != Outcome.TIE) & (longer != 0)
+    favoured = probabilities[:, Outcome.A] > probabilities[:, Outcome.B]
+    shares = {
+        "n": int(decided.sum()),
+        "longer_answer_won": round(float(((longer > 0) == (outcome == Outcome.A))[decided].mean()), 3),
+        "longer_answer_favoured": round(float(((longer > 0) == favoured)[decided].mean()), 3),
+        "winner_favoured": round(float((favoured == (outcome == Outcome.A))[decided].mean()), 3),
+    }
+    return {"log_loss": losses, "decided_pairs": shares}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m prefcast.training.surface", description="Train the surface forecaster and fit the length one."
@@ -293,6 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
     surface_cv = cross_validate(rows, lambda fit, test: evidence(train(rows, fit), rows, test), train_mask)
     length_cv = cross_validate(rows, lambda fit, test: length_evidence(rows, fit, test), arena)
     figures = {"cross_validation": report(surface_cv, length_cv, rows.outcome[target], rows.group[target])}
+    figures["cross_validation"]["slices"] = slices(rows, target, surface_cv)
     say("training on all rows")
     model = train(rows, train_mask)
     margin, tie = evidence(model, rows, dev_mask)
@@ -300,6 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     surface_dev = cross_fitted(margin, tie, outcome, group)
     length_dev = cross_fitted(*length_evidence(rows, arena, dev_mask), outcome, group)
     figures["dev_cross_fitted"] = report(surface_dev, length_dev, outcome, group)
+    figures["dev_cross_fitted"]["slices"] = slices(rows, dev_mask, surface_dev)
     link = Davidson.fit(margin, tie, outcome)
     trained_on = {name: {"n": int(rows.of(name).sum()), "weight": weight} for name, weight in SOURCES.items()}
     card = {

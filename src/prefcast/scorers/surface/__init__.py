@@ -70,22 +70,20 @@ class SurfaceScorer(Scorer):
         for name, features in GROUPS.items():
             index = [RESPONSE_FEATURES.index(feature) for feature in features]
             values = tuple(
-                _value(RESPONSE_FEATURES[i], a[0, i], b[0, i])
+                _value(RESPONSE_FEATURES[i], float(a[0, i]), float(b[0, i]))
                 for i in index
                 if a[0, i] != b[0, i] and "_over_" not in RESPONSE_FEATURES[i]
             )
             pushes.append(Push(name, float(margin[index].sum()), float(likeness[index].sum()), values))
         for name, features in PAIR_GROUPS.items():
             index = [PAIR_FEATURES.index(feature) for feature in features]
-            values = tuple(_value(PAIR_FEATURES[i], both[0, i], both[0, i]) for i in index if both[0, i])
+            values = tuple(_value(PAIR_FEATURES[i], float(both[0, i]), float(both[0, i])) for i in index if both[0, i])
             pushes.append(Push(name, 0.0, float(shared[index].sum()), values))
         return sorted(pushes, key=lambda push: -(abs(push.margin) + abs(push.tie)))
 
 
 def _value(name: str, a: float, b: float) -> tuple[str, float, float]:
     """A feature as a person reads it: counts as counts."""
-    return (
-        (name, float(round(np.expm1(a), 1)), float(round(np.expm1(b), 1)))
-        if name in COUNTS
-        else (name, float(a), float(b))
-    )
+    if name == "words":
+        return name, round((10 * a) ** 2), round((10 * b) ** 2)
+    return (name, round(np.expm1(a), 1), round(np.expm1(b), 1)) if name in COUNTS else (name, a, b)
