@@ -1,0 +1,81 @@
+"""What the README says is true: its commands print what it shows, its code runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import EXAMPLES, ROOT, Run
+from prefcast import load_forecaster
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", README, re.MULTILINE)
+
+
+def test_there_are_outputs_to_compare() -> None:
+    assert [command.split()[0] for command, _ in SHOWN] == ["predict", "evaluate", "explain"]
+
+
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=lambda text: text.split()[0])
+def test_the_readme_shows_real_output(prefcast: Run, tmp_path: Path, command: str, shown: str) -> None:
+    (tmp_path / "examples").mkdir()
+    shutil.copy(EXAMPLES, tmp_path / "examples")
+    printed = prefcast(*command.split()).stdout.splitlines()
+    for line in shown.splitlines():
+        assert line in (*printed, "...")
+
+
+def test_the_readmes_code_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for name in ("pairs.csv", "labelled.csv"):
+        shutil.copy(EXAMPLES, tmp_path / name)
+    import gzip
+
+    import pandas as pd
+
+    (tmp_path / "pairs.jsonl.gz").write_bytes(
+        gzip.compress(pd.read_csv(EXAMPLES).to_json(orient="records", lines=True).encode())
+    )
+    setup = "import pandas\ndata_frame = pandas.read_csv('pairs.csv')\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", setup + code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0].startswith("0.88")
+    assert re.search(r"^[a-z ]+ \(-?\d", done.stdout, re.MULTILINE)
+    assert (tmp_path / "my-forecaster" / "forecaster.json").is_file()
+
+
+def test_the_readmes_figures_are_those_of_the_shipped_card() -> None:
+    card = (ROOT / "docs" / "surface-model.md").read_text(encoding="utf-8").replace("**", "")
+    figures = load_forecaster("surface").card["figures"]
+    for where, names in (
+        ("dev_cross_fitted", ("log_loss", "log_loss_of_lengths", "gain_over_lengths")),
+        ("cross_validation", ("gain_over_lengths",)),
+    ):
+        for name in names:
+            figure = figures[where][name]
+            shown = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+            assert shown in README, (where, name, shown)
+            assert shown in card, (where, name, shown)
+
+
+def test_the_file_tree_is_the_file_tree() -> None:
+    tree = re.findall(r"^  (\w+(?:\.py|/)) ", README.split("src/prefcast/\n")[1].split("```")[0], re.MULTILINE)
+    found = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / "src" / "prefcast").iterdir()
+        if not path.name.startswith("__")
+    }
+    assert set(tree) == found - {"py.typed"}
+
+
+def test_make_help_lists_every_target() -> None:
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert listed == set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split())  # type: ignore[union-attr]
