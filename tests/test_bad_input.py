@@ -82,6 +82,11 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
         "row 1: id is missing; expected a text or a whole number in every row",
     ),
     "an id that is none": ("f.jsonl", jsonl(kaggle_row(1.5)), "row 1: id is 1.5; expected a text or a whole number"),
+    "half a character in an id": (
+        "f.jsonl",
+        b'{"id": "\\ud83d", "chosen": "a b", "rejected": "a c"}\n',
+        "row 1: id is '\\ud83d'; expected a text",
+    ),
     "not UTF-8": (
         "f.csv",
         HEADER + b'1,"[""caf\xe9""]","[""a""]","[""b""]"\n',

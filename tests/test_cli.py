@@ -164,6 +164,7 @@ def test_models(prefcast: Run) -> None:
         (["predict", EXAMPLES, "-o", "out.txt"], "out.txt: the ending tells the format of the output"),
         (["predict", EXAMPLES, "-o", "no/out.csv"], "no/out.csv: cannot be written: No such file or directory"),
         (["predict", EXAMPLES, "-o", "s.csv", "--with-text"], "a submission (.csv) has no room for texts"),
+        (["predict", EXAMPLES, "--with-text"], "--with-text needs an output file"),
         (["predict", EXAMPLES, "--model", "surfase"], "unknown model 'surfase'; did you mean 'surface'?"),
         (["predict", EXAMPLES, "--forecaster", "none"], "none: no such forecaster folder"),
         (["predict", EXAMPLES, "--budget", "all"], "unknown budget 'all'"),

@@ -122,6 +122,8 @@ def predict(
     from prefcast.run import predict_to, resolve, same_file
     from prefcast.show import TableWriter
 
+    if output is None and with_text:
+        raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
     if output is not None:
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):

@@ -32,7 +32,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise UsageError(f"{shown}: cannot be written: {error.strerror or error}") from None
     part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())

@@ -8,6 +8,8 @@ import io
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ PROBABILITIES = ("winner_model_a", "winner_model_b", "winner_tie")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _SUM_TOLERANCE = 1e-3
 _SHOWN = 10
+_GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,12 @@ class Forecasts(Sequence[Forecast]):
         return pandas.DataFrame(list(self.records()))
 
     def to_arrow(self) -> pyarrow.Table:
-        """An Arrow table, a row a forecast, with the columns of `records`."""
+        """An Arrow table, a row a forecast, with the columns of `records`; ids that are not all whole numbers as text."""
         import pyarrow
 
-        return pyarrow.Table.from_pylist(
-            list(self.records()), schema=_schema(all(isinstance(id, int) for id in self.ids), False)
-        )
+        whole = _whole(self.ids)
+        records = [record if whole else record | {"id": str(record["id"])} for record in self.records()]
+        return pyarrow.Table.from_pylist(records, schema=_schema(whole, with_text=False))
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("id", "A", "B", "tie", "margin", "note"))
@@ -174,10 +177,6 @@ class Writer(Protocol):
     def write(self, forecasts: Forecasts) -> None: ...
 
 
-def _text(id: str | int) -> str:
-    return str(id)
-
-
 class _Submission:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -207,32 +206,62 @@ class _JsonLines:
 
 
 class _Parquet:
+    """Row groups of many pieces; whole-number ids stay numbers until one comes that is none."""
+
     def __init__(self, file: BinaryIO, with_text: bool) -> None:
         import pyarrow.parquet
 
         self._pyarrow = pyarrow
         self._file = file
         self._with_text = with_text
-        self._writer: Any = None
+        self._whole_ids = True
+        self._pending: list[pyarrow.Table] = []
+        self._writer = self._open()
+
+    def _open(self) -> pyarrow.parquet.ParquetWriter:
+        return self._pyarrow.parquet.ParquetWriter(self._file, _schema(self._whole_ids, self._with_text))
 
     def write(self, forecasts: Forecasts) -> None:
+        if self._whole_ids and not _whole(forecasts.ids):
+            self._widen()
         records = list(forecasts.records(with_text=self._with_text))
-        if self._writer is None:
-            self._whole = all(isinstance(record["id"], int) for record in records)
-            self._writer = self._pyarrow.parquet.ParquetWriter(self._file, _schema(self._whole, self._with_text))
-        if not self._whole:
+        if not self._whole_ids:
             for record in records:
-                record["id"] = _text(record["id"])
-        try:
-            self._writer.write_table(self._pyarrow.Table.from_pylist(records, schema=self._writer.schema))
-        except self._pyarrow.ArrowException as error:
-            raise UsageError(
-                f"the ids do not fit one Parquet column ({str(error).splitlines()[0]}); write .jsonl or .csv instead"
-            ) from None
+                record["id"] = str(record["id"])
+        self._pending.append(self._pyarrow.Table.from_pylist(records, schema=self._writer.schema))
+        if (
+            sum(table.num_rows for table in self._pending) >= _GROUP_ROWS
+            or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES
+        ):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(self._pyarrow.concat_tables(self._pending))
+            self._pending.clear()
+
+    def _widen(self) -> None:
+        """Turn the ids into text, those already written too."""
+        self._flush()
+        self._writer.close()
+        self._whole_ids = False
+        with tempfile.TemporaryFile() as written:
+            self._file.seek(0)
+            shutil.copyfileobj(self._file, written)
+            self._file.seek(0)
+            self._file.truncate()
+            self._writer = self._open()
+            for batch in self._pyarrow.parquet.ParquetFile(written).iter_batches():
+                self._writer.write_table(self._pyarrow.Table.from_batches([batch]).cast(self._writer.schema))
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._flush()
+        self._writer.close()
+
+
+def _whole(ids: Sequence[str | int]) -> bool:
+    """Whether all ids are numbers that fit a column of 64-bit integers."""
+    return all(isinstance(id, int) and -(2**63) <= id < 2**63 for id in ids)
 
 
 def _schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
@@ -319,7 +348,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         for row, record in records:
             if isinstance(record, RowError):
                 raise FileError(records.name, record.problem, row)
-            id = _text(record.get("id", ""))
+            id = str(record.get("id", ""))
             if seen.setdefault(id, row) != row:
                 raise FileError(
                     records.name,

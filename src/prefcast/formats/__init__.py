@@ -10,7 +10,7 @@ from typing import Any
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.formats.containers import Records, open_records
 from prefcast.formats.ids import SeenIds
-from prefcast.formats.shapes import SHAPES, Fault, Shape, all_columns
+from prefcast.formats.shapes import SHAPES, Fault, Shape, all_columns, clean
 from prefcast.pairs import Pair
 
 __all__ = ["CELLS", "PairFile", "open_pairs", "pairs_of_records", "read_pairs"]
@@ -108,7 +108,9 @@ class PairFile:
         if not self.has_id:
             return row
         id = fields.get("id")
-        if (isinstance(id, str) and id) or (isinstance(id, int) and not isinstance(id, bool)):
+        if isinstance(id, str) and id and clean(id) == id:
+            return id
+        if isinstance(id, int) and not isinstance(id, bool):
             return id
         found = "is missing" if id is None or id == "" else f"is {excerpt(id)}"
         raise FileError(
@@ -130,7 +132,7 @@ class PairFile:
 
 
 def _model(fields: Mapping[str, Any], *names: str) -> str | None:
-    return next((str(fields[name]) for name in names if fields.get(name) is not None), None)
+    return next((clean(str(fields[name])) for name in names if fields.get(name) is not None), None)
 
 
 def _renamed(record: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from prefcast.errors import excerpt
 from prefcast.pairs import Outcome, Turn
 
-__all__ = ["SHAPES", "Fault", "Shape"]
+__all__ = ["SHAPES", "Fault", "Shape", "clean"]
 
 Record = Mapping[str, Any]
 Texts = tuple[Turn, ...]
@@ -82,7 +82,7 @@ def _read_preference(record: Record, id: str | int, plain: bool) -> tuple[Texts,
     return turns, Outcome.B if swap else Outcome.A, swap
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A lone surrogate is half a character and cannot be written as UTF-8: U+FFFD takes its place, one for one."""
     return _SURROGATE.sub("\ufffd", text)
 
@@ -119,7 +119,7 @@ def _present(record: Record, field: str) -> Any:
 def _turns(record: Record, field: str, plain: bool) -> list[str]:
     value = _present(record, field)
     if plain and isinstance(value, str):
-        return [_clean(value)]
+        return [clean(value)]
     surrogates = True
     if isinstance(value, str):
         surrogates = bool(_SURROGATE_ESCAPE.search(value))
@@ -137,7 +137,7 @@ def _turns(record: Record, field: str, plain: bool) -> list[str]:
         item = "" if turn is None else turn
         if not isinstance(item, str):
             raise Fault(field, f"turn {number} is {_kind(item)}; expected a string or null")
-        texts.append(_clean(item) if surrogates else item)
+        texts.append(clean(item) if surrogates else item)
     return texts
 
 
@@ -241,7 +241,7 @@ def _content(content: Any, field: str, number: int) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return _clean(content)
+        return clean(content)
     if not isinstance(content, list):
         raise Fault(field, f"message {number}: content is {_kind(content)}; expected a text or a list of text parts")
     texts = []
@@ -255,7 +255,7 @@ def _content(content: Any, field: str, number: int) -> str:
             raise Fault(
                 field, f"message {number} has a content part of type {excerpt(kind)}; only text can be compared"
             )
-    return _clean("\n".join(texts))
+    return clean("\n".join(texts))
 
 
 def _joined(a: Conversation, b: Conversation, name_a: str, name_b: str) -> Texts:
@@ -278,11 +278,11 @@ def _completion(record: Record, field: str) -> Conversation:
         return _conversation(_with_prompt(value, prompt, field), field)
     if not isinstance(value, str):
         raise Fault(field, f"is {_kind(value)}; expected a text or a list of messages")
-    value = _clean(value)
+    value = clean(value)
     if isinstance(prompt, list):
         return _conversation([*prompt, {"role": "assistant", "content": value}], field)
     if isinstance(prompt, str):
-        prompt = _clean(prompt)
+        prompt = clean(prompt)
         if _TRANSCRIPT.match(prompt):
             return _transcript(
                 prompt.removesuffix("\n\nAssistant:") + "\n\nAssistant:" + value.removeprefix(prompt), field
@@ -293,7 +293,7 @@ def _completion(record: Record, field: str) -> Conversation:
     if _TRANSCRIPT.match(value):
         return _transcript(value, field)
     other = _present(record, "rejected" if field == "chosen" else "chosen")
-    shared = _shared_prefix(value, _clean(other) if isinstance(other, str) else "")
+    shared = _shared_prefix(value, clean(other) if isinstance(other, str) else "")
     if not shared.strip():
         raise Fault(field, "chosen and rejected share no beginning that could be the prompt; expected a prompt column")
     return [(shared.rstrip(), value[len(shared) :])]

@@ -23,7 +23,7 @@ _SEPARATORS = {code: " " for code in range(128) if not chr(code).isalnum()}
 # The group holds a number where the item has one.
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•+]|(\d{1,3})[.)])[ \t]+\S", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
-_TABLE_RULE = re.compile(r"^[ \t]*\|?[ \t]*:?-{2,}:?[ \t]*\|", re.MULTILINE)
+_TABLE_RULE = re.compile(r"^[ \t]*(?:\|[ \t]*)?:?-{2,}:?[ \t]*\|", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?。！？](?:\s|$)")
 _EMOJI = re.compile("[\u2600-\u27bf\U0001f300-\U0001faff]")
 _CAPITAL = re.compile("[A-Z]")
