@@ -52,10 +52,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores` on `n` labelled rows, with `baselines` on the same rows; `groups` distinct first prompts were
-    resampled.
+    """`scores` on `n` labelled rows, with `baselines` on the same rows.
 
-    `failed` rows had no forecast and `unlabelled` rows no label; neither is in the figures.
+    The intervals resampled `groups` units: `resampled` says whether those were first prompts or rows. `failed` rows had no forecast and `unlabelled` rows no label; neither is in the figures.
     """
 
     n: int
@@ -65,16 +64,12 @@ class Evaluation:
     outcome_shares: dict[str, float]
     failed: int = 0
     unlabelled: int = 0
+    resampled: str = "rows"
 
     def to_dict(self) -> dict[str, object]:
-        """A JSON-ready form: n, failed, unlabelled, groups, outcome_shares, the scores themselves, baselines."""
-        counts = {"n": self.n, "failed": self.failed, "unlabelled": self.unlabelled, "groups": self.groups}
-        baselines = {name: _plain(scores) for name, scores in self.baselines.items()}
-        return {**counts, "outcome_shares": self.outcome_shares, **_plain(self.scores), "baselines": baselines}
-
-
-def _plain(scores: Scores) -> dict[str, object]:
-    return asdict(scores)
+        """A JSON-ready form: every field, the scores' own on the same level."""
+        plain = asdict(self)
+        return {**plain.pop("scores"), **plain}
 
 
 def row_log_loss(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
@@ -186,6 +181,7 @@ def evaluate_probabilities(
         outcome_shares={outcome.name.lower(): float(shares[outcome]) for outcome in Outcome},
         failed=failed,
         unlabelled=unlabelled,
+        resampled="rows" if groups is None else "prompts",
     )
 
 

@@ -83,7 +83,7 @@ def evaluation_text(evaluation: Evaluation, title: str) -> str:
         if count
     )
     lines = [
-        f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} prompts",
+        f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
         "",
         f"{'':{width}}  {'log loss':24}  {'accuracy':24}  Brier score",
     ]
