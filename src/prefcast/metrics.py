@@ -69,7 +69,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, object]:
         """A JSON-ready form: every field, the scores' own on the same level."""
         plain = asdict(self)
-        return {**plain.pop("scores"), **plain}
+        return {"n": plain.pop("n"), **plain.pop("scores"), **plain}
 
 
 def row_log_loss(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
