@@ -16,14 +16,14 @@ from prefcast.pairs import Pair
 __all__ = ["CELLS", "PairFile", "open_pairs", "pairs_of_records", "read_pairs"]
 
 CELLS = ("json", "text")
+_CONTAINERS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON Lines", "parquet": "Parquet"}
 
 
 class PairFile:
-    """The pairs of one file, or of records from memory.
+    """The pairs of one file, or of records from memory: iterate, once, for Pair or, where a row is at fault, RowError.
 
-    Iterate for Pair or, where a row is at fault, RowError.
-        `shape` is the shape found, `columns` the names in the file. Iterating raises FileError for a fault of the file, a duplicate id
-        among them: at the latest at its end.
+    `shape` is the shape found, `columns` the names in the file. Iterating raises FileError for a fault of the file, a
+    duplicate id among them: at the latest at its end.
     """
 
     def __init__(
@@ -52,11 +52,7 @@ class PairFile:
         """What was found, in words: "Kaggle pairs (prompt, response_a, response_b), CSV, gzip"."""
         parts = [self.shape.title]
         if self._file is not None:
-            parts += [
-                {"jsonl": "JSON Lines"}.get(
-                    self._file.kind, self._file.kind.upper() if self._file.kind != "parquet" else "Parquet"
-                )
-            ]
+            parts.append(_CONTAINERS[self._file.kind])
             parts += [self._file.compression] if self._file.compression else []
         return ", ".join(parts)
 
@@ -83,10 +79,11 @@ class PairFile:
                 continue
             fields = _renamed(record, self._mapping)
             id = self._id(fields, row)
-            if (first := seen.add(id, row)) is not None:
-                raise self._duplicate(row, first, id)
-            if seen.full and (found := seen.settle()):
-                raise self._duplicate(*found)
+            if self.has_id:
+                if (first := seen.add(id, row)) is not None:
+                    raise self._duplicate(row, first, id)
+                if seen.full and (found := seen.settle()):
+                    raise self._duplicate(*found)
             yield self._pair(fields, id, row)
         if not row:
             raise FileError(self.name, "has no rows; expected at least one")
