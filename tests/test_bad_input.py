@@ -65,7 +65,11 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
         GOOD_CSV.replace(b"response_b\n", b"response_b,winner_model_a,winner_tie\n").replace(b']"\n', b']",1,0\n'),
         "column 'winner_model_b' is missing; the three winner columns go together",
     ),
-    "a column twice": ("f.csv", GOOD_CSV.replace(b"id,", b"prompt,"), "column 'prompt' appears twice in the header"),
+    "a column twice": (
+        "f.csv",
+        GOOD_CSV.replace(b"id,", b"prompt,"),
+        "column 'prompt' appears twice; each name must be unique",
+    ),
     "an id twice": (
         "f.csv",
         GOOD_CSV + b'1,"[""p""]","[""a""]","[""b""]"\n',
@@ -79,9 +83,9 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
     "an empty id": (
         "f.csv",
         HEADER + b',"[""p""]","[""a""]","[""b""]"\n',
-        "row 1: id is missing; expected a text or a whole number in every row",
+        "row 1: id is missing; expected a text or a number in every row",
     ),
-    "an id that is none": ("f.jsonl", jsonl(kaggle_row(1.5)), "row 1: id is 1.5; expected a text or a whole number"),
+    "an id that is none": ("f.jsonl", jsonl(kaggle_row([1])), "row 1: id is [1]; expected a text or a number"),
     "half a character in an id": (
         "f.jsonl",
         b'{"id": "\\ud83d", "chosen": "a b", "rejected": "a c"}\n',
@@ -96,6 +100,31 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
         "f.csv",
         "id,prompt".encode("utf-16"),
         "not UTF-8: byte 0xff at offset 0 (line 1); it looks like UTF-16",
+    ),
+    "an id that comes late": (
+        "f.jsonl",
+        jsonl(*[{"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}] * 16, kaggle_row(5)),
+        "row 17: has an id where the first rows have none; every row needs one, or none",
+    ),
+    "a ZIP archive": (
+        "f.csv",
+        b"PK\x03\x04" + bytes(30),
+        "is a ZIP archive or an Excel workbook; expected CSV, TSV, JSON Lines",
+    ),
+    "Parquet under another name": (
+        "f.csv",
+        parquet_bytes([kaggle_row()]),
+        "is Parquet by its content; give it the ending .parquet",
+    ),
+    "semicolons": (
+        "f.csv",
+        b"id;prompt;response_a;response_b\n1;a;b;c\n",
+        "its cells are separated by ';'; expected commas (or tabs",
+    ),
+    "carriage returns alone": (
+        "f.csv",
+        b"id,prompt\r1,a\r",
+        "the header is not valid CSV: a carriage return outside quotes",
     ),
     "a quote that never ends": (
         "f.csv",
@@ -231,6 +260,12 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
         jsonl(labelled(0) | {"winner_model_a": 0.5}),
         1,
         "winner_model_a,winner_model_b,winner_tie: are 0.5,",
+    ),
+    "two labels that contradict": (
+        "f.jsonl",
+        jsonl(labelled(0) | {"winner": "tie"}),
+        1,
+        "winner: says TIE where winner_model_a, winner_model_b, winner_tie say A; expected one label",
     ),
     "an unknown winner": (
         "f.jsonl",
@@ -377,9 +412,24 @@ def test_mappings_that_do_not_fit(
     assert message in str(caught.value)
 
 
+def test_a_column_that_the_mapping_took_away(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row()])
+    with pytest.raises(FileError, match="column 'prompt' is missing: --columns took it for id"):
+        open_pairs(path, columns={"id": "prompt"})
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_row_that_cannot_be_read_gets_an_id_that_is_nobody_elses(tmp_path: Path, ending: str) -> None:
+    data = {"csv": GOOD_CSV.replace(b"1,", b"2,") + b"5,x\n", "jsonl": jsonl(kaggle_row("2")) + b"{oops\n"}[ending]
+    (tmp_path / f"f.{ending}").write_bytes(data)
+    assert [item.id for item in rows_of(tmp_path / f"f.{ending}")] == ["2", "row 2"]
+    (tmp_path / "g.jsonl").write_bytes(b"{oops\n" + jsonl({"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}))
+    assert [item.id for item in rows_of(tmp_path / "g.jsonl")] == [1, 2]
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(FileError, match="cannot be read: "):
+    for path in (tmp_path / "none.csv", tmp_path, "a\0b.csv"):
+        with pytest.raises(FileError, match="cannot be read: |is not a name that a file can have"):
             open_pairs(path)
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from backports import zstd
 
 from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import open_pairs, read_pairs
-from prefcast.errors import FileError, RowError
+from prefcast.errors import FileError, RowError, UsageError
 from prefcast.formats.ids import SeenIds
 from prefcast.pairs import Outcome, Pair, Turn
 
@@ -123,6 +128,8 @@ def test_a_cell_of_20_megabytes(tmp_path: Path) -> None:
 def test_null_is_an_empty_turn_and_half_a_character_is_replaced(tmp_path: Path) -> None:
     row = '1,"[null, ""a""]","[""x\\ud83d"", ""\\ud83d\\ude00""]","[""\\udc00y"", null]"'
     (tmp_path / "p.csv").write_text(f"id,prompt,response_a,response_b\n{row}\n")
+    write_jsonl(tmp_path / "p.jsonl", [kaggle_row(prompt='["p\ud83d"]')])
+    assert next(read_pairs(tmp_path / "p.jsonl")).prompt == ("p\ufffd",)
     (pair,) = read_pairs(tmp_path / "p.csv")
     assert pair.turns == (Turn("", "x\ufffd", "\ufffdy"), Turn("a", "😀", ""))
     pair.response_a[0].encode("utf-8")
@@ -143,6 +150,50 @@ def test_whole_numbers_stay_whole_numbers(tmp_path: Path) -> None:
     rows = [kaggle_row(2**60), kaggle_row(-1)]
     assert [pair.id for pair in read_pairs(write_jsonl(tmp_path / "p.jsonl", rows))] == [2**60, -1]
     assert [pair.id for pair in read_pairs(write_parquet(tmp_path / "p.parquet", rows))] == [2**60, -1]
+
+
+def test_ids_of_other_types_are_kept_as_their_text(tmp_path: Path) -> None:
+    values = [1.0, Decimal("2.50"), date(2026, 1, 2), datetime(2026, 1, 2, 3, 4)]
+    expected = ["1.0", "2.50", "2026-01-02", "2026-01-02 03:04:00"]
+    for value, text in zip(values, expected, strict=True):
+        path = write_parquet(tmp_path / "p.parquet", [kaggle_row(value)])
+        assert [pair.id for pair in read_pairs(path)] == [text]
+
+
+def test_an_answer_may_begin_like_its_prompt(tmp_path: Path) -> None:
+    row = {"prompt": "Hello", "chosen": "Hello! How can I help?", "rejected": "Hi."}
+    (pair,) = read_pairs(write_jsonl(tmp_path / "p.jsonl", [row]))
+    assert {pair.response_a[0], pair.response_b[0]} == {"Hello! How can I help?", "Hi."}
+
+
+def test_the_bytes_of_a_pipe_may_come_one_at_a_time(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbf" + write_jsonl(tmp_path / "p.jsonl", ROWS).read_bytes()
+    for name, sent in (("pipe", data), ("pipe2", gzip.compress(data))):
+        os.mkfifo(tmp_path / name)
+
+        def write(name: str = name, sent: bytes = sent) -> None:
+            with (tmp_path / name).open("wb", buffering=0) as pipe:
+                for start in range(0, 40):
+                    pipe.write(sent[start : start + 1])
+                    time.sleep(0.001)
+                pipe.write(sent[40:])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert [pair.turns for pair in read_pairs(tmp_path / name)] == [pair.turns for pair in PAIRS]
+        writer.join()
+
+
+def test_what_excel_leaves_behind(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('id,prompt,response_a,response_b,,\n1,"[""p""]","[""a""]","[""b""]",,\n,,,,,\n')
+    assert [pair.id for pair in read_pairs(tmp_path / "p.csv")] == ["1"]
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    with open_pairs(write_jsonl(tmp_path / "p.jsonl", ROWS)) as file:
+        assert len(list(file)) == 3
+        with pytest.raises(UsageError, match="its pairs were read already; open it again"):
+            list(file)
 
 
 def test_own_column_names_and_plain_text(tmp_path: Path) -> None:
@@ -214,8 +265,16 @@ def test_content_as_text_parts(tmp_path: Path) -> None:
 
 PREFERENCES = {
     "text, explicit prompt": {"prompt": "Why?", "chosen": "Good.", "rejected": "Bad."},
-    "text that repeats its prompt": {"prompt": "Why?", "chosen": "Why?Good.", "rejected": "Why?Bad."},
     "text, implicit prompt": {"chosen": "Why? Good.", "rejected": "Why? Bad."},
+    "transcripts that begin at once": {
+        "chosen": "Human: Why?\n\nAssistant: Good.",
+        "rejected": "Human: Why?\n\nAssistant: Bad.",
+    },
+    "transcripts that repeat their prompt": {
+        "prompt": "\n\nHuman: Why?",
+        "chosen": "\n\nHuman: Why?\n\nAssistant: Good.",
+        "rejected": "\n\nHuman: Why?\n\nAssistant: Bad.",
+    },
     "transcripts": {"chosen": "\n\nHuman: Why?\n\nAssistant: Good.", "rejected": "\n\nHuman: Why?\n\nAssistant: Bad."},
     "transcript as the prompt": {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " Good.", "rejected": " Bad."},
     "messages, implicit prompt": {"chosen": messages("Why?", "Good."), "rejected": messages("Why?", "Bad.")},

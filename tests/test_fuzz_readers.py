@@ -47,7 +47,13 @@ json_values = st.recursive(
 message = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": json_values}
 )
-cells = st.one_of(json_values, st.lists(st.text(max_size=5), max_size=3), st.lists(message, max_size=4))
+cells = st.one_of(
+    json_values,
+    json_values.map(json.dumps),
+    st.just('["\ud83d"]'),
+    st.lists(st.text(max_size=5), max_size=3),
+    st.lists(message, max_size=4),
+)
 fields = st.sampled_from(
     [
         "id",

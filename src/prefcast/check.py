@@ -25,9 +25,9 @@ _LONGEST_TURNS = 5
 class Inspection:
     """What a file holds.
 
-    `turns` counts pairs by number of turns, `labels` by outcome (None: no label).     `truncated` counts the pairs
-    that the default budget would cut; `seconds` is the estimate of forecasting the file here with the default
-    model, reading included, from `rate` pairs a second on a sample.
+    `turns` counts pairs by number of turns, `labels` by outcome (None: no label). `truncated` counts the pairs that
+    the default budget would cut; `seconds` is the estimate of forecasting the file here with the default model,
+    reading included, from `rate` pairs a second on a sample.
     """
 
     name: str

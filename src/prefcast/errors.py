@@ -1,11 +1,13 @@
 """Every exception of prefcast.
 
-PrefcastError ├── FileError       the file as a whole cannot be used: unreadable, a column missing, an id twice ├──
-RowError        one row is at fault; the others are not │   └── ScoringError    the row was read, but the scorer gave
-no finite evidence for it ├── UsageError      the call is wrong: an unknown model, a budget that does not parse ├──
-MissingExtraError   an optional dependency is not installed; the message names the pip command ├── ForecasterError a
-forecaster folder cannot be loaded or does not fit its scorer └── FitError        an outcome model could not be
-fitted: too little data, no convergence
+PrefcastError
+├── FileError           the file as a whole cannot be used: unreadable, a column missing, an id twice
+├── RowError            one row is at fault; the others are not
+│   └── ScoringError    the row was read, but the scorer gave no finite evidence for it
+├── UsageError          the call is wrong: an unknown model, a budget that does not parse
+├── MissingExtraError   an optional dependency is not installed; the message names the pip command
+├── ForecasterError     a forecaster folder cannot be loaded or does not fit its scorer
+└── FitError            an outcome model could not be fitted: too little data, no convergence
 
 Third-party errors are mapped onto these where they arise. All of them survive pickling, so that worker processes can
 send them home.
@@ -37,7 +39,7 @@ def excerpt(value: object, limit: int = _EXCERPT) -> str:
     if isinstance(value, str):
         shown = repr(value[:limit])
         return shown if len(value) <= limit else f"{shown[:-1]}...{shown[-1]}"
-    shown = repr(value)
+    shown = printable(repr(value))
     return shown if len(shown) <= limit else f"{shown[:limit]}..."
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from prefcast.errors import UsageError
 
-__all__ = ["Outcome", "Pair", "Turn"]
+__all__ = ["Outcome", "Pair", "Turn", "clean"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """`text` as it can be written in UTF-8: a lone surrogate, half a character, becomes U+FFFD, one for one."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 class Outcome(IntEnum):
@@ -79,7 +87,7 @@ class Pair:
             )
         if not all(isinstance(text, str) for column in columns for text in column):
             raise UsageError("every turn must be a string")
-        return cls(tuple(map(Turn, *columns)), id=id, outcome=outcome)
+        return cls(tuple(map(Turn, *(map(clean, column) for column in columns))), id=id, outcome=outcome)
 
     @property
     def prompt(self) -> tuple[str, ...]:

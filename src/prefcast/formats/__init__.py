@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
-from prefcast.formats.containers import Records, open_records
+from prefcast.formats.containers import Records, no_duplicates, open_records
+from prefcast.formats.fields import Fault
 from prefcast.formats.ids import SeenIds
-from prefcast.formats.shapes import SHAPES, Fault, Shape, all_columns, clean
-from prefcast.pairs import Pair
+from prefcast.formats.shapes import SHAPES, Shape, all_columns
+from prefcast.pairs import Pair, clean
 
 __all__ = ["CELLS", "PairFile", "open_pairs", "pairs_of_records", "read_pairs"]
 
 CELLS = ("json", "text")
+# Ids of these types are kept as their text.
+_ID_TYPES = (float, Decimal, date, UUID)
 _CONTAINERS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON Lines", "parquet": "Parquet"}
 
 
@@ -45,6 +51,7 @@ class PairFile:
         self.has_id = "id" in known
         self.has_labels = self.shape.name == "preference" or bool(known.keys() & set(self.shape.optional))
         self._records = records
+        self._consumed = False
         self._file = records if isinstance(records, Records) else None
 
     @property
@@ -72,20 +79,24 @@ class PairFile:
         self.close()
 
     def __iter__(self) -> Iterator[Pair | RowError]:
+        if self._consumed:
+            raise UsageError(f"{self.name}: its pairs were read already; open it again")
+        self._consumed = True
         seen, row = SeenIds(), 0
         for row, record in self._records:
-            if isinstance(record, RowError):
-                yield record
-                continue
-            fields = _renamed(record, self._mapping)
-            id = self._id(fields, row)
+            fields = {} if isinstance(record, RowError) else _renamed(record, self._mapping)
+            # A row that could not be read has no id of its own; "row 7" cannot be taken for another's.
+            id = self._id(fields, row) if fields else f"row {row}" if self.has_id else row
             if self.has_id:
                 if (first := seen.add(id, row)) is not None:
                     raise self._duplicate(row, first, id)
                 if seen.full and (found := seen.settle()):
                     raise self._duplicate(*found)
-            yield self._pair(fields, id, row)
-        if not row:
+            if isinstance(record, RowError):
+                yield RowError(self.name, row, record.field, record.problem, id)
+            else:
+                yield self._pair(fields, id, row)
+        if not row and self._file is not None:
             raise FileError(self.name, "has no rows; expected at least one")
         if found := seen.settle():
             raise self._duplicate(*found)
@@ -96,25 +107,26 @@ class PairFile:
         except Fault as fault:
             field = ",".join(self._own_name(name) for name in fault.field.split(","))
             return RowError(self.name, row, field, fault.problem, id)
-        left, right = _model(fields, "model_a", "chosen_model"), _model(fields, "model_b", "rejected_model")
+        left, right = (_model(fields, name) for name in self.shape.models)
         if swapped:
             left, right = right, left
         return Pair(turns, id=id, outcome=outcome, model_a=left, model_b=right, row=row)
 
     def _id(self, fields: Mapping[str, Any], row: int) -> str | int:
-        if not self.has_id:
-            return row
         id = fields.get("id")
+        if not self.has_id:
+            if id is None:
+                return row
+            raise FileError(self.name, "has an id where the first rows have none; every row needs one, or none", row)
         if isinstance(id, str) and id and clean(id) == id:
             return id
         if isinstance(id, int) and not isinstance(id, bool):
             return id
+        if isinstance(id, _ID_TYPES) and id == id:  # noqa: PLR0124 - nan, not-a-time
+            return str(id)
         found = "is missing" if id is None or id == "" else f"is {excerpt(id)}"
-        raise FileError(
-            self.name,
-            f"{self._own_name('id')} {found}; expected a text or a whole number in every row (or no such column: row numbers then serve)",
-            row,
-        )
+        instead = "expected a text or a number in every row (or no such column: row numbers then serve)"
+        raise FileError(self.name, f"{self._own_name('id')} {found}; {instead}", row)
 
     def _own_name(self, field: str) -> str:
         return self._mapping.get(field, field)
@@ -128,8 +140,9 @@ class PairFile:
         )
 
 
-def _model(fields: Mapping[str, Any], *names: str) -> str | None:
-    return next((clean(str(fields[name])) for name in names if fields.get(name) is not None), None)
+def _model(fields: Mapping[str, Any], name: str) -> str | None:
+    model = fields.get(name)
+    return None if model is None else clean(str(model))
 
 
 def _renamed(record: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
@@ -177,27 +190,31 @@ def _shape_of(columns: list[str], mapping: Mapping[str, str], name: str) -> Shap
         if all(column in names for column in shape.needs):
             _complete_labels(names, name)
             return shape
+    separator = next((sign for sign in (";", "\t", "|") if len(columns) == 1 and sign in columns[0]), None)
+    if separator:
+        raise FileError(name, f"its cells are separated by {separator!r}; expected commas (or tabs, in a .tsv)")
 
     def nearness(shape: Shape) -> float:
-        return sum(1.0 if column in names else 0.6 if _nearest(column, names) else 0.0 for column in shape.needs) / len(
-            shape.needs
-        )
+        marks = (1.0 if column in names else 0.6 if _nearest(column, names) else 0.0 for column in shape.needs)
+        return sum(marks) / len(shape.needs)
 
     best = max(SHAPES.values(), key=nearness)
     if not nearness(best):
         expected = "; or ".join(", ".join(shape.needs) for shape in SHAPES.values())
+        problem = (
+            f"no pairs found in its columns; {_found(columns)}; expected {expected} (--columns maps your own names)"
+        )
+        raise FileError(name, problem)
+    missing = next(column for column in best.needs if column not in names)
+    if taken := next((ours for ours, theirs in mapping.items() if theirs == missing), None):
+        raise FileError(name, f"column '{missing}' is missing: --columns took it for {taken}")
+    near = _nearest(missing, [column for column in names if column not in best.needs])
+    if near and near.isprintable():
         raise FileError(
             name,
-            f"no pairs found in its columns; {_found(columns)}; expected {expected} (--columns maps your own names)",
+            f"column '{missing}' is missing; nearest found: {excerpt(near)} (--columns {missing}={near} would map it)",
         )
-    missing = next(column for column in best.needs if column not in names)
-    near = _nearest(missing, [column for column in names if column not in best.needs])
-    hint = (
-        f"nearest found: {excerpt(near)} (--columns {missing}={near} would map it)"
-        if near and near.isprintable()
-        else _found(columns)
-    )
-    raise FileError(name, f"column '{missing}' is missing; {hint}")
+    raise FileError(name, f"column '{missing}' is missing; {_found(columns)}")
 
 
 def _complete_labels(names: list[str], name: str) -> None:
@@ -206,10 +223,8 @@ def _complete_labels(names: list[str], name: str) -> None:
     if present and len(present) < len(labels):
         missing = next(label for label in labels if label not in names)
         near = _nearest(missing, [column for column in names if column not in labels])
-        raise FileError(
-            name,
-            f"column '{missing}' is missing; {f'nearest found: {excerpt(near)}' if near else 'the three winner columns go together'}",
-        )
+        hint = f"nearest found: {excerpt(near)}" if near else "the three winner columns go together"
+        raise FileError(name, f"column '{missing}' is missing; {hint}")
 
 
 def open_pairs(
@@ -236,7 +251,8 @@ def pairs_of_records(
     mapping: Mapping[str, str] | None = None,
     cells: str = "json",
 ) -> PairFile:
-    """The pairs of records in memory (a table's rows), as `open_pairs` gives those of a file."""
+    """The pairs of records in memory (a table's rows, perhaps none), as `open_pairs` gives those of a file."""
+    no_duplicates(columns, name)
     return PairFile(enumerate(records, 1), name, columns, mapping or {}, cells)
 
 
@@ -245,7 +261,7 @@ def read_pairs(
 ) -> Iterator[Pair]:
     """The pairs of a file, one at a time.
 
-    The first row at fault raises its RowError; a fault of the file raises FileError.     Use `open_pairs` to go on
+    The first row at fault raises its RowError; a fault of the file raises FileError. Use `open_pairs` to go on
     past rows at fault.
     """
     with open_pairs(path, columns=columns, cells=cells) as file:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,14 +24,25 @@ from typing import IO, Any, BinaryIO, cast
 
 from prefcast.errors import FileError, RowError, excerpt, shown_path
 
-__all__ = ["Records", "open_records"]
+__all__ = ["Records", "no_duplicates", "open_records"]
 
 Record = dict[str, Any]
 Row = tuple[int, Record | RowError]
 
 _GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
 _ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_ARCHIVES = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"ARROW1": "an Arrow file",
+}
+_EXPECTED = "CSV, TSV, JSON Lines or Parquet, plain, .gz or .zst"
+_HEAD = 16
 _PARQUET_ROWS = 256
+# A JSON Lines file has the columns of its first objects: one that lacks a field is a fault of its row.
+_OBJECTS = 16
 # A file whose first thousand lines hold no JSON object is not a JSON Lines file with a bad row.
 _PATIENCE = 1000
 
@@ -77,15 +88,19 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         name, raw, size = _open(path)
         if os.fspath(path) != "-":
             stack.callback(raw.close)
-        head = _peek(raw, name)
+        head, stream = _head(raw, name)
         compression = "gzip" if head.startswith(_GZIP) else "zstd" if head.startswith(_ZSTD) else ""
-        stream = _decompressed(raw, compression, name)
-        head = _peek(stream, name)
+        if compression:
+            head, stream = _head(_decompressed(stream, compression, name), name)
         if not head:
             raise FileError(name, "the file is empty; expected a header and rows")
         begin = head.removeprefix(_BOM).lstrip()[:1]
         sniffed = "parquet" if head.startswith(_PARQUET) else "jsonl" if begin in (b"{", b"[") else "csv"
         kind = _kind_of(path) or sniffed
+        if archive := next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None):
+            raise FileError(name, f"is {archive}; expected {_EXPECTED}")
+        if kind != "parquet" and sniffed == "parquet":
+            raise FileError(name, "is Parquet by its content; give it the ending .parquet")
         if kind == "jsonl" and begin == b"[":
             remedy = "expected one JSON object a line (jq -c '.[]' FILE makes it so)"
             raise FileError(name, f"one JSON array holds everything; {remedy}")
@@ -103,6 +118,8 @@ def open_records(path: str | os.PathLike[str]) -> Records:
 
 def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:
     if os.fspath(path) == "-":
+        if sys.stdin is None:
+            raise FileError("standard input", "is closed")
         return "standard input", cast(BinaryIO, sys.stdin.buffer), 0
     file = Path(path)
     shown = shown_path(file)
@@ -110,6 +127,8 @@ def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:
         raw = file.open("rb")
     except OSError as error:
         raise FileError(shown, f"cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise FileError(shown, "is not a name that a file can have") from None
     size = os.fstat(raw.fileno()).st_size if file.is_file() else 0
     return shown, raw, size
 
@@ -119,22 +138,41 @@ def _kind_of(path: str | os.PathLike[str]) -> str | None:
     return _ENDINGS.get(Path(name).suffix)
 
 
-def _peek(stream: IO[bytes], name: str = "") -> bytes:
-    """The first bytes without consuming them."""
-    if not isinstance(stream, io.BufferedReader):
-        raise TypeError("a buffered stream is needed")
+def _head(stream: BinaryIO, name: str) -> tuple[bytes, BinaryIO]:
+    """The first bytes, however slowly a pipe gives them, and a stream that still begins with them."""
     try:
-        return stream.peek(16)
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileError(name, f"cannot be decompressed: {error}") from None
+        head = stream.read(_HEAD)
+    except OSError as error:
+        raise FileError(name, f"cannot be read: {error.strerror or error}") from None
+    if stream.seekable():
+        stream.seek(-len(head), io.SEEK_CUR)
+        return head, stream
+    return head, cast(BinaryIO, io.BufferedReader(_Prefixed(head, stream), 1 << 16))
+
+
+class _Prefixed(io.RawIOBase):
+    """Bytes that were read already, then the rest of the stream."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._head[: len(buffer)]
+        if block:
+            self._head = self._head[len(block) :]
+        else:
+            block = self._rest.read1(len(buffer)) if hasattr(self._rest, "read1") else self._rest.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
 
 
 def _decompressed(raw: BinaryIO, compression: str, name: str) -> BinaryIO:
-    if compression == "gzip":
-        return io.BufferedReader(_Named(gzip.GzipFile(fileobj=raw), name), 1 << 16)
-    if compression == "zstd":
-        return io.BufferedReader(_Named(_zstd_file(raw), name), 1 << 16)
-    return raw
+    file = gzip.GzipFile(fileobj=raw) if compression == "gzip" else _zstd_file(raw)
+    return cast(BinaryIO, io.BufferedReader(_Named(file, name), 1 << 16))
 
 
 def _zstd_file(raw: BinaryIO) -> io.BufferedIOBase:
@@ -205,7 +243,7 @@ def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], 
         raise FileError(name, f"the header is not valid CSV: {_csv_problem(error)}") from None
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
-    _no_duplicates(header, name)
+    no_duplicates(header, name)
     return header, _separated_rows(reader, header, name)
 
 
@@ -213,7 +251,7 @@ def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -
     number = 0
     try:
         for cells in reader:
-            if not cells:
+            if not any(cells):
                 continue
             number += 1
             if len(cells) == len(header):
@@ -236,41 +274,38 @@ def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -
 
 def _csv_problem(error: csv.Error) -> str:
     text = str(error)
-    return "a quoted cell that never ends" if "end of data" in text else text.replace("\t", "\\t")
+    if "end of data" in text:
+        return "a quoted cell that never ends"
+    return "a carriage return outside quotes" if "new-line character" in text else text.replace("\t", "\\t")
 
 
-def _no_duplicates(columns: list[str], name: str) -> None:
+def no_duplicates(columns: list[str], name: str) -> None:
+    """Raises FileError if a column appears twice; columns without a name (Excel leaves some) do not count."""
     seen: set[str] = set()
     for column in columns:
-        if column in seen:
-            raise FileError(name, f"column {excerpt(column)} appears twice in the header; each name must be unique")
+        if column and column in seen:
+            raise FileError(name, f"column {excerpt(column)} appears twice; each name must be unique")
         seen.add(column)
 
 
 def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
     rows = _json_rows(stream, name)
     first: list[Row] = []
-    columns: list[str] | None = None
+    columns: dict[str, None] = {}
+    objects = 0
     for item in rows:
         first.append(item)
         if isinstance(item[1], dict):
-            columns = list(item[1])
+            objects += 1
+            columns |= dict.fromkeys(item[1])
+        if objects == _OBJECTS or len(first) == _PATIENCE:
             break
-        if len(first) >= _PATIENCE:
-            break
-    if columns is None:
-        if not first:
-            raise FileError(name, "the file is empty; expected one JSON object a line")
-        raise FileError(
-            name,
-            f"no JSON object in the first {len(first)} lines; the first says: {cast(RowError, first[0][1]).problem}",
-        )
-
-    def replayed() -> Iterator[Row]:
-        yield from first
-        yield from rows
-
-    return columns, replayed()
+    if not first:
+        raise FileError(name, "the file is empty; expected one JSON object a line")
+    if not objects:
+        problem = cast(RowError, first[0][1]).problem
+        raise FileError(name, f"no JSON object in the first {len(first)} lines; the first says: {problem}")
+    return list(columns), itertools.chain(first, rows)
 
 
 def _json_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
@@ -320,7 +355,7 @@ def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
         columns = list(file.schema_arrow.names)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise FileError(name, f"not a readable Parquet file, perhaps truncated: {_first_line(error)}") from None
-    _no_duplicates(columns, name)
+    no_duplicates(columns, name)
 
     def rows() -> Iterator[Row]:
         number = 0
