@@ -14,6 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["EXAMPLES", "ROOT", "Run", "kaggle_row", "labelled", "write_csv", "write_jsonl", "zstd"]
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "pairs.csv"
 

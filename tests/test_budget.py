@@ -6,7 +6,8 @@ from prefcast.budget import DEFAULT_BUDGET, Budget, KeepLast, Notebook, Proporti
 from prefcast.errors import UsageError
 from prefcast.pairs import Pair, Turn
 
-turns = st.lists(st.builds(Turn, *[st.text(max_size=60)] * 3), min_size=1, max_size=5).map(tuple)
+texts = st.text(alphabet="ab \n漢", max_size=60)
+turns = st.lists(st.builds(Turn, texts, texts, texts), min_size=1, max_size=5).map(tuple)
 budgets = st.one_of(
     st.just(Notebook()), st.builds(KeepLast, st.integers(1, 200)), st.builds(Proportional, st.integers(1, 200))
 )
@@ -82,12 +83,29 @@ def test_a_budget_holds_and_reports_what_it_kept(budget: Budget, given_turns: tu
     assert 1 <= len(kept) == report.turns_kept
     assert report.kept <= min(total, budget.limit)
     gaps = sum(text.count("\n…\n") for each in kept for text in (each.prompt, each.response_a, each.response_b))
-    assert sum(each.characters for each in kept) <= report.kept + 3 * gaps
+    assert sum(each.characters for each in kept) == report.kept + 3 * gaps
     if total <= budget.limit:
         assert kept == given_turns
         assert not report.truncated
     else:
         assert report.truncated
+
+
+def test_proportional_drops_a_turn_that_loses_a_whole_answer() -> None:
+    # The prompts and B need 18 of 100. A gets the other 82: its newest text whole, 22 of the one before, none of the first.
+    found, report = Proportional(100).apply((turn(1, 9, 5), turn(1, 50, 5), turn(1, 60, 5)))
+    assert found == (Turn("p", "a" * 11 + "\n…\n" + "a" * 11, "b" * 5), turn(1, 60, 5))
+    assert report == Truncation(94, 137, 2, 3)
+
+
+@given(turns)
+def test_no_policy_makes_an_empty_answer(given_turns: tuple[Turn, ...]) -> None:
+    for budget in (KeepLast(40), Proportional(40)):
+        kept, _ = budget.apply(given_turns)
+        for now, was in zip(reversed(kept), reversed(given_turns), strict=False):
+            if was is not given_turns[-1]:
+                assert bool(now.response_a) == bool(was.response_a)
+                assert bool(now.response_b) == bool(was.response_b)
 
 
 @given(budgets, turns)
@@ -108,7 +126,7 @@ def test_a_budget_is_named_by_its_text(budget: Budget) -> None:
     ("text", "message"),
     [
         ("keep-first", "unknown budget 'keep-first'; there are keep-last, notebook and proportional"),
-        ("keep-last:", "needs a limit of at least 1 character, found ''"),
+        ("keep-last:", "needs a limit from 1 to 999999999999 characters, found ''"),
         ("keep-last:0", "found '0'"),
         ("proportional:-5", "found '-5'"),
         ("keep-last:٣", "found '٣'"),

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -193,6 +194,39 @@ def test_the_input_is_not_written_over(prefcast: Run, tmp_path: Path) -> None:
     done = prefcast("predict", "f.csv", "-o", "./f.csv")
     assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the forecasts to another file\n")
     assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
+
+
+@pytest.mark.parametrize("option", [[], ["--predictions", "f.csv"]])
+def test_figures_are_not_written_over_the_input(prefcast: Run, tmp_path: Path, option: list[str]) -> None:
+    (tmp_path / "f.csv").write_bytes(EXAMPLES.read_bytes())
+    done = prefcast("evaluate", *(option or ["f.csv"]), "--json", "f.csv")
+    assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the figures to another file\n")
+    assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(20_000)])
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "-o", str(tmp_path / "out.csv")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not list(tmp_path.glob(".prefcast-*")):
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert said == f"prefcast: stopped by {name}; an output file is written whole or not at all\n"
+    assert [found.name for found in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+def test_standard_input_that_is_closed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"'{sys.executable}' -m prefcast.cli predict - <&-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "prefcast: standard input: is closed\n")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -38,15 +38,43 @@ def test_saving_replaces_a_forecaster_but_nothing_else(tmp_path: Path) -> None:
     assert load_forecaster(tmp_path / "f").scorer.name == "surface"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="exists and is not a forecaster"):
+    with pytest.raises(UsageError, match="holds other things than a forecaster"):
         load_forecaster("length").save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_file_laid_beside_a_forecaster_does_not_matter(tmp_path: Path) -> None:
+def test_a_file_laid_beside_a_forecaster_does_not_matter_and_is_not_lost(tmp_path: Path) -> None:
     load_forecaster().save(tmp_path / "f")
     (tmp_path / "f" / "notes.txt").write_text("hello")
     assert load_forecaster(tmp_path / "f").scorer.name == "surface"
+    with pytest.raises(UsageError, match="holds other things than a forecaster"):
+        load_forecaster().save(tmp_path / "f")
+    assert (tmp_path / "f" / "notes.txt").read_text() == "hello"
+
+
+def test_a_save_that_fails_leaves_the_old_forecaster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_forecaster("length").save(tmp_path / "f")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target.name == "f" and "-old" not in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        load_forecaster("surface").save(tmp_path / "f")
+    monkeypatch.undo()
+    assert load_forecaster(tmp_path / "f").scorer.name == "length"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_link_to_a_forecaster_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    load_forecaster("length").save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "forecaster.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +84,7 @@ def test_a_file_laid_beside_a_forecaster_does_not_matter(tmp_path: Path) -> None
         (lambda card: card.update(model="elo"), "damaged: UsageError: unknown model 'elo'"),
         (lambda card: card.update(scorer_sha256="0"), "not those that the outcome model was fitted for"),
         (lambda card: card.update(prior_tie=2), "prior_tie is 2.0; expected a share"),
+        (lambda card: card.update(prior_tie=10**400), "damaged: OverflowError"),
         (lambda card: card.pop("budget"), "damaged: KeyError: 'budget'"),
         (lambda card: card["outcome"].update(kind="elo"), "unknown outcome model 'elo'"),
         (lambda card: card["outcome"]["parameters"].update(scale="x"), "needs finite numbers"),
@@ -78,9 +107,10 @@ def test_names_and_folders_that_are_not_there(tmp_path: Path) -> None:
         load_forecaster(tmp_path / "none")
     with pytest.raises(ForecasterError, match="not a forecaster folder: No such file"):
         load_forecaster(tmp_path)
-    (tmp_path / "forecaster.json").write_text("{")
-    with pytest.raises(ForecasterError, match="damaged"):
-        load_forecaster(tmp_path)
+    for text in ("{", "[" * 100_000, "[]"):
+        (tmp_path / "forecaster.json").write_text(text)
+        with pytest.raises(ForecasterError, match="damaged"):
+            load_forecaster(tmp_path)
 
 
 def test_rows_that_failed_keep_their_place_with_the_class_prior(tmp_path: Path) -> None:
@@ -110,6 +140,8 @@ def test_fitting_moves_the_link_and_not_the_evidence() -> None:
     after = before.fit(PAIRS)
     assert isinstance(after.outcome, Davidson)
     assert after.prior_tie == 12 / 42
+    assert (after.card["outcome_fitted_on"], after.card["made_from"]) == (42, before.card)
+    assert before.fit(iter(PAIRS)).outcome == after.outcome
     np.testing.assert_array_equal(after.forecast(PAIRS).margin, before.forecast(PAIRS).margin)
     labels = [pair.outcome for pair in PAIRS]
     losses = [-np.log(each.forecast(PAIRS).probabilities[np.arange(42), labels]).mean() for each in (before, after)]

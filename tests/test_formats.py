@@ -18,9 +18,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from backports import zstd
 
-from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl
+from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl, zstd
 from prefcast import open_pairs, read_pairs
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.formats.ids import SeenIds

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import EXAMPLES, kaggle_row
+from conftest import EXAMPLES, kaggle_row, zstd
 from prefcast.budget import KeepLast
 from prefcast.errors import FileError, RowError
 from prefcast.formats import open_pairs

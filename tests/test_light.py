@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,16 +33,6 @@ def test_forecasting_a_csv_loads_nothing_heavy() -> None:
     code = f"import prefcast, sys; prefcast.predict({str(EXAMPLES)!r}); print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_help_starts_quickly() -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "prefcast.cli", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    # The aim is 0.3 s, and benchmarks/surface.py measures it; here only what a heavy import would cost shows.
-    assert min(times) < 1.0
 
 
 def peak_memory(path: Path, output: Path) -> int:
@@ -90,7 +78,3 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, ending: str) -> None
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_memory_does_not_grow_with_200_000_rows(tmp_path: Path, ending: str) -> None:
     check_flat(tmp_path, ending, 10_000, 200_000)
-
-
-def test_memory_is_measured_at_all() -> None:
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 10_000

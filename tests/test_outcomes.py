@@ -167,6 +167,12 @@ def test_evidence_that_is_none(margin: list[float]) -> None:
         Davidson().probabilities(margin)
 
 
+def test_parameters_without_measure_give_an_error_and_never_a_nan() -> None:
+    for model in (RaoKupper(1.0, 1e308, 1.0), Davidson(1e308, 0.0, 1.0)):
+        with pytest.raises(UsageError, match="gives no finite probabilities"):
+            model.probabilities([1e10], [1e10])
+
+
 def test_models_are_saved_by_kind_and_parameters() -> None:
     for model in (Davidson(1.5, -2.0, 0.25), RaoKupper(0.5, 1.0, 0.0), NotebookRule()):
         assert outcome_model(model.kind, model.parameters()) == model

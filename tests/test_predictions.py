@@ -14,6 +14,7 @@ from prefcast import Pair, open_pairs
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.files import atomic_file
 from prefcast.forecaster import load_forecaster
+from prefcast.pairs import Turn
 from prefcast.predictions import PROBABILITIES, Forecasts, open_writer, read_predictions
 
 
@@ -52,6 +53,24 @@ def test_a_submission_is_exactly_what_kaggle_takes(tmp_path: Path, forecasts: Fo
     assert [row[0] for row in rows] == [str(id) for id in forecasts.ids]
     for row in rows:
         assert abs(sum(map(float, row[1:])) - 1) < 1e-9
+
+
+@pytest.mark.parametrize("id", ["a\rb", "a\nb", 'a"b', "a,b", " a", "=1+1", "ä", "x" * 5000, "a\r\nb"])
+def test_any_id_survives_a_submission(tmp_path: Path, id: str) -> None:
+    with open_writer(tmp_path / "s.csv") as writer:
+        writer.write(load_forecaster("length").forecast([Pair.of("p", "a", "b", id=id)]))
+    with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file)] == ["id", id]
+    assert read_predictions(tmp_path / "s.csv").ids == [id]
+
+
+def test_half_characters_from_a_program_are_written_all_the_same(tmp_path: Path) -> None:
+    pair = Pair((Turn("p\ud83d", "a", "b"),), id="\ud83d")
+    for name in ("f.csv", "f.jsonl", "f.parquet"):
+        with open_writer(tmp_path / name, with_text=name != "f.csv") as writer:
+            writer.write(load_forecaster("length").forecast([pair]))
+        assert read_predictions(tmp_path / name).ids == ["\ufffd"]
+    assert Pair.of("p\ud83d", "a", "b").prompt == ("p\ufffd",)
 
 
 def test_everything_is_in_the_other_formats(tmp_path: Path, forecasts: Forecasts) -> None:
@@ -165,6 +184,8 @@ GOOD = "id,winner_model_a,winner_model_b,winner_tie"
         (f"{GOOD}\n1,1.5,-0.5,0\n", "row 1: winner_model_a is 1.5; expected a probability from 0 to 1"),
         (f"{GOOD}\n1,0.5,0.4,0\n", "row 1: the probabilities sum to 0.9; expected 1 (within 0.001)"),
         (f"{GOOD}\n1,1,0,0\n1,0,1,0\n", "row 2: id '1' is the same as in row 1"),
+        (f"{GOOD},label\n1,1,0,0,1.9\n", "row 1: label is '1.9'; expected 0 (A), 1 (B) or 2 (tie)"),
+        (f"{GOOD}\n,1,0,0\n", "row 1: id is missing; every row needs one"),
         (f"{GOOD},label\n1,1,0,0,5\n", "row 1: label is '5'; expected 0 (A), 1 (B) or 2 (tie)"),
         (f"{GOOD}\n1,1\n", "row 1: has 2 cells where the header has 4"),
         (f"{GOOD}\n", "has no rows; expected at least one"),
@@ -182,6 +203,11 @@ def test_rounded_probabilities_are_normalised(tmp_path: Path) -> None:
     found = read_predictions(tmp_path / "p.csv").probabilities[0]
     assert found.sum() == pytest.approx(1, abs=1e-15)
     assert found[0] == pytest.approx(0.6090 / 0.9999)
+
+
+def test_labels_as_other_programs_write_them(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"{GOOD},label\n1,1.0000000000000002,0,0,2.0\n2,1,0,0,\n")
+    assert read_predictions(tmp_path / "p.csv").labels.tolist() == [2, -1]
 
 
 def test_results_show_themselves_with_their_texts_escaped(forecasts: Forecasts) -> None:

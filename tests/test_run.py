@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 import prefcast
@@ -52,6 +54,37 @@ def test_frames_with_lists_arrays_and_holes() -> None:
     assert pd.isna(found["model_a"].iloc[0])
 
 
+def test_an_arena_export_read_with_pandas(tmp_path: Path) -> None:
+    def talk(answer: str) -> list[dict[str, Any]]:
+        parts = [{"type": "text", "text": "Why?"}]
+        return [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+
+    rows = [{"id": "x", "conversation_a": talk("Because."), "conversation_b": talk("So, so."), "winner": "tie"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
+    from_frame = prefcast.predict(pd.read_parquet(tmp_path / "f.parquet"))
+    assert from_frame["error"].isna().all()
+    np.testing.assert_array_equal(
+        from_frame[list(PROBABILITIES)], prefcast.predict(tmp_path / "f.parquet").probabilities
+    )
+
+
+def test_tables_with_odd_columns() -> None:
+    frame = pd.DataFrame([[("p",), ["a"], ["b"]]], columns=[0, 1, 2])
+    found = prefcast.predict(frame, columns={"prompt": "0", "response_a": "1", "response_b": "2"})
+    assert found["error"].isna().all()
+    twice = pd.DataFrame([[["p"], ["a"], ["b"], ["c"]]], columns=["prompt", "response_a", "response_b", "response_b"])
+    with pytest.raises(FileError, match="column 'response_b' appears twice"):
+        prefcast.predict(twice)
+    for empty in (
+        frame.iloc[:0].rename(columns=dict(enumerate(["prompt", "response_a", "response_b"]))),
+        twice.iloc[:0, :3],
+    ):
+        assert len(prefcast.predict(empty)) == 0
+
+
 def test_a_frame_with_own_names_and_plain_text() -> None:
     frame = pd.DataFrame({"q": ["Why?"], "left": ["Because."], "right": ["So."]})
     found = prefcast.predict(frame, columns={"prompt": "q", "response_a": "left", "response_b": "right"}, cells="text")
@@ -84,6 +117,8 @@ def test_rows_that_fail_are_kept_or_stop_the_run(tmp_path: Path) -> None:
 def test_what_is_no_pair() -> None:
     with pytest.raises(UsageError, match=r"expected pairs, found 'Why\?'"):
         prefcast.predict(["Why?"])
+    with pytest.raises(UsageError, match="expected a path, pairs or a table, found 5"):
+        prefcast.predict(5)
     assert len(prefcast.predict([])) == 0
 
 
@@ -140,7 +175,9 @@ def test_rows_that_fail_or_have_no_label_are_left_out_and_counted(tmp_path: Path
     assert (found.n, found.failed, found.unlabelled) == (6, 1, 1)
     assert found.scores == prefcast.evaluate(write_csv(tmp_path / "g.csv", good)).scores
     with pytest.raises(UsageError, match="of 1 rows 0 failed and 1 have no label"):
-        prefcast.evaluate(write_jsonl(tmp_path / "h.jsonl", [kaggle_row()]))
+        prefcast.evaluate(write_jsonl(tmp_path / "h.jsonl", [kaggle_row(winner=None)]))
+    with pytest.raises(UsageError, match="nothing to evaluate: it has no label columns"):
+        prefcast.evaluate(write_jsonl(tmp_path / "i.jsonl", [kaggle_row()]))
 
 
 def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefcast.errors import UsageError
+from prefcast.errors import UsageError, excerpt
 from prefcast.pairs import Turn
 
 __all__ = ["DEFAULT_BUDGET", "Budget", "KeepLast", "Notebook", "Proportional", "Truncation", "parse_budget"]
@@ -111,7 +111,7 @@ class Proportional(Budget):
     """20, 40 and 40 % of the limit for all prompts, all of A and all of B; each keeps its newest texts, the one at
     the edge loses its middle.
 
-    What one of the three does not need goes to the others. A turn of which nothing is left is dropped.
+    What one of the three does not need goes to the others. A turn that loses a whole text is dropped.
     """
 
     limit: int = 24_000
@@ -124,10 +124,17 @@ class Proportional(Budget):
             [turn.response_b for turn in turns],
         ]
         grants = _allocate(self.limit, [sum(map(len, column)) for column in columns])
-        cut = [_newest(column, grant) for column, grant in zip(columns, grants, strict=True)]
-        kept = [Turn(*texts) for texts in zip(*cut, strict=True)]
-        first = next((index for index, turn in enumerate(kept) if turn.characters), len(kept) - 1)
-        return tuple(kept[first:]), sum(grants)
+        texts, counts = zip(*map(_newest, columns, grants), strict=True)
+
+        def loses_a_text(index: int) -> bool:
+            return any(column[index] and not count[index] for column, count in zip(columns, counts, strict=True))
+
+        # An answer that was cut away would look like an empty one.
+        first = len(turns) - 1
+        while first and not loses_a_text(first - 1):
+            first -= 1
+        kept = tuple(Turn(*(text[index] for text in texts)) for index in range(first, len(turns)))
+        return kept, sum(sum(count[first:]) for count in counts)
 
 
 def _allocate(limit: int, wants: Sequence[int]) -> list[int]:
@@ -157,13 +164,13 @@ def _cut_middle(text: str, limit: int) -> str:
     return text[: limit - tail] + _GAP + (text[-tail:] if tail else "")
 
 
-def _newest(texts: Sequence[str], limit: int) -> list[str]:
-    """The newest texts that fit, the one at the edge without its middle, empty strings before it."""
-    out = [""] * len(texts)
+def _newest(texts: Sequence[str], limit: int) -> tuple[list[str], list[int]]:
+    """The newest texts that fit, the one at the edge without its middle, empty ones before it; and the characters of each."""
+    counts = [0] * len(texts)
     for index in range(len(texts) - 1, -1, -1):
-        out[index] = _cut_middle(texts[index], limit) if limit else ""
-        limit = max(0, limit - len(texts[index]))
-    return out
+        counts[index] = min(len(texts[index]), limit)
+        limit -= counts[index]
+    return [_cut_middle(text, count) if count else "" for text, count in zip(texts, counts, strict=True)], counts
 
 
 _POLICIES: dict[str, type[KeepLast] | type[Proportional]] = {"keep-last": KeepLast, "proportional": Proportional}
@@ -182,10 +189,12 @@ def parse_budget(text: str) -> Budget:
         return Notebook()
     if name not in _POLICIES:
         raise UsageError(
-            f"unknown budget {name!r}; there are keep-last, notebook and proportional, e.g. keep-last:8000"
+            f"unknown budget {excerpt(name)}; there are keep-last, notebook and proportional, e.g. keep-last:8000"
         )
     if not colon:
         return _POLICIES[name]()
-    if not limit.isascii() or not limit.isdigit() or int(limit) < 1:
-        raise UsageError(f"budget {name!r} needs a limit of at least 1 character, found {limit!r}; e.g. {name}:8000")
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 12) or int(limit) < 1:
+        raise UsageError(
+            f"budget {name!r} needs a limit from 1 to 999999999999 characters, found {excerpt(limit)}; e.g. {name}:8000"
+        )
     return _POLICIES[name](int(limit))

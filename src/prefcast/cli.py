@@ -6,6 +6,7 @@ Exit status 0: done; 2: a fault of the call or the file, nothing written; 3: don
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -176,9 +177,12 @@ def evaluate(
     """
     from prefcast.predictions import read_predictions
     from prefcast.run import evaluate as measure
-    from prefcast.run import evaluate_predictions
+    from prefcast.run import evaluate_predictions, same_file
     from prefcast.show import evaluation_text, write_json
 
+    for name in (labelled, predictions):
+        if json_output is not None and name is not None and same_file(name, json_output):
+            raise UsageError(f"{json_output}: is the input; write the figures to another file")
     if predictions is not None:
         if model is not None or forecaster is not None or budget is not None:
             raise UsageError(
@@ -262,7 +266,7 @@ def models() -> None:
 def _opened(pairs: str, columns: str | None, cells: Cells) -> PairFile:
     from prefcast.formats import open_pairs
 
-    if pairs == "-" and sys.stdin.isatty():
+    if pairs == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal; pipe a file into it")
     file = open_pairs(pairs, columns=_mapping(columns), cells=cells.value)
     if file.shape.note:
@@ -313,10 +317,19 @@ def _say(text: str) -> None:
     print(f"prefcast: {printable(text)}", file=sys.stderr)
 
 
+def _stop(number: int, frame: object) -> None:
+    _say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """The entry point: a fault that the user can mend is one line and status 2, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # As an exception a signal lets temporary files be removed.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     try:
         app()
     except PrefcastError as error:
@@ -329,9 +342,6 @@ def main() -> None:
     except OSError as error:
         _say(f"{error.filename or 'writing'}: {error.strerror or error}")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

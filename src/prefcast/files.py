@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from prefcast.errors import UsageError, shown_path
 
-__all__ = ["atomic_file"]
+__all__ = ["atomic_file", "umask"]
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if target.exists() and not target.is_file():
         raise UsageError(f"{shown}: cannot be written: it is not a regular file")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=".prefcast-", suffix=".part", dir=target.parent)
     except OSError as error:
         raise UsageError(f"{shown}: cannot be written: {error.strerror or error}") from None
     part = Path(name)
@@ -37,14 +37,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp gives 0600; a new file should have what open() would have given it.
-        part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
+        part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~umask())
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's mask of file rights."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from prefcast.budget import DEFAULT_BUDGET, Budget, Truncation, parse_budget
 from prefcast.errors import ForecasterError, RowError, ScoringError, UsageError, shown_path
+from prefcast.files import umask
 from prefcast.outcomes import Davidson, FittedModel, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
@@ -125,11 +127,12 @@ class Forecaster:
         found = self.scorer.score([self.read(pair)[0] for pair in pairs])
         return found.margin, found.tie
 
-    def fit(self, pairs: Sequence[Pair], model: type[FittedModel] = Davidson) -> Forecaster:
+    def fit(self, pairs: Iterable[Pair], model: type[FittedModel] = Davidson) -> Forecaster:
         """A forecaster with this scorer and budget and an outcome model fitted to labelled `pairs`.
 
         Pairs without a label raise UsageError, a fit that fails FitError.
         """
+        pairs = list(pairs)
         if any(pair.outcome is None for pair in pairs) or not pairs:
             raise UsageError("fit needs labelled pairs: every pair must have an outcome")
         outcomes = np.array([pair.outcome for pair in pairs], dtype=np.int64)
@@ -138,7 +141,7 @@ class Forecaster:
             self,
             outcome=model.fit(margin, tie, outcomes),
             prior_tie=float((outcomes == Outcome.TIE).mean()),
-            card={"fitted_on": len(pairs)},
+            card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
         )
 
     def explain(self, pair: Pair) -> Explanation:
@@ -161,41 +164,48 @@ class Forecaster:
         return Explanation(forecast, influences)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the forecaster as a folder, whole or not at all; one that is there is replaced.
+        """Write the forecaster as a folder, whole or not at all; a forecaster that is there is replaced.
 
-        Raises UsageError.         A folder that holds anything else than a forecaster is left alone.
+        A folder that holds anything else is left alone. Raises UsageError.
         """
-        target = Path(folder)
-        if target.exists() and not (target / _CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target}: exists and is not a forecaster; choose another folder")
+        target = Path(os.path.realpath(folder))
+        shown = shown_path(folder)
+        known = {_CARD, *(name for scorer in SCORERS for name in scorer_class(scorer).files)}
+        if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= known):
+            raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
-            ) as parent:
-                made = Path(parent) / "new"
-                made.mkdir()
-                self.scorer.save(made)
-                card = {
-                    "format": _FORMAT,
-                    "model": self.scorer.name,
-                    "scorer_sha256": _fingerprint(made, type(self.scorer)),
-                    "budget": str(self.budget),
-                    "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
-                    "prior_tie": self.prior_tie,
-                    "versions": {
-                        "prefcast": metadata.version("prefcast"),
-                        "numpy": np.__version__,
-                        "python": platform.python_version(),
-                    },
-                    "card": dict(self.card),
-                }
-                (made / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            made = Path(tempfile.mkdtemp(prefix=".prefcast-", dir=target.parent))
+            try:
+                self._write(made)
+                made.chmod(target.stat().st_mode if target.exists() else 0o777 & ~umask())
                 if target.exists():
-                    target.rename(Path(parent) / "old")
-                made.rename(target)
+                    _exchange(made, target)
+                else:
+                    made.rename(target)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
         except OSError as error:
-            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from None
+            raise UsageError(f"{shown}: cannot be written: {error.strerror or error}") from None
+
+    def _write(self, folder: Path) -> None:
+        self.scorer.save(folder)
+        versions = {
+            "prefcast": metadata.version("prefcast"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+        card = {
+            "format": _FORMAT,
+            "model": self.scorer.name,
+            "scorer_sha256": _fingerprint(folder, type(self.scorer)),
+            "budget": str(self.budget),
+            "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
+            "prior_tie": self.prior_tie,
+            "versions": versions,
+            "card": dict(self.card),
+        }
+        (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Forecaster:
@@ -224,8 +234,20 @@ class Forecaster:
             return cls(scorer, outcome, parse_budget(card["budget"]), prior_tie, dict(card["card"]))
         except OSError as error:
             raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({_CARD})") from None
-        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _exchange(made: Path, target: Path) -> None:
+    """Put `made` in the place of `target`; afterwards `made` is the old one. A failure leaves `target` as it was."""
+    old = made.with_name(f"{made.name}-old")
+    target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    old.rename(made)
 
 
 def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:

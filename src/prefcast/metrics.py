@@ -95,43 +95,38 @@ def _groups(groups: Sequence[object] | NDArray[np.int64] | None, n: int) -> NDAr
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
 
-def _group_sums(group: NDArray[np.int64], columns: Sequence[Floats]) -> Floats:
-    """Sums by group, (g, k), of k columns (n,)."""
-    return np.stack([np.bincount(group, column).astype(np.float64) for column in columns], axis=1)
-
-
-def _bootstrap(sums: Floats, counts: Floats, repeats: int, seed: int) -> tuple[Floats, Floats]:
-    """Bootstrap ratios: `sums`, `counts` (g, k) per group -> quantiles (k,) of sum(sums) / sum(counts) over resampled
-    groups."""
+def _draws(group: NDArray[np.int64], columns: Sequence[Floats], repeats: int, seed: int) -> Floats:
+    """Sums of k columns (n,) over bootstrap draws of whole groups, (repeats, k)."""
+    sums = np.stack([np.bincount(group, column) for column in columns], axis=1)
     rng = np.random.default_rng(seed)
     g = len(sums)
-    values = np.empty((repeats, sums.shape[1]))
-    both = np.concatenate([sums, counts], axis=1)
-    for repeat in range(repeats):
-        drawn = np.bincount(rng.integers(0, g, g), minlength=g) @ both
-        with np.errstate(invalid="ignore"):
-            values[repeat] = drawn[: sums.shape[1]] / drawn[sums.shape[1] :]
-    # A resample may hold no row of a rare outcome: it says nothing about that figure.
-    return np.nanquantile(values, 0.025, axis=0), np.nanquantile(values, 0.975, axis=0)
+    return np.stack([np.bincount(rng.integers(0, g, g), minlength=g) @ sums for _ in range(repeats)])
 
 
-def _scores(
-    probabilities: Floats, outcomes: NDArray[np.int64], group: NDArray[np.int64], repeats: int, seed: int
-) -> Scores:
-    loss = row_log_loss(probabilities, outcomes)
-    columns = [loss, _row_accuracy(probabilities, outcomes), _row_brier(probabilities, outcomes)]
-    masks = [np.ones(len(outcomes))] * 3
-    occurring = [outcome for outcome in Outcome if (outcomes == outcome).any()]
-    for outcome in occurring:
-        masks.append((outcomes == outcome).astype(np.float64))
-        columns.append(loss * masks[-1])
-    sums = _group_sums(group, columns)
-    counts = _group_sums(group, masks)
-    low, high = _bootstrap(sums, counts, repeats, seed)
-    value = [float(column.sum() / mask.sum()) for column, mask in zip(columns, masks, strict=True)]
-    figures = [Figure(v, float(lo), float(hi)) for v, lo, hi in zip(value, low, high, strict=True)]
-    by_outcome = {outcome.name.lower(): figure for outcome, figure in zip(occurring, figures[3:], strict=True)}
-    return Scores(figures[0], figures[1], figures[2], by_outcome)
+def _figure(value: float, draws: Floats) -> Figure:
+    # A draw may hold no row of a rare outcome: it says nothing about that figure.
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Figure(float(value), float(low), float(high))
+
+
+def _scores(total: Floats, counts: Floats, total_draws: Floats, count_draws: Floats) -> Scores:
+    """Figures from sums of log loss by outcome (3), accuracy and Brier score, (5,) and (repeats, 5), and counts (3,), (repeats, 3)."""
+    n, n_draws = counts.sum(), count_draws.sum(axis=1)
+    by_outcome = {
+        outcome.name.lower(): _figure(
+            total[outcome] / counts[outcome], _ratio(total_draws[:, outcome], count_draws[:, outcome])
+        )
+        for outcome in Outcome
+        if counts[outcome]
+    }
+    log_loss = _figure(total[:3].sum() / n, total_draws[:, :3].sum(axis=1) / n_draws)
+    accuracy, brier = (_figure(total[column] / n, total_draws[:, column] / n_draws) for column in (3, 4))
+    return Scores(log_loss, accuracy, brier, by_outcome)
+
+
+def _ratio(sums: Floats, counts: Floats) -> Floats:
+    ratios: Floats = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    return ratios
 
 
 def evaluate_probabilities(
@@ -168,16 +163,26 @@ def evaluate_probabilities(
     if ((y < 0) | (y >= len(Outcome))).any():
         raise UsageError("outcomes must be 0 (A), 1 (B) or 2 (tie)")
     group = _groups(groups, len(p))
-    shares = np.bincount(y, minlength=len(Outcome)) / len(y)
+    happened = np.eye(len(Outcome))[y]
+    columns = [*(row_log_loss(p, y)[:, None] * happened).T, _row_accuracy(p, y), _row_brier(p, y), *happened.T]
+    totals = np.array([column.sum() for column in columns])
+    draws = _draws(group, columns, repeats, seed)
+    counts, count_draws = totals[5:], draws[:, 5:]
+    shares = counts / len(y)
     decisive = (shares[Outcome.A] + shares[Outcome.B]) / 2
-    baselines = {"uniform": np.full(3, 1 / 3), "class_prior": np.array([decisive, decisive, shares[Outcome.TIE]])}
+    baselines = {}
+    for name, row in (("uniform", [1 / 3] * 3), ("class_prior", [decisive, decisive, shares[Outcome.TIE]])):
+        # What a constant forecast costs depends on the outcome alone, so the counts of a draw are all it takes.
+        constant, each = np.tile(row, (3, 1)), np.arange(3)
+        costs = np.column_stack(
+            [np.diag(row_log_loss(constant, each)), _row_accuracy(constant, each), _row_brier(constant, each)]
+        )
+        baselines[name] = _scores(counts @ costs, counts, count_draws @ costs, count_draws)
     return Evaluation(
         n=len(p),
         groups=int(group.max()) + 1,
-        scores=_scores(p, y, group, repeats, seed),
-        baselines={
-            name: _scores(np.tile(row, (len(p), 1)), y, group, repeats, seed) for name, row in baselines.items()
-        },
+        scores=_scores(totals[:5], counts, draws[:, :5], count_draws),
+        baselines=baselines,
         outcome_shares={outcome.name.lower(): float(shares[outcome]) for outcome in Outcome},
         failed=failed,
         unlabelled=unlabelled,
@@ -191,6 +196,5 @@ def paired_difference(
     """Mean of left - right, two losses (n,) of the same rows, with a bootstrap interval over groups."""
     difference = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
     group = _groups(groups, len(difference))
-    sums, counts = _group_sums(group, [difference]), _group_sums(group, [np.ones(len(group))])
-    low, high = _bootstrap(sums, counts, repeats, seed)
-    return Figure(float(difference.mean()), float(low[0]), float(high[0]))
+    draws = _draws(group, [difference, np.ones(len(group))], repeats, seed)
+    return _figure(difference.mean(), draws[:, 0] / draws[:, 1])

@@ -48,9 +48,13 @@ class OutcomeModel(ABC):
             raise UsageError(f"margin must have shape (n,) and tie the same; found {margin.shape} and {tie.shape}")
         if not (np.isfinite(margin).all() and np.isfinite(tie).all()):
             raise UsageError("margin and tie must be finite")
-        a, b, t = self._weights(margin, np.broadcast_to(tie, margin.shape))
-        total = (a + b) + t
-        return np.stack([a / total, b / total, t / total], axis=1)
+        with np.errstate(all="ignore"):
+            a, b, t = self._weights(margin, np.broadcast_to(tie, margin.shape))
+            total = (a + b) + t
+            p = np.stack([a / total, b / total, t / total], axis=1)
+        if not np.isfinite(p).all():
+            raise UsageError(f"{self} gives no finite probabilities: a parameter or the evidence is too large")
+        return p
 
     def parameters(self) -> dict[str, float]:
         """The parameters by name, as they are saved."""

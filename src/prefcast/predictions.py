@@ -3,11 +3,10 @@ back."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import Truncation
-from prefcast.errors import FileError, RowError, UsageError, excerpt, shown_path
+from prefcast.errors import FileError, MissingExtraError, RowError, UsageError, excerpt, shown_path
 from prefcast.files import atomic_file
 from prefcast.formats.containers import open_records
-from prefcast.pairs import Outcome, Pair
+from prefcast.pairs import Outcome, Pair, clean
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +34,9 @@ __all__ = ["PROBABILITIES", "Forecast", "Forecasts", "Predictions", "Writer", "o
 PROBABILITIES = ("winner_model_a", "winner_model_b", "winner_tie")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _SUM_TOLERANCE = 1e-3
+_ROUNDING = 1e-9
 _SHOWN = 10
+_MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
 
 
@@ -62,7 +63,7 @@ class Forecast:
         return f"<table><caption>{escape(str(self.id))}</caption>{rows}</table>{error}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forecasts(Sequence[Forecast]):
     """Forecasts of n rows, in their order: `probabilities` (n, 3) in Outcome's order, `margin` and `tie` (n,), nan
     where a row failed."""
@@ -104,7 +105,7 @@ class Forecasts(Sequence[Forecast]):
             pair, truncation, error = self.pairs[index], self.truncations[index], self.errors[index]
             failed = error is not None
             record: dict[str, Any] = {
-                "id": id,
+                "id": clean(id) if isinstance(id, str) else id,
                 **dict(zip(PROBABILITIES, map(float, self.probabilities[index]), strict=True)),
                 "margin": None if failed else float(self.margin[index]),
                 "tie": None if failed else float(self.tie[index]),
@@ -118,9 +119,7 @@ class Forecasts(Sequence[Forecast]):
                 "error": str(error) if failed else None,
             }
             if with_text:
-                record |= {
-                    name: list(getattr(pair, name)) if pair else None for name in ("prompt", "response_a", "response_b")
-                }
+                record |= {name: _texts(pair, name) for name in ("prompt", "response_a", "response_b")}
             yield record
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -128,7 +127,7 @@ class Forecasts(Sequence[Forecast]):
         try:
             import pandas
         except ImportError:
-            raise UsageError("to_pandas needs pandas: pip install pandas") from None
+            raise MissingExtraError("pandas", "pandas") from None
         return pandas.DataFrame(list(self.records()))
 
     def to_arrow(self) -> pyarrow.Table:
@@ -162,6 +161,10 @@ class Forecasts(Sequence[Forecast]):
         return f"<tr>{_cell(forecast.id)}{bars}{_cell(f'{forecast.margin:+.2f}')}{_cell(note)}</tr>"
 
 
+def _texts(pair: Pair | None, name: str) -> list[str] | None:
+    return None if pair is None else [clean(text) for text in getattr(pair, name)]
+
+
 def _cell(value: object) -> str:
     return f"<td>{escape(str(value))}</td>"
 
@@ -180,19 +183,17 @@ class Writer(Protocol):
 class _Submission:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._buffer = io.StringIO()
-        self._writer = csv.writer(self._buffer, lineterminator="\n")
-        self._writer.writerow(("id", *PROBABILITIES))
+        file.write(f"id,{','.join(PROBABILITIES)}\n".encode())
 
     def write(self, forecasts: Forecasts) -> None:
         for id, row in zip(forecasts.ids, forecasts.probabilities.tolist(), strict=True):
-            self._writer.writerow((id, *map(repr, row)))
-        self.flush()
+            a, b, tie = row
+            self._file.write(f"{_quoted(clean(str(id)))},{a!r},{b!r},{tie!r}\n".encode())
 
-    def flush(self) -> None:
-        self._file.write(self._buffer.getvalue().encode("utf-8"))
-        self._buffer.seek(0)
-        self._buffer.truncate()
+
+def _quoted(text: str) -> str:
+    """A CSV cell, in quotes where it needs them. (The csv module leaves a lone carriage return bare.)"""
+    return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) else text
 
 
 class _JsonLines:
@@ -302,9 +303,7 @@ def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Ite
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
     with atomic_file(path) as file:
         if kind == ".csv":
-            submission = _Submission(file)
-            yield submission
-            submission.flush()
+            yield _Submission(file)
         elif kind == ".jsonl":
             yield _JsonLines(file, with_text)
         else:
@@ -348,7 +347,9 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         for row, record in records:
             if isinstance(record, RowError):
                 raise FileError(records.name, record.problem, row)
-            id = str(record.get("id", ""))
+            if record.get("id") in (None, ""):
+                raise FileError(records.name, "id is missing; every row needs one", row)
+            id = str(record["id"])
             if seen.setdefault(id, row) != row:
                 raise FileError(
                     records.name,
@@ -372,9 +373,9 @@ def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[floa
             value = float(record[column])
         except (KeyError, TypeError, ValueError):
             raise FileError(name, f"{column} is {excerpt(record.get(column))}; expected a probability", row) from None
-        if not 0 <= value <= 1:
+        if not -_ROUNDING <= value <= 1 + _ROUNDING:
             raise FileError(name, f"{column} is {value}; expected a probability from 0 to 1", row)
-        values.append(value)
+        values.append(min(max(value, 0.0), 1.0))
     if not math.isclose(sum(values), 1.0, rel_tol=0, abs_tol=_SUM_TOLERANCE):
         raise FileError(name, f"the probabilities sum to {sum(values):.6g}; expected 1 (within {_SUM_TOLERANCE})", row)
     return tuple(values)
@@ -383,7 +384,7 @@ def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[floa
 def _label(value: Any, name: str, row: int) -> int:
     if value is None or value == "":
         return -1
-    try:
-        return int(Outcome(int(value)))
-    except (TypeError, ValueError):
-        raise FileError(name, f"label is {excerpt(value)}; expected 0 (A), 1 (B) or 2 (tie)", row) from None
+    text = str(value).removesuffix(".0")
+    if text not in ("0", "1", "2"):
+        raise FileError(name, f"label is {excerpt(value)}; expected 0 (A), 1 (B) or 2 (tie)", row)
+    return int(text)

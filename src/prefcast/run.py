@@ -5,7 +5,6 @@ Memory does not grow with the number of rows.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -32,6 +31,7 @@ ON_ERROR = ("keep", "stop")
 _CHUNK_ROWS = 256
 _CHUNK_CHARACTERS = 4_000_000
 _NEAR = 3
+_LABEL_COLUMNS = "winner_model_a, winner_model_b, winner_tie or winner"
 
 Progress = Callable[[int], None]
 
@@ -126,6 +126,7 @@ def predict(
 ) -> Any:
     """Forecast a file, pairs, or a table.
 
+    All is held in memory, texts included; `predict_to` is for what does not fit.
     `source` is a path (any format that `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow
     table. Paths and pairs give Forecasts; a table gives a table of its own kind, a row a forecast in the same order
     (a data frame keeps its index). `model` names a built-in forecaster (default `surface`); `forecaster` is a
@@ -159,12 +160,14 @@ def _joined(parts: list[Forecasts]) -> Forecasts:
 class _Given:
     """Pairs that are in memory already, under the same roof as a file."""
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
+    def __init__(self, pairs: Iterable[Pair | RowError]) -> None:
+        if not isinstance(pairs, Iterable):
+            raise UsageError(f"expected a path, pairs or a table, found {excerpt(pairs)}")
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[Pair | RowError]:
         for pair in self._pairs:
-            if not isinstance(pair, Pair):
+            if not isinstance(pair, Pair | RowError):
                 raise UsageError(
                     f"expected pairs, found {excerpt(pair)}; prefcast.Pair.of(prompt, response_a, response_b) makes one"
                 )
@@ -183,8 +186,9 @@ def _opened(source: Any, columns: Mapping[str, str] | None, cells: str) -> PairF
     if isinstance(source, str | os.PathLike):
         return open_pairs(source, columns=columns, cells=cells)
     if _is_table(source, "pandas", "DataFrame"):
-        records = ({name: _plain(value) for name, value in record.items()} for record in source.to_dict("records"))
-        return pairs_of_records(records, [str(name) for name in source.columns], mapping=columns, cells=cells)
+        names = [str(name) for name in source.columns]
+        records = (dict(zip(names, map(_plain, row), strict=True)) for row in source.itertuples(index=False, name=None))
+        return pairs_of_records(records, names, mapping=columns, cells=cells)
     if _is_table(source, "pyarrow", "Table"):
         rows = chain.from_iterable(batch.to_pylist() for batch in source.to_batches(max_chunksize=_CHUNK_ROWS))
         return pairs_of_records(rows, source.column_names, mapping=columns, cells=cells)
@@ -198,11 +202,15 @@ def _is_table(source: Any, module: str, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of a data frame as JSON would have it: NumPy's arrays and numbers become Python's, a missing value
-    None."""
+    """A cell of a data frame as JSON would have it: arrays, tuples and NumPy's numbers become Python's, a missing value None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    # Missing values (nan, NaT, pandas.NA) are what is not plainly equal to itself.
+    return value if isinstance(value, str) or (value == value) is True else None  # noqa: PLR0124
 
 
 def evaluate(
@@ -224,6 +232,8 @@ def evaluate(
     probabilities, labels, groups = [], [], []
     failed = unlabelled = rows = 0
     with _opened(source, columns, cells) as pairs:
+        if isinstance(pairs, PairFile) and not pairs.has_labels:
+            raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({_LABEL_COLUMNS})")
         for forecasts in _forecasts(pairs, chosen, "keep"):
             for row, pair, error in zip(forecasts.probabilities, forecasts.pairs, forecasts.errors, strict=True):
                 if error is not None or pair is None:
@@ -239,7 +249,7 @@ def evaluate(
                 progress(rows)
     if not labels:
         raise UsageError(
-            f"nothing to evaluate: of {rows} rows {failed} failed and {unlabelled} have no label (winner_model_a, winner_model_b, winner_tie or winner)"
+            f"nothing to evaluate: of {rows} rows {failed} failed and {unlabelled} have no label ({_LABEL_COLUMNS})"
         )
     return evaluate_probabilities(np.array(probabilities), labels, groups, failed=failed, unlabelled=unlabelled)
 

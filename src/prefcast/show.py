@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["TableWriter", "evaluation_text", "explanation_text", "inspection_text", "models_text", "write_json"]
 
 _BAR = 30
+_LEAST_CHANGE = 0.0005
 _ID, _PROMPT = 16, 60
 _SHOWN_INFLUENCES, _SHOWN_VALUES, _SHOWN_TEXT = 8, 3, 400
 
@@ -117,10 +118,11 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
     if not explanation.influences:
         return "\n".join(lines)
     lines += ["", f"{'what moved it (percentage points)':34}     A      B    tie   in A / in B"]
-    for influence in explanation.influences[:_SHOWN_INFLUENCES]:
+    shown = [each for each in explanation.influences if max(map(abs, each.change)) >= _LEAST_CHANGE][:_SHOWN_INFLUENCES]
+    for influence in shown:
         change = "  ".join(f"{100 * part:+5.1f}" for part in influence.change)
         lines.append(f"{influence.name:34} {change}   {_values(influence.values)}".rstrip())
-    rest = len(explanation.influences) - _SHOWN_INFLUENCES
+    rest = len(explanation.influences) - len(shown)
     return "\n".join([*lines, f"and {rest} smaller ones"] if rest > 0 else lines)
 
 

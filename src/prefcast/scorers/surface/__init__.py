@@ -17,6 +17,7 @@ from prefcast.scorers.surface.features import (
     PAIR_FEATURES,
     PAIR_GROUPS,
     RESPONSE_FEATURES,
+    UNREADABLE,
     pair_features,
 )
 from prefcast.scorers.surface.model import SurfaceModel
@@ -72,12 +73,16 @@ class SurfaceScorer(Scorer):
             values = tuple(
                 _value(RESPONSE_FEATURES[i], float(a[0, i]), float(b[0, i]))
                 for i in index
-                if a[0, i] != b[0, i] and "_over_" not in RESPONSE_FEATURES[i]
+                if a[0, i] != b[0, i] and RESPONSE_FEATURES[i] not in UNREADABLE
             )
             pushes.append(Push(name, float(margin[index].sum()), float(likeness[index].sum()), values))
         for name, features in PAIR_GROUPS.items():
             index = [PAIR_FEATURES.index(feature) for feature in features]
-            values = tuple(_value(PAIR_FEATURES[i], float(both[0, i]), float(both[0, i])) for i in index if both[0, i])
+            values = tuple(
+                _value(PAIR_FEATURES[i], float(both[0, i]), float(both[0, i]))
+                for i in index
+                if both[0, i] and PAIR_FEATURES[i] not in UNREADABLE
+            )
             pushes.append(Push(name, 0.0, float(shared[index].sum()), values))
         return sorted(pushes, key=lambda push: -(abs(push.margin) + abs(push.tie)))
 

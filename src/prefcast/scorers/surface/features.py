@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 from prefcast.pairs import Turn
 
-__all__ = ["COUNTS", "GROUPS", "PAIR_FEATURES", "PAIR_GROUPS", "RESPONSE_FEATURES", "language", "pair_features"]
+__all__ = [
+    "COUNTS",
+    "GROUPS",
+    "PAIR_FEATURES",
+    "PAIR_GROUPS",
+    "RESPONSE_FEATURES",
+    "UNREADABLE",
+    "language",
+    "pair_features",
+]
 
 # One token a word; scripts that do not separate words give one a character.
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\\W_]+")
@@ -42,6 +51,10 @@ _MATHS = re.compile(
 _WRITING = re.compile(
     r"\b(?:write|poem|story|essay|haiku|song|lyrics|email|letter|joke|rewrite|rephrase|translate|role ?play|pretend|imagine)\b"
 )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
 def _phrases(text: str) -> tuple[str, ...]:
@@ -229,25 +242,10 @@ def _response(prompt: _Text, response: _Text, texts: Sequence[str]) -> dict[str,
 
 
 # Both answers share these, or one alone has them: symmetric facts that say more than the size of the difference.
-_SHARED = [
-    "refuses",
-    "empty",
-    "code_blocks",
-    "has_list",
-    "speaks_as_machine",
-    "repeated_triples",
-    "other_language",
-    "leaked_markup",
-    "cut_off",
-    "opener",
-    "closing",
-    "covers_prompt",
-    "echoes_prompt",
-    "table",
-    "bold",
-    "headings",
-    "list_items",
-]
+_SHARED = _names(
+    "refuses empty code_blocks has_list speaks_as_machine repeated_triples other_language leaked_markup "
+    "cut_off opener closing covers_prompt echoes_prompt table bold headings list_items"
+)
 
 
 def _symmetric(
@@ -308,45 +306,20 @@ RESPONSE_FEATURES, PAIR_FEATURES = _all_names()
 
 # These hold log(1 + count): an explanation shows the count.
 COUNTS = frozenset(
-    [
-        "length",
-        "last_length",
-        "lines",
-        "paragraphs",
-        "list_items",
-        "numbered_items",
-        "headings",
-        "bold",
-        "code_blocks",
-        "inline_code",
-        "emoji",
-        "exclamations",
-        "questions",
-        "quotes",
-        "parentheses",
-        "colons",
-        "dashes",
-        "digits",
-        "refusals",
-        "balance",
-        "sentences",
-        "sentence_length",
-        "information",
-        "new_words",
-        "first_person",
-        "second_person",
-        "prompt_length",
-        "last_prompt_length",
-        "both_code_blocks",
-        "both_bold",
-        "both_headings",
-        "both_list_items",
-    ]
+    _names(
+        "length last_length lines paragraphs list_items numbered_items headings bold code_blocks inline_code "
+        "emoji exclamations questions quotes parentheses colons dashes digits refusals balance sentences "
+        "sentence_length information new_words first_person second_person prompt_length last_prompt_length "
+        "both_code_blocks both_bold both_headings both_list_items length_of_shorter length_of_longer"
+    )
 )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+# These say nothing to a person beyond the plain lengths beside them.
+UNREADABLE = frozenset(
+    [name for name in RESPONSE_FEATURES if name.startswith("length_over_")]
+    + ["information", "length_gap", "length_gap_squared", "length_sum", "strong_overlap"]
+)
 
 
 # How an explanation speaks of them. Features of one group move together, so only the sum over a group can be read.

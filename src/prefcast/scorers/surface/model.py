@@ -88,7 +88,7 @@ class SurfaceModel:
             pair = _columns(data["pair"], PAIR_FEATURES, 3, path)
         except OSError as error:
             raise ForecasterError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ForecasterError(f"{path}: not a surface model: {type(error).__name__} {error}") from None
         model = cls(*response, *pair)
         if not (model.spread > 0).all() or not (model.deviation > 0).all():
