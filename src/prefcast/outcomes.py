@@ -222,9 +222,9 @@ OUTCOME_MODELS: dict[str, type[Davidson] | type[RaoKupper] | type[NotebookRule]]
 }
 
 
-def parameter_names(model: type[OutcomeModel]) -> set[str]:
+def parameter_names(model: type[OutcomeModel]) -> tuple[str, ...]:
     """The names of a model's parameters."""
-    return {field.name for field in fields(model)}  # type: ignore[arg-type]
+    return tuple(field.name for field in fields(model))  # type: ignore[arg-type]
 
 
 def outcome_model(kind: str, parameters: dict[str, float]) -> OutcomeModel:
@@ -233,7 +233,7 @@ def outcome_model(kind: str, parameters: dict[str, float]) -> OutcomeModel:
     if model is None:
         raise UsageError(f"unknown outcome model {kind!r}; there are {', '.join(OUTCOME_MODELS)}")
     names = parameter_names(model)
-    if set(parameters) != names or not all(
+    if set(parameters) != set(names) or not all(
         isinstance(value, int | float) and np.isfinite(value) for value in parameters.values()
     ):
         raise UsageError(
