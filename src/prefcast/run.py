@@ -1,7 +1,4 @@
-"""Whole files and tables: read in pieces, forecast, write or measure.
-
-Memory does not grow with the number of rows.
-"""
+"""Whole files and tables, a piece at a time. `predict_to` writes as it goes, in memory that does not grow with the rows."""
 
 from __future__ import annotations
 
@@ -52,8 +49,7 @@ def resolve(
     forecaster: Forecaster | str | os.PathLike[str] | None = None,
     budget: Budget | str | None = None,
 ) -> Forecaster:
-    """The forecaster that is meant: a built-in one by `model`, or an object or folder as `forecaster`; `budget`
-    replaces its own."""
+    """The forecaster that is meant: a built-in one by `model`, or an object or folder; `budget` replaces its own."""
     if model is not None and forecaster is not None:
         raise UsageError("name a model or a forecaster, not both")
     found = (
@@ -223,8 +219,7 @@ def evaluate(
     cells: str = "json",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Forecast labelled pairs (a path, pairs or a table, as `predict` takes) and measure the forecasts against the
-    labels.
+    """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
 
     Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
     """
@@ -255,8 +250,7 @@ def evaluate(
 
 
 def evaluate_predictions(predictions: Predictions, labelled: PairFile | None = None) -> Evaluation:
-    """Measure forecasts read from a file, against the labels of `labelled` (joined by id) or, without it, against
-    their own.
+    """Measure forecasts read from a file against the labels of `labelled` (joined by id) or, without it, their own.
 
     Raises FileError if a labelled row has no prediction.
     """
