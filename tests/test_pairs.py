@@ -35,3 +35,8 @@ def test_swapping_twice_changes_nothing() -> None:
 def test_pairs_that_are_none(texts: tuple[list[str], list[str], list[str]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Pair.of(*texts)
+
+
+def test_a_pair_has_a_turn() -> None:
+    with pytest.raises(UsageError, match="a pair needs at least one turn"):
+        Pair(())

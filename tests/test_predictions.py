@@ -22,6 +22,7 @@ from prefcast.predictions import PROBABILITIES, Forecasts, open_writer, read_pre
 def forecasts() -> Forecasts:
     with open_pairs(EXAMPLES) as file:
         items = list(file)
+    items[2] = Pair.of("<script>alert(1)</script>\x1b", "a", "b", id="<i>")
     items[3] = RowError("f.csv", 4, "prompt", "is <b>bad</b>", 'i,"4')
     return load_forecaster().forecast(items)
 
@@ -35,11 +36,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, forecasts: Forecasts, endi
     assert found.ids == [str(id) for id in forecasts.ids]
     np.testing.assert_allclose(found.probabilities, forecasts.probabilities, rtol=0, atol=1e-12)
     if ending != ".csv":
-        labels = [
-            -1 if pair is None else int(pair.outcome)
-            for pair in forecasts.pairs
-            if pair is None or pair.outcome is not None
-        ]
+        outcomes = (None if pair is None else pair.outcome for pair in forecasts.pairs)
+        labels = [-1 if outcome is None else int(outcome) for outcome in outcomes]
         assert found.labels.tolist() == labels
         assert np.flatnonzero(found.failed).tolist() == [3]
 
@@ -216,6 +214,12 @@ def test_results_show_themselves_with_their_texts_escaped(forecasts: Forecasts) 
     for shown in (forecasts._repr_html_(), forecasts[3]._repr_html_()):
         assert "<b>bad" not in shown
         assert "&lt;b&gt;bad" in shown
+    assert "<script" not in forecasts._repr_html_()
+    assert "&lt;script&gt;" in forecasts._repr_html_()
+    assert "<i>" not in forecasts._repr_html_() + forecasts[2]._repr_html_()
+    assert "\x1b" not in forecasts._repr_html_()
+    with pytest.raises(TypeError, match="slice the arrays instead"):
+        forecasts[1:3]
     assert "42 forecasts, 1 failed" in forecasts._repr_html_()
     first = forecasts[0]
     assert first.probabilities == tuple(forecasts.probabilities[0])

@@ -65,6 +65,10 @@ class Pair:
     model_b: str | None = None
     row: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise UsageError("a pair needs at least one turn")
+
     @classmethod
     def of(
         cls,

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import Truncation
-from prefcast.errors import FileError, MissingExtraError, RowError, UsageError, excerpt, shown_path
+from prefcast.errors import FileError, MissingExtraError, RowError, UsageError, excerpt, printable, shown_path
 from prefcast.files import atomic_file
 from prefcast.formats.containers import open_records
 from prefcast.pairs import Outcome, Pair, clean
@@ -35,7 +35,7 @@ PROBABILITIES = ("winner_model_a", "winner_model_b", "winner_tie")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-9
-_SHOWN = 10
+_SHOWN, _SHOWN_TEXT = 10, 80
 _MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
 
@@ -80,7 +80,7 @@ class Forecasts(Sequence[Forecast]):
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
+        if not isinstance(index, SupportsIndex):
             raise TypeError("Forecasts takes a whole number; slice the arrays instead")
         pair = self.pairs[index]
         a, b, tie = map(float, self.probabilities[index])
@@ -139,7 +139,7 @@ class Forecasts(Sequence[Forecast]):
         return pyarrow.Table.from_pylist(records, schema=_schema(whole, with_text=False))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("id", "A", "B", "tie", "margin", "note"))
+        head = "".join(f"<th>{name}</th>" for name in ("id", "A", "B", "tie", "margin", "prompt", "note"))
         body = "".join(self._html_row(index) for index in range(min(len(self), _SHOWN)))
         more = (
             f"<p>{len(self)} forecasts, {self.failed} failed; the first {_SHOWN} shown</p>"
@@ -149,16 +149,12 @@ class Forecasts(Sequence[Forecast]):
         return f"<table><tr>{head}</tr>{body}</table>{more}"
 
     def _html_row(self, index: int) -> str:
-        forecast = self[index]
-        note = (
-            str(forecast.error)
-            if forecast.error
-            else "truncated"
-            if forecast.truncation and forecast.truncation.truncated
-            else ""
-        )
-        bars = "".join(map(_bar, forecast.probabilities))
-        return f"<tr>{_cell(forecast.id)}{bars}{_cell(f'{forecast.margin:+.2f}')}{_cell(note)}</tr>"
+        forecast, pair = self[index], self.pairs[index]
+        prompt = "" if pair is None else printable(pair.turns[0].prompt[:_SHOWN_TEXT])
+        cut = forecast.truncation is not None and forecast.truncation.truncated
+        note = str(forecast.error) if forecast.error else "truncated" if cut else ""
+        margin = "" if forecast.error else f"{forecast.margin:+.2f}"
+        return f"<tr>{_cell(forecast.id)}{''.join(map(_bar, forecast.probabilities))}{''.join(map(_cell, (margin, prompt, note)))}</tr>"
 
 
 def _texts(pair: Pair | None, name: str) -> list[str] | None:
@@ -171,7 +167,7 @@ def _cell(value: object) -> str:
 
 def _bar(probability: float) -> str:
     share = f"{100 * probability:.1f}"
-    return f'<td style="background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
+    return f'<td style="min-width:6em;background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
 
 
 class Writer(Protocol):
