@@ -51,7 +51,7 @@ def test_the_readmes_code_runs(tmp_path: Path) -> None:
 
 
 def test_the_readmes_figures_are_those_of_the_shipped_card() -> None:
-    card = (ROOT / "docs" / "surface-model.md").read_text(encoding="utf-8").replace("**", "")
+    card = (ROOT / "src" / "prefcast" / "builtin" / "surface.md").read_text(encoding="utf-8").replace("**", "")
     figures = load_forecaster("surface").card["figures"]
     for where, names in (
         ("dev_cross_fitted", ("log_loss", "log_loss_of_lengths", "gain_over_lengths")),
