@@ -105,6 +105,12 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
         jsonl(*[{"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}] * 16, kaggle_row(5)),
         "row 17: has an id where the first rows have none; every row needs one, or none",
     ),
+    "a tar archive": (
+        "f.csv",
+        b"pairs.csv" + bytes(100) + b"id,prompt\n1,2\n",
+        "is not text (a tar archive?); expected CSV",
+    ),
+    "compressed twice": ("f.csv.gz", gzip.compress(gzip.compress(GOOD_CSV)), "is compressed twice; expected CSV, TSV"),
     "a ZIP archive": (
         "f.csv",
         b"PK\x03\x04" + bytes(30),
@@ -421,7 +427,7 @@ def test_a_column_that_the_mapping_took_away(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_read_gets_an_id_that_is_nobody_elses(tmp_path: Path, ending: str) -> None:
     data = {"csv": GOOD_CSV.replace(b"1,", b"2,") + b"5,x\n", "jsonl": jsonl(kaggle_row("2")) + b"{oops\n"}[ending]
     (tmp_path / f"f.{ending}").write_bytes(data)
-    assert [item.id for item in rows_of(tmp_path / f"f.{ending}")] == ["2", "row 2"]
+    assert [item.id for item in rows_of(tmp_path / f"f.{ending}")] == ["2", "unreadable row 2"]
     (tmp_path / "g.jsonl").write_bytes(b"{oops\n" + jsonl({"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}))
     assert [item.id for item in rows_of(tmp_path / "g.jsonl")] == [1, 2]
 

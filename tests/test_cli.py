@@ -219,6 +219,20 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["f.jsonl"]
 
 
+def test_what_the_parent_ignores_stays_ignored(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(3000)])
+    command = f"trap '' HUP INT; exec '{sys.executable}' -m prefcast.cli predict '{path}' -o '{tmp_path / 'out.csv'}'"
+    process = subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not list(tmp_path.glob(".prefcast-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3001
+
+
 def test_standard_input_that_is_closed(tmp_path: Path) -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", f"'{sys.executable}' -m prefcast.cli predict - <&-"],

@@ -11,6 +11,7 @@ from conftest import EXAMPLES, kaggle_row, write_jsonl
 from prefcast import Forecaster, Pair, load_forecaster, open_pairs, read_pairs
 from prefcast.budget import KeepLast, Notebook
 from prefcast.errors import FitError, ForecasterError, UsageError
+from prefcast.files import atomic_file
 from prefcast.outcomes import Davidson, NotebookRule, RaoKupper
 
 PAIRS = list(read_pairs(EXAMPLES))
@@ -52,21 +53,43 @@ def test_a_file_laid_beside_a_forecaster_does_not_matter_and_is_not_lost(tmp_pat
     assert (tmp_path / "f" / "notes.txt").read_text() == "hello"
 
 
-def test_a_save_that_fails_leaves_the_old_forecaster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "fault", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "interrupted"]
+)
+def test_a_save_that_fails_leaves_the_old_forecaster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
     load_forecaster("length").save(tmp_path / "f")
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
-        if target.name == "f" and "-old" not in self.name:
-            raise OSError(28, "No space left on device")
+        if self.name == "new":
+            raise fault
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+    with pytest.raises((UsageError, KeyboardInterrupt)):
         load_forecaster("surface").save(tmp_path / "f")
     monkeypatch.undo()
     assert load_forecaster(tmp_path / "f").scorer.name == "length"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_saving_into_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    load_forecaster("surface").save(".")
+    assert Path.cwd() == tmp_path
+    assert load_forecaster(".").scorer.name == "surface"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        load_forecaster("length").save(tmp_path / name)
+    with pytest.raises(UsageError, match="cannot be written"), atomic_file(tmp_path / name):
+        pass
+    with pytest.raises(ForecasterError, match="no such forecaster folder"):
+        load_forecaster(tmp_path / name)
 
 
 def test_a_link_to_a_forecaster_is_followed(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_every_container_reads_the_same(tmp_path: Path, writer: str, compression
     with open_pairs(path) as file:
         assert file.shape.name == "kaggle"
         assert file.has_id
-        assert file.has_labels
+        assert file.may_have_labels
 
 
 @pytest.mark.parametrize("compression", COMPRESSORS)
@@ -163,6 +163,26 @@ def test_an_answer_may_begin_like_its_prompt(tmp_path: Path) -> None:
     row = {"prompt": "Hello", "chosen": "Hello! How can I help?", "rejected": "Hi."}
     (pair,) = read_pairs(write_jsonl(tmp_path / "p.jsonl", [row]))
     assert {pair.response_a[0], pair.response_b[0]} == {"Hello! How can I help?", "Hi."}
+
+
+def test_a_prompt_that_begins_the_answer(tmp_path: Path) -> None:
+    row = {"prompt": "\n\nHuman: Why?\n\nAssistant: Well,", "chosen": " it is so.", "rejected": " no."}
+    (pair,) = read_pairs(write_jsonl(tmp_path / "p.jsonl", [row]))
+    assert {pair.response_a[0], pair.response_b[0]} == {"Well, it is so.", "Well, no."}
+
+
+@pytest.mark.parametrize("text", ['[{"name": "x"}]', "[{name: x}]", '[{"a": 1}] sort this', "\n\nHuman: no"])
+def test_an_answer_may_be_json_or_anything(tmp_path: Path, text: str) -> None:
+    row = {"prompt": "Give me text.", "chosen": text, "rejected": "No."}
+    (pair,) = read_pairs(write_jsonl(tmp_path / "p.jsonl", [row]))
+    assert {pair.response_a[0], pair.response_b[0]} == {text, "No."}
+    (again,) = read_pairs(write_csv(tmp_path / "p.csv", [row]))
+    assert {again.response_a[0], again.response_b[0]} == {text, "No."}
+
+
+def test_a_pair_of_empty_texts_is_a_pair(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('prompt,response_a,response_b\n"","",""\nq,a,b\n')
+    assert [pair.id for pair in read_pairs(tmp_path / "p.csv", cells="text")] == [1, 2]
 
 
 def test_the_bytes_of_a_pipe_may_come_one_at_a_time(tmp_path: Path) -> None:
@@ -274,6 +294,25 @@ PREFERENCES = {
         "chosen": "\n\nHuman: Why?\n\nAssistant: Good.",
         "rejected": "\n\nHuman: Why?\n\nAssistant: Bad.",
     },
+    "a prompt that ends in a blank": {
+        "prompt": "\n\nHuman: Why?\n\nAssistant: ",
+        "chosen": "Good.",
+        "rejected": "Bad.",
+    },
+    "answers with the mark": {
+        "prompt": "\n\nHuman: Why?",
+        "chosen": "\n\nAssistant: Good.",
+        "rejected": "\n\nAssistant: Bad.",
+    },
+    "messages whose prompt is in parts": {
+        "prompt": "Why?",
+        "chosen": [
+            {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+            {"role": "assistant", "content": "Good."},
+        ],
+        "rejected": messages("Why?", "Bad."),
+    },
+    "an empty prompt column": {"prompt": "", "chosen": "Why? Good.", "rejected": "Why? Bad."},
     "transcripts": {"chosen": "\n\nHuman: Why?\n\nAssistant: Good.", "rejected": "\n\nHuman: Why?\n\nAssistant: Bad."},
     "transcript as the prompt": {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " Good.", "rejected": " Bad."},
     "messages, implicit prompt": {"chosen": messages("Why?", "Good."), "rejected": messages("Why?", "Bad.")},

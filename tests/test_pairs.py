@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from prefcast.errors import UsageError
@@ -35,6 +36,13 @@ def test_swapping_twice_changes_nothing() -> None:
 def test_pairs_that_are_none(texts: tuple[list[str], list[str], list[str]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Pair.of(*texts)
+
+
+def test_ids_of_kindred_types() -> None:
+    assert type(Pair.of("p", "a", "b", id=np.int64(3)).id) is int
+    for id in (True, None, 1.5):
+        with pytest.raises(UsageError, match="a pair's id must be a text or a whole number"):
+            Pair.of("p", "a", "b", id=id)
 
 
 def test_a_pair_has_a_turn() -> None:

@@ -83,6 +83,7 @@ def test_tables_with_odd_columns() -> None:
         twice.iloc[:0, :3],
     ):
         assert len(prefcast.predict(empty)) == 0
+        assert "winner_tie" in prefcast.predict(empty).columns
 
 
 def test_a_frame_with_own_names_and_plain_text() -> None:
@@ -177,7 +178,9 @@ def test_rows_that_fail_or_have_no_label_are_left_out_and_counted(tmp_path: Path
     with pytest.raises(UsageError, match="of 1 rows 0 failed and 1 have no label"):
         prefcast.evaluate(write_jsonl(tmp_path / "h.jsonl", [kaggle_row(winner=None)]))
     with pytest.raises(UsageError, match="nothing to evaluate: it has no label columns"):
-        prefcast.evaluate(write_jsonl(tmp_path / "i.jsonl", [kaggle_row()]))
+        prefcast.evaluate(write_csv(tmp_path / "i.csv", [kaggle_row()]))
+    late = [kaggle_row(number) for number in range(20)] + [labelled(2, id=20)]
+    assert prefcast.evaluate(write_jsonl(tmp_path / "j.jsonl", late)).n == 1
 
 
 def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from prefcast.scorers import SCORERS
 __all__ = ["Inspection", "inspect"]
 
 _SAMPLE = 256
-_LONGEST_TURNS = 5
 
 
 @dataclass(frozen=True)

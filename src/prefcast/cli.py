@@ -317,7 +317,14 @@ def _say(text: str) -> None:
     print(f"prefcast: {printable(text)}", file=sys.stderr)
 
 
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
 def _stop(number: int, frame: object) -> None:
+    # Cleaning up is not to be interrupted by a second one.
+    for name in _STOPPING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     _say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
     raise SystemExit(128 + number)
 
@@ -327,8 +334,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # As an exception a signal lets temporary files be removed.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+    for name in _STOPPING:
+        # What the parent said to ignore (nohup, a job in the background) stays ignored.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _stop)
     try:
         app()

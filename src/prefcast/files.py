@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from prefcast.errors import UsageError, shown_path
 
-__all__ = ["atomic_file", "umask"]
+__all__ = ["atomic_file"]
 
 
 @contextmanager
@@ -22,14 +22,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     A link is followed. Raises UsageError where the folder cannot be written or the name is taken by something that is
     not a file.
     """
-    target = Path(os.path.realpath(path))
     shown = shown_path(path)
-    if target.exists() and not target.is_file():
-        raise UsageError(f"{shown}: cannot be written: it is not a regular file")
     try:
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise UsageError(f"{shown}: cannot be written: it is not a regular file")
         handle, name = tempfile.mkstemp(prefix=".prefcast-", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise UsageError(f"{shown}: cannot be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
     part = Path(name)
     try:
         with os.fdopen(handle, "w+b") as file:
@@ -37,15 +37,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp gives 0600; a new file should have what open() would have given it.
-        part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~umask())
+        part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def umask() -> int:
-    """The process's mask of file rights."""
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

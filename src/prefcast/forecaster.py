@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from prefcast.budget import DEFAULT_BUDGET, Budget, Truncation, parse_budget
 from prefcast.errors import ForecasterError, RowError, ScoringError, UsageError, shown_path
-from prefcast.files import umask
 from prefcast.outcomes import Davidson, FittedModel, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
@@ -168,25 +166,26 @@ class Forecaster:
 
         A folder that holds anything else is left alone. Raises UsageError.
         """
-        target = Path(os.path.realpath(folder))
         shown = shown_path(folder)
         known = {_CARD, *(name for scorer in SCORERS for name in scorer_class(scorer).files)}
-        if target.exists() and not (target.is_dir() and {path.name for path in target.iterdir()} <= known):
-            raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
         try:
+            target = Path(os.path.realpath(folder))
+            there = {path.name for path in target.iterdir()} if target.exists() else set()
+            if not there <= known:
+                raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
             target.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=".prefcast-", dir=target.parent))
-            try:
+            with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=target.parent) as room:
+                made, old = Path(room) / "new", Path(room) / "old"
+                made.mkdir()
                 self._write(made)
-                made.chmod(target.stat().st_mode if target.exists() else 0o777 & ~umask())
-                if target.exists():
-                    _exchange(made, target)
+                if there:
+                    _exchange(made, target, old)
                 else:
-                    made.rename(target)
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
-        except OSError as error:
-            raise UsageError(f"{shown}: cannot be written: {error.strerror or error}") from None
+                    target.mkdir(exist_ok=True)
+                    for path in sorted(made.iterdir(), key=lambda path: path.name == _CARD):
+                        path.rename(target / path.name)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
     def _write(self, folder: Path) -> None:
         self.scorer.save(folder)
@@ -238,16 +237,15 @@ class Forecaster:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
 
 
-def _exchange(made: Path, target: Path) -> None:
-    """Put `made` in the place of `target`; afterwards `made` is the old one. A failure leaves `target` as it was."""
-    old = made.with_name(f"{made.name}-old")
+def _exchange(made: Path, target: Path, old: Path) -> None:
+    """Put `made` in the place of `target`, which moves to `old`; whatever interrupts it, `target` is there again."""
+    made.chmod(target.stat().st_mode)
     target.rename(old)
     try:
         made.rename(target)
-    except OSError:
+    except BaseException:
         old.rename(target)
         raise
-    old.rename(made)
 
 
 def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:
@@ -260,6 +258,13 @@ def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:
     return digest.hexdigest()
 
 
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface") -> Forecaster:
     """A built-in forecaster by its name (`surface`, `length`), or one from its folder.
 
@@ -267,7 +272,7 @@ def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface") -> Forec
     """
     if isinstance(name_or_folder, str) and name_or_folder in SCORERS:
         return Forecaster.load(_BUILT_IN / name_or_folder)
-    if Path(name_or_folder).is_dir():
+    if _is_folder(name_or_folder):
         return Forecaster.load(name_or_folder)
     if isinstance(name_or_folder, str) and os.sep not in name_or_folder:
         scorer_class(name_or_folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from prefcast.errors import UsageError
+from prefcast.errors import UsageError, excerpt
 
 __all__ = ["Outcome", "Pair", "Turn", "clean"]
 
@@ -51,6 +52,15 @@ class Turn:
         return len(self.prompt) + len(self.response_a) + len(self.response_b)
 
 
+def _plain_id(id: object) -> str | int:
+    """An id of a kindred type (NumPy's, an enum's) as a text or a number."""
+    if isinstance(id, str):
+        return str(id)
+    if isinstance(id, bool) or not hasattr(id, "__index__"):
+        raise UsageError(f"a pair's id must be a text or a whole number, found {excerpt(id)}")
+    return operator.index(id)
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two conversations with the same prompts; `outcome` is the label where there is one.
@@ -68,6 +78,8 @@ class Pair:
     def __post_init__(self) -> None:
         if not self.turns:
             raise UsageError("a pair needs at least one turn")
+        if type(self.id) is not str and type(self.id) is not int:
+            object.__setattr__(self, "id", _plain_id(self.id))
 
     @classmethod
     def of(

@@ -128,7 +128,7 @@ class Forecasts(Sequence[Forecast]):
             import pandas
         except ImportError:
             raise MissingExtraError("pandas", "pandas") from None
-        return pandas.DataFrame(list(self.records()))
+        return pandas.DataFrame(list(self.records()), columns=_schema(True, with_text=False).names)
 
     def to_arrow(self) -> pyarrow.Table:
         """An Arrow table, a row a forecast, with the columns of `records`; ids that are not all whole numbers as text."""
@@ -367,7 +367,7 @@ def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[floa
     for column in PROBABILITIES:
         try:
             value = float(record[column])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise FileError(name, f"{column} is {excerpt(record.get(column))}; expected a probability", row) from None
         if not -_ROUNDING <= value <= 1 + _ROUNDING:
             raise FileError(name, f"{column} is {value}; expected a probability from 0 to 1", row)

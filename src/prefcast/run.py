@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -198,15 +200,20 @@ def _is_table(source: Any, module: str, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of a data frame as JSON would have it: arrays, tuples and NumPy's numbers become Python's, a missing value None."""
+    """A cell of a data frame as JSON would have it: arrays and tuples become lists, NumPy's numbers Python's, what is
+    missing None."""
+    if hasattr(value, "as_py"):
+        value = value.as_py()
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else value.astype("datetime64[us]").tolist()
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
-    # Missing values (nan, NaT, pandas.NA) are what is not plainly equal to itself.
-    return value if isinstance(value, str) or (value == value) is True else None  # noqa: PLR0124
+    missing = (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan())
+    return None if missing or type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def evaluate(
@@ -227,7 +234,7 @@ def evaluate(
     probabilities, labels, groups = [], [], []
     failed = unlabelled = rows = 0
     with _opened(source, columns, cells) as pairs:
-        if isinstance(pairs, PairFile) and not pairs.has_labels:
+        if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({_LABEL_COLUMNS})")
         for forecasts in _forecasts(pairs, chosen, "keep"):
             for row, pair, error in zip(forecasts.probabilities, forecasts.pairs, forecasts.errors, strict=True):

@@ -49,10 +49,13 @@ class PairFile:
         self.shape = _shape_of(columns, self._mapping, name)
         known = _renamed(dict.fromkeys(columns), self._mapping)
         self.has_id = "id" in known
-        self.has_labels = self.shape.name == "preference" or bool(known.keys() & set(self.shape.optional))
         self._records = records
         self._consumed = False
         self._file = records if isinstance(records, Records) else None
+        self._is_separated = self._file is not None and self._file.kind in ("csv", "tsv")
+        labelled = self.shape.name == "preference" or bool(known.keys() & set(self.shape.optional))
+        # A JSON Lines file may have labels in later rows alone.
+        self.may_have_labels = labelled or (self._file is not None and self._file.kind == "jsonl")
 
     @property
     def description(self) -> str:
@@ -85,8 +88,10 @@ class PairFile:
         seen, row = SeenIds(), 0
         for row, record in self._records:
             fields = {} if isinstance(record, RowError) else _renamed(record, self._mapping)
-            # A row that could not be read has no id of its own; "row 7" cannot be taken for another's.
-            id = self._id(fields, row) if fields else f"row {row}" if self.has_id else row
+            if self.has_id and self._is_separated and fields and not any(fields.values()):
+                continue  # the rows of bare commas that Excel leaves
+            # A row that could not be read has no id of its own; this one cannot be taken for another's.
+            id = self._id(fields, row) if fields else f"unreadable row {row}" if self.has_id else row
             if self.has_id:
                 if (first := seen.add(id, row)) is not None:
                     raise self._duplicate(row, first, id)

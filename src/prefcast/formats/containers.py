@@ -33,10 +33,12 @@ _GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef
 _ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _ARCHIVES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
-    b"BZh": "compressed with bzip2",
+    **{b"BZh%d1AY&SY" % level: "compressed with bzip2" for level in range(1, 10)},
     b"\xfd7zXZ": "compressed with xz",
     b"7z\xbc\xaf": "a 7z archive",
-    b"ARROW1": "an Arrow file",
+    b"ARROW1\0\0": "an Arrow file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x1f\x8b": "compressed twice",
 }
 _EXPECTED = "CSV, TSV, JSON Lines or Parquet, plain, .gz or .zst"
 _HEAD = 16
@@ -243,6 +245,8 @@ def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], 
         raise FileError(name, f"the header is not valid CSV: {_csv_problem(error)}") from None
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
+    if any("\0" in column for column in header):
+        raise FileError(name, f"is not text (a tar archive?); expected {_EXPECTED}")
     no_duplicates(header, name)
     return header, _separated_rows(reader, header, name)
 
@@ -251,7 +255,7 @@ def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -
     number = 0
     try:
         for cells in reader:
-            if not any(cells):
+            if not cells:
                 continue
             number += 1
             if len(cells) == len(header):

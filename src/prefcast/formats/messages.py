@@ -9,7 +9,7 @@ from prefcast.errors import excerpt
 from prefcast.formats.fields import Fault, kind
 from prefcast.pairs import clean
 
-__all__ = ["TRANSCRIPT", "Conversation", "conversation", "transcript"]
+__all__ = ["TRANSCRIPT", "Conversation", "content", "conversation", "transcript"]
 
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -86,11 +86,8 @@ def content(content: Any, field: str, number: int) -> str:
     return clean("\n".join(texts))
 
 
-def transcript(text: str, field: str) -> Conversation:
-    """A conversation as HH-RLHF writes it: paragraphs that begin with "Human:" and "Assistant:"."""
+def transcript(text: str) -> list[dict[str, str]]:
+    """The messages of a conversation as HH-RLHF writes it: paragraphs that begin with "Human:" and "Assistant:"."""
     parts = TRANSCRIPT.split(text)
-    messages = [
-        {"role": {"Human": "user", "Assistant": "assistant"}[who], "content": said.strip()}
-        for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-    return conversation(messages, field)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]

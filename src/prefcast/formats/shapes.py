@@ -15,7 +15,7 @@ from typing import Any
 
 from prefcast.errors import excerpt
 from prefcast.formats.fields import Fault, Record, cell, kind, present
-from prefcast.formats.messages import TRANSCRIPT, Conversation, conversation, transcript
+from prefcast.formats.messages import TRANSCRIPT, Conversation, content, conversation, transcript
 from prefcast.pairs import Outcome, Turn, clean
 
 __all__ = ["SHAPES", "Shape", "all_columns"]
@@ -27,7 +27,8 @@ _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _WINNERS = {"model_a": Outcome.A, "model_b": Outcome.B} | dict.fromkeys(
     ("tie", "tie (bothbad)", "both_bad", "bothbad"), Outcome.TIE
 )
-_MESSAGE_LIST = re.compile(r"\s*\[\s*\{")
+# The beginning of a message list, in JSON or in Python's notation (which pandas writes into a CSV, and nobody can read).
+_MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 _ORDER_SEED = b"prefcast 0"
 
 
@@ -161,23 +162,30 @@ def _completion(record: Record, field: str) -> Conversation:
     value = clean(value)
     if isinstance(prompt, list):
         return conversation([*prompt, {"role": "assistant", "content": value}], field)
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and prompt:
         prompt = clean(prompt)
         if TRANSCRIPT.match(prompt):
-            if value.startswith(prompt):
-                return transcript(value, field)
-            opened = prompt if prompt.endswith("\n\nAssistant:") else f"{prompt}\n\nAssistant:"
-            return transcript(opened + value, field)
+            return conversation(_answered(transcript(prompt), value.removeprefix(prompt)), field)
         return [(prompt, value)]
+    prompt = prompt or None
     if prompt is not None:
         raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
     if TRANSCRIPT.match(value):
-        return transcript(value, field)
+        return conversation(transcript(value), field)
     other = present(record, "rejected" if field == "chosen" else "chosen")
     shared = _shared_prefix(value, clean(other) if isinstance(other, str) else "")
     if not shared.strip():
         raise Fault(field, "chosen and rejected share no beginning that could be the prompt; expected a prompt column")
     return [(shared.rstrip(), value[len(shared) :])]
+
+
+def _answered(messages: list[Any], answer: str) -> list[Any]:
+    """A transcript's messages with `answer` at their end; it may repeat the mark "Assistant:" that is there already."""
+    marked = answer.lstrip()
+    said = marked.removeprefix("Assistant:") if marked.startswith("Assistant:") else answer
+    if messages[-1]["role"] == "assistant":
+        return [*messages[:-1], {"role": "assistant", "content": (messages[-1]["content"] + said).strip()}]
+    return [*messages, {"role": "assistant", "content": said.strip()}]
 
 
 def _structured(record: Record, field: str) -> Any:
@@ -186,25 +194,28 @@ def _structured(record: Record, field: str) -> Any:
     return cell(record, field) if isinstance(value, str) and _MESSAGE_LIST.match(value) else value
 
 
+def _role_and_text(message: Any, field: str) -> tuple[Any, str]:
+    if not isinstance(message, dict):
+        return None, ""
+    return message.get("role"), content(message.get("content"), field, 1)
+
+
 def _with_prompt(messages: list[Any], prompt: Any, field: str) -> list[Any]:
     """The messages with their prompt before them, unless they begin with it themselves."""
     roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
     begins = next((role for role in roles if role != "system"), None)
     if begins == "user":
-        said = [
-            message.get("content")
-            for message in messages
-            if isinstance(message, dict) and message.get("role") == "user"
-        ]
-        if (isinstance(prompt, str) and prompt not in said) or (
-            isinstance(prompt, list) and messages[: len(prompt)] != prompt
+        plain = [_role_and_text(message, field) for message in messages]
+        if (isinstance(prompt, str) and prompt and ("user", clean(prompt)) not in plain) or (
+            isinstance(prompt, list)
+            and plain[: len(prompt)] != [_role_and_text(message, "prompt") for message in prompt]
         ):
             raise Fault(
                 "prompt",
                 f"is not what {field} begins with; expected the same prompt in both, or only the answer in {field}",
             )
         return messages
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and prompt:
         return [{"role": "user", "content": prompt}, *messages]
     if isinstance(prompt, list):
         return [*prompt, *messages]
