@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+# Each release of Typer lays its help out a little differently.
+TYPER = ".".join(version("typer").split(".")[:2])
 VERBS = ("predict", "evaluate", "explain", "check", "models")
-HEAD = """# The command line
+HEAD = f"""# The command line
 
-Written by `make docs` from `prefcast --help`.
+Written by `make docs` from `prefcast --help`, with Typer {TYPER}.
 
 Exit status: 0, done; 2, a fault of the call or of the file, and nothing was written; 3, done, but some rows failed.
 """
