@@ -38,6 +38,12 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
     "empty": ("f.csv", b"", "the file is empty; expected a header and rows"),
     "only white space": ("f.csv", b"\n\n", "the file is empty; expected a header and rows"),
     "only a header": ("f.csv", HEADER, "has no rows; expected at least one"),
+    "only bare commas": ("f.csv", HEADER + b",,,\n,,,\n", "has no rows; expected at least one"),
+    "an empty object among rows with ids": (
+        "f.jsonl",
+        jsonl(kaggle_row(1), {}),
+        "row 2: id is missing; expected a text or a number in every row",
+    ),
     "empty JSON Lines": ("f.jsonl", b"\n\n", "the file is empty; expected one JSON object a line"),
     "column missing, a near one there": (
         "f.csv",

@@ -75,6 +75,17 @@ def test_a_save_that_fails_leaves_the_old_forecaster(
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_first_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        load_forecaster("surface").save(tmp_path / "f")
+    monkeypatch.undo()
+    assert not any(tmp_path.iterdir())
+
+
 def test_saving_into_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     load_forecaster("surface").save(".")

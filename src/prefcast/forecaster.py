@@ -180,8 +180,10 @@ class Forecaster:
                 self._write(made)
                 if there:
                     _exchange(made, target, old)
+                elif not target.exists():
+                    made.rename(target)
                 else:
-                    target.mkdir(exist_ok=True)
+                    # An empty folder may be where somebody stands, or a mount: it is filled, the card last.
                     for path in sorted(made.iterdir(), key=lambda path: path.name == _CARD):
                         path.rename(target / path.name)
         except (OSError, ValueError) as error:
@@ -249,7 +251,7 @@ def _exchange(made: Path, target: Path, old: Path) -> None:
 
 
 def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:
-    """Sha256 over the scorer's files, names and contents."""
+    """SHA-256 over the scorer's files, names and contents."""
     digest = hashlib.sha256()
     for name in scorer.files:
         data = (folder / name).read_bytes()

@@ -85,13 +85,18 @@ class PairFile:
         if self._consumed:
             raise UsageError(f"{self.name}: its pairs were read already; open it again")
         self._consumed = True
-        seen, row = SeenIds(), 0
+        seen, empty = SeenIds(), True
         for row, record in self._records:
-            fields = {} if isinstance(record, RowError) else _renamed(record, self._mapping)
-            if self.has_id and self._is_separated and fields and not any(fields.values()):
-                continue  # the rows of bare commas that Excel leaves
-            # A row that could not be read has no id of its own; this one cannot be taken for another's.
-            id = self._id(fields, row) if fields else f"unreadable row {row}" if self.has_id else row
+            id: str | int
+            if isinstance(record, RowError):
+                # A row that could not be read has no id of its own; this one cannot be taken for another's.
+                id = f"unreadable row {row}" if self.has_id else row
+            else:
+                fields = _renamed(record, self._mapping)
+                if self.has_id and self._is_separated and not any(fields.values()):
+                    continue  # the rows of bare commas that Excel leaves
+                id = self._id(fields, row)
+            empty = False
             if self.has_id:
                 if (first := seen.add(id, row)) is not None:
                     raise self._duplicate(row, first, id)
@@ -101,7 +106,7 @@ class PairFile:
                 yield RowError(self.name, row, record.field, record.problem, id)
             else:
                 yield self._pair(fields, id, row)
-        if not row and self._file is not None:
+        if empty and self._file is not None:
             raise FileError(self.name, "has no rows; expected at least one")
         if found := seen.settle():
             raise self._duplicate(*found)

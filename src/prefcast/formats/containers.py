@@ -149,13 +149,13 @@ def _head(stream: BinaryIO, name: str) -> tuple[bytes, BinaryIO]:
     if stream.seekable():
         stream.seek(-len(head), io.SEEK_CUR)
         return head, stream
-    return head, cast(BinaryIO, io.BufferedReader(_Prefixed(head, stream), 1 << 16))
+    return head, cast(BinaryIO, io.BufferedReader(_Prefixed(head, cast(io.BufferedReader, stream)), 1 << 16))
 
 
 class _Prefixed(io.RawIOBase):
     """Bytes that were read already, then the rest of the stream."""
 
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+    def __init__(self, head: bytes, rest: io.BufferedReader) -> None:
         self._head = head
         self._rest = rest
 
@@ -167,7 +167,7 @@ class _Prefixed(io.RawIOBase):
         if block:
             self._head = self._head[len(block) :]
         else:
-            block = self._rest.read1(len(buffer)) if hasattr(self._rest, "read1") else self._rest.read(len(buffer))
+            block = self._rest.read1(len(buffer))
         buffer[: len(block)] = block
         return len(block)
 
@@ -200,11 +200,9 @@ class _Named(io.RawIOBase):
             return self._inner.readinto(buffer)
         except EOFError:
             raise FileError(self._name, "the compressed data end too early: the file is truncated") from None
-        except FileError:
+        except (FileError, MemoryError):
             raise
         except Exception as error:  # each decompressor has an exception of its own, with no common root
-            if isinstance(error, MemoryError):
-                raise
             raise FileError(self._name, f"the compressed data are damaged: {excerpt(str(error))[1:-1]}") from None
 
 

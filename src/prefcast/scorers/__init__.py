@@ -27,7 +27,7 @@ def scorer_class(name: str) -> type[Scorer]:
     if name not in SCORERS:
         near = difflib.get_close_matches(name, SCORERS, n=1)
         raise UsageError(
-            f"unknown model {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; there are {', '.join(SCORERS)}"
+            f"unknown model {name!r}{f'; did you mean {near[0]!r}?' if near else ';'} there are {', '.join(SCORERS)}"
         )
     module, _, attribute = SCORERS[name][0].partition(":")
     return cast(type[Scorer], getattr(import_module(module), attribute))
