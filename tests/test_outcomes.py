@@ -95,8 +95,8 @@ def test_the_notebooks_rule_is_a_softmax_of_the_two_scores() -> None:
 def test_gradients(model: type[FittedModel]) -> None:
     for column in range(3):
         for s, t in [(0.3, -0.5), (-4.0, 1.5), (2.0, -8.0), (9.0, 3.0), (0.0, 0.0)]:
-            value = lambda x, c=column: float(model._log_probabilities(x[:1], x[1:])[0][0, c])  # noqa: E731
-            slope = lambda x, c=column: np.array([d[0, c] for d in model._log_probabilities(x[:1], x[1:])[1:]])  # noqa: E731
+            value = lambda x, c=column: float(model.log_probabilities(x[:1], x[1:])[0][0, c])  # noqa: E731
+            slope = lambda x, c=column: np.array([d[0, c] for d in model.log_probabilities(x[:1], x[1:])[1:]])  # noqa: E731
             assert check_grad(value, slope, np.array([s, t])) < 2e-6
 
 

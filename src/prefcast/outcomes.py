@@ -74,11 +74,11 @@ class FittedModel(OutcomeModel):
 
     @staticmethod
     @abstractmethod
-    def _log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
+    def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
         """Log-probabilities (n, 3) of s = scale * margin and t = level + tie_weight * tie; their derivatives by s and by t."""
 
     def _weights(self, margin: Floats, tie: Floats) -> tuple[Floats, Floats, Floats]:
-        log_p = self._log_probabilities(self.scale * margin, self.level + self.tie_weight * tie)[0]
+        log_p = self.log_probabilities(self.scale * margin, self.level + self.tie_weight * tie)[0]
         p = np.exp(log_p)
         return p[:, 0], p[:, 1], p[:, 2]
 
@@ -118,7 +118,7 @@ class FittedModel(OutcomeModel):
         rows, total = np.arange(len(y)), w.sum()
 
         def objective(theta: Floats) -> tuple[float, Floats]:
-            log_p, by_s, by_t = cls._log_probabilities(theta[0] * design_m, theta[1] + theta[2] * design_t)
+            log_p, by_s, by_t = cls.log_probabilities(theta[0] * design_m, theta[1] + theta[2] * design_t)
             g_s, g_t = -w * by_s[rows, y] / total, -w * by_t[rows, y] / total
             gradient = np.array([g_s @ design_m, g_t.sum(), g_t @ design_t])
             return float(-(w * log_p[rows, y]).sum() / total), np.where(free, gradient, 0.0)
@@ -162,7 +162,7 @@ class Davidson(FittedModel):
     kind: ClassVar[str] = "davidson"
 
     @staticmethod
-    def _log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
+    def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
         z = np.stack([s / 2, -s / 2, t], axis=1)
         z = z - z.max(axis=1, keepdims=True)
         a, b, c = np.exp(z).T
@@ -186,7 +186,7 @@ class RaoKupper(FittedModel):
     kind: ClassVar[str] = "rao-kupper"
 
     @staticmethod
-    def _log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
+    def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
         # eta' = sigmoid(t); below -700 exp underflows, and a tie has no mass that a float could hold.
         t = np.maximum(t, -700.0)
         eta, eta_slope = np.logaddexp(0.0, t), np.exp(-np.logaddexp(0.0, -t))

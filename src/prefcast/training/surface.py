@@ -113,30 +113,21 @@ def fit_davidson(
     from scipy.optimize import minimize
 
     d, k, sources = margin.shape[1], tie.shape[1], int(source.max()) + 1
-    rows, truth = np.arange(len(outcome)), np.eye(len(Outcome))[outcome]
+    happened = np.arange(len(outcome)), outcome
 
     def objective(theta: Floats) -> tuple[float, Floats]:
         by_margin, by_tie, level = theta[:d], theta[d : d + k], theta[d + k :]
-        s, t = margin @ by_margin, np.where(tieless, -np.inf, tie @ by_tie + level[source])
-        z = np.stack([s / 2, -s / 2, t], axis=1)
-        z -= z.max(axis=1, keepdims=True)
-        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-        slope = (np.exp(log_p) - truth) * weight[:, None]
-        slope_s, slope_t = (
-            (slope[:, Outcome.A] - slope[:, Outcome.B]) / 2,
-            np.where(tieless, 0.0, slope[:, Outcome.TIE]),
+        log_p, by_s, by_t = Davidson.log_probabilities(
+            margin @ by_margin, np.where(tieless, -np.inf, tie @ by_tie + level[source])
         )
-        loss = (
-            -(weight * log_p[rows, outcome]).sum()
-            + penalty / 2 * (by_margin @ by_margin + by_tie @ by_tie)
-            + 0.01 * (level @ level)
-        )
+        slope_s, slope_t = -weight * by_s[happened], np.where(tieless, 0.0, -weight * by_t[happened])
+        loss = penalty / 2 * (by_margin @ by_margin + by_tie @ by_tie) + 0.01 * (level @ level)
         gradient = [
             margin.T @ slope_s + penalty * by_margin,
             tie.T @ slope_t + penalty * by_tie,
             np.bincount(source, slope_t, sources) + 0.02 * level,
         ]
-        return float(loss), np.concatenate(gradient)
+        return float(loss - (weight * log_p[happened]).sum()), np.concatenate(gradient)
 
     found = minimize(
         objective,
