@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Each release of Typer lays its help out a little differently.
 TYPER = ".".join(version("typer").split(".")[:2])
-VERBS = ("predict", "evaluate", "explain", "check", "models")
+VERBS = ("predict", "evaluate", "explain", "check", "score", "quantize", "models", "models show")
 HEAD = f"""# The command line
 
 Written by `make docs` from `prefcast --help`, with Typer {TYPER}.
@@ -30,7 +30,7 @@ def help_of(*verb: str) -> str:
 def text() -> str:
     """The whole page."""
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
-    parts += [f"## prefcast {verb}\n\n```text\n{help_of(verb)}\n```\n" for verb in VERBS]
+    parts += [f"## prefcast {verb}\n\n```text\n{help_of(*verb.split())}\n```\n" for verb in VERBS]
     return "\n".join(parts)
 
 

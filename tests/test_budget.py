@@ -125,7 +125,7 @@ def test_a_budget_is_named_by_its_text(budget: Budget) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("keep-first", "unknown budget 'keep-first'; there are keep-last, notebook and proportional"),
+        ("keep-first", "unknown budget 'keep-first'; there are keep-last, notebook, proportional and whole"),
         ("keep-last:", "needs a limit from 1 to 999999999999 characters, found ''"),
         ("keep-last:0", "found '0'"),
         ("proportional:-5", "found '-5'"),

@@ -51,7 +51,7 @@ each_scorer = pytest.mark.parametrize("name", SCORERS)
 
 @each_scorer
 def test_no_pairs_give_no_evidence(name: str) -> None:
-    evidence = FORECASTERS[name].scorer.score([])
+    evidence = FORECASTERS[name].scorer.evidence([])
     assert len(evidence) == 0
     assert evidence.margin.shape == evidence.tie.shape == (0,)
 
@@ -59,13 +59,13 @@ def test_no_pairs_give_no_evidence(name: str) -> None:
 @each_scorer
 def test_batch_and_order_do_not_matter(name: str) -> None:
     scorer = FORECASTERS[name].scorer
-    whole = scorer.score(PAIRS)
+    whole = scorer.evidence(PAIRS)
     order = np.random.default_rng(0).permutation(len(PAIRS))
-    shuffled = scorer.score([PAIRS[index] for index in order])
+    shuffled = scorer.evidence([PAIRS[index] for index in order])
     np.testing.assert_array_equal(shuffled.margin, whole.margin[order])
     np.testing.assert_array_equal(shuffled.tie, whole.tie[order])
     for index in (0, 17, 41):
-        alone = scorer.score([PAIRS[index]])
+        alone = scorer.evidence([PAIRS[index]])
         assert (alone.margin[0], alone.tie[0]) == (whole.margin[index], whole.tie[index])
 
 
@@ -92,14 +92,14 @@ def test_answers_that_are_the_same_have_no_margin(name: str) -> None:
 def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
     FORECASTERS[name].scorer.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(scorer_class(name).files)
-    again = scorer_class(name).load(tmp_path).score(PAIRS)
-    np.testing.assert_array_equal(again.margin, FORECASTERS[name].scorer.score(PAIRS).margin)
+    again = scorer_class(name).load(tmp_path).evidence(PAIRS)
+    np.testing.assert_array_equal(again.margin, FORECASTERS[name].scorer.evidence(PAIRS).margin)
 
 
 @each_scorer
 def test_an_explanation_adds_up_to_the_evidence(name: str) -> None:
     scorer = FORECASTERS[name].scorer
-    evidence = scorer.score(PAIRS)
+    evidence = scorer.evidence(PAIRS)
     for index, pair in enumerate(PAIRS):
         pushes = scorer.explain(pair)
         assert sum(push.margin for push in pushes) == pytest.approx(evidence.margin[index], abs=1e-9)
@@ -138,7 +138,7 @@ def test_an_unknown_scorer_is_named_with_the_nearest() -> None:
 
 
 def test_length_is_the_lengths() -> None:
-    evidence = FORECASTERS["length"].scorer.score([Pair.of(["p", "q"], ["a" * 3, "a" * 4], ["b", "b"])])
+    evidence = FORECASTERS["length"].scorer.evidence([Pair.of(["p", "q"], ["a" * 3, "a" * 4], ["b", "b"])])
     assert evidence.margin[0] == pytest.approx(np.log(8) - np.log(3))
     assert evidence.tie[0] == -evidence.margin[0]
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prefcast.formats import open_pairs, read_pairs
     from prefcast.pairs import Outcome, Pair, Turn
     from prefcast.run import evaluate, predict
+    from prefcast.scorers.reward import load_scorer
 
 __all__ = [
     "Forecaster",
@@ -20,6 +21,7 @@ __all__ = [
     "Turn",
     "evaluate",
     "load_forecaster",
+    "load_scorer",
     "open_pairs",
     "predict",
     "read_pairs",
@@ -33,6 +35,7 @@ _HOMES = {
     "Turn": "pairs",
     "evaluate": "run",
     "load_forecaster": "forecaster",
+    "load_scorer": "scorers.reward",
     "open_pairs": "formats",
     "predict": "run",
     "read_pairs": "formats",

@@ -1,8 +1,8 @@
 """How much of a conversation is read.
 
 A policy cuts a pair's turns down to a limit and reports what it kept. It knows nothing of scorers; it only measures
-and slices. Every policy treats A and B alike, so cutting and swapping commute. Lengths are characters (code points)
-summed over prompt, response A and response B of all turns.
+and slices. Every policy treats A and B alike, so cutting and swapping commute. Lengths are summed over prompt, response
+A and response B of all turns: in characters (code points), unless a scorer measures in its own tokens.
 """
 
 from __future__ import annotations
@@ -10,11 +10,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from prefcast.errors import UsageError, excerpt
 from prefcast.pairs import Turn
 
-__all__ = ["DEFAULT_BUDGET", "Budget", "KeepLast", "Notebook", "Proportional", "Truncation", "parse_budget"]
+__all__ = [
+    "DEFAULT_BUDGET",
+    "WHOLE",
+    "Budget",
+    "KeepLast",
+    "Measure",
+    "Notebook",
+    "Proportional",
+    "Truncation",
+    "Whole",
+    "parse_budget",
+]
 
 # Prompt, A, B: the shares that the winners of the LMSYS competition settled on.
 _SHARES = (1, 2, 2)
@@ -35,22 +47,49 @@ class Truncation:
         return self.kept < self.total or self.turns_kept < self.turns_total
 
 
+class Measure(Protocol):
+    """What lengths are counted in."""
+
+    def size(self, text: str) -> int: ...
+
+    def head(self, text: str, size: int) -> str:
+        """The first `size` of `text`."""
+
+    def tail(self, text: str, size: int) -> str:
+        """The last `size` of `text`."""
+
+
+class _Characters:
+    def size(self, text: str) -> int:
+        return len(text)
+
+    def head(self, text: str, size: int) -> str:
+        return text[:size]
+
+    def tail(self, text: str, size: int) -> str:
+        return text[-size:] if size else ""
+
+
+CHARACTERS = _Characters()
+
+
 class Budget(ABC):
-    """A truncation policy with its limit in characters."""
+    """A truncation policy with its limit, in characters unless it says otherwise."""
 
     name: str
     limit: int
 
     @abstractmethod
-    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
-        """The turns that are read, and how many characters of the original they hold; called only over the limit."""
+    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
+        """The turns that are read, and how many characters of the original they hold; meant for what is over the
+        limit."""
 
     def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
         """The part of `turns` (not empty) that is read, and the report of it."""
         total = sum(turn.characters for turn in turns)
         if total <= self.limit:
             return turns, Truncation(total, total, len(turns), len(turns))
-        kept, characters = self._cut(turns)
+        kept, characters = self.cut(turns)
         return kept, Truncation(characters, total, len(kept), len(turns))
 
     def __str__(self) -> str:
@@ -65,7 +104,7 @@ class Notebook(Budget):
     name = "notebook"
     limit = 7200
 
-    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
+    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
         size, count = 0, 0
         for turn in turns:
             size += turn.characters
@@ -91,19 +130,22 @@ class KeepLast(Budget):
     limit: int = 24_000
     name = "keep-last"
 
-    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
-        newest = turns[-1]
-        if newest.characters > self.limit:
-            grants = _allocate(self.limit, [len(newest.prompt), len(newest.response_a), len(newest.response_b)])
-            texts = zip((newest.prompt, newest.response_a, newest.response_b), grants, strict=True)
-            return (Turn(*(_cut_middle(text, grant) for text, grant in texts)),), sum(grants)
+    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
+        sizes = [sum(measure.size(text) for text in _texts(turn)) for turn in turns]
+        if sizes[-1] > self.limit:
+            texts = _texts(turns[-1])
+            grants = _allocate(self.limit, [measure.size(text) for text in texts])
+            kept, counts = zip(
+                *(_cut_middle(text, grant, measure) for text, grant in zip(texts, grants, strict=True)), strict=True
+            )
+            return (Turn(*kept),), sum(counts)
         size, first = 0, len(turns)
         for index in range(len(turns) - 1, -1, -1):
-            if size + turns[index].characters > self.limit:
+            if size + sizes[index] > self.limit:
                 break
-            size += turns[index].characters
+            size += sizes[index]
             first = index
-        return tuple(turns[first:]), size
+        return tuple(turns[first:]), sum(turn.characters for turn in turns[first:])
 
 
 @dataclass(frozen=True)
@@ -117,14 +159,10 @@ class Proportional(Budget):
     limit: int = 24_000
     name = "proportional"
 
-    def _cut(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], int]:
-        columns = [
-            [turn.prompt for turn in turns],
-            [turn.response_a for turn in turns],
-            [turn.response_b for turn in turns],
-        ]
-        grants = _allocate(self.limit, [sum(map(len, column)) for column in columns])
-        texts, counts = zip(*map(_newest, columns, grants), strict=True)
+    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
+        columns = list(zip(*map(_texts, turns), strict=True))
+        grants = _allocate(self.limit, [sum(map(measure.size, column)) for column in columns])
+        texts, counts = zip(*(_newest(*each, measure) for each in zip(columns, grants, strict=True)), strict=True)
 
         def loses_a_text(index: int) -> bool:
             return any(column[index] and not count[index] for column, count in zip(columns, counts, strict=True))
@@ -156,23 +194,46 @@ def _allocate(limit: int, wants: Sequence[int]) -> list[int]:
     return grants
 
 
-def _cut_middle(text: str, limit: int) -> str:
-    """The head and the tail of `text`, `limit` characters of it in all, with a mark where the middle was."""
-    if len(text) <= limit:
-        return text
-    tail = limit // 2
-    return text[: limit - tail] + _GAP + (text[-tail:] if tail else "")
+def _texts(turn: Turn) -> tuple[str, str, str]:
+    return turn.prompt, turn.response_a, turn.response_b
 
 
-def _newest(texts: Sequence[str], limit: int) -> tuple[list[str], list[int]]:
+def _cut_middle(text: str, limit: int, measure: Measure) -> tuple[str, int]:
+    """The head and the tail of `text`, `limit` of it in all, with a mark where the middle was; and how many characters
+    of the text that holds."""
+    if measure.size(text) <= limit:
+        return text, len(text)
+    size = limit // 2
+    head, tail = measure.head(text, limit - size), measure.tail(text, size)
+    return head + _GAP + tail, len(head) + len(tail)
+
+
+def _newest(texts: Sequence[str], limit: int, measure: Measure) -> tuple[list[str], list[int]]:
     """The newest texts that fit, the one at the edge without its middle, empty ones before it; and the characters of each."""
-    counts = [0] * len(texts)
+    kept, counts = [""] * len(texts), [0] * len(texts)
     for index in range(len(texts) - 1, -1, -1):
-        counts[index] = min(len(texts[index]), limit)
-        limit -= counts[index]
-    return [_cut_middle(text, count) if count else "" for text, count in zip(texts, counts, strict=True)], counts
+        size = min(measure.size(texts[index]), limit)
+        limit -= size
+        if size:
+            kept[index], counts[index] = _cut_middle(texts[index], size, measure)
+    return kept, counts
 
 
+@dataclass(frozen=True)
+class Whole(Budget):
+    """Everything: for scorers that have a limit of their own."""
+
+    name = "whole"
+    limit = 10**12
+
+    def __str__(self) -> str:
+        return self.name
+
+    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
+        return tuple(turns), sum(turn.characters for turn in turns)
+
+
+WHOLE = Whole()
 _POLICIES: dict[str, type[KeepLast] | type[Proportional]] = {"keep-last": KeepLast, "proportional": Proportional}
 DEFAULT_BUDGET = KeepLast()
 
@@ -187,9 +248,11 @@ def parse_budget(text: str) -> Budget:
         if colon and limit != str(Notebook.limit):
             raise UsageError(f"budget 'notebook' has the fixed limit {Notebook.limit}; write just: notebook")
         return Notebook()
+    if name == "whole":
+        return WHOLE
     if name not in _POLICIES:
         raise UsageError(
-            f"unknown budget {excerpt(name)}; there are keep-last, notebook and proportional, e.g. keep-last:8000"
+            f"unknown budget {excerpt(name)}; there are keep-last, notebook, proportional and whole, e.g. keep-last:8000"
         )
     if not colon:
         return _POLICIES[name]()

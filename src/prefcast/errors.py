@@ -6,6 +6,8 @@ PrefcastError
 │   └── ScoringError    the row was read, but the scorer gave no finite evidence for it
 ├── UsageError          the call is wrong: an unknown model, a budget that does not parse
 ├── MissingExtraError   an optional dependency is not installed; the message names the pip command
+├── ModelError          a model's checkpoint cannot be used: unsupported, damaged, weights missing
+├── WorkerError         no worker process is left to score with
 ├── ForecasterError     a forecaster folder cannot be loaded or does not fit its scorer
 └── FitError            an outcome model could not be fitted: too little data, no convergence
 
@@ -22,10 +24,12 @@ __all__ = [
     "FitError",
     "ForecasterError",
     "MissingExtraError",
+    "ModelError",
     "PrefcastError",
     "RowError",
     "ScoringError",
     "UsageError",
+    "WorkerError",
     "excerpt",
     "printable",
     "shown_path",
@@ -112,6 +116,14 @@ class MissingExtraError(PrefcastError):
 
     def __str__(self) -> str:
         return f"{self.what} is not installed: pip install 'prefcast[{self.extra}]'"
+
+
+class ModelError(PrefcastError):
+    """A checkpoint that is not supported, is damaged or lacks weights; the message says what would do."""
+
+
+class WorkerError(PrefcastError):
+    """Every worker process has died; the message names the last one and how it ended."""
 
 
 class ForecasterError(PrefcastError):

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.budget import DEFAULT_BUDGET, Budget, Truncation, parse_budget
+from prefcast.budget import DEFAULT_BUDGET, WHOLE, Budget, Notebook, Truncation, parse_budget
 from prefcast.errors import ForecasterError, RowError, ScoringError, UsageError, shown_path
-from prefcast.outcomes import Davidson, FittedModel, OutcomeModel, outcome_model
+from prefcast.outcomes import Davidson, FittedModel, NotebookRule, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
-from prefcast.scorers import SCORERS, Scorer, scorer_class
+from prefcast.scorers import SCORERS, Scorer, scorer_class, scorer_files
 
-__all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster"]
+__all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster", "read_pair"]
 
 _FORMAT = 1
 _CARD = "forecaster.json"
@@ -62,19 +62,32 @@ class Forecaster:
     """Reads what `budget` lets through, reduces it with `scorer` to evidence, turns that into probabilities with
     `outcome`.
 
-    `prior_tie` is the share of ties where it was fitted: a row that fails gets the class prior, equal for A and B.
-    `card` says with what data, figures and versions it was made.
+    `prior_tie` is the share of ties where it was fitted: a row that fails gets the class prior, equal for A and B,
+    unless `fallback` gives (A, B, tie) for it. `card` says with what data, figures and versions it was made. Without a
+    budget, a scorer with a limit of its own reads everything up to that, another one 24,000 characters.
     """
 
     scorer: Scorer
     outcome: OutcomeModel
-    budget: Budget = DEFAULT_BUDGET
+    budget: Budget = None  # type: ignore[assignment]
     prior_tie: float = 1 / 3
     card: Mapping[str, Any] = field(default_factory=dict)
+    fallback: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is None:
+            object.__setattr__(self, "budget", DEFAULT_BUDGET if self.scorer.limit is None else WHOLE)
+
+    @classmethod
+    def notebook(cls, scorer: Scorer) -> Forecaster:
+        """The Kaggle notebook's forecaster: its character budget and its rule, and what it gives a row that failed."""
+        return cls(scorer, NotebookRule(), Notebook(), fallback=(0.33334, 0.33333, 0.33333))
 
     @property
     def prior(self) -> tuple[float, float, float]:
         """(A, B, tie) of a row about which nothing is known."""
+        if self.fallback is not None:
+            return self.fallback
         side = (1 - self.prior_tie) / 2
         return side, side, self.prior_tie
 
@@ -84,8 +97,7 @@ class Forecaster:
 
     def read(self, pair: Pair) -> tuple[Pair, Truncation]:
         """The part of `pair` that the budget lets through, and its report."""
-        turns, truncation = self.budget.apply(pair.turns)
-        return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
+        return read_pair(pair, self.budget, self.scorer)
 
     def forecast(self, pairs: Iterable[Pair | RowError]) -> Forecasts:
         """Forecast `pairs`, in their order; a RowError among them (as `open_pairs` yields) or a failed score keeps
@@ -103,18 +115,18 @@ class Forecaster:
         margin, tie = np.full(len(items), np.nan), np.full(len(items), np.nan)
         probabilities = np.tile(np.array(self.prior), (len(items), 1))
         if read:
-            evidence = self.scorer.score(read)
+            evidence = self.scorer.evidence(read)
             finite = np.isfinite(evidence.margin) & np.isfinite(evidence.tie)
             good = np.array(index, dtype=np.int64)[finite]
             margin[good], tie[good] = evidence.margin[finite], evidence.tie[finite]
             probabilities[good] = self.outcome.probabilities(margin[good], tie[good])
-            for position, pair in zip(index, read, strict=True):
+            for place, (position, pair) in enumerate(zip(index, read, strict=True)):
                 if np.isnan(margin[position]):
                     errors[position] = ScoringError(
                         "forecast",
                         pair.row or position + 1,
                         "",
-                        f"the scorer {self.scorer.name} gave evidence that is not finite",
+                        evidence.problems.get(place, f"the scorer {self.scorer.name} gave evidence that is not finite"),
                         pair.id,
                     )
         kept: list[Pair | None] = [item if isinstance(item, Pair) else None for item in items]
@@ -122,7 +134,7 @@ class Forecaster:
 
     def evidence(self, pairs: Iterable[Pair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Margin and tie evidence (n,) of `pairs` as the budget lets them through."""
-        found = self.scorer.score([self.read(pair)[0] for pair in pairs])
+        found = self.scorer.evidence([self.read(pair)[0] for pair in pairs])
         return found.margin, found.tie
 
     def fit(self, pairs: Iterable[Pair], model: type[FittedModel] = Davidson) -> Forecaster:
@@ -167,7 +179,7 @@ class Forecaster:
         A folder that holds anything else is left alone. Raises UsageError.
         """
         shown = shown_path(folder)
-        known = {_CARD, *(name for scorer in SCORERS for name in scorer_class(scorer).files)}
+        known = {_CARD, *scorer_files()}
         try:
             target = Path(os.path.realpath(folder))
             there = {path.name for path in target.iterdir()} if target.exists() else set()
@@ -203,6 +215,7 @@ class Forecaster:
             "budget": str(self.budget),
             "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
             "prior_tie": self.prior_tie,
+            **({} if self.fallback is None else {"fallback": list(self.fallback)}),
             "versions": versions,
             "card": dict(self.card),
         }
@@ -232,11 +245,24 @@ class Forecaster:
             prior_tie = float(card["prior_tie"])
             if not 0 <= prior_tie <= 1:
                 raise ForecasterError(f"{shown}: prior_tie is {prior_tie}; expected a share from 0 to 1")
-            return cls(scorer, outcome, parse_budget(card["budget"]), prior_tie, dict(card["card"]))
+            fallback = card.get("fallback")
+            if fallback is not None:
+                a, b, tie = map(float, fallback)
+                fallback = a, b, tie
+            return cls(scorer, outcome, parse_budget(card["budget"]), prior_tie, dict(card["card"]), fallback)
         except OSError as error:
             raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({_CARD})") from None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
+
+
+def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:
+    """The part of `pair` that `budget` and then the scorer's own limit let through, and the report of it."""
+    turns, truncation = budget.apply(pair.turns)
+    if scorer.limit is not None:
+        turns, again = scorer.limit.apply(turns)
+        truncation = replace(truncation, kept=min(truncation.kept, again.kept), turns_kept=again.turns_kept)
+    return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
 
 
 def _exchange(made: Path, target: Path, old: Path) -> None:
@@ -260,7 +286,8 @@ def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:
     return digest.hexdigest()
 
 
-def _is_folder(path: str | os.PathLike[str]) -> bool:
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder of that name; never raises."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -274,7 +301,7 @@ def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface") -> Forec
     """
     if isinstance(name_or_folder, str) and name_or_folder in SCORERS:
         return Forecaster.load(_BUILT_IN / name_or_folder)
-    if _is_folder(name_or_folder):
+    if is_folder(name_or_folder):
         return Forecaster.load(name_or_folder)
     if isinstance(name_or_folder, str) and os.sep not in name_or_folder:
         scorer_class(name_or_folder)

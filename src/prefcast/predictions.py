@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -170,6 +170,19 @@ def _bar(probability: float) -> str:
     return f'<td style="min-width:6em;background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
 
 
+class Rows(Protocol):
+    """Rows of a file: their ids, and a record each."""
+
+    @property
+    def ids(self) -> list[str | int]: ...
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]: ...
+
+
+# (whole-number ids, with texts) -> the columns of a Parquet file
+Schema = Callable[[bool, bool], "pyarrow.Schema"]
+
+
 class Writer(Protocol):
     """Takes forecasts in order, in as many pieces as come."""
 
@@ -184,44 +197,47 @@ class _Submission:
     def write(self, forecasts: Forecasts) -> None:
         for id, row in zip(forecasts.ids, forecasts.probabilities.tolist(), strict=True):
             a, b, tie = row
-            self._file.write(f"{_quoted(clean(str(id)))},{a!r},{b!r},{tie!r}\n".encode())
+            self._file.write(f"{quoted(clean(str(id)))},{a!r},{b!r},{tie!r}\n".encode())
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A CSV cell, in quotes where it needs them. (The csv module leaves a lone carriage return bare.)"""
     return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) else text
 
 
-class _JsonLines:
+class JsonLines:
+    """Records as lines of JSON."""
+
     def __init__(self, file: BinaryIO, with_text: bool) -> None:
         self._file = file
         self._with_text = with_text
 
-    def write(self, forecasts: Forecasts) -> None:
-        for record in forecasts.records(with_text=self._with_text):
+    def write(self, rows: Rows) -> None:
+        for record in rows.records(with_text=self._with_text):
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
 
 
-class _Parquet:
+class Parquet:
     """Row groups of many pieces; whole-number ids stay numbers until one comes that is none."""
 
-    def __init__(self, file: BinaryIO, with_text: bool) -> None:
+    def __init__(self, file: BinaryIO, with_text: bool, schema: Schema) -> None:
         import pyarrow.parquet
 
         self._pyarrow = pyarrow
         self._file = file
         self._with_text = with_text
+        self._schema = schema
         self._whole_ids = True
         self._pending: list[pyarrow.Table] = []
         self._writer = self._open()
 
     def _open(self) -> pyarrow.parquet.ParquetWriter:
-        return self._pyarrow.parquet.ParquetWriter(self._file, _schema(self._whole_ids, self._with_text))
+        return self._pyarrow.parquet.ParquetWriter(self._file, self._schema(self._whole_ids, self._with_text))
 
-    def write(self, forecasts: Forecasts) -> None:
-        if self._whole_ids and not _whole(forecasts.ids):
+    def write(self, rows: Rows) -> None:
+        if self._whole_ids and not _whole(rows.ids):
             self._widen()
-        records = list(forecasts.records(with_text=self._with_text))
+        records = list(rows.records(with_text=self._with_text))
         if not self._whole_ids:
             for record in records:
                 record["id"] = str(record["id"])
@@ -301,9 +317,9 @@ def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Ite
         if kind == ".csv":
             yield _Submission(file)
         elif kind == ".jsonl":
-            yield _JsonLines(file, with_text)
+            yield JsonLines(file, with_text)
         else:
-            parquet = _Parquet(file, with_text)
+            parquet = Parquet(file, with_text, _schema)
             try:
                 yield parquet
             finally:

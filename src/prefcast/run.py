@@ -9,27 +9,42 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prefcast.budget import Budget, parse_budget
+from prefcast.budget import Budget
 from prefcast.errors import FileError, RowError, UsageError, excerpt
-from prefcast.forecaster import Forecaster, load_forecaster
+from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile, open_pairs, pairs_of_records
 from prefcast.metrics import Evaluation, evaluate_probabilities
 from prefcast.pairs import Pair
 from prefcast.predictions import Forecasts, Predictions, Writer
+from prefcast.resolve import resolve
+from prefcast.scorers import Scorer
+from prefcast.scores import RawScores, ScoreWriter, score_pairs
 
-__all__ = ["RunReport", "chunks", "evaluate", "evaluate_predictions", "predict", "predict_to", "resolve"]
+__all__ = [
+    "Rehearsal",
+    "RunReport",
+    "chunks",
+    "evaluate",
+    "evaluate_predictions",
+    "predict",
+    "predict_to",
+    "rehearsal_rows",
+    "score_to",
+]
 
 ON_ERROR = ("keep", "stop")
 # A chunk ends at whichever comes first; texts of many megabytes then travel in small company.
 _CHUNK_ROWS = 256
 _CHUNK_CHARACTERS = 4_000_000
 _NEAR = 3
+_STUB_ROWS, _REHEARSED_ROWS = 3, 1000
 _LABEL_COLUMNS = "winner_model_a, winner_model_b, winner_tie or winner"
 
 Progress = Callable[[int], None]
@@ -46,22 +61,6 @@ class RunReport:
     seconds: float
 
 
-def resolve(
-    model: str | None = None,
-    forecaster: Forecaster | str | os.PathLike[str] | None = None,
-    budget: Budget | str | None = None,
-) -> Forecaster:
-    """The forecaster that is meant: a built-in one by `model`, or an object or folder; `budget` replaces its own."""
-    if model is not None and forecaster is not None:
-        raise UsageError("name a model or a forecaster, not both")
-    found = (
-        forecaster
-        if isinstance(forecaster, Forecaster)
-        else load_forecaster(forecaster if forecaster is not None else model or "surface")
-    )
-    return found if budget is None else found.with_budget(parse_budget(budget) if isinstance(budget, str) else budget)
-
-
 def chunks(items: Iterable[Pair | RowError]) -> Iterator[list[Pair | RowError]]:
     """The items in pieces of bounded rows and characters; formed by position alone."""
     chunk: list[Pair | RowError] = []
@@ -76,14 +75,48 @@ def chunks(items: Iterable[Pair | RowError]) -> Iterator[list[Pair | RowError]]:
         yield chunk
 
 
-def _forecasts(items: Iterable[Pair | RowError], forecaster: Forecaster, on_error: str) -> Iterator[Forecasts]:
+def _check_on_error(on_error: str) -> None:
     if on_error not in ON_ERROR:
         raise UsageError(f"unknown on_error {on_error!r}; there are {', '.join(ON_ERROR)}")
+
+
+def _follow(scorer: Scorer, before: int, progress: Progress | None) -> None:
+    """Let a slow scorer tell its progress within a piece, after the `before` rows of those that are done."""
+    scorer.on_progress = (lambda done: progress(before + done)) if progress else None
+
+
+class _Tally:
+    """Counts what went by."""
+
+    def __init__(self) -> None:
+        self.rows = self.failed = self.truncated = 0
+        self.first: RowError | None = None
+
+    def add(self, piece: Forecasts | RawScores, on_error: str) -> None:
+        """Count a piece; with `on_error="stop"` its first error is raised."""
+        first = next(filter(None, piece.errors), None)
+        if on_error == "stop" and first is not None:
+            raise first
+        self.rows += len(piece)
+        self.failed += piece.failed
+        self.truncated += sum(truncation is not None and truncation.truncated for truncation in piece.truncations)
+        self.first = self.first or first
+
+    def report(self, seconds: float) -> RunReport:
+        return RunReport(self.rows, self.failed, self.truncated, self.first, seconds)
+
+
+def _forecasts(
+    items: Iterable[Pair | RowError], forecaster: Forecaster, tally: _Tally, on_error: str, progress: Progress | None
+) -> Iterator[Forecasts]:
+    _check_on_error(on_error)
     for chunk in chunks(items):
+        _follow(forecaster.scorer, tally.rows, progress)
         forecasts = forecaster.forecast(chunk)
-        if on_error == "stop" and (error := next(filter(None, forecasts.errors), None)):
-            raise error
+        tally.add(forecasts, on_error)
         yield forecasts
+        if progress:
+            progress(tally.rows)
 
 
 def predict_to(
@@ -99,17 +132,74 @@ def predict_to(
     With `on_error="stop"` the first row that fails raises its RowError.
     """
     start = time.perf_counter()
-    rows = failed = truncated = 0
-    first: RowError | None = None
-    for forecasts in _forecasts(pairs, forecaster, on_error):
+    tally = _Tally()
+    for forecasts in _forecasts(pairs, forecaster, tally, on_error, progress):
         writer.write(forecasts)
-        rows += len(forecasts)
-        failed += forecasts.failed
-        truncated += sum(truncation is not None and truncation.truncated for truncation in forecasts.truncations)
-        first = first or next(filter(None, forecasts.errors), None)
+    return tally.report(time.perf_counter() - start)
+
+
+def score_to(
+    writer: ScoreWriter,
+    pairs: Iterable[Pair | RowError],
+    scorer: Scorer,
+    budget: Budget,
+    *,
+    on_error: str = "keep",
+    progress: Progress | None = None,
+) -> RunReport:
+    """Write the raw scores of `pairs`, a piece at a time; as `predict_to`."""
+    _check_on_error(on_error)
+    start = time.perf_counter()
+    tally = _Tally()
+    for chunk in chunks(pairs):
+        _follow(scorer, tally.rows, progress)
+        scores = score_pairs(chunk, scorer, budget)
+        tally.add(scores, on_error)
+        writer.write(scores)
         if progress:
-            progress(rows)
-    return RunReport(rows, failed, truncated, first, time.perf_counter() - start)
+            progress(tally.rows)
+    return tally.report(time.perf_counter() - start)
+
+
+class Rehearsal:
+    """A writer that passes forecasts on and keeps what it takes to measure them."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._measured = _Measured()
+
+    def write(self, forecasts: Forecasts) -> None:
+        self._writer.write(forecasts)
+        self._measured.add(forecasts)
+
+    def evaluation(self) -> Evaluation:
+        """The figures of all forecasts that went by and have a label."""
+        return self._measured.evaluation()
+
+
+def rehearsal_rows(
+    stub: str, train: str, columns: Mapping[str, str] | None, cells: str
+) -> Iterable[Pair | RowError] | None:
+    """The first 1,000 rows of `train` if `stub` is the competition's public test file of exactly three rows, otherwise
+    None.
+
+    Raises UsageError if `train` cannot have labels or the stub is standard input, which can be read only once.
+    """
+    if stub == "-":
+        raise UsageError("--rehearse must look at the file first; standard input can be read only once")
+    with open_pairs(stub, columns=columns, cells=cells) as file:
+        rows = sum(1 for _ in islice(file, _STUB_ROWS + 1))
+    if rows != _STUB_ROWS:
+        return None
+    labelled = open_pairs(train, columns=columns, cells=cells)
+    if not labelled.may_have_labels:
+        raise UsageError(f"{labelled.name}: a rehearsal needs labels ({_LABEL_COLUMNS})")
+
+    def rows_of() -> Iterator[Pair | RowError]:
+        with labelled as file:
+            yield from islice(file, _REHEARSED_ROWS)
+
+    return rows_of()
 
 
 def predict(
@@ -121,18 +211,19 @@ def predict(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     on_error: str = "keep",
+    preset: str | None = None,
 ) -> Any:
     """Forecast a file, pairs, or a table.
 
     All is held in memory, texts included; `predict_to` is for what does not fit.
     `source` is a path (any format that `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow
     table. Paths and pairs give Forecasts; a table gives a table of its own kind, a row a forecast in the same order
-    (a data frame keeps its index). `model` names a built-in forecaster (default `surface`); `forecaster` is a
-    Forecaster or its folder. Raises PrefcastError.
+    (a data frame keeps its index). `model` names a built-in forecaster (default `surface`) or, with
+    `preset="notebook"`, a reward model; `forecaster` is a Forecaster or its folder. Raises PrefcastError.
     """
-    chosen = resolve(model, forecaster, budget)
+    chosen = resolve(model, forecaster, budget, preset)
     with _opened(source, columns, cells) as pairs:
-        forecasts = _joined(list(_forecasts(pairs, chosen, on_error)))
+        forecasts = _joined(list(_forecasts(pairs, chosen, _Tally(), on_error, None)))
     if _is_table(source, "pandas", "DataFrame"):
         frame = forecasts.to_pandas()
         frame.index = source.index
@@ -225,35 +316,51 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     progress: Progress | None = None,
+    preset: str | None = None,
 ) -> Evaluation:
     """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
 
     Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
     """
-    chosen = resolve(model, forecaster, budget)
-    probabilities, labels, groups = [], [], []
-    failed = unlabelled = rows = 0
+    chosen = resolve(model, forecaster, budget, preset)
+    measured = _Measured()
     with _opened(source, columns, cells) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({_LABEL_COLUMNS})")
-        for forecasts in _forecasts(pairs, chosen, "keep"):
-            for row, pair, error in zip(forecasts.probabilities, forecasts.pairs, forecasts.errors, strict=True):
-                if error is not None or pair is None:
-                    failed += 1
-                elif pair.outcome is None:
-                    unlabelled += 1
-                else:
-                    probabilities.append(row)
-                    labels.append(int(pair.outcome))
-                    groups.append(hash(pair.prompt[0]))
-            rows += len(forecasts)
-            if progress:
-                progress(rows)
-    if not labels:
-        raise UsageError(
-            f"nothing to evaluate: of {rows} rows {failed} failed and {unlabelled} have no label ({_LABEL_COLUMNS})"
+        for forecasts in _forecasts(pairs, chosen, _Tally(), "keep", progress):
+            measured.add(forecasts)
+    return measured.evaluation()
+
+
+class _Measured:
+    """Forecasts with their labels, as they go by."""
+
+    def __init__(self) -> None:
+        self._probabilities: list[NDArray[np.float64]] = []
+        self._labels: list[int] = []
+        self._groups: list[int] = []
+        self._rows = self._failed = self._unlabelled = 0
+
+    def add(self, forecasts: Forecasts) -> None:
+        self._rows += len(forecasts)
+        for row, pair, error in zip(forecasts.probabilities, forecasts.pairs, forecasts.errors, strict=True):
+            if error is not None or pair is None:
+                self._failed += 1
+            elif pair.outcome is None:
+                self._unlabelled += 1
+            else:
+                self._probabilities.append(row)
+                self._labels.append(int(pair.outcome))
+                self._groups.append(hash(pair.prompt[0]))
+
+    def evaluation(self) -> Evaluation:
+        if not self._labels:
+            raise UsageError(
+                f"nothing to evaluate: of {self._rows} rows {self._failed} failed and {self._unlabelled} have no label ({_LABEL_COLUMNS})"
+            )
+        return evaluate_probabilities(
+            np.array(self._probabilities), self._labels, self._groups, failed=self._failed, unlabelled=self._unlabelled
         )
-    return evaluate_probabilities(np.array(probabilities), labels, groups, failed=failed, unlabelled=unlabelled)
 
 
 def evaluate_predictions(predictions: Predictions, labelled: PairFile | None = None) -> Evaluation:

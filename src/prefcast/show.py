@@ -18,10 +18,21 @@ from prefcast.predictions import Forecast, Forecasts
 
 if TYPE_CHECKING:
     from prefcast.check import Inspection
+    from prefcast.drift import Drift
     from prefcast.forecaster import Explanation
     from prefcast.metrics import Evaluation, Scores
+    from prefcast.scorers.reward.checkpoint import Checkpoint
 
-__all__ = ["TableWriter", "evaluation_text", "explanation_text", "inspection_text", "models_text", "write_json"]
+__all__ = [
+    "TableWriter",
+    "checkpoint_text",
+    "drift_text",
+    "evaluation_text",
+    "explanation_text",
+    "inspection_text",
+    "models_text",
+    "write_json",
+]
 
 _BAR = 30
 _LEAST_CHANGE = 0.0005
@@ -182,8 +193,63 @@ def _duration(seconds: float) -> str:
 
 def models_text(scorers: Mapping[str, tuple[str, str, str]]) -> str:
     """The models, a line each."""
-    width = max(map(len, scorers))
-    return "\n".join(f"{name:{width}}  {what} (needs: {needs})" for name, (_, what, needs) in scorers.items())
+    rows = [(name, what, needs) for name, (_, what, needs) in scorers.items()]
+    rows.append(
+        (
+            "PATH or ID",
+            "a reward model: a folder with config.json and safetensors, or a hub id",
+            "pip install 'prefcast[transformers]'",
+        )
+    )
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"{name:{width}}  {what} (needs: {needs})" for name, what, needs in rows)
+
+
+def checkpoint_text(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is, a fact a line."""
+    limit = checkpoint.limit
+    lines = [
+        f"{checkpoint.name}: {checkpoint.kind}",
+        f"architecture  {printable(checkpoint.architecture)} ({printable(str(checkpoint.config.get('model_type', '?')))})",
+        f"parameters    {_count(checkpoint.parameters)}",
+        f"stored as     {checkpoint.stored}{' in ' + checkpoint.quantization if checkpoint.quantization else ''}, {len({tensor.file for tensor in checkpoint.tensors.values()})} file(s)",
+        f"reads         {'at most ' + str(limit) + ' tokens' if limit else 'says no limit: --max-tokens is needed'}",
+        f"template      {checkpoint.template_note}",
+        f"labels        {checkpoint.label_note}",
+        "memory        of the weights, a device (a batch comes on top):",
+    ]
+    stored = checkpoint.quantization
+    for precision in ("float32", "float16", "bfloat16", "int8", "nf4"):
+        if stored is None or precision == stored:
+            lines.append(f"  {precision:10}  {checkpoint.memory(precision) / 1e9:8.2f} GB")
+    if checkpoint.remote_code:
+        lines.append("its own code  named in config.json; never imported without --trust-remote-code")
+    return "\n".join(lines)
+
+
+def _count(number: int) -> str:
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.2f} {name}"
+    return str(number)
+
+
+def drift_text(drift: Drift) -> str:
+    """How far a precision moves the scores."""
+    lines = [
+        f"drift over {drift.n} pairs{f' ({drift.failed} failed)' if drift.failed else ''}",
+        f"margin    mean {drift.mean:.3g}, largest {drift.largest:.3g}; the margins' own spread is {drift.spread:.3g}, correlation {drift.correlation:.4f}",
+        f"sign      {drift.flipped:.1%} of the pairs change sides",
+    ]
+    if drift.log_loss_before is None or drift.log_loss_after is None:
+        return "\n".join([*lines, f"log loss  {drift.link}"])
+    return "\n".join(
+        [
+            *lines,
+            f"log loss  {drift.log_loss_before:.4f} before, {drift.log_loss_after:.4f} after, change {drift.log_loss_change} over {drift.labelled} labelled pairs,",
+            f"          {drift.link}",
+        ]
+    )
 
 
 def write_json(data: Mapping[str, Any], path: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.budget import Budget
 from prefcast.pairs import Pair
 
 __all__ = ["Evidence", "Push", "Scorer"]
@@ -21,11 +22,14 @@ class Evidence:
     """What a scorer says of n pairs.
 
     `margin` (n,): evidence for A over B; exchanging A and B negates it. `tie` (n,): evidence for a tie; exchanging A
-    and B leaves it alone, 0 where the scorer has no view.
+    and B leaves it alone, 0 where the scorer has no view. Both are nan for a pair that failed; `problems` says why, by
+    the pair's position. `raw` holds the numbers that the evidence was made of, each (n,), by name.
     """
 
     margin: NDArray[np.float64]
     tie: NDArray[np.float64]
+    problems: Mapping[int, str] = field(default_factory=dict)
+    raw: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.margin)
@@ -48,9 +52,15 @@ class Scorer(ABC):
     name: ClassVar[str]
     # The files that `save` writes: they are what a forecaster folder's fingerprint covers.
     files: ClassVar[tuple[str, ...]] = ()
+    # What the scorer itself can read at most, in its own tokens; applied after the forecaster's budget.
+    limit: Budget | None = None
+    # The names of the evidence's `raw` numbers.
+    raw_names: tuple[str, ...] = ()
+    # Called with the number of pairs done of those that `evidence` was given.
+    on_progress: Callable[[int], None] | None = None
 
     @abstractmethod
-    def score(self, pairs: Sequence[Pair]) -> Evidence:
+    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
         """The evidence of `pairs`, in their order; an empty sequence gives empty evidence.
 
         Every pair has at least one turn.
@@ -66,6 +76,9 @@ class Scorer(ABC):
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs into `folder`."""
+
+    def close(self) -> None:
+        """Give back what the scorer holds: processes, memory of devices."""
 
     def explain(self, pair: Pair) -> list[Push]:
         """What pushed the evidence of `pair`, the strongest first; empty where the scorer cannot say."""

@@ -22,14 +22,14 @@ class LengthScorer(Scorer):
 
     name: ClassVar[str] = "length"
 
-    def score(self, pairs: Sequence[Pair]) -> Evidence:
+    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
         margin = np.array(
             [_log_length(pair.response_a) - _log_length(pair.response_b) for pair in pairs], dtype=np.float64
         )
         return Evidence(margin, -np.abs(margin))
 
     def explain(self, pair: Pair) -> list[Push]:
-        evidence = self.score([pair])
+        evidence = self.evidence([pair])
         characters = ("characters", float(sum(map(len, pair.response_a))), float(sum(map(len, pair.response_b))))
         return [Push("length", float(evidence.margin[0]), float(evidence.tie[0]), (characters,))]
 

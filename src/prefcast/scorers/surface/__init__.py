@@ -59,7 +59,7 @@ class SurfaceScorer(Scorer):
     def save(self, folder: Path) -> None:
         self.model.save(folder / _FILE)
 
-    def score(self, pairs: Sequence[Pair]) -> Evidence:
+    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
         margin, likeness, both = self.model.terms(*feature_arrays(pairs))
         # Sums along a row, not matrix products: a row's bits do not depend on its neighbours.
         return Evidence(margin.sum(axis=1), likeness.sum(axis=1) + both.sum(axis=1))

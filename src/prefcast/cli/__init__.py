@@ -1,0 +1,60 @@
+"""The command line: one short function a verb.
+
+Exit status 0: done; 2: a fault of the call or the file, nothing written; 3: done, but rows failed.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+
+# The verbs add themselves to the program, in this order.
+from prefcast.cli import forecasts, models  # noqa: F401
+from prefcast.cli.shared import app, say
+from prefcast.errors import PrefcastError
+
+__all__ = ["app", "main"]
+
+_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def _stop(number: int, frame: object) -> None:
+    # Cleaning up is not to be interrupted by a second one.
+    for name in _STOPPING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
+    raise SystemExit(128 + number)
+
+
+class _OneLine(logging.Handler):
+    """Warnings of the library, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def main() -> None:
+    """The entry point: a fault that the user can mend is one line and status 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.getLogger("prefcast").addHandler(_OneLine(logging.WARNING))
+    # As an exception a signal lets temporary files be removed.
+    for name in _STOPPING:
+        # What the parent said to ignore (nohup, a job in the background) stays ignored.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _stop)
+    try:
+        app()
+    except PrefcastError as error:
+        say(str(error))
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        # The reader of a pipe has gone; nothing more can be said to it.
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except OSError as error:
+        say(f"{error.filename or 'writing'}: {error.strerror or error}")
+        raise SystemExit(2) from None

@@ -1,0 +1,3 @@
+from prefcast.cli import main
+
+main()

@@ -1,0 +1,234 @@
+"""The verbs that forecast: predict, evaluate, explain, check."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prefcast.cli.shared import (
+    ROWS_FAILED,
+    BudgetText,
+    CellKind,
+    Cells,
+    Columns,
+    Folder,
+    Model,
+    OnError,
+    OnErrorOption,
+    Pairs,
+    Preset,
+    app,
+    columns_of,
+    opened,
+    progress,
+    reward_options,
+    say,
+)
+from prefcast.errors import UsageError, printable
+from prefcast.scorers.reward import Options
+
+if TYPE_CHECKING:
+    from prefcast.predictions import Writer
+
+
+@app.command()
+@reward_options
+def predict(
+    pairs: Pairs,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help=".csv: Kaggle submission; .jsonl, .parquet: everything. Without it, a table is printed.",
+        ),
+    ] = None,
+    model: Model = None,
+    forecaster: Folder = None,
+    budget: BudgetText = None,
+    columns: Columns = None,
+    cells: CellKind = Cells.json,
+    on_error: OnErrorOption = OnError.keep,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="Keep the texts in a .jsonl or .parquet output.")
+    ] = False,
+    preset: Preset = None,
+    rehearse: Annotated[
+        Path | None,
+        typer.Option(
+            help="If PAIRS is the competition's stub of three rows, forecast the first 1,000 rows of this labelled file instead, and measure.",
+            metavar="TRAIN",
+        ),
+    ] = None,
+    *,
+    options: Options,
+) -> None:
+    """Forecast every pair of a file.
+
+    \b
+    Examples:
+      prefcast predict test.csv -o submission.csv
+      prefcast predict pairs.jsonl.zst -o forecasts.parquet --with-text
+      zcat pairs.csv.gz | prefcast predict - -o forecasts.jsonl
+      prefcast predict test.csv --model internlm2-20b-reward --preset notebook --rehearse train.csv -o submission.csv
+    """
+    from prefcast.predictions import open_writer, output_kind
+    from prefcast.resolve import resolve
+    from prefcast.run import Rehearsal, predict_to, rehearsal_rows, same_file
+    from prefcast.show import TableWriter, evaluation_text
+
+    if output is None and with_text:
+        raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
+    if output is not None:
+        output_kind(output)
+        if pairs != "-" and same_file(pairs, output):
+            raise UsageError(f"{output}: is the input; write the forecasts to another file")
+    train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
+    chosen = resolve(model, forecaster, budget, preset, options)
+    with ExitStack() as stack:
+        file = stack.enter_context(opened(pairs, columns, cells))
+        show = stack.enter_context(progress(file))
+        stack.enter_context(closing(chosen.scorer))
+        writer: Writer = (
+            TableWriter(sys.stdout) if output is None else stack.enter_context(open_writer(output, with_text=with_text))
+        )
+        rehearsal = None if train is None else Rehearsal(writer)
+        report = predict_to(
+            rehearsal or writer, file if train is None else train, chosen, on_error=on_error.value, progress=show
+        )
+    if rehearsal is not None:
+        say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
+        print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
+    if output is not None and sys.stderr.isatty():
+        truncated = f", {report.truncated} truncated" if report.truncated else ""
+        say(
+            f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second{truncated})"
+        )
+    if report.failed:
+        say(f"{report.failed} of {report.rows} rows failed and got the class prior; the first: {report.first_error}")
+        raise typer.Exit(ROWS_FAILED)
+
+
+@app.command()
+@reward_options
+def evaluate(
+    labelled: Annotated[
+        str | None,
+        typer.Argument(metavar="LABELLED", help="Labelled pairs; may be left out if the predictions hold labels."),
+    ] = None,
+    model: Model = None,
+    forecaster: Folder = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure these forecasts (a submission or predictions file) instead of making them.", metavar="FILE"
+        ),
+    ] = None,
+    budget: BudgetText = None,
+    columns: Columns = None,
+    cells: CellKind = Cells.json,
+    json_output: Annotated[
+        str | None, typer.Option("--json", help="Write the figures as JSON; - is standard output.", metavar="OUT")
+    ] = None,
+    preset: Preset = None,
+    *,
+    options: Options,
+) -> None:
+    """Measure forecasts on labelled pairs, next to the class prior and to a uniform guess.
+
+    \b
+    Examples:
+      prefcast evaluate train.csv
+      prefcast evaluate train.csv --model length --json figures.json
+      prefcast evaluate train.csv --predictions submission.csv
+    """
+    from prefcast.predictions import read_predictions
+    from prefcast.resolve import resolve
+    from prefcast.run import evaluate as measure
+    from prefcast.run import evaluate_predictions, same_file
+    from prefcast.show import evaluation_text, write_json
+
+    for name in (labelled, predictions):
+        if json_output is not None and name is not None and same_file(name, json_output):
+            raise UsageError(f"{json_output}: is the input; write the figures to another file")
+    if predictions is not None:
+        if (model, forecaster, budget, preset) != (None,) * 4 or options != Options():
+            raise UsageError(
+                "--predictions measures forecasts that exist: leave out --model, --forecaster and --budget"
+            )
+        read = read_predictions(predictions)
+        title = predictions.name
+        if labelled is None:
+            evaluation = evaluate_predictions(read)
+        else:
+            with opened(labelled, columns, cells) as file:
+                evaluation = evaluate_predictions(read, file)
+    elif labelled is None:
+        raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
+    else:
+        title = model or (forecaster.name if forecaster else "surface")
+        with opened(labelled, columns, cells) as file, progress(file) as show:
+            chosen = resolve(model, forecaster, budget, preset, options)
+            with closing(chosen.scorer):
+                evaluation = measure(file, forecaster=chosen, progress=show)
+    if json_output is not None:
+        write_json(evaluation.to_dict(), json_output)
+    if json_output != "-":
+        print(evaluation_text(evaluation, title))
+    if evaluation.failed:
+        say(f"{evaluation.failed} rows failed and are not in the figures; prefcast check names them")
+        raise typer.Exit(ROWS_FAILED)
+
+
+@app.command()
+@reward_options
+def explain(
+    pairs: Pairs,
+    id: Annotated[str, typer.Option("--id", help="The id of the pair (the row number where the file has no ids).")],
+    model: Model = None,
+    forecaster: Folder = None,
+    budget: BudgetText = None,
+    columns: Columns = None,
+    cells: CellKind = Cells.json,
+    preset: Preset = None,
+    *,
+    options: Options,
+) -> None:
+    """Show one pair's forecast and what moved it.
+
+    \b
+    Example:
+      prefcast explain examples/pairs.csv --id ex-07
+    """
+    from prefcast.resolve import resolve
+    from prefcast.run import find_pair
+    from prefcast.show import explanation_text
+
+    chosen = resolve(model, forecaster, budget, preset, options)
+    with opened(pairs, columns, cells) as file:
+        pair = find_pair(file, id)
+    with closing(chosen.scorer):
+        print(explanation_text(pair, chosen.explain(pair)))
+
+
+@app.command()
+def check(pairs: Pairs, columns: Columns = None, cells: CellKind = Cells.json) -> None:
+    """Read a file without forecasting: its format, rows, turns, labels, every fault, and how long a forecast would
+    take here.
+
+    \b
+    Example:
+      prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
+    """
+    from prefcast.check import inspect
+    from prefcast.show import inspection_text
+
+    with opened(pairs, columns, cells) as file, progress(file) as show:
+        found = inspect(file, on_fault=lambda error: print(printable(str(error))), progress=show)
+    print(inspection_text(found))
+    if found.failed:
+        raise typer.Exit(ROWS_FAILED)

@@ -1,0 +1,108 @@
+"""From what a person names to the forecaster that is meant: built-in ones, folders, reward models."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from prefcast.budget import WHOLE, Budget, parse_budget
+from prefcast.errors import UsageError, excerpt, shown_path
+from prefcast.forecaster import Forecaster, is_folder, load_forecaster
+from prefcast.scorers import SCORERS, Scorer
+from prefcast.scorers.reward import Options, scorer_of
+from prefcast.scorers.reward.checkpoint import open_checkpoint
+
+__all__ = ["PRESETS", "is_reward_model", "resolve", "resolve_scorer"]
+
+PRESETS = ("notebook",)
+TOKEN_POLICIES = ("keep-last", "proportional")
+
+
+def resolve(
+    model: str | None = None,
+    forecaster: Forecaster | str | os.PathLike[str] | None = None,
+    budget: Budget | str | None = None,
+    preset: str | None = None,
+    options: Options | None = None,
+) -> Forecaster:
+    """The forecaster that is meant: a built-in one by `model`, an object or a folder, or a reward model with the
+    notebook's rule (`preset="notebook"`).
+
+    `budget` replaces its own; `options` are for reward models. Raises UsageError for a reward model without a rule:
+    what its scores mean for people is not assumed.
+    """
+    if model is not None and forecaster is not None:
+        raise UsageError("name a model or a forecaster, not both")
+    if preset not in (None, *PRESETS):
+        raise UsageError(f"unknown preset {excerpt(preset)}; there is {', '.join(PRESETS)}")
+    if model is not None and is_reward_model(model):
+        if preset is None:
+            if is_folder(model):
+                open_checkpoint(model, trust_remote_code=options is not None and options.trust_remote_code)
+            raise UsageError(
+                f"{shown_path(model)}: no outcome model was fitted for it, and the scale of a reward is arbitrary: fit one "
+                f"with prefcast fit LABELLED --model {shown_path(model)} -o DIR and use --forecaster DIR, or take the "
+                "Kaggle notebook's rule with --preset notebook (prefcast score keeps the raw scores)"
+            )
+        return _notebook(model, budget, options or Options())
+    if preset is not None:
+        raise UsageError(f"--preset {preset} needs a reward model: --model PATH_OR_ID")
+    found = (
+        forecaster
+        if isinstance(forecaster, Forecaster)
+        else load_forecaster(forecaster if forecaster is not None else model or "surface")
+    )
+    if options is not None and options != Options():
+        found = _elsewhere(found, options)
+    return found if budget is None else found.with_budget(parse_budget(budget) if isinstance(budget, str) else budget)
+
+
+def is_reward_model(model: str) -> bool:
+    """Whether a model's name is a folder's or a hub id's, not a built-in one's."""
+    return model not in SCORERS and (is_folder(model) or "/" in model or os.sep in model)
+
+
+def _notebook(model: str, budget: Budget | str | None, options: Options) -> Forecaster:
+    """The Kaggle notebook as a forecaster: NF4 and special tokens as the original reads them, unless told otherwise."""
+    stored = open_checkpoint(model, trust_remote_code=options.trust_remote_code).quantization
+    quantize = options.quantize or ("nf4" if stored is None else None)
+    scorer = scorer_of(model, replace(options, quantize=quantize, special_tokens=options.special_tokens or "original"))
+    if scorer.raw_names != ("score_a", "score_b"):
+        raise UsageError(
+            f"{shown_path(model)}: the notebook's rule is for scores of single conversations, not for a {scorer.checkpoint.kind}"
+        )
+    made = Forecaster.notebook(scorer)
+    return made if budget is None else made.with_budget(parse_budget(budget) if isinstance(budget, str) else budget)
+
+
+def _elsewhere(forecaster: Forecaster, options: Options) -> Forecaster:
+    elsewhere = getattr(forecaster.scorer, "elsewhere", None)
+    if elsewhere is None:
+        raise UsageError(
+            f"the model {forecaster.scorer.name} has no such options; they are for reward models (--model PATH_OR_ID)"
+        )
+    return replace(forecaster, scorer=elsewhere(options))
+
+
+def resolve_scorer(model: str, budget: str | None, options: Options) -> tuple[Scorer, Budget]:
+    """The scorer of a model, built in or not, and the budget that it reads with.
+
+    For a reward model a budget without a limit names the policy that cuts to the model's tokens.
+    """
+    if not is_reward_model(model):
+        found = resolve(model, budget=budget, options=options)
+        return found.scorer, found.budget
+    policy, characters = token_policy(budget)
+    scorer = scorer_of(model, replace(options, policy=policy))
+    return scorer, characters
+
+
+def token_policy(budget: str | None) -> tuple[str, Budget]:
+    """What a budget means to a model that counts tokens: the policy that cuts to its limit, and what is cut before, in
+    characters."""
+    if budget is None:
+        return "keep-last", WHOLE
+    if budget in TOKEN_POLICIES:
+        return budget, WHOLE
+    parsed = parse_budget(budget)
+    return parsed.name if parsed.name in TOKEN_POLICIES else "keep-last", parsed

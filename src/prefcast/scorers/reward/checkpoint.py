@@ -1,0 +1,420 @@
+"""What a checkpoint is, told by its own `config.json` and the headers of its weights. Nothing of it is executed, and
+neither torch nor transformers is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prefcast.errors import MissingExtraError, ModelError, UsageError, excerpt, shown_path
+
+__all__ = ["Checkpoint", "Kind", "TensorInfo", "label_columns", "open_checkpoint"]
+
+CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+_LONGEST_HEADER = 100_000_000
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SUPPORTED = (
+    "InternLM2ForRewardModel; ...ForSequenceClassification with one label (reward models) or two or three (pair "
+    "classifiers); ...ForCausalLM (A/B preference models)"
+)
+# A head, an embedding or a norm stays as it is: what is quantised are the matrices between them.
+_NOT_QUANTISED = re.compile(
+    r"(^|\.)(v_head|score|classifier|lm_head|pooler|out_proj_head)\.|embed|norm|\bwte\b|\bwpe\b", re.IGNORECASE
+)
+
+
+class Kind(StrEnum):
+    """How a checkpoint scores."""
+
+    INTERNLM2 = "InternLM2 reward model"
+    POINTWISE = "pointwise reward model"
+    PAIR = "pair classifier"
+    CAUSAL = "causal A/B preference model"
+    CUSTOM = "custom reward model (remote code)"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor in a weights file: where it lies, its type as safetensors names it, and its shape."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+    @property
+    def bytes(self) -> int:
+        return self.size * _BYTES.get(self.dtype, 2)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a model. `name` is what the person called it, `config` its `config.json`."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    kind: Kind
+
+    @property
+    def architecture(self) -> str:
+        return str((self.config.get("architectures") or ["unknown"])[0])
+
+    @property
+    def labels(self) -> int:
+        return _label_count(self.config)
+
+    @property
+    def quantization(self) -> str | None:
+        """`nf4` or `int8` where the weights are stored so."""
+        return _quantization(self.config, self.name)
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether the checkpoint names Python files of its own."""
+        return bool(self.config.get("auto_map"))
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor of the weights, by name.
+
+        Raises ModelError if there are none, or if a shard is missing or damaged.
+        """
+        return _tensors(self.folder, self.name)
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, Mapping) else self.config
+
+    @property
+    def unscaled_length(self) -> int | None:
+        """The length beyond which a rotary base follows the length of the sequence; None where it never does."""
+        config = self.text_config
+        scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) not in (
+            "dynamic",
+            "longrope",
+        ):
+            return None
+        original = scaling.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+        return int(original or config["max_position_embeddings"])
+
+    @cached_property
+    def limit(self) -> int | None:
+        """The most tokens that the model reads, by its position limit and its tokenizer's; None where neither says."""
+        limits = []
+        config = self.text_config
+        positions = config.get("max_position_embeddings", config.get("n_positions"))
+        if isinstance(positions, int) and positions > 0:
+            scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+            dynamic = isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type")) == "dynamic"
+            limits.append(int(positions * float(scaling.get("factor", 1))) if dynamic else positions)
+        try:
+            told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
+                "model_max_length"
+            )
+        except (OSError, ValueError, AttributeError):
+            told = None
+        # Tokenizers without a limit say 1e30.
+        if isinstance(told, int | float) and 0 < told < 1e9:
+            limits.append(int(told))
+        return min(limits, default=None)
+
+    @property
+    def stored(self) -> str:
+        """The types of the weights, the most frequent first."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+        return ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:2])
+
+    @property
+    def template_note(self) -> str:
+        """Which template turns texts into what the model reads."""
+        if self.kind is Kind.PAIR:
+            return (
+                "the checkpoint's pair_template.jinja"
+                if (self.folder / "pair_template.jinja").is_file()
+                else "lmsys (--template names another)"
+            )
+        if self.kind is Kind.CAUSAL:
+            return "rlhflow (--template names another); the tokens A and B are compared"
+        if self._has_chat_template or self.kind is Kind.INTERNLM2:
+            return "the tokenizer's chat template" if self._has_chat_template else "InternLM2's chat"
+        return "none: reads the two texts (question, answer)"
+
+    @property
+    def _has_chat_template(self) -> bool:
+        if (self.folder / "chat_template.jinja").is_file():
+            return True
+        try:
+            told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            return bool(told.get("chat_template"))
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    @property
+    def label_note(self) -> str:
+        """What the outputs mean."""
+        if self.kind is not Kind.PAIR:
+            return (
+                "A and B, by their tokens" if self.kind is Kind.CAUSAL else "one score a conversation, higher is better"
+            )
+        try:
+            columns = label_columns(self.config, None, self.name)
+        except UsageError:
+            return f"{self.labels} without telling names: --labels must say which is A"
+        return ", ".join(("A", "B", "tie")[columns.index(index)] for index in range(len(columns))) + " (from id2label)"
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has; packed 4 bit weights count for what they stand for."""
+        count = 0
+        for name, tensor in self.tensors.items():
+            if re.search(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state", name):
+                continue
+            packed = f"{name}.absmax" in self.tensors
+            count += tensor.size * 2 if packed else tensor.size
+        return count
+
+    def memory(self, precision: str) -> int:
+        """Bytes that the weights take at `precision` (float32, float16, bfloat16, int8, nf4); a batch comes on top."""
+        wide = 4 if precision == "float32" else 2
+        total = 0.0
+        for name, tensor in self.tensors.items():
+            if re.search(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state", name):
+                continue
+            size = tensor.size * 2 if f"{name}.absmax" in self.tensors else tensor.size
+            matrix = len(tensor.shape) == 2 and not _NOT_QUANTISED.search(name)
+            # NF4: half a byte, and a byte of scale for 64 weights with 4 bytes for 256 of those (double quantisation).
+            each = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}.get(precision, wide) if matrix else wide
+            total += size * each
+        return int(total)
+
+
+def quantisable(name: str, shape: Sequence[int]) -> bool:
+    """Whether the tensor is a matrix of the body, by name and shape."""
+    return len(shape) == 2 and name.endswith(".weight") and not _NOT_QUANTISED.search(name)
+
+
+def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint in a folder, or of a hub id such as `owner/name` or `owner/name@revision`.
+
+    Its kind is told by `architectures` and the number of labels in `config.json`. Raises ModelError, naming what is
+    supported, and UsageError if there is no such folder.
+    """
+    folder = _folder(model, trust_remote_code)
+    name = shown_path(model)
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{name}: {_what_it_is(folder)}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: {CONFIG} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{name}: {CONFIG} is not a JSON object")
+    _quantization(config, name)
+    return Checkpoint(name, folder, config, _kind(config, name, trust_remote_code))
+
+
+def _what_it_is(folder: Path) -> str:
+    if (folder / "adapter_config.json").exists():
+        return "a LoRA adapter without its model; merge it first (peft: merge_and_unload, then save_pretrained)"
+    if list(folder.glob("*.gguf")):
+        return "GGUF files; a folder with config.json and .safetensors files is needed"
+    if (folder / "forecaster.json").exists():
+        return "a forecaster, not a model; use --forecaster"
+    return f"not a model: it has no {CONFIG}"
+
+
+def _folder(model: str | os.PathLike[str], trust_remote_code: bool) -> Path:
+    path = Path(model)
+    try:
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise UsageError(f"{shown_path(model)}: is a file; name the folder that holds config.json and the weights")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{shown_path(model)}: {error}") from None
+    if not isinstance(model, str) or not _HUB_ID.fullmatch(model) or model.startswith("."):
+        raise UsageError(
+            f"{shown_path(model)}: no such folder; name a folder with a model, or a hub id like owner/name"
+        )
+    return _download(model, trust_remote_code)
+
+
+def _download(model: str, trust_remote_code: bool) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "transformers") from None
+    repository, _, revision = model.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=[*_HUB_FILES, *(["*.py"] if trust_remote_code else [])],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{model}: no such folder here, and it cannot be fetched from the hub: {excerpt(reason, 200)}; without a "
+            "network name a local folder"
+        ) from None
+
+
+def _kind(config: Mapping[str, Any], name: str, trust_remote_code: bool) -> Kind:
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise ModelError(f"{name}: {CONFIG} names no architecture; supported are {SUPPORTED}")
+    architecture = architectures[0]
+    if architecture == "InternLM2ForRewardModel":
+        return Kind.INTERNLM2
+    custom = bool(config.get("auto_map"))
+    if custom and trust_remote_code:
+        return Kind.CUSTOM
+    if architecture.endswith("ForSequenceClassification"):
+        labels = _label_count(config)
+        if labels == 1:
+            return Kind.POINTWISE
+        if labels in (2, 3):
+            return Kind.PAIR
+        raise ModelError(
+            f"{name}: a classifier with {labels} labels; supported are one (reward models), two and three (A, B, tie)"
+        )
+    if architecture.endswith("ForCausalLM"):
+        return Kind.CAUSAL
+    remote = " (its own code runs only with --trust-remote-code)" if custom else ""
+    raise ModelError(
+        f"{name}: the architecture {excerpt(architecture)} is not supported{remote}; supported are {SUPPORTED}"
+    )
+
+
+def _label_count(config: Mapping[str, Any]) -> int:
+    names = config.get("id2label")
+    if isinstance(names, Mapping) and names:
+        return len(names)
+    count = config.get("num_labels")
+    # transformers leaves two labels unsaid.
+    return count if isinstance(count, int) else 2
+
+
+def _quantization(config: Mapping[str, Any], name: str) -> str | None:
+    stored = config.get("quantization_config")
+    if not isinstance(stored, Mapping):
+        return None
+    if stored.get("quant_method", "bitsandbytes") == "bitsandbytes":
+        if stored.get("load_in_8bit"):
+            return "int8"
+        if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
+            return "nf4"
+    raise ModelError(
+        f"{name}: weights quantised as {excerpt(str(stored.get('quant_method')))} are not supported; supported are "
+        "bitsandbytes nf4 and int8 (prefcast quantize MODEL DIR writes them)"
+    )
+
+
+def _tensors(folder: Path, name: str) -> dict[str, TensorInfo]:
+    files = [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        try:
+            where = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files = [folder / file for file in sorted(set(where.values()))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{name}: {INDEX} cannot be read: {error}") from None
+        if any(file.parent.resolve() != folder.resolve() for file in files):
+            raise ModelError(f"{name}: {INDEX} names files outside the folder")
+    elif not files[0].exists():
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        found = (
+            f"; {others[0]} is a pickle, which can run code: convert it (safetensors.torch.save_file)" if others else ""
+        )
+        raise ModelError(f"{name}: no .safetensors weights in the folder{found}")
+    found_tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        found_tensors |= _header(file, name)
+    return found_tensors
+
+
+def _header(file: Path, name: str) -> dict[str, TensorInfo]:
+    """The header of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with file.open("rb") as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            if length > _LONGEST_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(data.read(length))
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        if file.stat().st_size < 8 + length + end:
+            raise ValueError("it ends too early")
+        return {
+            key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]))
+            for key, entry in header.items()
+            if key != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{name}: {file.name} cannot be read: {reason}") from None
+
+
+_WORDS = {
+    **dict.fromkeys(("a", "first", "left"), 0),
+    **dict.fromkeys(("b", "second", "right"), 1),
+    **dict.fromkeys(("tie", "draw", "equal", "same", "tied", "bothbad"), 2),
+}
+_FILLERS = {"winner", "wins", "win", "model", "response", "answer", "assistant", "preferred", "better", "is"}
+
+
+def label_columns(config: Mapping[str, Any], said: Sequence[str] | None, name: str) -> tuple[int, ...]:
+    """Which of the model's outputs is A's, B's and, with three, the tie's: (column of A, of B[, of the tie]).
+
+    `said` lists the labels in the order of the outputs, e.g. ("a", "b", "tie"); without it `id2label` must name them.
+    Raises UsageError if an order cannot be told.
+    """
+    count = _label_count(config)
+    names = config.get("id2label") or {}
+    listed = (
+        list(said) if said is not None else [str(names.get(str(index), names.get(index, ""))) for index in range(count)]
+    )
+    meanings = [_meaning(label) for label in listed]
+    wanted = list(range(count))
+    if len(listed) == count and sorted(meaning for meaning in meanings if meaning is not None) == wanted:
+        return tuple(meanings.index(meaning) for meaning in wanted)
+    example = "a,b,tie" if count == 3 else "a,b"
+    if said is not None:
+        raise UsageError(
+            f"--labels: {excerpt(','.join(listed))} does not order the {count} outputs of {name}; write for example {example}"
+        )
+    raise UsageError(
+        f"{name}: its labels are called {', '.join(map(excerpt, listed))}, which does not say which one is A; "
+        f"say it in the order of the outputs: --labels {example}"
+    )
+
+
+def _meaning(label: str) -> int | None:
+    words = [word for word in re.split(r"[^a-z0-9]+", label.lower()) if word and word not in _FILLERS]
+    meanings = {_WORDS.get(word) for word in words}
+    return meanings.pop() if len(meanings) == 1 else None

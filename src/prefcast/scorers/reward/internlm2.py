@@ -1,0 +1,202 @@
+"""InternLM2ForRewardModel, natively: the network of InternLM2-reward (1.8B, 7B, 20B) and POLAR over packed rows.
+
+Module names are those of the published weights, with `wqkv` kept fused as it was trained and as it is quantised. The
+rotary base of dynamic NTK scaling follows the length of each sequence alone, so a score does not depend on what was
+scored before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from prefcast.errors import ModelError, excerpt
+from prefcast.scorers.reward.packing import Layout, attend
+
+__all__ = ["InternLM2Config", "InternLM2Reward"]
+
+
+@dataclass(frozen=True)
+class InternLM2Config:
+    """The sizes and constants of one checkpoint, under their names in `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    reward_token_id: int
+    bias: bool = False
+    scaling: str | None = None
+    factor: float = 1.0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> InternLM2Config:
+        """Read from `config.json`.
+
+        Raises ModelError on a value that is missing or that this network does not have.
+        """
+        scaling = config.get("rope_scaling") or {}
+        kind = scaling.get("type", scaling.get("rope_type"))
+        if kind not in (None, "default", "linear", "dynamic"):
+            raise ModelError(
+                f"config.json: rope_scaling {excerpt(kind)} is not supported; there are linear and dynamic"
+            )
+        if config.get("hidden_act", "silu") != "silu":
+            raise ModelError(
+                f"config.json: hidden_act {excerpt(config['hidden_act'])} is not supported; InternLM2 has silu"
+            )
+        try:
+            return cls(
+                **{
+                    name: int(config[name])
+                    for name in (
+                        "vocab_size",
+                        "hidden_size",
+                        "intermediate_size",
+                        "num_hidden_layers",
+                        "num_attention_heads",
+                        "max_position_embeddings",
+                        "reward_token_id",
+                    )
+                },
+                num_key_value_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
+                rms_norm_eps=float(config["rms_norm_eps"]),
+                rope_theta=float(config["rope_theta"]),
+                bias=bool(config.get("bias", False)),
+                scaling=None if kind == "default" else kind,
+                factor=float(scaling.get("factor", 1.0)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"config.json: {type(error).__name__}: {error}") from None
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class Norm(nn.Module):
+    """Root mean square normalisation, in float32 whatever comes in."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__()
+        self.heads, self.kv, self.size = config.num_attention_heads, config.num_key_value_heads, config.head_size
+        self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv) * self.size, bias=config.bias)
+        self.wo = nn.Linear(self.heads * self.size, config.hidden_size, bias=config.bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        # Per key head: its queries, then one key, then one value.
+        qkv = self.wqkv(x).view(len(x), self.kv, -1, self.size)
+        q = qkv[:, :, :-2].reshape(len(x), self.heads, self.size)
+        q, k = _rotate(q, cos, sin), _rotate(qkv[:, :, -2], cos, sin)
+        q, k, v = (part.transpose(0, 1)[None] for part in (q, k, qkv[:, :, -1]))
+        out: Tensor = self.wo(attend(layout, q, k, v)[0].flatten(1))
+        return out
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w2(silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Layer(nn.Module):
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, layout)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class Body(nn.Module):
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, layout: Layout) -> Tensor:
+        x = self.tok_embeddings(layout.ids)
+        cos, sin = rotary(self.config, layout, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, layout)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class InternLM2Reward(nn.Module):
+    """`forward` takes a packed row and gives the scores (sequences, 1) in float32."""
+
+    def __init__(self, config: InternLM2Config) -> None:
+        super().__init__()
+        self.model = Body(config)
+        self.v_head = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, layout: Layout) -> Tensor:
+        hidden = self.model(layout)[layout.last]
+        scores: Tensor = nn.functional.linear(hidden.float(), self.v_head.weight.float())
+        return scores
+
+
+def rotary(config: InternLM2Config, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (T, 1, head size) of every token.
+
+    Dynamic NTK: a sequence of L > max_position_embeddings tokens has the base
+    theta * (f * L / max - (f - 1)) ** (d / (d - 2)), as the published modelling code computes it.
+    """
+    device, size, limit = layout.ids.device, config.head_size, config.max_position_embeddings
+    powers = torch.arange(0, size, 2, dtype=torch.int64).float() / size
+    frequencies = (1.0 / config.rope_theta**powers).to(device)
+    positions = layout.positions.float()
+    if config.scaling == "linear":
+        positions = positions / config.factor
+    angles = positions[:, None] * frequencies[None, :]
+    if config.scaling == "dynamic":
+        for span in layout.spans:
+            if span.length > limit:
+                base = config.rope_theta * (config.factor * span.length / limit - (config.factor - 1)) ** (
+                    size / (size - 2)
+                )
+                here = slice(span.start, span.stop)
+                angles[here] = positions[here, None] * (1.0 / base**powers).to(device)[None, :]
+    angles = torch.cat((angles, angles), -1)[:, None, :]
+    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -1,0 +1,235 @@
+"""One replica of a model a process, one queue of batches, longest first; results in the order asked for.
+
+Knows nothing of models: it hands batches to whoever is free. A worker that dies is named, its batch goes back into the
+queue and a new worker takes its place; a batch that has killed two is given up, with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, cast
+
+from prefcast.errors import ModelError, PrefcastError, WorkerError
+from prefcast.scorers.reward.engine import Group, Recipe, Scores
+from prefcast.scorers.reward.worker import read_scores, write_groups
+
+__all__ = ["LocalReplica", "Replicas", "Result"]
+
+_log = logging.getLogger("prefcast")
+_DEATHS_A_BATCH = 2
+_DEATHS_A_RUN = 8
+_FALSE_STARTS = 2
+TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
+
+# The outputs of a group, or why there are none.
+Result = Scores | str
+Done = Callable[[int], None]
+
+
+def _results(scores: Sequence[Scores | None]) -> list[Result]:
+    return [TOO_LARGE if each is None else each for each in scores]
+
+
+class LocalReplica:
+    """The model in this process."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._engine = recipe.build()
+
+    def run(self, batches: Sequence[Sequence[Group]], done: Done | None = None) -> list[list[Result]]:
+        """The results of each batch, in order."""
+        found = []
+        for batch in batches:
+            found.append(_results(self._engine.run(batch)))
+            if done:
+                done(len(batch))
+        return found
+
+    def close(self) -> None:
+        """Nothing to end: the memory goes with the object."""
+
+
+class _Worker:
+    """A process with one replica."""
+
+    def __init__(self, recipe: Recipe, number: int) -> None:
+        self.number, self.device = number, recipe.devices[0]
+        root = str(Path(__file__).parents[3])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        # -P: a file in the current folder is never taken for a module.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", "prefcast.scorers.reward.worker", recipe.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._to, self._from = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        self._loaded = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it has said that its model is ready."""
+        return self._loaded
+
+    def run(self, batch: Sequence[Group]) -> list[Scores | None]:
+        """EOFError, OSError or ValueError if the process is gone."""
+        if not self._loaded:
+            read_scores(self._from)
+            self._loaded = True
+        write_groups(self._to, batch)
+        return read_scores(self._from)
+
+    def name(self) -> str:
+        return f"worker {self.number} ({self.device}, process {self.pid})"
+
+    def end(self) -> str:
+        """How the process ended, after it has."""
+        self.kill()
+        code = self._process.wait()
+        if code < 0:
+            try:
+                return f"was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                return f"was killed by signal {-code}"
+        return f"ended with status {code}"
+
+    def kill(self) -> None:
+        """End the process; one that has died keeps its own status."""
+        for pipe in (self._to, self._from):
+            with suppress(OSError):
+                pipe.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Replicas:
+    """Workers on several devices."""
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        self._recipes = recipes
+        self._workers = [_Worker(recipe, number) for number, recipe in enumerate(recipes, 1)]
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers."""
+        return [worker.pid for worker in self._workers]
+
+    def run(self, batches: Sequence[Sequence[Group]], done: Done | None = None) -> list[list[Result]]:
+        """The results of each batch, in order, whoever scored it.
+
+        Raises WorkerError if workers keep dying and ModelError if one says that it cannot go on.
+        """
+        board = _Board(batches, len(self._workers), done)
+        threads = [
+            threading.Thread(target=self._serve, args=(place, board), daemon=True)
+            for place in range(len(self._workers))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            # With a time limit a signal is noticed.
+            while thread.is_alive():
+                thread.join(0.2)
+        if board.failure is not None:
+            self.close()
+            raise board.failure
+        return cast(list[list[Result]], board.results)
+
+    def _serve(self, place: int, board: _Board) -> None:
+        """Let one worker take batches until none is left."""
+        while (number := board.take()) is not None:
+            worker = self._workers[place]
+            try:
+                board.put(number, _results(worker.run(board.batches[number])))
+                continue
+            except (EOFError, OSError, ValueError):
+                pass
+            except PrefcastError as error:
+                board.fail(ModelError(str(error)))
+                return
+            loaded = worker.loaded
+            board.lose(number, place, f"{worker.name()} {worker.end()}", loaded)
+            if not board.finished:
+                self._workers[place] = _Worker(self._recipes[place], worker.number)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.kill()
+
+
+class _Board:
+    """The batches of a run: those that wait, those that are done. All methods may be called from any thread."""
+
+    def __init__(self, batches: Sequence[Sequence[Group]], workers: int, done: Done | None) -> None:
+        self.batches = batches
+        self.results: list[list[Result] | None] = [None] * len(batches)
+        self.failure: PrefcastError | None = None
+        self._waiting = deque(range(len(batches)))
+        self._left = len(batches)
+        self._deaths = [0] * len(batches)
+        self._false_starts = [0] * workers
+        self._done = done
+        self._changed = threading.Condition()
+
+    @property
+    def finished(self) -> bool:
+        return self._left == 0 or self.failure is not None
+
+    def take(self) -> int | None:
+        """The next batch; waits while another worker's batch may still come back. None when there is nothing more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self.finished)
+            return None if self.finished else self._waiting.popleft()
+
+    def put(self, number: int, results: list[Result]) -> None:
+        """A batch is done."""
+        with self._changed:
+            self.results[number] = results
+            self._left -= 1
+            if self._done:
+                self._done(len(results))
+            self._changed.notify_all()
+
+    def fail(self, error: PrefcastError) -> None:
+        """The run cannot go on."""
+        with self._changed:
+            self.failure = self.failure or error
+            self._changed.notify_all()
+
+    def lose(self, number: int, place: int, problem: str, loaded: bool) -> None:
+        """The worker that had this batch has died."""
+        if not loaded:
+            self._false_starts[place] += 1
+            problem = f"{problem} before it had loaded the model"
+            if self._false_starts[place] >= _FALSE_STARTS:
+                self.fail(WorkerError(f"{problem}, and so did the one before it"))
+                return
+        else:
+            self._deaths[number] += 1
+        if sum(self._deaths) >= _DEATHS_A_RUN:
+            self.fail(WorkerError(f"workers keep dying; the last: {problem}"))
+        elif self._deaths[number] >= _DEATHS_A_BATCH:
+            _log.warning("%s; its batch has ended %d workers and is given up", problem, self._deaths[number])
+            self.put(number, [f"{problem} while scoring it or a pair of its batch"] * len(self.batches[number]))
+        else:
+            _log.warning("%s; its batch of %d pairs goes back into the queue", problem, len(self.batches[number]))
+            with self._changed:
+                self._waiting.appendleft(number)
+                self._changed.notify_all()

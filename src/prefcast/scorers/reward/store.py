@@ -1,0 +1,157 @@
+"""Writing a checkpoint in fewer bits, one matrix at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prefcast.errors import ModelError, UsageError, shown_path
+from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint, quantisable
+from prefcast.scorers.reward.loading import body_of, first_line, skeleton
+from prefcast.scorers.reward.precision import quantise
+
+__all__ = ["Stored", "quantize_checkpoint"]
+
+_SHARD_BYTES = 4_000_000_000
+# What a checkpoint needs besides its weights; code stays behind.
+_KEPT = (".json", ".model", ".jinja", ".txt")
+_LEFT = ("model.safetensors.index.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was written."""
+
+    matrices: int
+    bytes: int
+    bytes_before: int
+
+
+def quantize_checkpoint(model: str, folder: Path, quantization: str) -> Stored:
+    """Write `model` with its body's matrices in `quantization` (`nf4`, `int8`) into `folder`, tokenizer included.
+
+    It loads with no flag and scores as `quantize=` does on the original. The folder appears whole or not at all; the
+    names are those of bitsandbytes. Raises UsageError and ModelError.
+    """
+    checkpoint = open_checkpoint(model)
+    if checkpoint.quantization:
+        raise UsageError(f"{checkpoint.name}: is stored as {checkpoint.quantization} already")
+    shown = shown_path(folder)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{shown}: is not an empty folder; name a new one")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=folder.parent) as room:
+            made = Path(room) / "new"
+            made.mkdir()
+            matrices = _write(checkpoint, made, quantization)
+            written = sum(path.stat().st_size for path in made.glob("*.safetensors"))
+            if folder.exists():
+                folder.rmdir()
+            made.rename(folder)
+    except OSError as error:
+        raise UsageError(f"{shown}: cannot be written: {error.strerror or error}") from None
+    return Stored(matrices, written, sum(tensor.bytes for tensor in checkpoint.tensors.values()))
+
+
+def _matrices(checkpoint: Checkpoint) -> set[str]:
+    """The names of the weights that are quantised: those of the body's linear layers."""
+    network = skeleton(checkpoint)
+    body = body_of(network)
+    inside = {id(module) for module in body.modules()}
+    return {
+        f"{path}.weight"
+        for path, module in network.named_modules()
+        if type(module) is nn.Linear and id(module) in inside and quantisable(f"{path}.weight", module.weight.shape)
+    }
+
+
+def _tensors(checkpoint: Checkpoint, quantization: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    matrices = _matrices(checkpoint)
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
+        for name, info in checkpoint.tensors.items():
+            try:
+                if info.file not in files:
+                    files[info.file] = stack.enter_context(safe_open(str(info.file), framework="pt", device="cpu"))
+                tensor: Tensor = files[info.file].get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{checkpoint.name}: {info.file.name}: {first_line(error)}") from None
+            if name not in matrices:
+                yield name, {name: tensor}
+                continue
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            parts = quantise(tensor.to(device), quantization)
+            stem = name.removesuffix("weight")
+            named = {
+                f"{stem}SCB" if part == "SCB" else f"{name}.{part}" if part else name: value
+                for part, value in parts.items()
+            }
+            yield name, {key: value.contiguous().cpu() for key, value in named.items()}
+
+
+def _write(checkpoint: Checkpoint, folder: Path, quantization: str) -> int:
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    size = matrices = total = 0
+
+    def flush() -> None:
+        nonlocal shard, size
+        if shard:
+            save_file(shard, str(folder / f"part-{len(shards):05}.safetensors"), metadata={"format": "pt"})
+            shards.append(list(shard))
+        shard, size = {}, 0
+
+    for _, parts in _tensors(checkpoint, quantization):
+        matrices += len(parts) > 1
+        bytes_ = sum(part.numel() * part.element_size() for part in parts.values())
+        if size + bytes_ > _SHARD_BYTES:
+            flush()
+        shard |= parts
+        size += bytes_
+        total += bytes_
+    flush()
+    if matrices == 0:
+        raise ModelError(f"{checkpoint.name}: has no matrices that could be quantised")
+    if len(shards) == 1:
+        (folder / "part-00000.safetensors").rename(folder / "model.safetensors")
+    else:
+        where: dict[str, str] = {}
+        for number, names in enumerate(shards):
+            file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+            (folder / f"part-{number:05}.safetensors").rename(folder / file)
+            where |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    for path in checkpoint.folder.iterdir():
+        if path.suffix in _KEPT and path.name not in _LEFT and path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    config = dict(checkpoint.config)
+    config["quantization_config"] = (
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "float16",
+            "bnb_4bit_quant_storage": "uint8",
+        }
+        if quantization == "nf4"
+        else {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True, "llm_int8_threshold": 6.0}
+    )
+    if checkpoint.kind is not Kind.INTERNLM2:
+        config["quantization_config"]["llm_int8_skip_modules"] = ["score", "classifier", "lm_head"]
+    (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return matrices

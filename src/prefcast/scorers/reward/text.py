@@ -1,0 +1,214 @@
+"""From conversations to the token ids that a model scores.
+
+Texts are untrusted: an answer may spell `<|im_end|>` and forge a turn. With `special_tokens="literal"` (the default)
+only the template may write special tokens, and what looks like one inside a text is read letter by letter; with
+"original" it is parsed, as the published code of most models does. A text without special tokens gives the same ids
+either way.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, Tokenizer
+
+from prefcast.errors import ModelError, UsageError, excerpt, shown_path
+from prefcast.pairs import Turn, clean
+
+__all__ = ["Message", "PairTemplate", "TextReader", "checked", "conversations", "pair_template"]
+
+SPECIAL_TOKENS = ("literal", "original")
+Message = Mapping[str, str]
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class ChatTokenizer(Protocol):
+    """What is used of a transformers tokenizer: its template and its special tokens."""
+
+    @property
+    def bos_token(self) -> str | None: ...
+    @property
+    def eos_token(self) -> str | None: ...
+    @property
+    def chat_template(self) -> Any: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+
+
+def checked(conversation: Sequence[Message]) -> list[dict[str, str]]:
+    """The messages of a conversation as plain dicts of clean text.
+
+    Raises UsageError, saying what would be right.
+    """
+    if isinstance(conversation, Mapping | str) or not isinstance(conversation, Sequence) or not conversation:
+        raise UsageError(
+            f"a conversation is a list of messages like {{'role': 'user', 'content': 'Hi'}}, found {excerpt(conversation)}"
+        )
+    for message in conversation:
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise UsageError(f"a message needs the texts 'role' and 'content', found {excerpt(message)}")
+    return [{"role": clean(message["role"]), "content": clean(message["content"])} for message in conversation]
+
+
+def conversations(turns: Sequence[Turn]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The two conversations of a pair as message lists: (A's, B's)."""
+    a: list[dict[str, str]] = []
+    b: list[dict[str, str]] = []
+    for turn in turns:
+        for messages, response in ((a, turn.response_a), (b, turn.response_b)):
+            messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": response}]
+    return a, b
+
+
+class TextReader:
+    """Encodes texts with one model's tokenizer.
+
+    `encode` never truncates, pads or adds special tokens of its own; it may be called from several threads.
+    """
+
+    def __init__(self, backend: Tokenizer, special_tokens: str = "literal") -> None:
+        if special_tokens not in SPECIAL_TOKENS:
+            raise UsageError(f"unknown special_tokens {special_tokens!r}; there are {', '.join(SPECIAL_TOKENS)}")
+        self.special_tokens = special_tokens
+        # Copies: what tokenizer.json says of truncation and padding is not for us, and nobody else changes ours.
+        self._parsing, self._literal = (Tokenizer.from_str(backend.to_str()) for _ in range(2))
+        for tokenizer in (self._parsing, self._literal):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self._literal.encode_special_tokens = True
+        special = {index: token for index, token in backend.get_added_tokens_decoder().items() if token.special}
+        # Names that no text can guess stand for special tokens: `marks` for those in texts while a template is
+        # rendered, `twins` for the template's own while everything else is read literally.
+        secret = secrets.token_hex(8)
+        self._marks = {token.content: f"\ue000{secret}{index}\ue001" for index, token in special.items()}
+        self._twins = {token.content: f"\ue002{secret}{index}\ue003" for index, token in special.items()}
+        if special:
+            self._literal.add_tokens(
+                [
+                    AddedToken(
+                        self._twins[token.content],
+                        lstrip=token.lstrip,
+                        rstrip=token.rstrip,
+                        single_word=token.single_word,
+                        normalized=False,
+                        special=False,
+                    )
+                    for token in special.values()
+                ]
+            )
+        self._meant = {self._literal.token_to_id(self._twins[token.content]): index for index, token in special.items()}
+        names = sorted(self._marks, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._mark = re.compile(f"\ue000{secret}(\\d+)\ue001")
+        self._by_mark = {str(index): token.content for index, token in special.items()}
+
+    def protect(self, text: str) -> str:
+        """An untrusted text, before it goes into a template."""
+        if self.special_tokens == "original":
+            return text
+        return self._special.sub(lambda match: self._marks[match.group()], text)
+
+    def encode(self, rendered: str) -> list[int]:
+        """The ids of a rendered template whose texts were protected."""
+        if not self._mark.search(rendered):
+            return self._parsing.encode(rendered, add_special_tokens=False).ids
+        own = self._special.sub(lambda match: self._twins[match.group()], rendered)
+        ids = self._literal.encode(self._unmarked(own), add_special_tokens=False).ids
+        return [self._meant.get(index, index) for index in ids]
+
+    def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Ids and token types of two texts as the tokenizer joins them; special tokens as its post-processor writes
+        them."""
+        tokenizer = self._parsing if self.special_tokens == "original" else self._literal
+        found = tokenizer.encode(first, second, add_special_tokens=True)
+        return found.ids, found.type_ids
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has by itself, read literally."""
+        return len(self._literal.encode(text, add_special_tokens=False).ids)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each of those tokens begins and ends in `text`, in characters."""
+        return self._literal.encode(text, add_special_tokens=False).offsets
+
+    def id_of(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises ModelError if it is none or several.
+        """
+        ids = self._parsing.encode(text, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ModelError(
+                f"the tokenizer has no single token {text!r}; an A/B preference model needs the tokens A and B"
+            )
+        return ids[0]
+
+    def _unmarked(self, text: str) -> str:
+        return self._mark.sub(lambda match: self._by_mark[match.group(1)], text)
+
+
+class PairTemplate:
+    """A Jinja template that puts a prompt and both responses into one text.
+
+    It sees `turns` (with prompt, response_a, response_b), `prompts`, `responses_a`, `responses_b`, `bos_token`,
+    `eos_token`, `add_eos_token`, and `chat(text)`, which makes a user message of a text with the model's own chat
+    template (`bos=false`: without its first token). It runs in a sandbox.
+    """
+
+    def __init__(self, name: str, source: str, tokenizer: ChatTokenizer) -> None:
+        self.name = name
+        self._tokenizer = tokenizer
+        environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise UsageError(f"template {name}: {error}") from None
+
+    def render(self, turns: Sequence[Turn], reader: TextReader) -> str:
+        """The text; UsageError if the template fails."""
+        safe = [Turn(*map(reader.protect, (turn.prompt, turn.response_a, turn.response_b))) for turn in turns]
+        try:
+            return self._template.render(
+                turns=safe,
+                prompts=[turn.prompt for turn in safe],
+                responses_a=[turn.response_a for turn in safe],
+                responses_b=[turn.response_b for turn in safe],
+                bos_token=self._tokenizer.bos_token or "",
+                eos_token=self._tokenizer.eos_token or "",
+                add_eos_token=bool(getattr(self._tokenizer, "add_eos_token", False)),
+                chat=self._chat,
+            )
+        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+            raise UsageError(f"template {self.name}: {error}") from None
+
+    def _chat(self, text: str, bos: bool = True) -> str:
+        if not self._tokenizer.chat_template:
+            return text
+        messages = [{"role": "user", "content": text}]
+        rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        first = self._tokenizer.bos_token
+        return rendered.replace(first, "") if first and not bos else rendered
+
+
+def pair_template(template: str | Path | None, default: str, tokenizer: ChatTokenizer) -> PairTemplate:
+    """The template of that name, of that file, or the default.
+
+    Raises UsageError.
+    """
+    name = str(template or default)
+    path = _TEMPLATES / f"{name}.jinja" if re.fullmatch(r"\w+", name) else Path(name)
+    if not path.is_file():
+        path = Path(name)
+    try:
+        return PairTemplate(shown_path(name), path.read_text(encoding="utf-8"), tokenizer)
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(each.stem for each in _TEMPLATES.glob("*.jinja")))
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"template {shown_path(name)}: {reason}; there are {known}, or name a Jinja file") from None
