@@ -129,8 +129,8 @@ class PackedRunner(Runner):
 
     def outputs(self, groups: Sequence[Group]) -> Tensor:
         if self._native:
-            scores: Tensor = self._network(pack([group.ids for group in groups], self._device, self._longest_shared))
-            return scores
+            layout = pack([group.ids for group in groups], self._device, self._longest_shared)
+            return _head(self._network, self._network(layout), None)
         limit = self._longest_shared
         if limit is None or all(len(ids) <= limit for group in groups for ids in group.ids):
             return self._packed([group.ids for group in groups])
@@ -159,14 +159,19 @@ def _rotary_state(network: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 
 def _head(network: nn.Module, hidden: Tensor, columns: Sequence[int] | None) -> Tensor:
-    """The head over (n, hidden) in float32: the classifier, or the logits of the tokens `columns`."""
+    """The head over (n, hidden): the classifier, or the logits of the tokens `columns`.
+
+    In float64 (float32 on devices without it): n differs from batch to batch, and a sum of so few terms should not.
+    """
+    wide = torch.float32 if hidden.device.type == "mps" else torch.float64
+    head: Any = network.score if columns is None else network.get_output_embeddings()  # type: ignore[operator]
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if columns is not None:
+        rows = torch.tensor(list(columns), device=weight.device)
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    logits = linear(hidden.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
     if columns is None:
-        out: Tensor = network.score(hidden)  # type: ignore[operator]
-        return out
-    head = network.get_output_embeddings()  # type: ignore[operator]
-    rows = torch.tensor(list(columns), device=hidden.device)
-    bias = None if head.bias is None else head.bias[rows].float()
-    logits = linear(hidden.float(), head.weight[rows].float(), bias)
+        return logits
     softcap = getattr(network.config, "final_logit_softcapping", None)
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)

@@ -164,7 +164,7 @@ class Body(nn.Module):
 
 
 class InternLM2Reward(nn.Module):
-    """`forward` takes a packed row and gives the scores (sequences, 1) in float32."""
+    """`forward` takes a packed row and gives the hidden states (sequences, hidden size) that the head scores."""
 
     def __init__(self, config: InternLM2Config) -> None:
         super().__init__()
@@ -172,9 +172,13 @@ class InternLM2Reward(nn.Module):
         self.v_head = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, layout: Layout) -> Tensor:
-        hidden = self.model(layout)[layout.last]
-        scores: Tensor = nn.functional.linear(hidden.float(), self.v_head.weight.float())
-        return scores
+        hidden: Tensor = self.model(layout)
+        return hidden[layout.last]
+
+    @property
+    def score(self) -> nn.Linear:
+        """The head, under the name that classifiers of transformers have."""
+        return self.v_head
 
 
 def rotary(config: InternLM2Config, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ __all__ = ["PACKED_FAMILIES", "body_of", "first_line", "load_network", "packs", 
 # The families of transformers whose attention takes every detail from its arguments, so that packed rows are exact;
 # tests compare each with the unpacked model.
 PACKED_FAMILIES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "granite"}
+    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3"}
 )
 _ATTENTION = "prefcast_packed"
 _SHOWN = 3
@@ -159,7 +159,7 @@ def load_network(
         network = _from_pretrained(checkpoint, dtype).to(devices[0])
     if checkpoint.kind is not Kind.INTERNLM2:
         _float32_head(network)
-    if devices[0].type == "cpu":
+    if devices[0].type == "cpu" and packs(checkpoint):
         for module in list(body_of(network).modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear) and OneDNNLinear.usable(child, dtype):

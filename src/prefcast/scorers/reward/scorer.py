@@ -117,7 +117,7 @@ class RewardScorer(Scorer):
         if longest == 0:
             raise ModelError("the template left no tokens to score")
         if longest > self.max_tokens:
-            raise UsageError(f"has {longest} tokens after cutting; at most {self.max_tokens} are read (--max-tokens)")
+            raise UsageError(f"has {longest} tokens; at most {self.max_tokens} are read (--max-tokens)")
 
     def _run(self, groups: Sequence[Group]) -> list[Result]:
         """The result of each group; equal sequences of a group are scored once."""
