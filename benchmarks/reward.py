@@ -162,7 +162,8 @@ def cross_encoder_way(folder: Path, pairs: Ids) -> Callable[[], np.ndarray] | st
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     tokenizer.save_pretrained(converted)
     encoder = CrossEncoder(str(converted), device="cpu", activation_fn=torch.nn.Identity())
-    texts = [backend.decode(ids.tolist(), skip_special_tokens=False) for pair in pairs for ids in pair]
+    # It wants two texts; the second adds nothing.
+    texts = [(backend.decode(ids.tolist(), skip_special_tokens=False), "") for pair in pairs for ids in pair]
     try:
         encoder.predict(texts[:2], show_progress_bar=False)
     except Exception as error:  # noqa: BLE001

@@ -1,0 +1,174 @@
+"""What a checkpoint is said to be, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import INTERNLM2, change_config, save_decoder, save_deberta, save_gemma2_pair, save_internlm2, store
+from conftest import Run
+from prefcast.errors import ModelError, UsageError
+from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
+
+
+def test_a_checkpoint_is_told_without_loading_anything(tmp_path: Path) -> None:
+    code = (
+        "import sys; from prefcast.scorers.reward.checkpoint import open_checkpoint\n"
+        f"found = open_checkpoint({str(INTERNLM2)!r}); print(found.kind, found.parameters, found.limit, found.memory('nf4'))\n"
+        "print([name for name in ('torch', 'transformers', 'safetensors', 'tokenizers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first.startswith("InternLM2 reward model 164224 256 ")
+    assert second == "[]"
+
+
+def test_kinds(tmp_path: Path) -> None:
+    llama = save_decoder(tmp_path / "llama")
+    assert open_checkpoint(INTERNLM2).kind is Kind.INTERNLM2
+    assert open_checkpoint(llama).kind is Kind.POINTWISE
+    assert open_checkpoint(save_deberta(tmp_path / "deberta")).kind is Kind.POINTWISE
+    assert open_checkpoint(save_gemma2_pair(tmp_path / "gemma")).kind is Kind.PAIR
+    assert open_checkpoint(save_decoder(tmp_path / "causal", labels=None)).kind is Kind.CAUSAL
+    # The name of a folder says nothing.
+    misnamed = tmp_path / "internlm2-20b-reward"
+    llama.rename(misnamed)
+    assert open_checkpoint(misnamed).kind is Kind.POINTWISE
+    change_config(misnamed, auto_map={"AutoModel": "m.M"})
+    assert open_checkpoint(misnamed).kind is Kind.POINTWISE
+    assert open_checkpoint(misnamed, trust_remote_code=True).kind is Kind.CUSTOM
+
+
+def test_sizes(tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path / "m")
+    found = open_checkpoint(folder)
+    from transformers import AutoModelForSequenceClassification
+
+    network = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert found.memory("float32") == 4 * found.parameters
+    assert found.memory("bfloat16") == 2 * found.parameters
+    matrices = sum(module.weight.numel() for name, module in network.named_modules() if isinstance(module, torch.nn.Linear) and name != "score")
+    rest = 2 * (found.parameters - matrices)
+    assert found.memory("int8") == matrices + rest
+    assert found.memory("nf4") == pytest.approx(matrices * (0.5 + 1 / 64 + 4 / 16384) + rest, abs=1)
+    assert found.limit == 2048
+    assert open_checkpoint(save_internlm2(tmp_path / "ntk", changes={"rope_scaling": {"type": "dynamic", "factor": 2.0}})).limit == 512
+
+
+def test_show(prefcast: Run, tmp_path: Path) -> None:
+    shown = prefcast("models", "show", save_gemma2_pair(tmp_path / "m")).stdout
+    assert "m: pair classifier" in shown
+    assert "architecture  Gemma2ForSequenceClassification (gemma2)" in shown
+    assert "reads         at most 2048 tokens" in shown
+    assert "template      lmsys (--template names another)" in shown
+    assert "labels        A, B, tie (from id2label)" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == ["float32", "float16", "bfloat16", "int8", "nf4"]
+    shown = prefcast("models", "show", INTERNLM2).stdout
+    assert "its own code  named in config.json; never imported without --trust-remote-code" in shown
+
+
+REFUSED: list[tuple[dict[str, str], str]] = [
+    ({}, "not a model: it has no config.json"),
+    ({"adapter_config.json": "{}"}, "a LoRA adapter without its model; merge it first"),
+    ({"m.gguf": ""}, "GGUF files; a folder with config.json and .safetensors files is needed"),
+    ({"forecaster.json": "{}"}, "a forecaster, not a model; use --forecaster"),
+    ({"config.json": "{"}, "config.json cannot be read"),
+    ({"config.json": "[]"}, "config.json is not a JSON object"),
+    ({"config.json": "{}"}, "names no architecture; supported are InternLM2ForRewardModel"),
+    ({"config.json": '{"architectures": ["DebertaV2PairRM"]}'}, "the architecture 'DebertaV2PairRM' is not supported; supported are"),
+    ({"config.json": '{"architectures": ["BertForSequenceClassification"], "num_labels": 5}'}, "a classifier with 5 labels"),
+    ({"config.json": '{"architectures": ["XForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'}, "weights quantised as 'gptq' are not supported"),
+]
+
+
+@pytest.mark.parametrize(("files", "message"), REFUSED)
+def test_folders_that_are_no_models(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=message.replace("(", r"\(")):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("./none", "no such folder"), ("none", "no such folder"), ("a/b/c", "no such folder"), ("\0", "null")]
+)
+def test_models_that_are_nowhere(model: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_checkpoint(model)
+
+
+def damaged(folder: Path, how: str) -> None:
+    weights = folder / "model.safetensors"
+    if how == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    elif how == "short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "garbage":
+        weights.write_bytes(b"\xff" * 100)
+    elif how == "shard":
+        store(folder, {"a": torch.zeros(2), "b": torch.zeros(2)}, shards=2)
+        (folder / "model-00002-of-00002.safetensors").unlink()
+    elif how == "outside":
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("pickle", "no .safetensors weights in the folder; pytorch_model.bin is a pickle, which can run code"),
+        ("short", "model.safetensors cannot be read: it ends too early"),
+        ("garbage", "model.safetensors cannot be read: its header is too long"),
+        ("shard", "model-00002-of-00002.safetensors cannot be read: No such file"),
+        ("outside", "names files outside the folder"),
+    ],
+)
+def test_weights_that_cannot_be_read(tmp_path: Path, prefcast: Run, how: str, message: str) -> None:
+    folder = save_decoder(tmp_path / "m")
+    damaged(folder, how)
+    with pytest.raises(ModelError, match=message):
+        _ = open_checkpoint(folder).tensors
+    for verb in (["models", "show", folder], ["quantize", folder, "q"]):
+        done = prefcast(*verb)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert message in done.stderr
+
+
+def test_a_label_count_that_is_unsaid_is_two() -> None:
+    """transformers leaves its default out of config.json."""
+    from prefcast.scorers.reward.checkpoint import label_columns
+
+    with pytest.raises(UsageError, match="--labels a,b"):
+        label_columns({}, None, "m")
+
+
+CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"quantize": "nf3"}, "unknown quantize 'nf3'; there are nf4, int8"),
+    ({"dtype": "float8"}, "unknown dtype 'float8'; there are float32, float16, bfloat16"),
+    ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+    ({"labels": ["a", "b"]}, "is a InternLM2 reward model; labels are for pair classifiers"),
+    ({"template": "lmsys"}, "uses its own chat template"),
+    ({"policy": "first"}, "unknown policy 'first'"),
+    ({"special_tokens": "parsed"}, "unknown special_tokens 'parsed'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), CALLS)
+def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
+    from prefcast import load_scorer
+
+    with pytest.raises(UsageError, match=message):
+        load_scorer(INTERNLM2, **options)
+
+
+def test_a_torch_dtype_will_do() -> None:
+    from prefcast import load_scorer
+
+    assert load_scorer(INTERNLM2, dtype=torch.bfloat16).options.dtype == "bfloat16"

@@ -1,0 +1,187 @@
+"""Several processes, one queue: the same output, and nothing lost when one dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints import change_weights, save_decoder, save_internlm2
+from conftest import EXAMPLES, Run
+from prefcast import Pair, load_scorer, read_pairs
+from prefcast.errors import ModelError, UsageError, WorkerError
+from prefcast.scorers.reward.devices import parse_devices, threads_each
+from prefcast.scorers.reward.engine import Group, Recipe
+from prefcast.scorers.reward.replicas import Replicas
+
+PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_internlm2(tmp_path_factory.mktemp("replicas") / "m", changes={"max_position_embeddings": 4096})
+
+
+def groups(count: int, tokens: int = 200) -> list[list[Group]]:
+    generator = np.random.default_rng(0)
+    return [[Group((generator.integers(3, 900, tokens, dtype=np.int32),))] for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.parquet"])
+def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast: Run, name: str) -> None:
+    for devices in ("cpu", "cpu,cpu"):
+        done = prefcast("score", EXAMPLES, "--model", folder, "--devices", devices, "-o", devices.replace(",", "-") + name)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"cpu{name}").read_bytes() == (tmp_path / f"cpu-cpu{name}").read_bytes()
+
+
+def test_results_come_in_the_order_asked_for(folder: Path) -> None:
+    batches = [[group] for size in (300, 20, 150, 7, 80) for (group,) in groups(1, size)]
+    one = Replicas([Recipe(str(folder))])
+    two = Replicas([Recipe(str(folder)), Recipe(str(folder))])
+    try:
+        seen: list[int] = []
+        first, second = one.run(batches), two.run(batches, seen.append)
+        for left, right in zip(first, second, strict=True):
+            np.testing.assert_array_equal(left[0], right[0])
+        assert sum(seen) == len(batches)
+        assert two.run([]) == []
+    finally:
+        one.close()
+        two.close()
+
+
+@pytest.mark.parametrize("victims", [1, 2])
+def test_a_dead_worker_loses_nothing(folder: Path, caplog: pytest.LogCaptureFixture, victims: int) -> None:
+    batches = groups(60, 400)
+    replicas = Replicas([Recipe(str(folder), threads=1), Recipe(str(folder), threads=1)])
+    try:
+        expected = replicas.run(batches)
+        doomed = replicas.pids[:victims]
+        begun = threading.Event()
+
+        def kill() -> None:
+            begun.wait()
+            for pid in doomed:
+                os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with caplog.at_level(logging.WARNING, "prefcast"):
+            found = replicas.run(batches, lambda count: begun.set())
+        killer.join()
+        for left, right in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(left[0], right[0])
+        assert len(caplog.messages) == victims
+        for pid in doomed:
+            assert any(f"process {pid}) was killed by SIGKILL; its batch of 1 pairs goes back into the queue" in message for message in caplog.messages)
+        assert not set(replicas.pids) & set(doomed)
+    finally:
+        replicas.close()
+
+
+def test_a_batch_that_ends_its_workers_is_given_up(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A token id outside the vocabulary ends a worker's network, whoever takes it; the rest is scored."""
+    batches = groups(6)
+    poisoned = [Group((np.full(30, 10**8, dtype=np.int32),))]
+    replicas = Replicas([Recipe(str(folder)), Recipe(str(folder))])
+    try:
+        with pytest.raises(ModelError, match="scoring failed: index out of range"):
+            replicas.run([*batches, poisoned])
+    finally:
+        replicas.close()
+
+
+def test_workers_that_keep_dying_end_the_run(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    replicas = Replicas([Recipe(str(folder), threads=1)])
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not stop.is_set():
+            for pid in replicas.pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(WorkerError, match="was killed by SIGKILL before it had loaded the model"):
+            replicas.run(groups(3))
+    finally:
+        stop.set()
+        killer.join()
+        replicas.close()
+
+
+def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path: Path, prefcast: Run) -> None:
+    folder = save_decoder(tmp_path / "m")
+    change_weights(folder, lambda weights: weights.pop("score.weight"))
+    done = prefcast("score", EXAMPLES, "--model", folder, "--devices", "cpu,cpu", "-o", "s.csv")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "its weights lack score.weight" in done.stderr
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_workers_end_with_their_parent(folder: Path) -> None:
+    scorer = load_scorer(folder, devices="cpu,cpu")
+    with scorer:
+        scorer.evidence(PAIRS[:2])
+        pids = scorer.replicas.pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_one_model_spread_over_devices_scores_the_same(tmp_path: Path, folder: Path) -> None:
+    for path in (folder, save_decoder(tmp_path / "m"), save_decoder(tmp_path / "c", labels=None)):
+        whole = load_scorer(path).evidence(PAIRS[:6])
+        spread = load_scorer(path, devices="cpu,cpu", shard=True).evidence(PAIRS[:6])
+        np.testing.assert_allclose(spread.margin, whole.margin, rtol=0, atol=1e-5)
+        small = load_scorer(path, devices="cpu,cpu", shard=True, quantize="nf4").evidence(PAIRS[:6])
+        np.testing.assert_allclose(small.margin, load_scorer(path, quantize="nf4").evidence(PAIRS[:6]).margin, rtol=0, atol=1e-5)
+
+
+def test_more_devices_than_layers(folder: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be spread over 3 devices: it has 2 layers"):
+        load_scorer(folder, devices="cpu,cpu,cpu", shard=True).evidence(PAIRS[:1])
+
+
+def test_devices() -> None:
+    assert parse_devices("cpu, cpu") == (torch.device("cpu"),) * 2
+    assert len(parse_devices("auto")) >= 1
+    assert parse_devices(["cpu"]) == parse_devices("cpu")
+    for devices, message in (
+        ("gpu", "unknown device 'gpu'"),
+        ("meta", "device 'meta' is not supported here"),
+        ("cuda:99", "this machine has"),
+        ("", "unknown device ''"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse_devices(devices)
+
+
+def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cpu = torch.device("cpu")
+    assert threads_each([cpu]) is None
+    assert threads_each([cpu] * 1000) == 1
+    assert threads_each([torch.device("cuda", 0), torch.device("cuda", 1)]) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_each([cpu, cpu]) is None
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = Recipe("/m", ("cuda:0", "cuda:1"), "float16", "nf4", (1, 2), 3, True)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_json(Recipe("/m").to_json()) == Recipe("/m")
