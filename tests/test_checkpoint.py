@@ -97,7 +97,7 @@ def test_folders_that_are_no_models(tmp_path: Path, files: dict[str, str], messa
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [("./none", "no such folder"), ("none", "no such folder"), ("a/b/c", "no such folder"), ("\0", "null")]
+    ("model", "message"), [("./none", "no such folder"), ("none", "no such folder"), ("a/b/c", "no such folder"), ("\0", "no such folder")]
 )
 def test_models_that_are_nowhere(model: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

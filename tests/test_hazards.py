@@ -212,7 +212,7 @@ def test_a_head_without_weights_is_refused(tmp_path: Path, make: Any, quantize: 
     name = "classifier.weight" if make is save_deberta else "score.weight"
     change_weights(folder, lambda weights: weights.pop(name))
     with pytest.raises(ModelError, match=f"its weights lack {name}; a model without a trained head gives meaningless scores"):
-        load_scorer(folder, quantize=quantize).evidence(PAIRS[:1])
+        load_scorer(folder, quantize=quantize).evidence([Pair.of("q", "a", "b")])
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
@@ -320,7 +320,7 @@ def test_code_of_a_checkpoint_runs_where_it_is_trusted(tmp_path: Path, prefcast:
     assert "--trust-remote-code: Python code of the checkpoint runs here with all your rights" in done.stderr
     assert mark.exists()
     plain, own = (np.genfromtxt(tmp_path / name, delimiter=",", names=True, usecols=(1, 2)) for name in ("plain.csv", "own.csv"))
-    np.testing.assert_allclose(own["score_a"], plain["score_a"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(own["score_a"], plain["score_a"], rtol=1e-5, atol=1e-5)
 
 
 def test_an_architecture_with_code_of_its_own_is_named(tmp_path: Path) -> None:

@@ -130,14 +130,16 @@ def test_long_sequences_of_a_pair_share_nothing_under_dynamic_scaling(tmp_path: 
     """The base follows the length: the same beginning is another one in a longer sequence."""
     from prefcast import Pair
 
-    folder = save_internlm2(tmp_path / "m", changes=VARIANTS["dynamic NTK"], seed=1)
-    scorer = load_scorer(folder)
+    changes = VARIANTS["dynamic NTK"] | {"max_position_embeddings": 160}
+    scorer = load_scorer(save_internlm2(tmp_path / "m", changes=changes, seed=1))
+    assert scorer.max_tokens == 320
     pair = Pair.of("question " * 20, "short answer", "a much longer answer " * 20)
     a, b = (
         [{"role": "user", "content": "question " * 20}, {"role": "assistant", "content": text}]
         for text in ("short answer", "a much longer answer " * 20)
     )
     evidence = scorer.evidence([pair])
+    assert len(scorer.encode(b)) > 160
     np.testing.assert_allclose(evidence.margin[0], scorer.score([a])[0] - scorer.score([b])[0], rtol=0, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import FAMILIES, LABELS, change_config, save_decoder, save_deberta, save_gemma2_pair
+from checkpoints import FAMILIES, LABELS, change_config, save_decoder, save_deberta, save_gemma2_pair, save_tokenizer
 from conftest import EXAMPLES
 from prefcast import Forecaster, Pair, load_scorer, read_pairs
 from prefcast.errors import ForecasterError, ModelError, UsageError
@@ -142,8 +142,11 @@ def test_a_family_that_is_not_packed_scores_its_last_token(tmp_path: Path) -> No
     np.testing.assert_allclose(scorer.score(chats()), expected, rtol=1e-5, atol=2e-5)
 
 
-def test_two_texts_are_read_as_the_tokenizer_joins_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("types", [False, True])
+def test_two_texts_are_read_as_the_tokenizer_joins_them(tmp_path: Path, types: bool) -> None:
     folder = save_deberta(tmp_path / "m")
+    if types:
+        save_tokenizer(folder, chat=False, model_max_length=256, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [("Why is the sky blue?", "Because of scattering."), ("Hi", "Hello! How can I help you today?")]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from prefcast.errors import ModelError, excerpt
-from prefcast.scorers.reward.packing import Layout, attend
+from prefcast.scorers.reward.packing import Layout, attend, attend_last
 
 __all__ = ["InternLM2Config", "InternLM2Reward"]
 
@@ -105,13 +105,17 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv) * self.size, bias=config.bias)
         self.wo = nn.Linear(self.heads * self.size, config.hidden_size, bias=config.bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, last: bool) -> Tensor:
         # Per key head: its queries, then one key, then one value.
         qkv = self.wqkv(x).view(len(x), self.kv, -1, self.size)
         q = qkv[:, :, :-2].reshape(len(x), self.heads, self.size)
-        q, k = _rotate(q, cos, sin), _rotate(qkv[:, :, -2], cos, sin)
-        q, k, v = (part.transpose(0, 1)[None] for part in (q, k, qkv[:, :, -1]))
-        out: Tensor = self.wo(attend(layout, q, k, v)[0].flatten(1))
+        k = _rotate(qkv[:, :, -2], cos, sin)
+        if last:
+            ends = layout.last.to(x.device)
+            q, cos, sin = q[ends], cos[ends], sin[ends]
+        q, k, v = (part.transpose(0, 1)[None] for part in (_rotate(q, cos, sin), k, qkv[:, :, -1]))
+        found = attend_last(layout, q, k, v) if last else attend(layout, q, k, v)
+        out: Tensor = self.wo(found[0].flatten(1))
         return out
 
 
@@ -140,8 +144,10 @@ class Layer(nn.Module):
         self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, layout)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, last: bool) -> Tensor:
+        """With `last`, the states of the last token of each sequence alone: nothing after reads the others."""
+        found = self.attention(self.attention_norm(x), cos, sin, layout, last)
+        x = (x[layout.last.to(x.device)] if last else x) + found
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
@@ -157,8 +163,10 @@ class Body(nn.Module):
     def forward(self, layout: Layout) -> Tensor:
         x = self.tok_embeddings(layout.ids)
         cos, sin = rotary(self.config, layout, x.dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin, layout)
+        for number, layer in enumerate(self.layers, 1):
+            # Spread over several devices, the states follow the layers.
+            x, cos, sin = (each.to(layer.attention_norm.weight.device) for each in (x, cos, sin))
+            x = layer(x, cos, sin, layout, number == len(self.layers))
         out: Tensor = self.norm(x)
         return out
 
@@ -173,7 +181,7 @@ class InternLM2Reward(nn.Module):
 
     def forward(self, layout: Layout) -> Tensor:
         hidden: Tensor = self.model(layout)
-        return hidden[layout.last]
+        return hidden
 
     @property
     def score(self) -> nn.Linear:

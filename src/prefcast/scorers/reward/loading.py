@@ -179,6 +179,8 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
                 trust_remote_code=checkpoint.kind is Kind.CUSTOM,
                 local_files_only=True,
                 output_loading_info=True,
+                # They are refused below, by name.
+                ignore_mismatched_sizes=True,
                 attn_implementation=_attention_name(checkpoint),
             )
         except ImportError as error:

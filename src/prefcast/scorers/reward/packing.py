@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Layout", "Span", "attend", "common_prefix", "pack", "packed_size"]
+__all__ = ["Layout", "Span", "attend", "attend_last", "common_prefix", "pack", "packed_size"]
 
 Ids = NDArray[np.int32]
 
 # Below this a shared beginning costs more in attention calls than it saves.
 _LEAST_SHARED = 16
 _QUERIES = 1024
+_FEW_QUERIES = 32
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """A packed row of T tokens: `ids` and `positions` (T,), its spans, and where the last token of every sequence
-    lies."""
+    """A packed row of T tokens: `ids` and `positions` (T,), its spans, where the last token of every sequence lies
+    (`last`), and which span that is the end of (`ends`)."""
 
     ids: Tensor
     positions: Tensor
     spans: tuple[Span, ...]
     last: Tensor
+    ends: tuple[int, ...]
 
     @cached_property
     def _masks(self) -> dict[tuple[int, torch.device], Tensor]:
@@ -102,6 +104,7 @@ def pack(
     positions: list[NDArray[np.int64]] = []
     spans: list[Span] = []
     last: list[int] = []
+    ends: list[int] = []
     at = 0
 
     def lay(part: Ids, first: int, prefix: tuple[int, int] | None, length: int) -> None:
@@ -120,11 +123,13 @@ def pack(
         for sequence in sequences:
             lay(sequence[shared:], shared, prefix, len(sequence))
             last.append(at - 1)
+            ends.append(len(spans) - 1)
     return Layout(
         torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device),
         torch.from_numpy(np.concatenate(positions)).to(device),
         tuple(spans),
         torch.tensor(last, device=device),
+        tuple(ends),
     )
 
 
@@ -144,7 +149,6 @@ def attend(
     Gemma-2's c * tanh(score / c), `window` the number of newest keys that a token sees. Gives (1, T, heads, d).
     """
     out = torch.empty((1, query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
-    grouped = query.shape[1] != key.shape[1]
     for index, span in enumerate(layout.spans):
         here = slice(span.start, span.stop)
         q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]
@@ -154,12 +158,42 @@ def attend(
         if softcap or (window and k.shape[2] > window):
             found = _by_hand(q, k, v, scale or q.shape[3] ** -0.5, softcap, window)
         else:
-            mask = layout.mask(index, q.device)
-            found = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-            )
+            found = _fused(q, k, v, layout.mask(index, q.device), scale)
         out[:, here] = found.transpose(1, 2)
     return out
+
+
+def attend_last(layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """As `attend`, for the last token of each sequence alone: `query` (1, heads, sequences, d) gives (1, sequences,
+    heads, d)."""
+    parts = []
+    for number, index in enumerate(layout.ends):
+        span = layout.spans[index]
+        k, v = key[:, :, span.start : span.stop], value[:, :, span.start : span.stop]
+        if span.prefix:
+            before = slice(*span.prefix)
+            k, v = torch.cat((key[:, :, before], k), 2), torch.cat((value[:, :, before], v), 2)
+        everything = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
+        parts.append(_fused(query[:, :, number : number + 1], k, v, everything, None))
+    return torch.cat(parts, 2).transpose(1, 2)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Attention in one kernel: causal, or where `mask` (queries, keys) says."""
+    queries, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    if q.device.type == "cpu" and queries < _FEW_QUERIES:
+        # For few queries a CPU splits the sums over the keys by its number of threads, and the last digits would depend
+        # on that; repeating the last query avoids it.
+        more = _FEW_QUERIES - queries
+        if mask is None:
+            keys = torch.arange(queries)
+            mask = keys[None, :] <= keys[:, None]
+        q = torch.cat((q, q[:, :, -1:].expand(-1, -1, more, -1)), 2)
+        mask = torch.cat((mask, mask[-1:].expand(more, -1)))
+    found = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+    return found[:, :, :queries]
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None) -> Tensor:

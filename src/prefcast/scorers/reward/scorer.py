@@ -296,7 +296,8 @@ class PointwiseScorer(RewardScorer):
             if messages[-1]["role"] != "assistant":
                 raise UsageError("the last message must be the assistant's: it is what is scored")
             question = "\n".join(message["content"] for message in messages[:-1])
-            return self.reader.encode_two(question, messages[-1]["content"])
+            ids, types = self.reader.encode_two(question, messages[-1]["content"])
+            return ids, types if self.tokenizer.token_types else None
         try:
             rendered = self.tokenizer.render(safe)
         except Exception as error:

@@ -33,6 +33,7 @@ class ModelTokenizer:
     bos_token: str | None
     eos_token: str | None
     add_eos_token: bool
+    token_types: bool
     _renders: Any
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
@@ -61,7 +62,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> ModelTokenizer:
             names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
             renders: Any = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **names)
             # transformers may add to the backend that it is given.
-            return ModelTokenizer(build_tokenizer(checkpoint.folder), template, "<s>", "</s>", False, renders)
+            return ModelTokenizer(build_tokenizer(checkpoint.folder), template, "<s>", "</s>", False, False, renders)
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
@@ -78,6 +79,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> ModelTokenizer:
         tokenizer.bos_token,
         tokenizer.eos_token,
         bool(getattr(tokenizer, "add_eos_token", False)),
+        "token_type_ids" in tokenizer.model_input_names,
         tokenizer,
     )
 
