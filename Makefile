@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench train-surface package clean
+.PHONY: help demo test test-long lint format docs bench bench-reward train-surface wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -58,6 +58,15 @@ docs: $(VENV)/.dev ## Write docs/cli.md anew from --help
 bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)
 	$(BIN)/python benchmarks/surface.py --data $(DATA)
 
+bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (dev files)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check sentence-transformers
+	$(BIN)/python benchmarks/reward.py --data $(DATA)
+
+wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
+	@rm -rf wheelhouse
+	$(BIN)/python -m build --wheel --outdir wheelhouse . > /dev/null
+	$(BIN)/python tools/wheelhouse.py wheelhouse $(WHEELS)
+
 train-surface: $(VENV)/.dev ## Train the shipped forecasters anew from DATA
 	$(BIN)/python -m prefcast.training.surface --data $(DATA) -o src/prefcast/builtin
 
@@ -71,4 +80,4 @@ package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run i
 	@rm -rf $(OUT)/wheel-venv
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) dist build wheelhouse .pytest_cache .mypy_cache .ruff_cache .hypothesis

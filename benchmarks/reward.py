@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def cross_encoder_way(folder: Path, pairs: Ids) -> Callable[[], np.ndarray] | st
     texts = [(backend.decode(ids.tolist(), skip_special_tokens=False), "") for pair in pairs for ids in pair]
     try:
         encoder.predict(texts[:2], show_progress_bar=False)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return f"cannot: {type(error).__name__}: {str(error)[:100]}"
     return lambda: np.asarray(encoder.predict(texts, show_progress_bar=False)).reshape(-1, 2)
 
@@ -225,12 +226,15 @@ def main() -> None:
 
         pairs: Ids = [reader._group(read_pair(row, WHOLE, reader)[0].turns).ids for row in rows[: args.pairs]]
         lengths = [len(ids) for pair in pairs for ids in pair]
-        print(f"{len(pairs)} pairs, {sum(lengths)} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        print(
+            f"{len(pairs)} pairs, {sum(lengths)} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        )
         if args.tune:
             for dtype in ("float32", "bfloat16"):
                 for size in (512, 1024, 2048, 4096, 8192):
                     scorer = load_scorer(folder, dtype=dtype, batch_tokens=size, special_tokens="original")
-                    print(dtype, size, f"{len(pairs) / median_seconds(lambda: prefcast_way(scorer, pairs), 3):.2f} pairs a second")
+                    seconds = median_seconds(partial(prefcast_way, scorer, pairs), 2)
+                    print(dtype, size, f"{len(pairs) / seconds:.2f} pairs a second", flush=True)
             return
         compare(folder, pairs, args.repeats)
         saved(pairs, lengths)
@@ -265,7 +269,9 @@ def compare(folder: Path, pairs: Ids, repeats: int) -> None:
     base, spread = statistics.median(times[first]), float(np.std(scores[first]))
     peaks = {"float32": peak(torch.float32), "bfloat16": peak(torch.bfloat16)}
     needed = flops([len(ids) for pair in pairs for ids in pair])
-    print(f"matrix products: {peaks['float32'] / 1e9:.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:.0f} in bfloat16")
+    print(
+        f"matrix products: {peaks['float32'] / 1e9:.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:.0f} in bfloat16"
+    )
     print(f"\n{'':52} pairs/s   ratio  of peak  largest change of a score (their spread: {spread:.3g})")
     for name in ways:
         seconds = statistics.median(times[name])
@@ -280,10 +286,16 @@ def saved(pairs: Ids, lengths: list[int]) -> None:
     packed = sum(packed_size(pair) for pair in pairs)
     fours = [max(lengths[start : start + 8]) * len(lengths[start : start + 8]) for start in range(0, len(lengths), 8)]
     ordered = sorted(lengths)
-    sorted_fours = [max(ordered[start : start + 8]) * len(ordered[start : start + 8]) for start in range(0, len(ordered), 8)]
+    sorted_fours = [
+        max(ordered[start : start + 8]) * len(ordered[start : start + 8]) for start in range(0, len(ordered), 8)
+    ]
     print(f"\ntokens: {sum(lengths)} real; {in_pairs} padded a pair at a time (the notebook's way)")
-    print(f"  padded in batches of 8: {sum(fours)} in file order, {sum(sorted_fours)} sorted ({1 - sum(sorted_fours) / sum(fours):.1%} saved by sorting)")
-    print(f"  prefcast: {packed} (no padding; {1 - packed / sum(lengths):.1%} of the real tokens saved by the shared prefix)")
+    print(
+        f"  padded in batches of 8: {sum(fours)} in file order, {sum(sorted_fours)} sorted ({1 - sum(sorted_fours) / sum(fours):.1%} saved by sorting)"
+    )
+    print(
+        f"  prefcast: {packed} (no padding; {1 - packed / sum(lengths):.1%} of the real tokens saved by the shared prefix)"
+    )
 
 
 if __name__ == "__main__":

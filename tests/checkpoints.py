@@ -47,7 +47,12 @@ def backend() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [text for pair in read_pairs(EXAMPLES) for turn in pair.turns for text in (turn.prompt, turn.response_a, turn.response_b)]
+    texts = [
+        text
+        for pair in read_pairs(EXAMPLES)
+        for turn in pair.turns
+        for text in (turn.prompt, turn.response_a, turn.response_b)
+    ]
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A",
@@ -57,7 +62,9 @@ def backend() -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(folder: Path, *, chat: bool = True, pad: str | None = "</s>", **more: Any) -> PreTrainedTokenizerFast:
+def save_tokenizer(
+    folder: Path, *, chat: bool = True, pad: str | None = "</s>", **more: Any
+) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(backend().to_str()),
         bos_token="<s>",
@@ -91,7 +98,14 @@ def decoder_config(model_type: str, **more: Any) -> Any:
 
 
 def save_decoder(
-    folder: Path, model_type: str = "llama", *, labels: int | None = 1, seed: int = 0, chat: bool = True, names: Any = None, **more: Any
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    labels: int | None = 1,
+    seed: int = 0,
+    chat: bool = True,
+    names: Any = None,
+    **more: Any,
 ) -> Path:
     """A causal family as a classifier with `labels` outputs, or (None) as a language model."""
     torch.manual_seed(seed)

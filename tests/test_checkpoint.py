@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import INTERNLM2, change_config, save_decoder, save_deberta, save_gemma2_pair, save_internlm2, store
+from checkpoints import INTERNLM2, change_config, save_deberta, save_decoder, save_gemma2_pair, save_internlm2, store
 from conftest import Run
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
@@ -54,12 +54,21 @@ def test_sizes(tmp_path: Path) -> None:
     assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert found.memory("float32") == 4 * found.parameters
     assert found.memory("bfloat16") == 2 * found.parameters
-    matrices = sum(module.weight.numel() for name, module in network.named_modules() if isinstance(module, torch.nn.Linear) and name != "score")
+    matrices = sum(
+        module.weight.numel()
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "score"
+    )
     rest = 2 * (found.parameters - matrices)
     assert found.memory("int8") == matrices + rest
     assert found.memory("nf4") == pytest.approx(matrices * (0.5 + 1 / 64 + 4 / 16384) + rest, abs=1)
     assert found.limit == 2048
-    assert open_checkpoint(save_internlm2(tmp_path / "ntk", changes={"rope_scaling": {"type": "dynamic", "factor": 2.0}})).limit == 512
+    assert (
+        open_checkpoint(
+            save_internlm2(tmp_path / "ntk", changes={"rope_scaling": {"type": "dynamic", "factor": 2.0}})
+        ).limit
+        == 512
+    )
 
 
 def test_show(prefcast: Run, tmp_path: Path) -> None:
@@ -69,7 +78,13 @@ def test_show(prefcast: Run, tmp_path: Path) -> None:
     assert "reads         at most 2048 tokens" in shown
     assert "template      lmsys (--template names another)" in shown
     assert "labels        A, B, tie (from id2label)" in shown
-    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == ["float32", "float16", "bfloat16", "int8", "nf4"]
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == [
+        "float32",
+        "float16",
+        "bfloat16",
+        "int8",
+        "nf4",
+    ]
     shown = prefcast("models", "show", INTERNLM2).stdout
     assert "its own code  named in config.json; never imported without --trust-remote-code" in shown
 
@@ -82,9 +97,18 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"config.json": "{"}, "config.json cannot be read"),
     ({"config.json": "[]"}, "config.json is not a JSON object"),
     ({"config.json": "{}"}, "names no architecture; supported are InternLM2ForRewardModel"),
-    ({"config.json": '{"architectures": ["DebertaV2PairRM"]}'}, "the architecture 'DebertaV2PairRM' is not supported; supported are"),
-    ({"config.json": '{"architectures": ["BertForSequenceClassification"], "num_labels": 5}'}, "a classifier with 5 labels"),
-    ({"config.json": '{"architectures": ["XForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'}, "weights quantised as 'gptq' are not supported"),
+    (
+        {"config.json": '{"architectures": ["DebertaV2PairRM"]}'},
+        "the architecture 'DebertaV2PairRM' is not supported; supported are",
+    ),
+    (
+        {"config.json": '{"architectures": ["BertForSequenceClassification"], "num_labels": 5}'},
+        "a classifier with 5 labels",
+    ),
+    (
+        {"config.json": '{"architectures": ["XForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'},
+        "weights quantised as 'gptq' are not supported",
+    ),
 ]
 
 
@@ -97,7 +121,8 @@ def test_folders_that_are_no_models(tmp_path: Path, files: dict[str, str], messa
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [("./none", "no such folder"), ("none", "no such folder"), ("a/b/c", "no such folder"), ("\0", "no such folder")]
+    ("model", "message"),
+    [("./none", "no such folder"), ("none", "no such folder"), ("a/b/c", "no such folder"), ("\0", "no such folder")],
 )
 def test_models_that_are_nowhere(model: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

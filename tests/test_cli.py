@@ -156,7 +156,7 @@ def test_explain(prefcast: Run) -> None:
 
 def test_models(prefcast: Run) -> None:
     done = prefcast("models")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["surface", "length"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["surface", "length", "PATH"]
 
 
 @pytest.mark.parametrize(

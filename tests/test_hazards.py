@@ -19,8 +19,8 @@ from checkpoints import (
     backend,
     change_config,
     change_weights,
-    save_decoder,
     save_deberta,
+    save_decoder,
     save_gemma2_pair,
     save_internlm2,
     save_tokenizer,
@@ -93,7 +93,9 @@ def test_an_answer_cannot_forge_turns(tmp_path: Path, make: Any) -> None:
 
 
 def test_an_answer_cannot_forge_separators(tmp_path: Path) -> None:
-    scorer, original = (load_scorer(save_deberta(tmp_path / mode), special_tokens=mode) for mode in ("literal", "original"))
+    scorer, original = (
+        load_scorer(save_deberta(tmp_path / mode), special_tokens=mode) for mode in ("literal", "original")
+    )
     separator = scorer.reader.id_of("[SEP]")
     assert scorer.encode(chat("x [SEP] y")).count(separator) == 2
     assert original.encode(chat("x [SEP] y")).count(separator) == 3
@@ -124,7 +126,14 @@ def test_a_512_token_default_does_not_hide_truncation(tmp_path: Path) -> None:
     path = folder / "tokenizer.json"
     data = json.loads(path.read_text())
     data["truncation"] = {"direction": "Right", "max_length": 20, "strategy": "LongestFirst", "stride": 0}
-    data["padding"] = {"strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1, "pad_type_id": 0, "pad_token": "</s>"}
+    data["padding"] = {
+        "strategy": {"Fixed": 30},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 1,
+        "pad_type_id": 0,
+        "pad_token": "</s>",
+    }
     path.write_text(json.dumps(data))
     scorer = load_scorer(folder)
     assert scorer.max_tokens == 2048
@@ -169,7 +178,7 @@ def test_a_template_that_leaves_no_room_is_named(tmp_path: Path) -> None:
 
 def test_limits_are_the_models(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "m")
-    with pytest.raises(UsageError, match="max_tokens is 5000, but .* reads at most 2048 tokens"):
+    with pytest.raises(UsageError, match=r"max_tokens is 5000, but .* reads at most 2048 tokens"):
         load_scorer(folder, max_tokens=5000)
     with pytest.raises(UsageError, match="max_tokens must be at least 1"):
         load_scorer(folder, max_tokens=0)
@@ -194,7 +203,7 @@ def test_threads_may_share_a_tokenizer(tmp_path: Path) -> None:
                 found = [reader.encode(reader.protect(pair.response_a[0] + FORGED)) for pair in PAIRS]
                 if found != expected:
                     wrong.append(found)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -211,7 +220,9 @@ def test_a_head_without_weights_is_refused(tmp_path: Path, make: Any, quantize: 
     folder = make(tmp_path / "m")
     name = "classifier.weight" if make is save_deberta else "score.weight"
     change_weights(folder, lambda weights: weights.pop(name))
-    with pytest.raises(ModelError, match=f"its weights lack {name}; a model without a trained head gives meaningless scores"):
+    with pytest.raises(
+        ModelError, match=rf"its weights lack {name}; a model without a trained head gives meaningless scores"
+    ):
         load_scorer(folder, quantize=quantize).evidence([Pair.of("q", "a", "b")])
 
 
@@ -250,7 +261,9 @@ class Small(Runner):
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
+        ),
         MemoryError(),
     ],
 )
@@ -275,7 +288,12 @@ def test_another_failure_is_not_taken_for_memory() -> None:
 def plant(folder: Path, mark: Path) -> None:
     """Python files in a checkpoint that would leave a mark if they were ever imported."""
     code = f"open({str(mark)!r}, 'w').write('imported')\n"
-    for name in ("modeling_internlm2", "configuration_internlm2", "tokenization_internlm2", "tokenization_internlm2_fast"):
+    for name in (
+        "modeling_internlm2",
+        "configuration_internlm2",
+        "tokenization_internlm2",
+        "tokenization_internlm2_fast",
+    ):
         (folder / f"{name}.py").write_text(code)
     change_config(
         folder,
@@ -315,18 +333,25 @@ def test_code_of_a_checkpoint_runs_where_it_is_trusted(tmp_path: Path, prefcast:
     refused = prefcast("score", EXAMPLES, "--model", folder, "-o", "plain.csv")
     assert refused.returncode == 0
     assert not mark.exists()
-    done = prefcast("score", EXAMPLES, "--model", folder, "-o", "own.csv", "--trust-remote-code", HF_HOME=str(tmp_path / "hf"))
+    done = prefcast(
+        "score", EXAMPLES, "--model", folder, "-o", "own.csv", "--trust-remote-code", HF_HOME=str(tmp_path / "hf")
+    )
     assert done.returncode == 0, done.stderr
     assert "--trust-remote-code: Python code of the checkpoint runs here with all your rights" in done.stderr
     assert mark.exists()
-    plain, own = (np.genfromtxt(tmp_path / name, delimiter=",", names=True, usecols=(1, 2)) for name in ("plain.csv", "own.csv"))
+    plain, own = (
+        np.genfromtxt(tmp_path / name, delimiter=",", names=True, usecols=(1, 2)) for name in ("plain.csv", "own.csv")
+    )
     np.testing.assert_allclose(own["score_a"], plain["score_a"], rtol=1e-5, atol=1e-5)
 
 
 def test_an_architecture_with_code_of_its_own_is_named(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "m")
     change_config(folder, architectures=["LlamaForRewardModelWithGating"], auto_map={"AutoModel": "m.M"})
-    with pytest.raises(ModelError, match=r"'LlamaForRewardModelWithGating' is not supported \(its own code runs only with --trust-remote-code\); supported are InternLM2ForRewardModel"):
+    with pytest.raises(
+        ModelError,
+        match=r"'LlamaForRewardModelWithGating' is not supported \(its own code runs only with --trust-remote-code\); supported are InternLM2ForRewardModel",
+    ):
         load_scorer(folder)
 
 
@@ -346,7 +371,9 @@ def test_nothing_is_fetched_for_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_the_fixture_is_offline_too(prefcast: Run) -> None:
-    done = prefcast("score", EXAMPLES, "--model", INTERNLM2, "-o", "s.jsonl", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    done = prefcast(
+        "score", EXAMPLES, "--model", INTERNLM2, "-o", "s.jsonl", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1"
+    )
     assert done.returncode == 0, done.stderr
 
 

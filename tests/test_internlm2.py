@@ -92,7 +92,12 @@ def as_llama(folder: Path) -> LlamaForSequenceClassification:
                     weights[name.replace("attention.wqkv", f"self_attn.{own}_proj")] = part.reshape(-1, hidden)
                 continue
             key = name.replace("v_head", "score").replace("tok_embeddings", "embed_tokens")
-            for old, new in (("attention.wo", "self_attn.o_proj"), ("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")):
+            for old, new in (
+                ("attention.wo", "self_attn.o_proj"),
+                ("w1", "gate_proj"),
+                ("w3", "up_proj"),
+                ("w2", "down_proj"),
+            ):
                 key = key.replace(old, new)
             key = key.replace("feed_forward", "mlp").replace("attention_norm", "input_layernorm")
             weights[key.replace("ffn_norm", "post_attention_layernorm")] = tensor
@@ -151,7 +156,7 @@ def test_a_reward_token_without_a_name_is_appended_by_its_id(tmp_path: Path) -> 
     path.write_text(json.dumps(config))
     scorer = load_scorer(folder, special_tokens="original")
     original = expected("float32")
-    assert [scorer.encode(chat) for chat in CHATS] == [row["input_ids"][:-1] + [1010] for row in original]
+    assert [scorer.encode(chat) for chat in CHATS] == [[*row["input_ids"][:-1], 1010] for row in original]
 
 
 def test_another_token_may_be_called_reward(tmp_path: Path) -> None:
@@ -180,7 +185,14 @@ def with_dummy_prefix(data: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-TEXTS = ["Hello! What's your name?", "def f(x):\n    return x  *  2\n", "  two  spaces ", "你好 🙂 Привет", "é\u200b ﬁ", "x"]
+TEXTS = [
+    "Hello! What's your name?",
+    "def f(x):\n    return x  *  2\n",
+    "  two  spaces ",
+    "你好 🙂 Привет",
+    "é\u200b ﬁ",
+    "x",
+]
 
 
 @pytest.mark.parametrize("dummy_prefix", [False, True])
@@ -223,7 +235,10 @@ def test_a_tokenizer_that_is_none(tmp_path: Path, data: bytes | None, message: s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "rope_scaling 'yarn' is not supported; there are linear and dynamic"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2}},
+            "rope_scaling 'yarn' is not supported; there are linear and dynamic",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"reward_token_id": None}, "config.json: TypeError"),
     ],

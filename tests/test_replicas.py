@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ def groups(count: int, tokens: int = 200) -> list[list[Group]]:
 @pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.parquet"])
 def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast: Run, name: str) -> None:
     for devices in ("cpu", "cpu,cpu"):
-        done = prefcast("score", EXAMPLES, "--model", folder, "--devices", devices, "-o", devices.replace(",", "-") + name)
+        done = prefcast(
+            "score", EXAMPLES, "--model", folder, "--devices", devices, "-o", devices.replace(",", "-") + name
+        )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / f"cpu{name}").read_bytes() == (tmp_path / f"cpu-cpu{name}").read_bytes()
 
@@ -81,7 +84,10 @@ def test_a_dead_worker_loses_nothing(folder: Path, caplog: pytest.LogCaptureFixt
             np.testing.assert_array_equal(left[0], right[0])
         assert len(caplog.messages) == victims
         for pid in doomed:
-            assert any(f"process {pid}) was killed by SIGKILL; its batch of 1 pairs goes back into the queue" in message for message in caplog.messages)
+            assert any(
+                f"process {pid}) was killed by SIGKILL; its batch of 1 pairs goes back into the queue" in message
+                for message in caplog.messages
+            )
         assert not set(replicas.pids) & set(doomed)
     finally:
         replicas.close()
@@ -106,10 +112,8 @@ def test_workers_that_keep_dying_end_the_run(folder: Path, caplog: pytest.LogCap
     def kill() -> None:
         while not stop.is_set():
             for pid in replicas.pids:
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             time.sleep(0.05)
 
     killer = threading.Thread(target=kill)
@@ -149,7 +153,9 @@ def test_one_model_spread_over_devices_scores_the_same(tmp_path: Path, folder: P
         spread = load_scorer(path, devices="cpu,cpu", shard=True).evidence(PAIRS[:6])
         np.testing.assert_allclose(spread.margin, whole.margin, rtol=0, atol=1e-5)
         small = load_scorer(path, devices="cpu,cpu", shard=True, quantize="nf4").evidence(PAIRS[:6])
-        np.testing.assert_allclose(small.margin, load_scorer(path, quantize="nf4").evidence(PAIRS[:6]).margin, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            small.margin, load_scorer(path, quantize="nf4").evidence(PAIRS[:6]).margin, rtol=0, atol=1e-5
+        )
 
 
 def test_more_devices_than_layers(folder: Path) -> None:

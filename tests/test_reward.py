@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import FAMILIES, LABELS, change_config, save_decoder, save_deberta, save_gemma2_pair, save_tokenizer
+from checkpoints import FAMILIES, LABELS, change_config, save_deberta, save_decoder, save_gemma2_pair, save_tokenizer
 from conftest import EXAMPLES
 from prefcast import Forecaster, Pair, load_scorer, read_pairs
 from prefcast.errors import ForecasterError, ModelError, UsageError
@@ -86,7 +86,9 @@ def test_what_is_saved_is_loaded(folder: Path, tmp_path: Path) -> None:
     forecaster.save(tmp_path / "f")
     again = Forecaster.load(tmp_path / "f")
     np.testing.assert_array_equal(again.forecast(PAIRS[:5]).probabilities, before.probabilities)
-    assert [each.truncated for each in before.truncations if each] == [each.truncated for each in again.forecast(PAIRS[:5]).truncations if each]
+    assert [each.truncated for each in before.truncations if each] == [
+        each.truncated for each in again.forecast(PAIRS[:5]).truncations if each
+    ]
     change_config(Path(json.loads((tmp_path / "f" / "reward-model.json").read_text())["model"]), note="changed")
     with pytest.raises(ForecasterError, match="is not the model that the outcome model was fitted for"):
         Forecaster.load(tmp_path / "f")
@@ -97,11 +99,6 @@ def chats(count: int = 6) -> list[list[dict[str, str]]]:
         [{"role": "user", "content": pair.turns[0].prompt}, {"role": "assistant", "content": pair.turns[0].response_a}]
         for pair in PAIRS[:count]
     ]
-
-
-@pytest.fixture
-def families(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "m"
 
 
 MORE: dict[str, dict[str, Any]] = {
@@ -125,7 +122,9 @@ def test_packed_rows_score_as_the_network_itself(tmp_path: Path, family: str) ->
         expected = [float(network(input_ids=torch.tensor([each])).logits) for each in ids]
     np.testing.assert_allclose(scorer.score(chats()), expected, rtol=1e-5, atol=2e-5)
     # And with a shared beginning: margins are differences of scores.
-    pairs = [Pair.of("A question of some length, with many words? " * 4, "Yes, I think so.", "No, certainly not, never.")]
+    pairs = [
+        Pair.of("A question of some length, with many words? " * 4, "Yes, I think so.", "No, certainly not, never.")
+    ]
     a, b = (
         [{"role": "user", "content": pairs[0].prompt[0]}, {"role": "assistant", "content": text}]
         for text in ("Yes, I think so.", "No, certainly not, never.")
@@ -146,7 +145,12 @@ def test_a_family_that_is_not_packed_scores_its_last_token(tmp_path: Path) -> No
 def test_two_texts_are_read_as_the_tokenizer_joins_them(tmp_path: Path, types: bool) -> None:
     folder = save_deberta(tmp_path / "m")
     if types:
-        save_tokenizer(folder, chat=False, model_max_length=256, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+        save_tokenizer(
+            folder,
+            chat=False,
+            model_max_length=256,
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        )
     network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [("Why is the sky blue?", "Because of scattering."), ("Hi", "Hello! How can I help you today?")]
@@ -175,7 +179,9 @@ def test_a_pair_classifier_by_hand(tmp_path: Path) -> None:
     found = load_scorer(folder).evidence([Pair.of("Colour?", "Blue.", "Red, I think.")])
     np.testing.assert_allclose(found.margin, [a - b], rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(found.tie, [tie - (a + b) / 2], rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose([found.raw[name][0] for name in ("logit_a", "logit_b", "logit_tie")], [a, b, tie], atol=TOLERANCE)
+    np.testing.assert_allclose(
+        [found.raw[name][0] for name in ("logit_a", "logit_b", "logit_tie")], [a, b, tie], atol=TOLERANCE
+    )
 
 
 def test_labels_in_another_order(tmp_path: Path) -> None:
@@ -183,12 +189,18 @@ def test_labels_in_another_order(tmp_path: Path) -> None:
     plain = load_scorer(folder).evidence(PAIRS[:3])
     change_config(folder, id2label={"0": "tie", "1": "Model B wins", "2": "A"})
     moved = load_scorer(folder).evidence(PAIRS[:3])
-    np.testing.assert_array_equal(moved.raw["logit_tie"], load_scorer(folder, labels=["tie", "b", "a"]).evidence(PAIRS[:3]).raw["logit_tie"])
+    np.testing.assert_array_equal(
+        moved.raw["logit_tie"], load_scorer(folder, labels=["tie", "b", "a"]).evidence(PAIRS[:3]).raw["logit_tie"]
+    )
     assert np.abs(moved.margin - plain.margin).max() > 0.01
     change_config(folder, id2label={str(index): f"LABEL_{index}" for index in range(3)})
-    with pytest.raises(UsageError, match=r"its labels are called 'LABEL_0', .* say it in the order of the outputs: --labels a,b,tie"):
+    with pytest.raises(
+        UsageError, match=r"its labels are called 'LABEL_0', .* say it in the order of the outputs: --labels a,b,tie"
+    ):
         load_scorer(folder)
-    np.testing.assert_array_equal(load_scorer(folder, labels=["a", "b", "tie"]).evidence(PAIRS[:3]).margin, plain.margin)
+    np.testing.assert_array_equal(
+        load_scorer(folder, labels=["a", "b", "tie"]).evidence(PAIRS[:3]).margin, plain.margin
+    )
     with pytest.raises(UsageError, match="does not order the 3 outputs"):
         load_scorer(folder, labels=["a", "b"])
 
@@ -204,7 +216,9 @@ def test_two_labels_have_no_view_of_ties(tmp_path: Path) -> None:
 def test_a_template_in_a_file_and_one_in_the_checkpoint(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "m", "llama", labels=2, names={0: "A", 1: "B"})
     template = tmp_path / "mine.jinja"
-    template.write_text("{% for turn in turns %}Q: {{ turn.prompt }} 1: {{ turn.response_a }} 2: {{ turn.response_b }}{% endfor %}")
+    template.write_text(
+        "{% for turn in turns %}Q: {{ turn.prompt }} 1: {{ turn.response_a }} 2: {{ turn.response_b }}{% endfor %}"
+    )
     own = load_scorer(folder, template=template).evidence(PAIRS[:3])
     assert np.abs(own.margin - load_scorer(folder).evidence(PAIRS[:3]).margin).max() > 0.01
     (folder / "pair_template.jinja").write_text(template.read_text())
@@ -212,7 +226,7 @@ def test_a_template_in_a_file_and_one_in_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are lmsys, rlhflow, or name a Jinja file"):
         load_scorer(folder, template="nothing")
     template.write_text("{% for %}")
-    with pytest.raises(UsageError, match="template .*mine.jinja"):
+    with pytest.raises(UsageError, match=r"template .*mine.jinja"):
         load_scorer(folder, template=template)
     template.write_text("{{ prompts[7] }}{{ 1 / 0 }}")
     assert "division by zero" in load_scorer(folder, template=template).evidence(PAIRS[:1]).problems[0]
@@ -267,7 +281,10 @@ def test_several_turns_reach_every_family(folder: Path) -> None:
 
 def test_a_forecaster_is_fitted_to_a_reward_model(tmp_path: Path) -> None:
     scorer = load_scorer(save_decoder(tmp_path / "m", "llama"))
-    rows = [Pair.of(pair.prompt, pair.response_a, pair.response_b, id=index, outcome=Outcome(index % 3)) for index, pair in enumerate(PAIRS)]
+    rows = [
+        Pair.of(pair.prompt, pair.response_a, pair.response_b, id=index, outcome=Outcome(index % 3))
+        for index, pair in enumerate(PAIRS)
+    ]
     fitted = Forecaster(scorer, Davidson(1, 0, 0)).fit(rows)
     assert str(fitted.budget) == "whole"
     forecasts = fitted.forecast(rows)
@@ -294,6 +311,15 @@ def test_labels_of_the_makers_are_understood() -> None:
     from prefcast.scorers.reward.checkpoint import label_columns
 
     assert label_columns({"id2label": LABELS}, None, "m") == (0, 1, 2)
-    for names in (("A", "B", "tie"), ("a wins", "b wins", "draw"), ("response_a", "response_b", "Tie (bothbad)"), ("first", "second", "equal")):
-        assert label_columns({"id2label": {str(index): name for index, name in enumerate(names)}}, None, "m") == (0, 1, 2)
+    for names in (
+        ("A", "B", "tie"),
+        ("a wins", "b wins", "draw"),
+        ("response_a", "response_b", "Tie (bothbad)"),
+        ("first", "second", "equal"),
+    ):
+        assert label_columns({"id2label": {str(index): name for index, name in enumerate(names)}}, None, "m") == (
+            0,
+            1,
+            2,
+        )
     assert label_columns({"num_labels": 2}, ("b", "a"), "m") == (1, 0)

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 from prefcast.errors import UsageError, shown_path
 
-__all__ = ["atomic_file"]
+__all__ = ["atomic_file", "umask"]
 
 
 @contextmanager
@@ -37,14 +37,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp gives 0600; a new file should have what open() would have given it.
-        part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
+        part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~umask())
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The bits that new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -31,6 +31,7 @@ __all__ = [
     "explanation_text",
     "inspection_text",
     "models_text",
+    "size_text",
     "write_json",
 ]
 
@@ -221,10 +222,19 @@ def checkpoint_text(checkpoint: Checkpoint) -> str:
     stored = checkpoint.quantization
     for precision in ("float32", "float16", "bfloat16", "int8", "nf4"):
         if stored is None or precision == stored:
-            lines.append(f"  {precision:10}  {checkpoint.memory(precision) / 1e9:8.2f} GB")
+            lines.append(f"  {precision:10}  {size_text(checkpoint.memory(precision)):>9}")
     if checkpoint.remote_code:
         lines.append("its own code  named in config.json; never imported without --trust-remote-code")
     return "\n".join(lines)
+
+
+def size_text(size: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
 
 
 def _count(number: int) -> str:

@@ -109,7 +109,8 @@ def predict(
             f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second{truncated})"
         )
     if report.failed:
-        say(f"{report.failed} of {report.rows} rows failed and got the class prior; the first: {report.first_error}")
+        got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
+        say(f"{report.failed} of {report.rows} rows failed and got {got}; the first: {report.first_error}")
         raise typer.Exit(ROWS_FAILED)
 
 

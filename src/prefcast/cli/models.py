@@ -142,10 +142,11 @@ def quantize(
 
     require_extra()
     from prefcast.scorers.reward.store import quantize_checkpoint
+    from prefcast.show import size_text
 
     done = quantize_checkpoint(model, folder, kind.value)
     say(
-        f"{folder}: {done.bytes / 1e9:.2f} GB instead of {done.bytes_before / 1e9:.2f} GB, {done.matrices} matrices in {kind.value}"
+        f"{folder}: {size_text(done.bytes)} instead of {size_text(done.bytes_before)}, {done.matrices} matrices in {kind.value}"
     )
 
 

@@ -165,7 +165,8 @@ class Body(nn.Module):
         cos, sin = rotary(self.config, layout, x.dtype)
         for number, layer in enumerate(self.layers, 1):
             # Spread over several devices, the states follow the layers.
-            x, cos, sin = (each.to(layer.attention_norm.weight.device) for each in (x, cos, sin))
+            device = next(layer.parameters()).device
+            x, cos, sin = x.to(device), cos.to(device), sin.to(device)
             x = layer(x, cos, sin, layout, number == len(self.layers))
         out: Tensor = self.norm(x)
         return out

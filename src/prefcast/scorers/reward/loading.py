@@ -243,7 +243,8 @@ def _filled(
             try:
                 if file not in files:
                     files[file] = stack.enter_context(safe_open(str(file), framework="pt", device="cpu"))
-                tensor: Tensor = files[file].get_tensor(name)
+                # Out of the mapped file: there it lies unaligned, and products differ by their last digit.
+                tensor: Tensor = files[file].get_tensor(name).clone()
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{checkpoint.name}: {file.name}: {first_line(error)}") from None
             return tensor

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefcast.errors import ModelError, UsageError, shown_path
+from prefcast.files import umask
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint, quantisable
 from prefcast.scorers.reward.loading import body_of, first_line, skeleton
 from prefcast.scorers.reward.precision import quantise
@@ -24,9 +25,20 @@ from prefcast.scorers.reward.precision import quantise
 __all__ = ["Stored", "quantize_checkpoint"]
 
 _SHARD_BYTES = 4_000_000_000
-# What a checkpoint needs besides its weights; code stays behind.
-_KEPT = (".json", ".model", ".jinja", ".txt")
-_LEFT = ("model.safetensors.index.json", "config.json")
+# What a checkpoint needs besides its weights and config.json; code stays behind.
+_KEPT = (
+    "tokenizer*.json",
+    "*.model",
+    "*.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "spiece*",
+    "generation_config.json",
+    "LICENSE*",
+    "README.md",
+)
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,10 @@ def _write(checkpoint: Checkpoint, folder: Path, quantization: str) -> int:
             where |= dict.fromkeys(names, file)
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~umask())
     for path in checkpoint.folder.iterdir():
-        if path.suffix in _KEPT and path.name not in _LEFT and path.is_file():
+        if any(path.match(pattern) for pattern in _KEPT) and path.is_file():
             shutil.copyfile(path, folder / path.name)
     config = dict(checkpoint.config)
     config["quantization_config"] = (
