@@ -98,6 +98,7 @@ def as_llama(folder: Path, attention: str) -> LlamaForSequenceClassification:
             for own, part in (("q", parts[:, :-2]), ("k", parts[:, -2]), ("v", parts[:, -1])):
                 weights[name.replace("attention.wqkv", f"self_attn.{own}_proj")] = part.reshape(-1, HIDDEN)
             continue
+        key = name
         for old, new in (
             ("v_head", "score"),
             ("tok_embeddings", "embed_tokens"),
@@ -108,8 +109,8 @@ def as_llama(folder: Path, attention: str) -> LlamaForSequenceClassification:
             ("attention_norm", "input_layernorm"),
             ("ffn_norm", "post_attention_layernorm"),
         ):
-            name = name.replace(old, new)
-        weights[name] = tensor
+            key = key.replace(old, new)
+        weights[key] = tensor
     network = LlamaForSequenceClassification(llama)
     network.load_state_dict(weights)
     return network.eval()

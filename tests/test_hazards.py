@@ -230,7 +230,7 @@ def test_a_head_without_weights_is_refused(tmp_path: Path, make: Any, quantize: 
 def test_a_head_of_another_size_is_refused(tmp_path: Path, quantize: str | None) -> None:
     folder = save_decoder(tmp_path / "m")
     change_weights(folder, lambda weights: weights.update({"score.weight": torch.zeros(2, 64)}))
-    with pytest.raises(ModelError, match="have another shape for score.weight"):
+    with pytest.raises(ModelError, match=r"have another shape for score.weight"):
         load_scorer(folder, quantize=quantize).evidence(PAIRS[:1])
 
 
