@@ -50,10 +50,13 @@ def measure_drift(
     """Score `pairs` with the unquantised scorer `before` and with `after`.
 
     Without `outcome`, margins become probabilities by a Davidson model fitted to the unquantised margins of these same
-    pairs, for both. Raises UsageError if no pair could be scored by both.
+    pairs, for both. `before` is closed on the way. Raises UsageError if no pair could be scored by both.
     """
     read = [read_pair(pair, budget, before)[0] for pair in pairs]
-    first, second = before.evidence(read), after.evidence(read)
+    first = before.evidence(read)
+    # One after the other: together they may not fit a device.
+    before.close()
+    second = after.evidence(read)
     good = np.flatnonzero(np.isfinite(first.margin) & np.isfinite(second.margin))
     if not len(good):
         raise UsageError("no pair could be scored in both precisions; prefcast score names the faults")

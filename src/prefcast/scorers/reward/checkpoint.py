@@ -50,6 +50,7 @@ class TensorInfo:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int
 
     @property
     def size(self) -> int:
@@ -117,15 +118,24 @@ class Checkpoint:
         return int(original or config["max_position_embeddings"])
 
     @cached_property
-    def limit(self) -> int | None:
-        """The most tokens that the model reads, by its position limit and its tokenizer's; None where neither says."""
-        limits = []
+    def positions(self) -> int | None:
+        """The most positions that the network has; None where config.json does not say."""
         config = self.text_config
         positions = config.get("max_position_embeddings", config.get("n_positions"))
-        if isinstance(positions, int) and positions > 0:
-            scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-            dynamic = isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type")) == "dynamic"
-            limits.append(int(positions * float(scaling.get("factor", 1))) if dynamic else positions)
+        if not isinstance(positions, int) or positions < 1:
+            return None
+        scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        dynamic = isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type")) == "dynamic"
+        return int(positions * float(scaling.get("factor", 1))) if dynamic else positions
+
+    @cached_property
+    def limit(self) -> int | None:
+        """The most tokens that are read unless a person says otherwise: the positions of a model with rotary ones, for
+        others what their tokenizer says if that is less; None where nothing is said."""
+        if self.positions is not None and ("rope_theta" in self.text_config or "rope_parameters" in self.text_config):
+            # There the tokenizer's figure is advice, and often a forgotten 512.
+            return self.positions
+        limits = [] if self.positions is None else [self.positions]
         try:
             told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
                 "model_max_length"
@@ -136,6 +146,16 @@ class Checkpoint:
         if isinstance(told, int | float) and 0 < told < 1e9:
             limits.append(int(told))
         return min(limits, default=None)
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """The floating type that most of the weights are stored in, as torch calls it."""
+        names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            if tensor.dtype in names:
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+        return names[max(sizes, key=lambda name: sizes[name])] if sizes else None
 
     @property
     def stored(self) -> str:
@@ -292,7 +312,8 @@ def _kind(config: Mapping[str, Any], name: str, trust_remote_code: bool) -> Kind
     if architecture == "InternLM2ForRewardModel":
         return Kind.INTERNLM2
     custom = bool(config.get("auto_map"))
-    if custom and trust_remote_code:
+    pairs = architecture.endswith("ForSequenceClassification") and ("id2label" in config or "num_labels" in config)
+    if custom and trust_remote_code and not (pairs and _label_count(config) in (2, 3)):
         return Kind.CUSTOM
     if architecture.endswith("ForSequenceClassification"):
         labels = _label_count(config)
@@ -371,7 +392,7 @@ def _header(file: Path, name: str) -> dict[str, TensorInfo]:
         if file.stat().st_size < 8 + length + end:
             raise ValueError("it ends too early")
         return {
-            key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]))
+            key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
             for key, entry in header.items()
             if key != "__metadata__"
         }

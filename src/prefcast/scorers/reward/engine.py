@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from prefcast.errors import ModelError
+from prefcast.errors import ModelError, PrefcastError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.loading import body_of, first_line, load_network, packs
 from prefcast.scorers.reward.packing import Ids, pack
@@ -60,8 +60,7 @@ class Recipe:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         quantization = checkpoint.quantization or self.quantization
-        stored = next((tensor.dtype for name, tensor in checkpoint.tensors.items() if "norm" in name), None)
-        dtype = compute_dtype(self.dtype, devices[0], _STORED.get(stored or ""), quantization)
+        dtype = compute_dtype(self.dtype, devices[0], checkpoint.stored_dtype, quantization)
         try:
             network = load_network(checkpoint, devices, dtype, self.quantization)
         except torch.OutOfMemoryError as error:
@@ -69,10 +68,11 @@ class Recipe:
                 f"{checkpoint.name}: its weights do not fit {', '.join(self.devices)}: {first_line(error)}; --quantize nf4 "
                 "takes a quarter of the memory, --shard spreads one model over all devices"
             ) from None
+        except PrefcastError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{checkpoint.name}: cannot be loaded: {first_line(error)}") from error
         return Engine(_runner(checkpoint, network, devices[0], self.columns))
-
-
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def _runner(checkpoint: Checkpoint, network: nn.Module, device: torch.device, columns: Sequence[int] | None) -> Runner:
@@ -169,7 +169,7 @@ def _head(network: nn.Module, hidden: Tensor, columns: Sequence[int] | None) -> 
     if columns is not None:
         rows = torch.tensor(list(columns), device=weight.device)
         weight, bias = weight[rows], None if bias is None else bias[rows]
-    logits = linear(hidden.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    logits = linear(hidden.to(weight.device, wide), weight.to(wide), None if bias is None else bias.to(wide))
     if columns is None:
         return logits
     softcap = getattr(network.config, "final_logit_softcapping", None)
@@ -205,12 +205,12 @@ class PaddedRunner(Runner):
         if not self._pool_last:
             logits: Tensor = self._network(**inputs).logits
             return logits
-        rows, last = torch.arange(shape[0], device=self._device), (lengths - 1).to(self._device)
+        rows, last = torch.arange(shape[0]), lengths - 1
         if self._columns is not None:
             logits = self._network(**inputs, use_cache=False).logits
-            return logits[rows, last][:, list(self._columns)].float()
+            return logits[rows.to(logits.device), last.to(logits.device)][:, list(self._columns)].float()
         hidden = body_of(self._network)(**inputs, use_cache=False).last_hidden_state
-        return _head(self._network, hidden[rows, last], None)
+        return _head(self._network, hidden[rows.to(hidden.device), last.to(hidden.device)], None)
 
 
 class CustomRunner(Runner):
@@ -225,7 +225,12 @@ class CustomRunner(Runner):
             row = torch.from_numpy(ids.astype(np.int64))[None].to(self._device)
             out = self._network(input_ids=row, attention_mask=torch.ones_like(row))
             score = getattr(out, "score", None)
-            found.append((out.logits if score is None else score).reshape(1, -1).float())
+            outputs = (out.logits if score is None else score).reshape(1, -1).float()
+            if outputs.shape[1] != 1:
+                raise ModelError(
+                    f"a model with code of its own must give one score, it gave {outputs.shape[1]} numbers"
+                )
+            found.append(outputs)
         return torch.cat(found)
 
 
@@ -246,8 +251,11 @@ class Engine:
             return self._halves(groups)
         try:
             with torch.inference_mode():
-                outputs = self._runner.outputs(groups).double().cpu().numpy()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError, IndexError) as error:
+                outputs = self._runner.outputs(groups).cpu().double().numpy()
+        except PrefcastError:
+            raise
+        except Exception as error:
+            # A network may fail in any way.
             if not _out_of_memory(error):
                 raise ModelError(f"scoring failed: {first_line(error)}") from error
             self.most_tokens = min(self.most_tokens or tokens, max(1, tokens // 2))
@@ -271,4 +279,9 @@ def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
+    return (
+        "ALLOC_FAILED" in text
+        or "not enough memory" in text
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

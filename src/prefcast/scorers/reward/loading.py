@@ -90,7 +90,9 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
 
     with init_empty_weights(include_buffers=False), quiet():
         if checkpoint.kind is Kind.INTERNLM2:
-            network: nn.Module = InternLM2Reward(InternLM2Config.of(checkpoint.config))
+            # Whether there are biases, the weights know best.
+            bias = any(name.endswith("wqkv.bias") for name in checkpoint.tensors)
+            network: nn.Module = InternLM2Reward(InternLM2Config.of({**checkpoint.config, "bias": bias}))
         else:
             config = _config(checkpoint)
             # What is stored quantised is read by us.
@@ -148,16 +150,17 @@ def load_network(
         raise UsageError(
             f"{checkpoint.name}: is stored as {checkpoint.quantization}; {quantization} cannot be made of that"
         )
-    quantization = checkpoint.quantization or quantization
     if checkpoint.kind is Kind.CUSTOM:
-        if quantization or len(devices) > 1:
+        if quantization or checkpoint.quantization or len(devices) > 1:
             raise UsageError(f"{checkpoint.name}: a model with remote code can neither be quantised nor sharded here")
-        return _from_pretrained(checkpoint, dtype).to(devices[0])
-    if checkpoint.kind is Kind.INTERNLM2 or quantization or len(devices) > 1:
-        network = _filled(checkpoint, devices, dtype, quantization)
+        return _from_pretrained(checkpoint, dtype, devices[0])
+    if checkpoint.kind is Kind.INTERNLM2 or quantization or checkpoint.quantization or len(devices) > 1:
+        # What is stored quantised is complete: a matrix that was left out then is left out now.
+        network = _filled(checkpoint, devices, dtype, None if checkpoint.quantization else quantization)
     else:
-        network = _from_pretrained(checkpoint, dtype).to(devices[0])
-    if checkpoint.kind is not Kind.INTERNLM2:
+        network = _from_pretrained(checkpoint, dtype, devices[0])
+    # A language model's head may share its weights with the embedding; the engine widens the two rows it needs.
+    if checkpoint.kind not in (Kind.INTERNLM2, Kind.CAUSAL):
         _float32_head(network)
     if devices[0].type == "cpu" and packs(checkpoint):
         for module in list(body_of(network).modules()):
@@ -167,7 +170,7 @@ def load_network(
     return network
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
     # Reads the headers: says first what is missing or damaged.
     tensors = checkpoint.tensors
     with quiet():
@@ -175,6 +178,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
             network, info = _auto_class(checkpoint).from_pretrained(
                 checkpoint.folder,
                 dtype=dtype,
+                device_map={"": str(device)},
                 use_safetensors=True,
                 trust_remote_code=checkpoint.kind is Kind.CUSTOM,
                 local_files_only=True,
@@ -266,6 +270,8 @@ def _filled(
                         parent, _, last = path.rpartition(".")
                         setattr(network.get_submodule(parent), last, layer)
                         continue
+                if tensors[name].dtype in ("U8", "I8"):
+                    raise ModelError(f"{checkpoint.name}: {name} is quantised, but its scales are missing")
                 tensor = fetch(name)
                 if tensor.shape != parameter.shape:
                     wrong.append(name)
@@ -275,11 +281,30 @@ def _filled(
                 if buffer is not None:
                     module._buffers[own] = buffer.to(where(f"{path}.{own}"))
     _refuse(checkpoint, missing, wrong, tensors)
-    if checkpoint.kind is not Kind.INTERNLM2:
+    if checkpoint.kind is Kind.INTERNLM2:
+        _refuse_unknown(checkpoint, network)
+    else:
         network.tie_weights()  # type: ignore[operator]
     if len(devices) > 1 and checkpoint.kind is not Kind.INTERNLM2:
         _dispatch(network, where)
     return network
+
+
+def _refuse_unknown(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """ModelError if the weights hold what the network has no place for: it would score without it."""
+    known = {f"{path}." for path, module in network.named_modules() if not list(module.children())}
+    unknown = [
+        name
+        for name in checkpoint.tensors
+        if not name.startswith(tuple(known)) and not name.endswith("rotary_emb.inv_freq")
+    ]
+    biases = [
+        name for name in checkpoint.tensors if name.endswith(".bias") and name not in dict(network.named_parameters())
+    ]
+    if unknown or biases:
+        raise ModelError(
+            f"{checkpoint.name}: InternLM2 has no place for its weights {', '.join([*unknown, *biases][:_SHOWN])}"
+        )
 
 
 def _quantised(
@@ -294,7 +319,7 @@ def _quantised(
     """The quantised layer in place of `module`, or None where it stays as it is."""
     parts = stored_parts(name, tensors, fetch)
     if parts is None:
-        if quantization is None or not quantisable(name, module.weight.shape) or tensors[name].dtype == "U8":
+        if quantization is None or not quantisable(name, module.weight.shape) or tensors[name].dtype in ("U8", "I8"):
             return None
         # On the device itself a matrix is quantised in no time.
         parts = quantise(fetch(name).to(device), quantization)
@@ -339,6 +364,10 @@ def _dispatch(network: nn.Module, where: Any) -> None:
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     body: Any = body_of(network)
+    if not isinstance(getattr(body, "norm", None), nn.Module):
+        raise UsageError(
+            f"a {type(network).__name__} cannot be spread over devices here; those of {', '.join(sorted(PACKED_FAMILIES))} can"
+        )
     heads = [child for child in network.children() if child is not body]
     for module in (*body.layers, body.norm, *heads):
         device = next(module.parameters(), next(module.buffers(), torch.empty(0))).device

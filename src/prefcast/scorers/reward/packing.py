@@ -181,6 +181,10 @@ def attend_last(layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Te
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Attention in one kernel: causal, or where `mask` (queries, keys) says."""
     queries, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    if grouped and q.device.type != "cpu":
+        # There the kernels that save memory want as many keys as heads.
+        k, v = k.repeat_interleave(q.shape[1] // k.shape[1], 1), v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        grouped = False
     if q.device.type == "cpu" and queries < _FEW_QUERIES:
         # For few queries a CPU splits the sums over the keys by its number of threads, and the last digits would depend
         # on that; repeating the last query avoids it.

@@ -96,9 +96,9 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The scale is a row's, so it can follow the product.
-        out = linear(x, self.weight.to(x.dtype)) * (self.scale / 127).to(x.dtype)
-        return out if self.bias is None else out + self.bias
+        # Scaled before the product: float16 would overflow in whole steps.
+        weight = self.weight.to(x.dtype) * (self.scale / 127).to(x.dtype)[:, None]
+        return linear(x, weight, self.bias)
 
 
 class OneDNNLinear(nn.Module):
@@ -118,6 +118,7 @@ class OneDNNLinear(nn.Module):
             and module.weight.device.type == "cpu"
             and dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available()
+            and (dtype is torch.float32 or _bfloat16_is_native())
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
             and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         )
@@ -125,6 +126,12 @@ class OneDNNLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
+
+
+def _bfloat16_is_native() -> bool:
+    """Whether oneDNN multiplies in bfloat16 on this processor."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported())
 
 
 def quantise(weight: Tensor, quantization: str) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
 
+import torch
+
 from prefcast.errors import ModelError, PrefcastError, WorkerError
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
 from prefcast.scorers.reward.worker import read_scores, write_groups
@@ -55,7 +57,10 @@ class LocalReplica:
         return found
 
     def close(self) -> None:
-        """Nothing to end: the memory goes with the object."""
+        """Free the device's memory, once nobody holds this object."""
+        del self._engine
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class _Worker:
@@ -106,16 +111,25 @@ class _Worker:
                 return f"was killed by signal {-code}"
         return f"ended with status {code}"
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """End the process; one that has died keeps its own status."""
-        for pipe in (self._to, self._from):
-            with suppress(OSError):
-                pipe.close()
+        with suppress(OSError):
+            self._to.close()
         try:
             self._process.wait(1)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.stop()
+        with suppress(OSError):
+            self._from.close()
+
+    def stop(self) -> None:
+        """End the process at once, whoever waits for it."""
+        self._process.kill()
+        self._process.wait()
 
 
 class Replicas:
@@ -142,10 +156,17 @@ class Replicas:
         ]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            # With a time limit a signal is noticed.
-            while thread.is_alive():
-                thread.join(0.2)
+        try:
+            for thread in threads:
+                # With a time limit a signal is noticed.
+                while thread.is_alive():
+                    thread.join(0.2)
+        except BaseException:
+            # An interrupt: nobody takes another batch, nobody waits for an answer.
+            board.fail(WorkerError("the run was interrupted"))
+            for worker in self._workers:
+                worker.stop()
+            raise
         if board.failure is not None:
             self.close()
             raise board.failure
@@ -153,20 +174,38 @@ class Replicas:
 
     def _serve(self, place: int, board: _Board) -> None:
         """Let one worker take batches until none is left."""
-        while (number := board.take()) is not None:
-            worker = self._workers[place]
-            try:
-                board.put(number, _results(worker.run(board.batches[number])))
-                continue
-            except (EOFError, OSError, ValueError):
-                pass
-            except PrefcastError as error:
-                board.fail(ModelError(str(error)))
-                return
-            loaded = worker.loaded
-            board.lose(number, place, f"{worker.name()} {worker.end()}", loaded)
-            if not board.finished:
-                self._workers[place] = _Worker(self._recipes[place], worker.number)
+        try:
+            while (number := board.take()) is not None:
+                worker = self._workers[place]
+                if not worker.alive:
+                    # It died while it had nothing to do: no batch is to blame.
+                    _log.warning("%s %s; a new one takes its place", worker.name(), worker.end())
+                    worker = self._replace(place)
+                found = self._answer(worker, board, number)
+                if found is not None:
+                    board.put(number, found)
+                elif board.failure is None:
+                    board.lose(number, place, f"{worker.name()} {worker.end()}", worker.loaded)
+                    if not board.finished:
+                        self._replace(place)
+        except BaseException as error:
+            # Whatever happens in a thread must not leave the others waiting.
+            board.fail(error)
+
+    def _replace(self, place: int) -> _Worker:
+        self._workers[place] = _Worker(self._recipes[place], self._workers[place].number)
+        return self._workers[place]
+
+    @staticmethod
+    def _answer(worker: _Worker, board: _Board, number: int) -> list[Result] | None:
+        """The results of a batch, or None if the worker is gone or the run has failed."""
+        try:
+            return _results(worker.run(board.batches[number]))
+        except (EOFError, OSError, ValueError):
+            return None
+        except PrefcastError as error:
+            board.fail(ModelError(str(error)))
+            return None
 
     def close(self) -> None:
         """End the workers."""
@@ -180,7 +219,7 @@ class _Board:
     def __init__(self, batches: Sequence[Sequence[Group]], workers: int, done: Done | None) -> None:
         self.batches = batches
         self.results: list[list[Result] | None] = [None] * len(batches)
-        self.failure: PrefcastError | None = None
+        self.failure: BaseException | None = None
         self._waiting = deque(range(len(batches)))
         self._left = len(batches)
         self._deaths = [0] * len(batches)
@@ -203,11 +242,11 @@ class _Board:
         with self._changed:
             self.results[number] = results
             self._left -= 1
-            if self._done:
-                self._done(len(results))
             self._changed.notify_all()
+        if self._done:
+            self._done(len(results))
 
-    def fail(self, error: PrefcastError) -> None:
+    def fail(self, error: BaseException) -> None:
         """The run cannot go on."""
         with self._changed:
             self.failure = self.failure or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,9 @@ __all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "RewardScorer", "bui
 # Measured (benchmarks/reward.py): more does not help a CPU; a GPU wants enough rows to fill it.
 BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ELSEWHERE = 16_384
+_log = logging.getLogger("prefcast")
 _FORMAT = 1
+_SAMPLED_BYTES = 65_536
 
 
 class RewardScorer(Scorer):
@@ -50,17 +53,19 @@ class RewardScorer(Scorer):
         self.options = options
         self.devices = parse_devices(options.devices)
         self.tokenizer = load_tokenizer(checkpoint)
-        self.reader = TextReader(self.tokenizer.backend, options.special_tokens or "literal")
+        self.reader = TextReader(
+            self.tokenizer.backend, options.special_tokens or "literal", self.tokenizer.chat_template
+        )
         self.max_tokens = self._max_tokens()
         self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader)
         self._replicas: LocalReplica | Replicas | None = None
 
     def _max_tokens(self) -> int:
-        asked, limit = self.options.max_tokens, self.checkpoint.limit
+        asked, limit, most = self.options.max_tokens, self.checkpoint.limit, self.checkpoint.positions
         if asked is not None and asked < 1:
             raise UsageError(f"max_tokens must be at least 1, found {asked}")
-        if asked is not None and limit is not None and asked > limit:
-            raise UsageError(f"max_tokens is {asked}, but {self.checkpoint.name} reads at most {limit} tokens")
+        if asked is not None and most is not None and asked > most:
+            raise UsageError(f"max_tokens is {asked}, but {self.checkpoint.name} reads at most {most} tokens")
         if asked is None and limit is None:
             raise UsageError(f"{self.checkpoint.name}: does not say how many tokens it reads; say it with --max-tokens")
         return asked or limit or 0
@@ -95,7 +100,7 @@ class RewardScorer(Scorer):
                 problems[index] = result
             elif not np.isfinite(result).all():
                 problems[index] = "the model gave a score that is not finite" + (
-                    "; bfloat16 or float32 have a wider range" if self._dtype_name == "float16" else ""
+                    "; --dtype bfloat16 or float32 has a wider range" if self._may_be_float16 else ""
                 )
         good = [index for index in groups if index not in problems]
         found = self._reduce([results[index] for index in good])  # type: ignore[misc]
@@ -173,8 +178,8 @@ class RewardScorer(Scorer):
         return self._replicas
 
     @property
-    def _dtype_name(self) -> str | None:
-        return self.options.dtype
+    def _may_be_float16(self) -> bool:
+        return self.options.dtype == "float16" or (self.options.dtype is None and self.devices[0].type != "cpu")
 
     def close(self) -> None:
         if self._replicas is not None:
@@ -188,12 +193,16 @@ class RewardScorer(Scorer):
         self.close()
 
     def save(self, folder: Path) -> None:
+        if self.checkpoint.kind is Kind.CUSTOM:
+            raise UsageError(
+                f"{self.checkpoint.name}: has code of its own, which a saved forecaster could not ask leave to run"
+            )
         options = {name: value for name, value in vars(self.options).items() if name not in _NOT_SAVED}
         data = {
             "format": _FORMAT,
             "model": str(self.checkpoint.folder.resolve()),
             "name": self.checkpoint.name,
-            "fingerprint": fingerprint(self.checkpoint),
+            "fingerprint": self.fingerprint(),
             "options": options,
         }
         (folder / self.files[0]).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -212,9 +221,17 @@ class RewardScorer(Scorer):
         saved = dict(data["options"])
         labels = saved.pop("labels")
         scorer = build_scorer(data["model"], Options(**saved, labels=None if labels is None else tuple(labels)))
-        if fingerprint(scorer.checkpoint) != data["fingerprint"]:
+        if scorer.fingerprint() != data["fingerprint"]:
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
         return scorer  # type: ignore[return-value]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what the scores depend on: the checkpoint, and a template that was named."""
+        digest = hashlib.sha256(fingerprint(self.checkpoint).encode())
+        template = getattr(self, "template", None)
+        if template is not None:
+            digest.update(template.source.encode())
+        return digest.hexdigest()
 
     def elsewhere(self, options: Options) -> RewardScorer:
         """The same scorer where `options` say: devices, batches. Raises UsageError if they say more."""
@@ -229,13 +246,17 @@ _NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code"}
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over what a checkpoint's small files hold and what its weights' headers say."""
+    """SHA-256 over what a checkpoint's small files hold, its weights' names, types and shapes, and the first bytes of
+    every tensor."""
     digest = hashlib.sha256()
     for path in sorted(checkpoint.folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file():
             digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     for name, tensor in sorted(checkpoint.tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0{tensor.file.stat().st_size}\0".encode())
+        digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.offset)
+            digest.update(file.read(min(tensor.bytes, _SAMPLED_BYTES)))
     return digest.hexdigest()
 
 
@@ -267,6 +288,19 @@ class PointwiseScorer(RewardScorer):
 
     raw_names = ("score_a", "score_b")
 
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        super().__init__(checkpoint, options)
+        if self.two_texts and packs(checkpoint):
+            _log.warning(
+                "%s: has no chat template; question and answer are joined as its tokenizer joins two texts",
+                checkpoint.name,
+            )
+
+    @property
+    def two_texts(self) -> bool:
+        """Whether the model reads question and answer as two texts, for lack of a chat template."""
+        return self.checkpoint.kind is not Kind.INTERNLM2 and not self.tokenizer.chat_template
+
     def encode(self, conversation: Sequence[Message]) -> list[int]:
         """The token ids of a conversation as they are scored; never truncated."""
         return self._encode(checked(conversation))[0]
@@ -291,8 +325,8 @@ class PointwiseScorer(RewardScorer):
         return np.array([result[0, 0] for result in results], dtype=np.float64)  # type: ignore[index]
 
     def _encode(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int] | None]:
-        safe = [{"role": each["role"], "content": self.reader.protect(each["content"])} for each in messages]
-        if self.checkpoint.kind is not Kind.INTERNLM2 and not self.tokenizer.chat_template:
+        safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]
+        if self.two_texts:
             if messages[-1]["role"] != "assistant":
                 raise UsageError("the last message must be the assistant's: it is what is scored")
             question = "\n".join(message["content"] for message in messages[:-1])
@@ -330,7 +364,7 @@ class _BothOrders(RewardScorer):
     def _group(self, turns: Sequence[Turn]) -> Group:
         swapped = [Turn(turn.prompt, turn.response_b, turn.response_a) for turn in turns]
         rendered = [self.template.render(each, self.reader) for each in (turns, swapped)]
-        return Group(tuple(_ids(self.reader.encode(text)) for text in rendered))
+        return Group(tuple(_ids(self.reader.encode(text, frame=self.template.frame)) for text in rendered))
 
     def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
         """With logits (a, b, t) of both orders: margin = mean of (a - b), tie = mean of (t - (a + b) / 2)."""

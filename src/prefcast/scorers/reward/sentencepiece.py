@@ -132,7 +132,14 @@ def build_tokenizer(folder: Path) -> Tokenizer:
         if index < len(pieces):
             pieces[index] = (token.content, pieces[index][1])
     vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
-    merges = _merges(pieces, vocabulary)
+    # A special token is written by its id, never made of its letters.
+    special = {token.content for token in added.values()}
+    merges = [merge for merge in _merges(pieces, vocabulary) if "".join(merge) not in special]
+    for name in ("<|im_start|>", "<|im_end|>"):
+        if name not in special:
+            raise ModelError(
+                f"{shown_path(folder)}: tokenizer_config.json gives no id for {name} (added_tokens_decoder)"
+            )
     tokenizer = Tokenizer(
         BPE(vocab=vocabulary, merges=merges, unk_token=read.unknown, fuse_unk=True, byte_fallback=True)
     )
@@ -160,6 +167,13 @@ def _added_tokens(path: Path) -> dict[int, AddedToken]:
             for index, token in config.get("added_tokens_decoder", {}).items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{shown_path(path)}: damaged: {type(error).__name__}: {error}") from None
+    path = path.with_name("added_tokens.json")
+    try:
+        more = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, index in more.items():
+            found.setdefault(int(index), AddedToken(name, normalized=False, special=True))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{shown_path(path)}: damaged: {type(error).__name__}: {error}") from None
     for index, name in enumerate(("<unk>", "<s>", "</s>")):
         found.setdefault(index, AddedToken(name, normalized=False, special=True))

@@ -8,6 +8,7 @@ either way.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from prefcast.errors import ModelError, UsageError, excerpt, shown_path
 from prefcast.pairs import Turn, clean
@@ -35,6 +36,8 @@ class ChatTokenizer(Protocol):
     def bos_token(self) -> str | None: ...
     @property
     def eos_token(self) -> str | None: ...
+    @property
+    def cls_token(self) -> str | None: ...
     @property
     def chat_template(self) -> Any: ...
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
@@ -73,17 +76,20 @@ class TextReader:
     `encode` never truncates, pads or adds special tokens of its own; it may be called from several threads.
     """
 
-    def __init__(self, backend: Tokenizer, special_tokens: str = "literal") -> None:
+    def __init__(self, backend: Tokenizer, special_tokens: str = "literal", template: object = None) -> None:
         if special_tokens not in SPECIAL_TOKENS:
             raise UsageError(f"unknown special_tokens {special_tokens!r}; there are {', '.join(SPECIAL_TOKENS)}")
         self.special_tokens = special_tokens
+        special = {
+            index: token for index, token in backend.get_added_tokens_decoder().items() if _controls(token, template)
+        }
         # Copies: what tokenizer.json says of truncation and padding is not for us, and nobody else changes ours.
-        self._parsing, self._literal = (Tokenizer.from_str(backend.to_str()) for _ in range(2))
+        self._parsing = Tokenizer.from_str(backend.to_str())
+        self._literal = _all_special(backend, {token.content for token in special.values()})
         for tokenizer in (self._parsing, self._literal):
             tokenizer.no_truncation()
             tokenizer.no_padding()
         self._literal.encode_special_tokens = True
-        special = {index: token for index, token in backend.get_added_tokens_decoder().items() if token.special}
         # Names that no text can guess stand for special tokens: `marks` for those in texts while a template is
         # rendered, `twins` for the template's own while everything else is read literally.
         secret = secrets.token_hex(8)
@@ -103,6 +109,7 @@ class TextReader:
                     for token in special.values()
                 ]
             )
+        self._forbidden = frozenset(special)
         self._meant = {self._literal.token_to_id(self._twins[token.content]): index for index, token in special.items()}
         names = sorted(self._marks, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
@@ -115,20 +122,40 @@ class TextReader:
             return text
         return self._special.sub(lambda match: self._marks[match.group()], text)
 
-    def encode(self, rendered: str) -> list[int]:
-        """The ids of a rendered template whose texts were protected."""
-        if not self._mark.search(rendered):
-            return self._parsing.encode(rendered, add_special_tokens=False).ids
+    def encode(self, rendered: str, *, frame: bool = False) -> list[int]:
+        """The ids of a rendered template whose texts were protected; with `frame`, between the special tokens that the
+        tokenizer's post-processor puts around a text."""
+        if self.special_tokens == "original":
+            return self._parsing.encode(rendered, add_special_tokens=frame).ids
         own = self._special.sub(lambda match: self._twins[match.group()], rendered)
-        ids = self._literal.encode(self._unmarked(own), add_special_tokens=False).ids
-        return [self._meant.get(index, index) for index in ids]
+        found = self._plain(self._unmarked(own))
+        if frame:
+            found = self._literal.post_process(found, add_special_tokens=True)
+        return [self._meant.get(index, index) for index in found.ids]
 
     def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """Ids and token types of two texts as the tokenizer joins them; special tokens as its post-processor writes
         them."""
-        tokenizer = self._parsing if self.special_tokens == "original" else self._literal
-        found = tokenizer.encode(first, second, add_special_tokens=True)
+        if self.special_tokens == "original":
+            found = self._parsing.encode(first, second, add_special_tokens=True)
+        else:
+            one, two = (self._plain(self._unmarked(text)) for text in (first, second))
+            found = self._literal.post_process(one, two, add_special_tokens=True)
         return found.ids, found.type_ids
+
+    def _plain(self, text: str) -> Encoding:
+        """A text without any special token: where the vocabulary itself makes one of its letters, they are read in two
+        halves."""
+        found = self._literal.encode(text, add_special_tokens=False)
+        for index, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            if index in self._forbidden:
+                if stop - start < 2:
+                    raise UsageError(
+                        f"{excerpt(text[start:stop])} can only be read as a special token (--special-tokens original)"
+                    )
+                middle = (start + stop) // 2
+                return Encoding.merge([self._plain(text[:middle]), self._plain(text[middle:])], growing_offsets=True)
+        return found
 
     def count(self, text: str) -> int:
         """How many tokens a text has by itself, read literally."""
@@ -154,6 +181,22 @@ class TextReader:
         return self._mark.sub(lambda match: self._by_mark[match.group(1)], text)
 
 
+def _controls(token: AddedToken, template: object) -> bool:
+    """Whether an added token steers the model: it is called special, looks like it, or the chat template writes it."""
+    content = token.content
+    return bool(
+        token.special or re.fullmatch(r"<\|.*\|>", content) or (content.strip() and content in str(template or ""))
+    )
+
+
+def _all_special(backend: Tokenizer, names: set[str]) -> Tokenizer:
+    """A copy of the tokenizer in which the tokens called `names` are special, so that they can be switched off."""
+    data = json.loads(backend.to_str())
+    for token in data["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in names
+    return Tokenizer.from_str(json.dumps(data))
+
+
 class PairTemplate:
     """A Jinja template that puts a prompt and both responses into one text.
 
@@ -163,8 +206,10 @@ class PairTemplate:
     """
 
     def __init__(self, name: str, source: str, tokenizer: ChatTokenizer) -> None:
-        self.name = name
+        self.name, self.source = name, source
         self._tokenizer = tokenizer
+        # An encoder's tokenizer puts its own tokens around a text; a template leaves them to it.
+        self.frame = tokenizer.cls_token is not None
         environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
         try:
             self._template = environment.from_string(source)
@@ -180,8 +225,8 @@ class PairTemplate:
                 prompts=[turn.prompt for turn in safe],
                 responses_a=[turn.response_a for turn in safe],
                 responses_b=[turn.response_b for turn in safe],
-                bos_token=self._tokenizer.bos_token or "",
-                eos_token=self._tokenizer.eos_token or "",
+                bos_token="" if self.frame else self._tokenizer.bos_token or "",
+                eos_token="" if self.frame else self._tokenizer.eos_token or "",
                 add_eos_token=bool(getattr(self._tokenizer, "add_eos_token", False)),
                 chat=self._chat,
             )

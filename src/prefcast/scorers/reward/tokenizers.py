@@ -32,6 +32,7 @@ class ModelTokenizer:
     chat_template: Any
     bos_token: str | None
     eos_token: str | None
+    cls_token: str | None
     add_eos_token: bool
     token_types: bool
     _renders: Any
@@ -62,7 +63,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> ModelTokenizer:
             names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
             renders: Any = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **names)
             # transformers may add to the backend that it is given.
-            return ModelTokenizer(build_tokenizer(checkpoint.folder), template, "<s>", "</s>", False, False, renders)
+            return ModelTokenizer(
+                build_tokenizer(checkpoint.folder), template, "<s>", "</s>", None, False, False, renders
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
@@ -78,6 +81,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> ModelTokenizer:
         tokenizer.chat_template,
         tokenizer.bos_token,
         tokenizer.eos_token,
+        getattr(tokenizer, "cls_token", None),
         bool(getattr(tokenizer, "add_eos_token", False)),
         "token_type_ids" in tokenizer.model_input_names,
         tokenizer,

@@ -107,7 +107,7 @@ def main() -> None:
         while True:
             groups = read_groups(sys.stdin.buffer)
             write_scores(answers, engine.run(groups))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return
     except PrefcastError as error:
         _send(answers, {"fault": str(error)})
