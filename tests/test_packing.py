@@ -26,7 +26,9 @@ def test_the_common_prefix_is_common_and_longest(sequences: list[np.ndarray]) ->
 @given(st.lists(st.lists(ids, min_size=1, max_size=3), min_size=1, max_size=4), st.none() | st.integers(1, 40))
 def test_a_row_holds_every_sequence(groups: list[list[np.ndarray]], longest_shared: int | None) -> None:
     layout = pack(groups, longest_shared=longest_shared)
-    assert len(layout.ids) == sum(packed_size(group, longest_shared) for group in groups)
+    assert layout.spans[-1].stop == sum(packed_size(group, longest_shared) for group in groups)
+    assert len(layout.ids) == len(layout.positions)
+    assert 0 <= len(layout.ids) - layout.spans[-1].stop < 8
     rebuilt = []
     for span in layout.spans:
         before = [] if span.prefix is None else layout.ids[slice(*span.prefix)].tolist()

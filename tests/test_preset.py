@@ -240,3 +240,70 @@ def test_what_counts_as_a_reward_model(tmp_path: Path, monkeypatch: pytest.Monke
         True,
         False,
     ]
+
+
+def test_a_model_that_has_moved_is_named_anew(folder: Path, tmp_path: Path, prefcast: Run) -> None:
+    import shutil
+
+    moved = Path(shutil.copytree(folder, tmp_path / "here"))
+    resolve(str(moved), preset="notebook").save(tmp_path / "f")
+    moved.rename(tmp_path / "there")
+    lost = prefcast("predict", EXAMPLES, "--forecaster", "f", "-o", "s.csv")
+    assert lost.returncode == 2
+    assert "its model is no longer in" in lost.stderr
+    assert "--model PATH beside --forecaster" in lost.stderr
+    found = prefcast("predict", EXAMPLES, "--forecaster", "f", "--model", "./there", "-o", "s.csv")
+    assert found.returncode == 0, found.stderr
+    other = prefcast("predict", EXAMPLES, "--forecaster", "f", "--model", str(INTERNLM2), "-o", "s.csv")
+    assert "is not the model that the outcome model was fitted for" in other.stderr
+
+
+def test_truncated_rows_are_told(prefcast: Run) -> None:
+    done = prefcast("predict", EXAMPLES, "--model", INTERNLM2, "--preset", "notebook", "-o", "s.csv")
+    assert "rows were truncated (256 tokens, notebook:7200)" in done.stderr
+    done = prefcast("evaluate", EXAMPLES, "--model", INTERNLM2, "--preset", "notebook")
+    assert "rows were truncated (256 tokens, notebook:7200)" in done.stderr
+
+
+def test_a_rehearsal_does_not_eat_its_labels(prefcast: Run, tmp_path: Path) -> None:
+    write_csv(tmp_path / "stub.csv", [kaggle_row(id=number) for number in range(3)])
+    write_train(tmp_path / "train.csv", 20)
+    before = (tmp_path / "train.csv").read_bytes()
+    done = prefcast("predict", "stub.csv", "--rehearse", "train.csv", "-o", "train.csv")
+    assert done.returncode == 2
+    assert (tmp_path / "train.csv").read_bytes() == before
+    missing = prefcast("predict", EXAMPLES, "--rehearse", "nothing.csv", "-o", "s.csv")
+    assert missing.returncode == 2
+    assert "nothing.csv: cannot be read" in missing.stderr
+    failed = prefcast(
+        "predict",
+        "stub.csv",
+        "--rehearse",
+        "train.csv",
+        "--model",
+        INTERNLM2,
+        "--preset",
+        "notebook",
+        "--max-tokens",
+        "3",
+        "-o",
+        "s.csv",
+    )
+    assert failed.returncode == 3
+    assert "20 of 20 rows failed" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("./typo", "./typo: no such folder"), ("owner/name", "no outcome model was fitted for it")]
+)
+def test_a_mistyped_model_is_said_to_be_missing(prefcast: Run, model: str, message: str) -> None:
+    done = prefcast("predict", EXAMPLES, "--model", model, "-o", "s.csv")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_the_preset_without_4_bit(folder: Path) -> None:
+    assert resolve(str(folder), preset="notebook", options=Options(quantize="none")).scorer.options.quantize is None  # type: ignore[attr-defined]
+    made = resolve(str(folder), preset="notebook", budget="proportional")
+    assert str(made.budget) == "notebook:7200"
+    assert made.scorer.options.policy == "proportional"  # type: ignore[attr-defined]

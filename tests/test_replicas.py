@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -99,7 +101,7 @@ def test_a_batch_that_ends_its_workers_is_given_up(folder: Path, caplog: pytest.
     poisoned = [Group((np.full(30, 10**8, dtype=np.int32),))]
     replicas = Replicas([Recipe(str(folder)), Recipe(str(folder))])
     try:
-        with pytest.raises(ModelError, match="scoring failed: index out of range"):
+        with pytest.raises(ModelError, match="scoring failed: IndexError: index out of range"):
             replicas.run([*batches, poisoned])
     finally:
         replicas.close()
@@ -191,3 +193,79 @@ def test_a_recipe_survives_json() -> None:
     recipe = Recipe("/m", ("cuda:0", "cuda:1"), "float16", "nf4", (1, 2), 3, True)
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert Recipe.from_json(Recipe("/m").to_json()) == Recipe("/m")
+
+
+def test_workers_that_die_with_nothing_to_do_cost_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    batches = groups(4)
+    replicas = Replicas([Recipe(str(folder), threads=1), Recipe(str(folder), threads=1)])
+    try:
+        expected = replicas.run(batches)
+        for pid in replicas.pids:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.3)
+        with caplog.at_level(logging.WARNING, "prefcast"):
+            found = replicas.run(batches)
+        for left, right in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(left[0], right[0])
+        assert any("was killed by SIGKILL; a new one takes its place" in message for message in caplog.messages)
+    finally:
+        replicas.close()
+
+
+def test_a_failing_progress_bar_ends_the_run(folder: Path) -> None:
+    def broken(count: int) -> None:
+        raise OSError("the bar broke")
+
+    replicas = Replicas([Recipe(str(folder), threads=1)])
+    with pytest.raises(OSError, match="the bar broke"):
+        replicas.run(groups(2), broken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_everything_at_once(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    rows = tmp_path / "in.jsonl"
+    rows.write_text(
+        "".join(
+            f'{{"id": {n}, "prompt": ["q"], "response_a": ["{"a " * 900}"], "response_b": ["{"b " * 900}"]}}\n'
+            for n in range(2000)
+        )
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "prefcast.cli",
+        "score",
+        str(rows),
+        "--model",
+        str(folder),
+        "--devices",
+        "cpu,cpu",
+        "-o",
+        str(tmp_path / "s.csv"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    children: list[int] = []
+    deadline = time.monotonic() + 60
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children) < 2 and time.monotonic() < deadline and path.exists():
+        children = [int(pid) for pid in path.read_text().split()]
+        time.sleep(0.1)
+    if not path.exists():
+        process.kill()
+        pytest.skip("needs /proc")
+    time.sleep(6)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert said.splitlines() == [f"prefcast: stopped by {number.name}; an output file is written whole or not at all"]
+    for pid in children:
+        assert not Path(f"/proc/{pid}").exists()
+    assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_odd_lengths_and_sizes_give_the_same_bytes_too(tmp_path: Path, family: str) -> None:
+    folder = save_decoder(tmp_path / "m", family)
+    pairs = [Pair.of("q " * (3 * n + 1), "a " * (5 * n + 2), "b " * (7 * n + 3)) for n in range(30)]
+    with load_scorer(folder) as one, load_scorer(folder, devices="cpu,cpu") as two:
+        np.testing.assert_array_equal(two.evidence(pairs).margin, one.evidence(pairs).margin)

@@ -228,10 +228,19 @@ def test_a_template_in_a_file_and_one_in_the_checkpoint(tmp_path: Path) -> None:
     template.write_text("{% for %}")
     with pytest.raises(UsageError, match=r"template .*mine.jinja"):
         load_scorer(folder, template=template)
-    template.write_text("{{ prompts[7] }}{{ 1 / 0 }}")
-    assert "division by zero" in load_scorer(folder, template=template).evidence(PAIRS[:1]).problems[0]
-    template.write_text("{{ ''.__class__.__mro__ }}")
-    assert "unsafe" in load_scorer(folder, template=template).evidence(PAIRS[:1]).problems[0]
+    for source, message in (
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
+        ("{{ prompts[0] }} {{ responses_a[0] }}", "leaves out the prompt or an answer"),
+        ("{{ prompts | attr('\x1b[31m') }}{{ none.x.y }}", "is undefined|has no attribute"),
+    ):
+        template.write_text(source)
+        with pytest.raises(UsageError, match=message):
+            load_scorer(folder, template=template)
+    template.write_text("{{ prompts[0] }} {{ responses_a[0] }} {{ responses_b[0] }} {{ 1 / (5 - turns | length) }}")
+    five = Pair.of(["a"] * 5, ["b"] * 5, ["c"] * 5)
+    assert "division by zero" in load_scorer(folder, template=template).evidence([five]).problems[0]
 
 
 def test_an_a_b_model_by_hand(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import DEFAULT_BUDGET, WHOLE, Budget, Notebook, Truncation, parse_budget
-from prefcast.errors import ForecasterError, RowError, ScoringError, UsageError, shown_path
+from prefcast.errors import ForecasterError, ModelError, RowError, ScoringError, UsageError, shown_path
 from prefcast.outcomes import Davidson, FittedModel, NotebookRule, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
-from prefcast.scorers import SCORERS, Scorer, scorer_class, scorer_files
+from prefcast.scorers import REWARD_MODEL, SCORERS, Scorer, load_moved, scorer_class, scorer_files
 
 __all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster", "read_pair"]
 
@@ -222,8 +222,8 @@ class Forecaster:
         (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Forecaster:
-        """Read what `save` wrote.
+    def load(cls, folder: str | os.PathLike[str], model: str | None = None) -> Forecaster:
+        """Read what `save` wrote; `model` says where its reward model lies now, if it has moved.
 
         Raises ForecasterError if it is not a forecaster, is damaged, or its scorer's files have changed.
         """
@@ -240,7 +240,9 @@ class Forecaster:
                 raise ForecasterError(
                     f"{shown}: the scorer's files are not those that the outcome model was fitted for"
                 )
-            scorer = scorer_type.load(path)
+            if model is not None and card["model"] != REWARD_MODEL:
+                raise ForecasterError(f"{shown}: has no reward model that could lie elsewhere")
+            scorer = scorer_type.load(path) if model is None else load_moved(path, model)
             outcome = outcome_model(card["outcome"]["kind"], card["outcome"]["parameters"])
             prior_tie = float(card["prior_tie"])
             if not 0 <= prior_tie <= 1:
@@ -252,6 +254,8 @@ class Forecaster:
             return cls(scorer, outcome, parse_budget(card["budget"]), prior_tie, dict(card["card"]), fallback)
         except OSError as error:
             raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({_CARD})") from None
+        except ModelError as error:
+            raise ForecasterError(f"{shown}: its model cannot be used: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
 
@@ -294,15 +298,16 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface") -> Forecaster:
-    """A built-in forecaster by its name (`surface`, `length`), or one from its folder.
+def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface", *, model: str | None = None) -> Forecaster:
+    """A built-in forecaster by its name (`surface`, `length`), or one from its folder; `model` says where the folder's
+    reward model lies now, if it has moved.
 
     Raises UsageError or ForecasterError.
     """
     if isinstance(name_or_folder, str) and name_or_folder in SCORERS:
         return Forecaster.load(_BUILT_IN / name_or_folder)
     if is_folder(name_or_folder):
-        return Forecaster.load(name_or_folder)
+        return Forecaster.load(name_or_folder, model)
     if isinstance(name_or_folder, str) and os.sep not in name_or_folder:
         scorer_class(name_or_folder)
     raise ForecasterError(f"{shown_path(name_or_folder)}: no such forecaster folder; built in are {', '.join(SCORERS)}")

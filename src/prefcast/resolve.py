@@ -10,7 +10,7 @@ from prefcast.errors import UsageError, excerpt, shown_path
 from prefcast.forecaster import Forecaster, is_folder, load_forecaster
 from prefcast.scorers import SCORERS, Scorer
 from prefcast.scorers.reward import Options, scorer_of
-from prefcast.scorers.reward.checkpoint import open_checkpoint
+from prefcast.scorers.reward.checkpoint import Kind, is_hub_id, open_checkpoint
 
 __all__ = ["PRESETS", "is_reward_model", "resolve", "resolve_scorer"]
 
@@ -32,17 +32,20 @@ def resolve(
     what its scores mean for people is not assumed.
     """
     if model is not None and forecaster is not None:
-        raise UsageError("name a model or a forecaster, not both")
+        if isinstance(forecaster, Forecaster) or not is_reward_model(model):
+            raise UsageError("name a model or a forecaster, not both")
+        # The forecaster's reward model has moved: here it is.
+        forecaster, model = load_forecaster(forecaster, model=model), None
     if preset not in (None, *PRESETS):
         raise UsageError(f"unknown preset {excerpt(preset)}; there is {', '.join(PRESETS)}")
     if model is not None and is_reward_model(model):
         if preset is None:
-            if is_folder(model):
+            if is_folder(model) or not is_hub_id(model):
                 open_checkpoint(model, trust_remote_code=options is not None and options.trust_remote_code)
             raise UsageError(
                 f"{shown_path(model)}: no outcome model was fitted for it, and the scale of a reward is arbitrary: fit one "
                 f"with prefcast fit LABELLED --model {shown_path(model)} -o DIR and use --forecaster DIR, or take the "
-                "Kaggle notebook's rule with --preset notebook (prefcast score keeps the raw scores)"
+                "Kaggle notebook's rule with --preset notebook (in Python: Forecaster.fit; prefcast score keeps the raw scores)"
             )
         return _notebook(model, budget, options or Options())
     if preset is not None:
@@ -64,15 +67,19 @@ def is_reward_model(model: str) -> bool:
 
 def _notebook(model: str, budget: Budget | str | None, options: Options) -> Forecaster:
     """The Kaggle notebook as a forecaster: NF4 and special tokens as the original reads them, unless told otherwise."""
-    stored = open_checkpoint(model, trust_remote_code=options.trust_remote_code).quantization
-    quantize = options.quantize or ("nf4" if stored is None else None)
-    scorer = scorer_of(model, replace(options, quantize=quantize, special_tokens=options.special_tokens or "original"))
+    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+    plain = checkpoint.quantization is None and checkpoint.kind is not Kind.CUSTOM
+    quantize = options.quantize or ("nf4" if plain else None)
+    policy, characters = token_policy(budget) if isinstance(budget, str) else ("keep-last", budget)
+    scorer = scorer_of(
+        model, replace(options, quantize=quantize, special_tokens=options.special_tokens or "original", policy=policy)
+    )
     if scorer.raw_names != ("score_a", "score_b"):
         raise UsageError(
             f"{shown_path(model)}: the notebook's rule is for scores of single conversations, not for a {scorer.checkpoint.kind}"
         )
     made = Forecaster.notebook(scorer)
-    return made if budget is None else made.with_budget(parse_budget(budget) if isinstance(budget, str) else budget)
+    return made if characters is None or budget in TOKEN_POLICIES else made.with_budget(characters)
 
 
 def _elsewhere(forecaster: Forecaster, options: Options) -> Forecaster:

@@ -187,13 +187,15 @@ def rehearsal_rows(
     """
     if stub == "-":
         raise UsageError("--rehearse must look at the file first; standard input can be read only once")
+    labelled = open_pairs(train, columns=columns, cells=cells)
+    if not labelled.may_have_labels:
+        labelled.close()
+        raise UsageError(f"{labelled.name}: a rehearsal needs labels ({_LABEL_COLUMNS})")
     with open_pairs(stub, columns=columns, cells=cells) as file:
         rows = sum(1 for _ in islice(file, _STUB_ROWS + 1))
     if rows != _STUB_ROWS:
+        labelled.close()
         return None
-    labelled = open_pairs(train, columns=columns, cells=cells)
-    if not labelled.may_have_labels:
-        raise UsageError(f"{labelled.name}: a rehearsal needs labels ({_LABEL_COLUMNS})")
 
     def rows_of() -> Iterator[Pair | RowError]:
         with labelled as file:
@@ -317,18 +319,23 @@ def evaluate(
     cells: str = "json",
     progress: Progress | None = None,
     preset: str | None = None,
+    on_truncated: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
 
-    Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
+    Rows that fail and rows without a label are left out and counted; `on_truncated` is told how many rows of how many
+    were not read whole. Raises UsageError if no row is left.
     """
     chosen = resolve(model, forecaster, budget, preset)
     measured = _Measured()
     with _opened(source, columns, cells) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({_LABEL_COLUMNS})")
-        for forecasts in _forecasts(pairs, chosen, _Tally(), "keep", progress):
+        tally = _Tally()
+        for forecasts in _forecasts(pairs, chosen, tally, "keep", progress):
             measured.add(forecasts)
+    if on_truncated:
+        on_truncated(tally.truncated, tally.rows)
     return measured.evaluation()
 
 

@@ -121,7 +121,9 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
     ]
     lines += ["", *_bars(forecast)]
     if forecast.error:
-        return "\n".join([*lines, "", f"this forecast failed and shows the class prior: {forecast.error}"])
+        return "\n".join(
+            [*lines, "", f"this forecast failed and shows what a failed row gets: {printable(str(forecast.error))}"]
+        )
     if forecast.truncation and forecast.truncation.truncated:
         cut = forecast.truncation
         lines.append(f"read {cut.kept} of {cut.total} characters, {cut.turns_kept} of {cut.turns_total} turns")

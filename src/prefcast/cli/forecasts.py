@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from prefcast.cli.shared import (
     progress,
     reward_options,
     say,
+    say_truncated,
 )
 from prefcast.errors import UsageError, printable
 from prefcast.scorers.reward import Options
@@ -87,6 +89,8 @@ def predict(
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):
             raise UsageError(f"{output}: is the input; write the forecasts to another file")
+        if rehearse is not None and same_file(rehearse, output):
+            raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
     chosen = resolve(model, forecaster, budget, preset, options)
     with ExitStack() as stack:
@@ -100,14 +104,17 @@ def predict(
         report = predict_to(
             rehearsal or writer, file if train is None else train, chosen, on_error=on_error.value, progress=show
         )
+    if rehearse is not None and train is None:
+        say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
     if rehearsal is not None:
         say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
-        print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
+        if report.failed < report.rows:
+            print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
     if output is not None and sys.stderr.isatty():
-        truncated = f", {report.truncated} truncated" if report.truncated else ""
         say(
-            f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second{truncated})"
+            f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second)"
         )
+    say_truncated(report.truncated, report.rows, chosen)
     if report.failed:
         got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
         say(f"{report.failed} of {report.rows} rows failed and got {got}; the first: {report.first_error}")
@@ -159,7 +166,7 @@ def evaluate(
     if predictions is not None:
         if (model, forecaster, budget, preset) != (None,) * 4 or options != Options():
             raise UsageError(
-                "--predictions measures forecasts that exist: leave out --model, --forecaster and --budget"
+                "--predictions measures forecasts that exist: leave out what says how to make them (--model, --budget, ...)"
             )
         read = read_predictions(predictions)
         title = predictions.name
@@ -175,7 +182,9 @@ def evaluate(
         with opened(labelled, columns, cells) as file, progress(file) as show:
             chosen = resolve(model, forecaster, budget, preset, options)
             with closing(chosen.scorer):
-                evaluation = measure(file, forecaster=chosen, progress=show)
+                evaluation = measure(
+                    file, forecaster=chosen, progress=show, on_truncated=partial(say_truncated, forecaster=chosen)
+                )
     if json_output is not None:
         write_json(evaluation.to_dict(), json_output)
     if json_output != "-":

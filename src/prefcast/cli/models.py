@@ -88,7 +88,7 @@ def score(
         report = score_to(writer, file, scorer, read, on_error=on_error.value, progress=show)
     truncated = f", {report.truncated} truncated" if report.truncated else ""
     say(
-        f"{report.rows} pairs scored in {report.seconds:.1f} s ({report.rows / report.seconds:.2g} a second{truncated}): {output}"
+        f"{report.rows} pairs scored in {report.seconds:.1f} s ({report.rows / report.seconds:{',.0f' if report.rows > 10 * report.seconds else '.2g'}} a second{truncated}): {output}"
     )
     if report.failed:
         say(f"{report.failed} of {report.rows} rows failed; the first: {report.first_error}")

@@ -16,6 +16,7 @@ from prefcast.errors import UsageError, printable
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
+    from prefcast.forecaster import Forecaster
     from prefcast.formats import PairFile
 
 ROWS_FAILED = 3
@@ -89,9 +90,7 @@ BudgetText = Annotated[
 ]
 
 
-OnErrorOption = Annotated[
-    OnError, typer.Option(help="A row that fails: keep it with the class prior (exit status 3), or stop (2).")
-]
+OnErrorOption = Annotated[OnError, typer.Option(help="A row that fails: keep it, marked (exit status 3), or stop (2).")]
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -116,10 +115,16 @@ class Quantize(StrEnum):
     int8 = "int8"
 
 
+class Quantization(StrEnum):
+    nf4 = "nf4"
+    int8 = "int8"
+    none = "none"
+
+
 REWARD = "Reward models"
 REWARD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "dtype": (DType | None, typer.Option(help="What a reward model computes in.  [default: float32 on a CPU]")),
-    "quantize": (Quantize | None, typer.Option(help="Hold the weights of a reward model in 4 or 8 bit.")),
+    "quantize": (Quantization | None, typer.Option(help="Hold the weights of a reward model in 4 or 8 bit.")),
     "devices": (
         str | None,
         typer.Option(help="Where: auto, cpu, cuda:0,cuda:1; one replica on each.  [default: auto]", metavar="LIST"),
@@ -169,14 +174,20 @@ def reward_options(verb: Callable[..., None]) -> Callable[..., None]:
         said = {name: value.value if isinstance(value, StrEnum) else value for name, value in said.items()}
         if said["labels"] is not None:
             said["labels"] = tuple(label.strip() for label in said["labels"].split(","))
-        if said["trust_remote_code"]:
-            say("--trust-remote-code: Python code of the checkpoint runs here with all your rights")
         verb(**given, options=Options(**said))
 
     command.__name__, command.__doc__ = verb.__name__, verb.__doc__
     command.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in own] + more)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in [*own, *more]}
     return command
+
+
+def say_truncated(truncated: int, rows: int, forecaster: Forecaster) -> None:
+    """Tell of rows that were not read whole."""
+    if truncated:
+        limit = forecaster.scorer.limit
+        most = f"{forecaster.budget}" if limit is None else f"{limit.limit} tokens, {forecaster.budget}"
+        say(f"{truncated} of {rows} rows were truncated ({most}); .jsonl and .parquet outputs tell which")
 
 
 def opened(pairs: str, columns: str | None, cells: Cells) -> PairFile:

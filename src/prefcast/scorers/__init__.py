@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 from prefcast.errors import UsageError
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.reward import require_extra
 
-__all__ = ["REWARD_MODEL", "SCORERS", "Evidence", "Push", "Scorer", "scorer_class", "scorer_files"]
+__all__ = ["REWARD_MODEL", "SCORERS", "Evidence", "Push", "Scorer", "load_moved", "scorer_class", "scorer_files"]
 
 # name -> (module:Class, what it is, what it needs)
 SCORERS: dict[str, tuple[str, str, str]] = {
@@ -30,6 +31,13 @@ _REWARD_MODEL_FILE = "reward-model.json"
 def scorer_files() -> set[str]:
     """The files that scorers write into a forecaster's folder."""
     return {_REWARD_MODEL_FILE, *(name for scorer in SCORERS for name in scorer_class(scorer).files)}
+
+
+def load_moved(folder: Path, model: str) -> Scorer:
+    """The reward model that `folder` describes, from where it lies now."""
+    require_extra()
+    found: Scorer = import_module("prefcast.scorers.reward.scorer").RewardScorer.load(folder, model)
+    return found
 
 
 def scorer_class(name: str) -> type[Scorer]:

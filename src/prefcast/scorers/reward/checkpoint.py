@@ -14,15 +14,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefcast.errors import MissingExtraError, ModelError, UsageError, excerpt, shown_path
+from prefcast.errors import MissingExtraError, ModelError, PrefcastError, UsageError, excerpt, shown_path
 
-__all__ = ["Checkpoint", "Kind", "TensorInfo", "label_columns", "open_checkpoint"]
+__all__ = ["Checkpoint", "Kind", "TensorInfo", "is_hub_id", "label_columns", "open_checkpoint"]
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 _LONGEST_HEADER = 100_000_000
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 SUPPORTED = (
     "InternLM2ForRewardModel; ...ForSequenceClassification with one label (reward models) or two or three (pair "
     "classifiers); ...ForCausalLM (A/B preference models)"
@@ -247,12 +260,21 @@ def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = 
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{name}: {_what_it_is(folder)}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{name}: {CONFIG} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{name}: {CONFIG} is not a JSON object")
-    _quantization(config, name)
-    return Checkpoint(name, folder, config, _kind(config, name, trust_remote_code))
+    try:
+        _quantization(config, name)
+        found = Checkpoint(name, folder, config, _kind(config, name, trust_remote_code))
+        _ = found.positions, found.limit, found.unscaled_length, found.label_note, found.template_note
+    except PrefcastError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
+        raise ModelError(
+            f"{name}: {CONFIG} holds a value that cannot be: {type(error).__name__}: {excerpt(str(error), 200)}"
+        ) from None
+    return found
 
 
 def _what_it_is(folder: Path) -> str:
@@ -261,7 +283,7 @@ def _what_it_is(folder: Path) -> str:
     if list(folder.glob("*.gguf")):
         return "GGUF files; a folder with config.json and .safetensors files is needed"
     if (folder / "forecaster.json").exists():
-        return "a forecaster, not a model; use --forecaster"
+        return "a forecaster, not a model; predict, evaluate and explain take it with --forecaster"
     return f"not a model: it has no {CONFIG}"
 
 
@@ -274,11 +296,16 @@ def _folder(model: str | os.PathLike[str], trust_remote_code: bool) -> Path:
             raise UsageError(f"{shown_path(model)}: is a file; name the folder that holds config.json and the weights")
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown_path(model)}: {error}") from None
-    if not isinstance(model, str) or not _HUB_ID.fullmatch(model) or model.startswith("."):
+    if not isinstance(model, str) or not is_hub_id(model):
         raise UsageError(
             f"{shown_path(model)}: no such folder; name a folder with a model, or a hub id like owner/name"
         )
     return _download(model, trust_remote_code)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name may be a hub's `owner/name`."""
+    return bool(_HUB_ID.fullmatch(model)) and not model.startswith(".")
 
 
 def _download(model: str, trust_remote_code: bool) -> Path:
@@ -391,6 +418,9 @@ def _header(file: Path, name: str) -> dict[str, TensorInfo]:
         end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         if file.stat().st_size < 8 + length + end:
             raise ValueError("it ends too early")
+        unknown = {str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"} - set(_BYTES)
+        if unknown:
+            raise ValueError(f"the type {excerpt(unknown.pop())} is not known")
         return {
             key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
             for key, entry in header.items()
@@ -428,6 +458,10 @@ def label_columns(config: Mapping[str, Any], said: Sequence[str] | None, name: s
     if said is not None:
         raise UsageError(
             f"--labels: {excerpt(','.join(listed))} does not order the {count} outputs of {name}; write for example {example}"
+        )
+    if not any(listed):
+        raise UsageError(
+            f"{name}: config.json does not name its {count} labels; say which is A, in the order of the outputs: --labels {example}"
         )
     raise UsageError(
         f"{name}: its labels are called {', '.join(map(excerpt, listed))}, which does not say which one is A; "

@@ -45,7 +45,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and torch.backends.mps.is_available():
         return torch.device("mps")
-    if device.type != "cpu":
+    if device.type != "cpu" or device.index:
         raise UsageError(f"device {excerpt(name)} is not supported here; write for example cpu, auto or cuda:0,cuda:1")
     return torch.device("cpu")
 

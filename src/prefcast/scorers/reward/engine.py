@@ -191,7 +191,8 @@ class PaddedRunner(Runner):
     def outputs(self, groups: Sequence[Group]) -> Tensor:
         sequences = [ids for group in groups for ids in group.ids]
         lengths = torch.tensor([len(ids) for ids in sequences])
-        shape = (len(sequences), int(lengths.max()))
+        # Whole eights, as in packing.py.
+        shape = (len(sequences), int(lengths.max()) + -int(lengths.max()) % 8)
         ids = torch.full(shape, self._pad, dtype=torch.int64)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))

@@ -46,6 +46,8 @@ class InternLM2Config:
         Raises ModelError on a value that is missing or that this network does not have.
         """
         scaling = config.get("rope_scaling") or {}
+        if not isinstance(scaling, Mapping):
+            raise ModelError(f"config.json: rope_scaling {excerpt(scaling)} is not an object")
         kind = scaling.get("type", scaling.get("rope_type"))
         if kind not in (None, "default", "linear", "dynamic"):
             raise ModelError(
@@ -56,7 +58,7 @@ class InternLM2Config:
                 f"config.json: hidden_act {excerpt(config['hidden_act'])} is not supported; InternLM2 has silu"
             )
         try:
-            return cls(
+            made = cls(
                 **{
                     name: int(config[name])
                     for name in (
@@ -78,6 +80,20 @@ class InternLM2Config:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"config.json: {type(error).__name__}: {error}") from None
+        sizes = (made.hidden_size, made.num_hidden_layers, made.num_attention_heads, made.num_key_value_heads)
+        if (
+            min(sizes) < 1
+            or made.hidden_size % made.num_attention_heads
+            or made.num_attention_heads % made.num_key_value_heads
+        ):
+            raise ModelError(
+                "config.json: hidden_size, layers, heads and key heads must be positive and divide each other"
+            )
+        if not 0 <= made.reward_token_id < made.vocab_size:
+            raise ModelError(
+                f"config.json: reward_token_id {made.reward_token_id} is not below vocab_size {made.vocab_size}"
+            )
+        return made
 
     @property
     def head_size(self) -> int:

@@ -18,7 +18,16 @@ from prefcast.scorers.reward.internlm2 import InternLM2Config, InternLM2Reward
 from prefcast.scorers.reward.packing import Layout, attend
 from prefcast.scorers.reward.precision import OneDNNLinear, quantise, quantised_linear, stored_parts
 
-__all__ = ["PACKED_FAMILIES", "body_of", "first_line", "load_network", "packs", "quiet", "skeleton"]
+__all__ = [
+    "PACKED_FAMILIES",
+    "body_of",
+    "first_line",
+    "load_network",
+    "packs",
+    "quiet",
+    "refuse_incomplete",
+    "skeleton",
+]
 
 # The families of transformers whose attention takes every detail from its arguments, so that packed rows are exact;
 # tests compare each with the unpacked model.
@@ -92,7 +101,10 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
         if checkpoint.kind is Kind.INTERNLM2:
             # Whether there are biases, the weights know best.
             bias = any(name.endswith("wqkv.bias") for name in checkpoint.tensors)
-            network: nn.Module = InternLM2Reward(InternLM2Config.of({**checkpoint.config, "bias": bias}))
+            try:
+                network: nn.Module = InternLM2Reward(InternLM2Config.of({**checkpoint.config, "bias": bias}))
+            except ModelError as error:
+                raise ModelError(f"{checkpoint.name}: {error}") from None
         else:
             config = _config(checkpoint)
             # What is stored quantised is read by us.
@@ -100,7 +112,7 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
                 del config.quantization_config
             try:
                 network = _auto_class(checkpoint).from_config(config, attn_implementation=_attention_name(checkpoint))
-            except (ValueError, TypeError, AttributeError, ImportError, KeyError) as error:
+            except Exception as error:
                 raise ModelError(f"{checkpoint.name}: {first_line(error)}") from None
     return network.eval()
 
@@ -127,13 +139,14 @@ def _config(checkpoint: Checkpoint) -> Any:
         return AutoConfig.from_pretrained(
             checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
         )
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:
         raise ModelError(f"{checkpoint.name}: transformers cannot read its config.json: {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:
     """An error of another library in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def load_network(
@@ -189,11 +202,17 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
             )
         except ImportError as error:
             raise MissingExtraError(first_line(error), "transformers") from None
-        except (ValueError, KeyError, OSError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
             raise ModelError(f"{checkpoint.name}: cannot be loaded: {first_line(error)}") from None
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
     _refuse(checkpoint, missing, mismatched, tensors)
+    if left := [name for name in info["unexpected_keys"] if "layers." in name or ".layer." in name]:
+        raise ModelError(
+            f"{checkpoint.name}: config.json has no place for its weights {', '.join(sorted(left)[:_SHOWN])}"
+        )
     return network.eval()  # type: ignore[no-any-return]
 
 
@@ -213,6 +232,21 @@ def _refuse(
                     else "the checkpoint is incomplete"
                 )
             )
+
+
+def refuse_incomplete(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """ModelError if the weights lack parameters of the network or have them in other shapes."""
+    tied = {"lm_head.weight"} if _tied(checkpoint) else set()
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    missing = sorted(set(shapes) - set(checkpoint.tensors) - tied)
+    wrong = [
+        name for name, shape in shapes.items() if name in checkpoint.tensors and checkpoint.tensors[name].shape != shape
+    ]
+    _refuse(checkpoint, missing, wrong, checkpoint.tensors)
+
+
+def _tied(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.text_config.get("tie_word_embeddings", checkpoint.kind is not Kind.INTERNLM2))
 
 
 def _float32_head(network: nn.Module) -> None:
@@ -238,7 +272,7 @@ def _filled(
     where = _placement(network, devices, checkpoint, quantization, dtype)
     missing: list[str] = []
     wrong: list[str] = []
-    tied = bool(checkpoint.text_config.get("tie_word_embeddings", checkpoint.kind is not Kind.INTERNLM2))
+    tied = _tied(checkpoint)
     with ExitStack() as stack:
         files: dict[Any, Any] = {}
 

@@ -25,6 +25,7 @@ Ids = NDArray[np.int32]
 _LEAST_SHARED = 16
 _QUERIES = 1024
 _FEW_QUERIES = 32
+_ROW_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ def pack(
             lay(sequence[shared:], shared, prefix, len(sequence))
             last.append(at - 1)
             ends.append(len(spans) - 1)
+    # A row of whole eights: elementwise kernels split it among threads at whole vectors, and the last digits do not
+    # depend on their number. What is added belongs to no sequence.
+    more = -at % _ROW_MULTIPLE
+    ids.append(np.zeros(more, dtype=np.int32))
+    positions.append(np.zeros(more, dtype=np.int64))
     return Layout(
         torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device),
         torch.from_numpy(np.concatenate(positions)).to(device),
@@ -148,7 +154,7 @@ def attend(
     `query` (1, heads, T, d), `key` and `value` (1, key heads, T, d); heads is a multiple of key heads. `softcap` is
     Gemma-2's c * tanh(score / c), `window` the number of newest keys that a token sees. Gives (1, T, heads, d).
     """
-    out = torch.empty((1, query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
+    out = torch.zeros((1, query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
     for index, span in enumerate(layout.spans):
         here = slice(span.start, span.stop)
         q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]

@@ -75,6 +75,8 @@ class _Worker:
             [sys.executable, "-P", "-m", "prefcast.scorers.reward.worker", recipe.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # Ctrl-C on the terminal is the parent's affair.
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
         self._to, self._from = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import ForecasterError, ModelError, UsageError, excerpt
+from prefcast.errors import ForecasterError, ModelError, PrefcastError, UsageError, excerpt
 from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Scorer
 from prefcast.scorers.reward import Options
@@ -39,6 +39,16 @@ _BATCH_TOKENS_ELSEWHERE = 16_384
 _log = logging.getLogger("prefcast")
 _FORMAT = 1
 _SAMPLED_BYTES = 65_536
+_READ_FILES = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
 
 
 class RewardScorer(Scorer):
@@ -65,7 +75,7 @@ class RewardScorer(Scorer):
         if asked is not None and asked < 1:
             raise UsageError(f"max_tokens must be at least 1, found {asked}")
         if asked is not None and most is not None and asked > most:
-            raise UsageError(f"max_tokens is {asked}, but {self.checkpoint.name} reads at most {most} tokens")
+            raise UsageError(f"--max-tokens is {asked}, but {self.checkpoint.name} reads at most {most} tokens")
         if asked is None and limit is None:
             raise UsageError(f"{self.checkpoint.name}: does not say how many tokens it reads; say it with --max-tokens")
         return asked or limit or 0
@@ -80,6 +90,10 @@ class RewardScorer(Scorer):
 
     def _columns(self) -> tuple[int, ...] | None:
         return None
+
+    def try_out(self) -> None:
+        """Raise UsageError if the template fails on a plain pair."""
+        self._group((Turn("Why?", "Because.", "No idea."),))
 
     def _longest(self, turns: Sequence[Turn]) -> int:
         return max(len(ids) for ids in self._group(turns).ids)
@@ -208,8 +222,8 @@ class RewardScorer(Scorer):
         (folder / self.files[0]).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The scorer that `save` described. The model itself stays where it lies.
+    def load(cls, folder: Path, model: str | None = None) -> Self:
+        """The scorer that `save` described. The model itself stays where it lay, unless `model` says where it is now.
 
         Raises ForecasterError if it has changed since.
         """
@@ -220,7 +234,12 @@ class RewardScorer(Scorer):
             )
         saved = dict(data["options"])
         labels = saved.pop("labels")
-        scorer = build_scorer(data["model"], Options(**saved, labels=None if labels is None else tuple(labels)))
+        where = data["model"] if model is None else model
+        if model is None and not Path(where).is_dir():
+            raise ForecasterError(
+                f"{folder}: its model is no longer in {where}; say where it is: --model PATH beside --forecaster"
+            )
+        scorer = build_scorer(where, Options(**saved, labels=None if labels is None else tuple(labels)))
         if scorer.fingerprint() != data["fingerprint"]:
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
         return scorer  # type: ignore[return-value]
@@ -250,7 +269,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     every tensor."""
     digest = hashlib.sha256()
     for path in sorted(checkpoint.folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file():
+        if any(path.match(pattern) for pattern in _READ_FILES) and path.is_file():
             digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     for name, tensor in sorted(checkpoint.tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
@@ -366,6 +385,11 @@ class _BothOrders(RewardScorer):
         rendered = [self.template.render(each, self.reader) for each in (turns, swapped)]
         return Group(tuple(_ids(self.reader.encode(text, frame=self.template.frame)) for text in rendered))
 
+    def try_out(self) -> None:
+        text = self.template.render((Turn("Why?", "Because.", "No idea."),), self.reader)
+        if not all(part in text for part in ("Why?", "Because.", "No idea.")):
+            raise UsageError(f"template {self.template.name}: leaves out the prompt or an answer")
+
     def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
         """With logits (a, b, t) of both orders: margin = mean of (a - b), tie = mean of (t - (a + b) / 2)."""
         width = max(self.columns) + 1
@@ -419,6 +443,8 @@ _CLASSES: Mapping[Kind, type[RewardScorer]] = {
 def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScorer:
     """The scorer for what lies in a folder or behind a hub id."""
     checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+    if options.quantize == "none":
+        options = replace(options, quantize=None)
     if options.quantize not in (None, *QUANTIZATIONS):
         raise UsageError(f"unknown quantize {excerpt(options.quantize)}; there are {', '.join(QUANTIZATIONS)}")
     if options.dtype not in (None, *DTYPES):
@@ -426,7 +452,21 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     if options.batch_tokens is not None and options.batch_tokens < 1:
         raise UsageError(f"batch_tokens must be at least 1, found {options.batch_tokens}")
     if checkpoint.kind is not Kind.PAIR and options.labels is not None:
-        raise UsageError(f"{checkpoint.name}: is a {checkpoint.kind}; labels are for pair classifiers")
+        raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; labels are for pair classifiers")
     if checkpoint.kind not in (Kind.PAIR, Kind.CAUSAL) and options.template is not None:
         raise UsageError(f"{checkpoint.name}: is a {checkpoint.kind} and uses its own chat template")
-    return _CLASSES[checkpoint.kind](checkpoint, options)
+    if checkpoint.kind is Kind.CUSTOM:
+        _log.warning(
+            "%s: --trust-remote-code: Python code of the checkpoint runs here with all your rights", checkpoint.name
+        )
+    try:
+        scorer = _CLASSES[checkpoint.kind](checkpoint, options)
+        scorer.try_out()
+    except PrefcastError:
+        raise
+    except Exception as error:
+        # Configs of strangers may be wrong in any way.
+        raise ModelError(f"{checkpoint.name}: cannot be used: {first_line(error)}") from error
+    if options.shard and len(scorer.devices) < 2:
+        raise UsageError("--shard spreads a model over several devices; name them with --devices")
+    return scorer

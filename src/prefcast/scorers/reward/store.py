@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.files import umask
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint, quantisable
-from prefcast.scorers.reward.loading import body_of, first_line, skeleton
+from prefcast.scorers.reward.loading import body_of, first_line, refuse_incomplete, skeleton
 from prefcast.scorers.reward.precision import quantise
 
 __all__ = ["Stored", "quantize_checkpoint"]
@@ -80,6 +80,7 @@ def quantize_checkpoint(model: str, folder: Path, quantization: str) -> Stored:
 def _matrices(checkpoint: Checkpoint) -> set[str]:
     """The names of the weights that are quantised: those of the body's linear layers."""
     network = skeleton(checkpoint)
+    refuse_incomplete(checkpoint, network)
     body = body_of(network)
     inside = {id(module) for module in body.modules()}
     return {

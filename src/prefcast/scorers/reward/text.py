@@ -213,8 +213,8 @@ class PairTemplate:
         environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise UsageError(f"template {name}: {error}") from None
+        except (TemplateError, RecursionError, MemoryError) as error:
+            raise UsageError(f"template {name}: {excerpt(str(error) or type(error).__name__, 200)}") from None
 
     def render(self, turns: Sequence[Turn], reader: TextReader) -> str:
         """The text; UsageError if the template fails."""
@@ -230,8 +230,9 @@ class PairTemplate:
                 add_eos_token=bool(getattr(self._tokenizer, "add_eos_token", False)),
                 chat=self._chat,
             )
-        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
-            raise UsageError(f"template {self.name}: {error}") from None
+        except Exception as error:
+            # A template is a program of the checkpoint: it may fail in any way.
+            raise UsageError(f"template {self.name}: {excerpt(str(error) or type(error).__name__, 200)}") from None
 
     def _chat(self, text: str, bos: bool = True) -> str:
         if not self._tokenizer.chat_template:
