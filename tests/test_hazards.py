@@ -518,7 +518,7 @@ def test_biases_are_used_where_there_are_some(tmp_path: Path) -> None:
     change_weights(folder, add)
     assert load_scorer(folder).score([chat("x")]) != before
     change_weights(folder, lambda weights: weights.update({"model.layers.0.extra.weight": torch.ones(3)}))
-    with pytest.raises(ModelError, match="has no place for its weights model.layers.0.extra.weight"):
+    with pytest.raises(ModelError, match=r"has no place for its weights model.layers.0.extra.weight"):
         load_scorer(folder).score([chat("x")])
 
 
