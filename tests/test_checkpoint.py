@@ -168,7 +168,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path, prefcast: Run, how: str, me
 
 def test_a_label_count_that_is_unsaid_is_two() -> None:
     """transformers leaves its default out of config.json."""
-    from prefcast.scorers.reward.checkpoint import label_columns
+    from prefcast.scorers.reward.labels import label_columns
 
     with pytest.raises(UsageError, match="--labels a,b"):
         label_columns({}, None, "m")

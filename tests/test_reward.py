@@ -317,7 +317,7 @@ def test_what_is_no_conversation(tmp_path: Path, conversation: Any, message: str
 
 
 def test_labels_of_the_makers_are_understood() -> None:
-    from prefcast.scorers.reward.checkpoint import label_columns
+    from prefcast.scorers.reward.labels import label_columns
 
     assert label_columns({"id2label": LABELS}, None, "m") == (0, 1, 2)
     for names in (

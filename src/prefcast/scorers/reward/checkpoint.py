@@ -3,11 +3,11 @@ neither torch nor transformers is needed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -15,34 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.errors import MissingExtraError, ModelError, PrefcastError, UsageError, excerpt, shown_path
+from prefcast.scorers.reward.labels import label_columns, label_count
+from prefcast.scorers.reward.weights import TensorInfo, is_matrix, tensors_of
 
-__all__ = ["Checkpoint", "Kind", "TensorInfo", "is_hub_id", "label_columns", "open_checkpoint"]
+__all__ = ["Checkpoint", "Kind", "is_hub_id", "open_checkpoint"]
 
-CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+CONFIG = "config.json"
+_SAMPLED_BYTES = 65_536
+_READ_FILES = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-_LONGEST_HEADER = 100_000_000
-_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "F32": 4,
-    "I32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
 SUPPORTED = (
     "InternLM2ForRewardModel; ...ForSequenceClassification with one label (reward models) or two or three (pair "
     "classifiers); ...ForCausalLM (A/B preference models)"
-)
-# A head, an embedding or a norm stays as it is: what is quantised are the matrices between them.
-_NOT_QUANTISED = re.compile(
-    r"(^|\.)(v_head|score|classifier|lm_head|pooler|out_proj_head)\.|embed|norm|\bwte\b|\bwpe\b", re.IGNORECASE
 )
 
 
@@ -54,27 +48,6 @@ class Kind(StrEnum):
     PAIR = "pair classifier"
     CAUSAL = "causal A/B preference model"
     CUSTOM = "custom reward model (remote code)"
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor in a weights file: where it lies, its type as safetensors names it, and its shape."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
-
-    @property
-    def bytes(self) -> int:
-        return self.size * _BYTES.get(self.dtype, 2)
 
 
 @dataclass(frozen=True)
@@ -92,7 +65,7 @@ class Checkpoint:
 
     @property
     def labels(self) -> int:
-        return _label_count(self.config)
+        return label_count(self.config)
 
     @property
     def quantization(self) -> str | None:
@@ -110,7 +83,21 @@ class Checkpoint:
 
         Raises ModelError if there are none, or if a shard is missing or damaged.
         """
-        return _tensors(self.folder, self.name)
+        return tensors_of(self.folder, self.name)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what its small files hold, its weights' names, types and shapes, and the first bytes of every
+        tensor."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if any(path.match(pattern) for pattern in _READ_FILES) and path.is_file():
+                digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
+            with tensor.file.open("rb") as file:
+                file.seek(tensor.offset)
+                digest.update(file.read(min(tensor.bytes, _SAMPLED_BYTES)))
+        return digest.hexdigest()
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -235,16 +222,11 @@ class Checkpoint:
             if re.search(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state", name):
                 continue
             size = tensor.size * 2 if f"{name}.absmax" in self.tensors else tensor.size
-            matrix = len(tensor.shape) == 2 and not _NOT_QUANTISED.search(name)
+            matrix = is_matrix(name, tensor.shape)
             # NF4: half a byte, and a byte of scale for 64 weights with 4 bytes for 256 of those (double quantisation).
             each = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}.get(precision, wide) if matrix else wide
             total += size * each
         return int(total)
-
-
-def quantisable(name: str, shape: Sequence[int]) -> bool:
-    """Whether the tensor is a matrix of the body, by name and shape."""
-    return len(shape) == 2 and name.endswith(".weight") and not _NOT_QUANTISED.search(name)
 
 
 def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Checkpoint:
@@ -340,10 +322,10 @@ def _kind(config: Mapping[str, Any], name: str, trust_remote_code: bool) -> Kind
         return Kind.INTERNLM2
     custom = bool(config.get("auto_map"))
     pairs = architecture.endswith("ForSequenceClassification") and ("id2label" in config or "num_labels" in config)
-    if custom and trust_remote_code and not (pairs and _label_count(config) in (2, 3)):
+    if custom and trust_remote_code and not (pairs and label_count(config) in (2, 3)):
         return Kind.CUSTOM
     if architecture.endswith("ForSequenceClassification"):
-        labels = _label_count(config)
+        labels = label_count(config)
         if labels == 1:
             return Kind.POINTWISE
         if labels in (2, 3):
@@ -359,15 +341,6 @@ def _kind(config: Mapping[str, Any], name: str, trust_remote_code: bool) -> Kind
     )
 
 
-def _label_count(config: Mapping[str, Any]) -> int:
-    names = config.get("id2label")
-    if isinstance(names, Mapping) and names:
-        return len(names)
-    count = config.get("num_labels")
-    # transformers leaves two labels unsaid.
-    return count if isinstance(count, int) else 2
-
-
 def _quantization(config: Mapping[str, Any], name: str) -> str | None:
     stored = config.get("quantization_config")
     if not isinstance(stored, Mapping):
@@ -381,95 +354,3 @@ def _quantization(config: Mapping[str, Any], name: str) -> str | None:
         f"{name}: weights quantised as {excerpt(str(stored.get('quant_method')))} are not supported; supported are "
         "bitsandbytes nf4 and int8 (prefcast quantize MODEL DIR writes them)"
     )
-
-
-def _tensors(folder: Path, name: str) -> dict[str, TensorInfo]:
-    files = [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        try:
-            where = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = [folder / file for file in sorted(set(where.values()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{name}: {INDEX} cannot be read: {error}") from None
-        if any(file.parent.resolve() != folder.resolve() for file in files):
-            raise ModelError(f"{name}: {INDEX} names files outside the folder")
-    elif not files[0].exists():
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = (
-            f"; {others[0]} is a pickle, which can run code: convert it (safetensors.torch.save_file)" if others else ""
-        )
-        raise ModelError(f"{name}: no .safetensors weights in the folder{found}")
-    found_tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        found_tensors |= _header(file, name)
-    return found_tensors
-
-
-def _header(file: Path, name: str) -> dict[str, TensorInfo]:
-    """The header of a safetensors file: 8 bytes of length, then JSON."""
-    try:
-        with file.open("rb") as data:
-            (length,) = struct.unpack("<Q", data.read(8))
-            if length > _LONGEST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(data.read(length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        if file.stat().st_size < 8 + length + end:
-            raise ValueError("it ends too early")
-        unknown = {str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"} - set(_BYTES)
-        if unknown:
-            raise ValueError(f"the type {excerpt(unknown.pop())} is not known")
-        return {
-            key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for key, entry in header.items()
-            if key != "__metadata__"
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{name}: {file.name} cannot be read: {reason}") from None
-
-
-_WORDS = {
-    **dict.fromkeys(("a", "first", "left"), 0),
-    **dict.fromkeys(("b", "second", "right"), 1),
-    **dict.fromkeys(("tie", "draw", "equal", "same", "tied", "bothbad"), 2),
-}
-_FILLERS = {"winner", "wins", "win", "model", "response", "answer", "assistant", "preferred", "better", "is"}
-
-
-def label_columns(config: Mapping[str, Any], said: Sequence[str] | None, name: str) -> tuple[int, ...]:
-    """Which of the model's outputs is A's, B's and, with three, the tie's: (column of A, of B[, of the tie]).
-
-    `said` lists the labels in the order of the outputs, e.g. ("a", "b", "tie"); without it `id2label` must name them.
-    Raises UsageError if an order cannot be told.
-    """
-    count = _label_count(config)
-    names = config.get("id2label") or {}
-    listed = (
-        list(said) if said is not None else [str(names.get(str(index), names.get(index, ""))) for index in range(count)]
-    )
-    meanings = [_meaning(label) for label in listed]
-    wanted = list(range(count))
-    if len(listed) == count and sorted(meaning for meaning in meanings if meaning is not None) == wanted:
-        return tuple(meanings.index(meaning) for meaning in wanted)
-    example = "a,b,tie" if count == 3 else "a,b"
-    if said is not None:
-        raise UsageError(
-            f"--labels: {excerpt(','.join(listed))} does not order the {count} outputs of {name}; write for example {example}"
-        )
-    if not any(listed):
-        raise UsageError(
-            f"{name}: config.json does not name its {count} labels; say which is A, in the order of the outputs: --labels {example}"
-        )
-    raise UsageError(
-        f"{name}: its labels are called {', '.join(map(excerpt, listed))}, which does not say which one is A; "
-        f"say it in the order of the outputs: --labels {example}"
-    )
-
-
-def _meaning(label: str) -> int | None:
-    words = [word for word in re.split(r"[^a-z0-9]+", label.lower()) if word and word not in _FILLERS]
-    meanings = {_WORDS.get(word) for word in words}
-    return meanings.pop() if len(meanings) == 1 else None

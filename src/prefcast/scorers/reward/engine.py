@@ -100,6 +100,20 @@ class Group:
     def tokens(self) -> int:
         return sum(map(len, self.ids))
 
+    def unique(self) -> tuple[Group, list[int]]:
+        """The group without repeated sequences, and where each of the old ones is now."""
+        first: dict[bytes, int] = {}
+        keep: list[int] = []
+        positions = []
+        for index, ids in enumerate(self.ids):
+            key = ids.tobytes() + (self.types[index].tobytes() if self.types else b"")
+            if key not in first:
+                first[key] = len(keep)
+                keep.append(index)
+            positions.append(first[key])
+        types = tuple(self.types[index] for index in keep) if self.types else None
+        return Group(tuple(self.ids[index] for index in keep), types), positions
+
 
 class Runner(ABC):
     """Runs a network over groups: float64 (sequences of all groups, outputs)."""

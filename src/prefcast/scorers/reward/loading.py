@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from prefcast.errors import MissingExtraError, ModelError, UsageError
-from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, quantisable
+from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.internlm2 import InternLM2Config, InternLM2Reward
 from prefcast.scorers.reward.packing import Layout, attend
 from prefcast.scorers.reward.precision import OneDNNLinear, quantise, quantised_linear, stored_parts
+from prefcast.scorers.reward.weights import quantisable
 
 __all__ = [
     "PACKED_FAMILIES",

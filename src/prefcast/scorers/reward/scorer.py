@@ -20,9 +20,10 @@ from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Scorer
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.batching import plan_batches
-from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, label_columns, open_checkpoint
+from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
+from prefcast.scorers.reward.labels import label_columns
 from prefcast.scorers.reward.limit import TokenBudget
 from prefcast.scorers.reward.loading import first_line, packs
 from prefcast.scorers.reward.packing import packed_size
@@ -31,24 +32,13 @@ from prefcast.scorers.reward.replicas import LocalReplica, Replicas, Result
 from prefcast.scorers.reward.text import Message, PairTemplate, TextReader, checked, conversations, pair_template
 from prefcast.scorers.reward.tokenizers import load_tokenizer
 
-__all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "RewardScorer", "build_scorer", "fingerprint"]
+__all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "RewardScorer", "build_scorer"]
 
 # Measured (benchmarks/reward.py): more does not help a CPU; a GPU wants enough rows to fill it.
 BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ELSEWHERE = 16_384
 _log = logging.getLogger("prefcast")
 _FORMAT = 1
-_SAMPLED_BYTES = 65_536
-_READ_FILES = (
-    "config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-)
 
 
 class RewardScorer(Scorer):
@@ -142,7 +132,7 @@ class RewardScorer(Scorer):
         """The result of each group; equal sequences of a group are scored once."""
         if not groups:
             return []
-        unique = [_unique(group) for group in groups]
+        unique = [group.unique() for group in groups]
         results = self._scored([group for group, _ in unique])
         return [
             result if isinstance(result, str) else result[positions]
@@ -246,7 +236,7 @@ class RewardScorer(Scorer):
 
     def fingerprint(self) -> str:
         """SHA-256 over what the scores depend on: the checkpoint, and a template that was named."""
-        digest = hashlib.sha256(fingerprint(self.checkpoint).encode())
+        digest = hashlib.sha256(self.checkpoint.fingerprint().encode())
         template = getattr(self, "template", None)
         if template is not None:
             digest.update(template.source.encode())
@@ -262,36 +252,6 @@ class RewardScorer(Scorer):
 
 # Where a model runs is the machine's affair, not the forecaster's; remote code is trusted anew each time.
 _NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code"}
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over what a checkpoint's small files hold, its weights' names, types and shapes, and the first bytes of
-    every tensor."""
-    digest = hashlib.sha256()
-    for path in sorted(checkpoint.folder.iterdir()):
-        if any(path.match(pattern) for pattern in _READ_FILES) and path.is_file():
-            digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
-        with tensor.file.open("rb") as file:
-            file.seek(tensor.offset)
-            digest.update(file.read(min(tensor.bytes, _SAMPLED_BYTES)))
-    return digest.hexdigest()
-
-
-def _unique(group: Group) -> tuple[Group, list[int]]:
-    """The group without repeated sequences, and where each of the old ones is now."""
-    first: dict[bytes, int] = {}
-    keep: list[int] = []
-    positions = []
-    for index, ids in enumerate(group.ids):
-        key = ids.tobytes() + (group.types[index].tobytes() if group.types else b"")
-        if key not in first:
-            first[key] = len(keep)
-            keep.append(index)
-        positions.append(first[key])
-    types = tuple(group.types[index] for index in keep) if group.types else None
-    return Group(tuple(group.ids[index] for index in keep), types), positions
 
 
 def _ids(values: Sequence[int]) -> NDArray[np.int32]:

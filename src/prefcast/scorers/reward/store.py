@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.files import umask
-from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint, quantisable
+from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.loading import body_of, first_line, refuse_incomplete, skeleton
 from prefcast.scorers.reward.precision import quantise
+from prefcast.scorers.reward.weights import quantisable
 
 __all__ = ["Stored", "quantize_checkpoint"]
 
