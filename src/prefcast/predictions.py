@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import Truncation
-from prefcast.errors import FileError, MissingExtraError, RowError, UsageError, excerpt, printable, shown_path
+from prefcast.errors import FileError, RowError, UsageError, excerpt, printable, shown_path
 from prefcast.files import atomic_file
 from prefcast.formats.containers import open_records
 from prefcast.pairs import Outcome, Pair, clean
@@ -123,11 +123,9 @@ class Forecasts(Sequence[Forecast]):
             yield record
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A data frame, a row a forecast, with the columns of `records`; needs pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError("pandas", "pandas") from None
+        """A data frame, a row a forecast, with the columns of `records`."""
+        import pandas
+
         return pandas.DataFrame(list(self.records()), columns=_schema(True, with_text=False).names)
 
     def to_arrow(self) -> pyarrow.Table:
