@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefcast.errors import PrefcastError
+    from prefcast.evaluation import evaluate
     from prefcast.forecaster import Forecaster, load_forecaster
     from prefcast.formats import open_pairs, read_pairs
     from prefcast.pairs import Outcome, Pair, Turn
-    from prefcast.run import evaluate, predict
+    from prefcast.run import predict
     from prefcast.scorers.reward import load_scorer
 
 __all__ = [
@@ -33,7 +34,7 @@ _HOMES = {
     "Pair": "pairs",
     "PrefcastError": "errors",
     "Turn": "pairs",
-    "evaluate": "run",
+    "evaluate": "evaluation",
     "load_forecaster": "forecaster",
     "load_scorer": "scorers.reward",
     "open_pairs": "formats",

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from prefcast.budget import Budget
 from prefcast.errors import FitError, UsageError
 from prefcast.forecaster import read_pair
-from prefcast.metrics import Figure, paired_difference, row_log_loss
+from prefcast.measure import paired_difference
+from prefcast.metrics import Figure, row_log_loss
 from prefcast.outcomes import Davidson, OutcomeModel
 from prefcast.pairs import Pair
 from prefcast.scorers import Scorer

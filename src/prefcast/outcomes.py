@@ -7,7 +7,6 @@ the margin) exchanges the columns exactly. None of them knows where the evidence
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefcast.errors import FitError, UsageError
+from prefcast.likelihood import maximise
 from prefcast.pairs import Outcome
 
 __all__ = ["OUTCOME_MODELS", "Davidson", "NotebookRule", "OutcomeModel", "RaoKupper"]
@@ -22,8 +22,6 @@ __all__ = ["OUTCOME_MODELS", "Davidson", "NotebookRule", "OutcomeModel", "RaoKup
 Floats = NDArray[np.float64]
 
 _COLUMNS = len(Outcome)
-_STEPS = 200
-_GRADIENT_TOLERANCE = 1e-8
 # Over all rows, in standardised units: below it some parameter's standard error is above 3, that is, nothing is known.
 _LEAST_INFORMATION = 0.1
 
@@ -90,8 +88,6 @@ class FittedModel(OutcomeModel):
         FitError when an outcome never occurs, when the margins separate the outcomes, or when the optimiser does not
         converge.
         """
-        from scipy.optimize import minimize
-
         m = np.asarray(margin, dtype=np.float64)
         t = np.asarray(tie, dtype=np.float64)
         y = np.asarray(outcomes, dtype=np.int64)
@@ -112,40 +108,17 @@ class FittedModel(OutcomeModel):
         m_unit = float(np.sqrt(np.average(m * m, weights=w)))
         t_mean = float(np.average(t, weights=w))
         t_unit = float(np.sqrt(np.average((t - t_mean) ** 2, weights=w)))
-        free = np.array([m_unit > 0, True, t_unit > 1e-12 * max(1.0, abs(t_mean))])
-        m_unit, t_unit = m_unit if free[0] else 1.0, t_unit if free[2] else 1.0
-        design_m, design_t = m / m_unit, (t - t_mean) / t_unit
-        rows, total = np.arange(len(y)), w.sum()
-
-        def objective(theta: Floats) -> tuple[float, Floats]:
-            log_p, by_s, by_t = cls.log_probabilities(theta[0] * design_m, theta[1] + theta[2] * design_t)
-            g_s, g_t = -w * by_s[rows, y] / total, -w * by_t[rows, y] / total
-            gradient = np.array([g_s @ design_m, g_t.sum(), g_t @ design_t])
-            return float(-(w * log_p[rows, y]).sum() / total), np.where(free, gradient, 0.0)
-
-        options = {"maxiter": _STEPS, "gtol": _GRADIENT_TOLERANCE}
-        found = minimize(objective, np.zeros(3), jac=True, method="BFGS", options=options)
-        # BFGS may stop at the limit of precision just short of its tolerance; the gradient itself decides.
-        slope = float(np.abs(objective(found.x)[1]).max())
-        if not np.isfinite(found.x).all() or slope > 100 * _GRADIENT_TOLERANCE:
-            raise FitError(f"the fit of {cls.__name__} to {len(y)} labels did not converge (gradient {slope:.1e})")
-        if total * _least_information(objective, found.x, free) < _LEAST_INFORMATION:
+        varies = np.array([m_unit > 0, True, t_unit > 1e-12 * max(1.0, abs(t_mean))])
+        m_unit, t_unit = m_unit if varies[0] else 1.0, t_unit if varies[2] else 1.0
+        block = (m / m_unit)[:, None], ((t - t_mean) / t_unit)[:, None], np.eye(_COLUMNS)[y] * w[:, None]
+        found = maximise(cls.log_probabilities, lambda: [block], np.eye(3)[:, varies], np.zeros(3), name=cls.__name__)
+        if float(np.linalg.eigvalsh(found.information)[0]) < _LEAST_INFORMATION:
             raise FitError(
                 f"the fit of {cls.__name__} to {len(y)} labels did not converge: the evidence separates the outcomes "
                 "without a mistake, or an outcome is too rare; more labels are needed"
             )
-        scale, level, tie_weight = found.x / (m_unit, 1.0, t_unit)
+        scale, level, tie_weight = found.theta / (m_unit, 1.0, t_unit)
         return cls(float(scale), float(level - tie_weight * t_mean), float(tie_weight))  # type: ignore[call-arg]
-
-
-def _least_information(
-    objective: Callable[[Floats], tuple[float, Floats]], theta: Floats, free: NDArray[np.bool_]
-) -> float:
-    """The smallest eigenvalue of the objective's Hessian in the free parameters, by central differences."""
-    step = 1e-4
-    columns = [objective(theta + step * unit)[1] - objective(theta - step * unit)[1] for unit in np.eye(len(theta))]
-    hessian = np.stack(columns)[np.ix_(free, free)] / (2 * step)
-    return float(np.linalg.eigvalsh((hessian + hessian.T) / 2)[0])
 
 
 @dataclass(frozen=True)

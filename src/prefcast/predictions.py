@@ -9,27 +9,40 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.bootstrap import group_key
 from prefcast.budget import Truncation
 from prefcast.errors import FileError, RowError, UsageError, excerpt, printable, shown_path
 from prefcast.files import atomic_file
 from prefcast.formats.containers import open_records
+from prefcast.formats.ids import SeenIds
 from prefcast.pairs import Outcome, Pair, clean
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = ["PROBABILITIES", "Forecast", "Forecasts", "Predictions", "Writer", "open_writer", "read_predictions"]
+__all__ = [
+    "PROBABILITIES",
+    "Forecast",
+    "Forecasts",
+    "Predictions",
+    "Writer",
+    "open_writer",
+    "prediction_blocks",
+    "read_predictions",
+]
 
 PROBABILITIES = ("winner_model_a", "winner_model_b", "winner_tie")
 ENDINGS = (".csv", ".jsonl", ".parquet")
@@ -37,6 +50,7 @@ _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-9
 _SHOWN, _SHOWN_TEXT = 10, 80
 _MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
+_BLOCK_ROWS = 4096
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
 
 
@@ -327,24 +341,57 @@ def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Ite
 @dataclass(frozen=True)
 class Predictions:
     """Forecasts read back: `probabilities` (n, 3), rows normalised; `labels` (n,) in Outcome's values, -1 where there
-    is none; `failed` (n,)."""
+    is none; `failed` (n,); `keys` (n,) of the first prompts, None in a file without texts."""
 
     ids: list[str]
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
     failed: NDArray[np.bool_]
+    keys: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def of(cls, blocks: Iterable[Predictions]) -> Predictions:
+        """The blocks as one."""
+        every = list(blocks)
+        keys = [block.keys for block in every if block.keys is not None]
+        return cls(
+            [id for block in every for id in block.ids],
+            np.concatenate([block.probabilities for block in every]),
+            np.concatenate([block.labels for block in every]),
+            np.concatenate([block.failed for block in every]),
+            np.concatenate(keys) if len(keys) == len(every) else None,
+        )
+
+    @cached_property
+    def _where(self) -> dict[str, int]:
+        return {id: index for index, id in enumerate(self.ids)}
+
+    def find(self, id: str | int) -> int | None:
+        """The row of `id`, as text; None if there is none."""
+        return self._where.get(str(id))
+
+    def rows_of(self, ids: Iterable[str | int]) -> NDArray[np.float64]:
+        """The probabilities (n, 3) of n ids, nan for those that are not there or failed."""
+        found = [self.find(id) for id in ids]
+        out = np.full((len(found), len(PROBABILITIES)), np.nan)
+        there = [row for row, index in enumerate(found) if index is not None and not self.failed[index]]
+        out[there] = self.probabilities[[index for index in (found[row] for row in there) if index is not None]]
+        return out
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
-    """Read a submission or predictions file: `id`, three probabilities, perhaps `label` (0, 1, 2) and `error`.
+    """All of `prediction_blocks` as one."""
+    return Predictions.of(prediction_blocks(path))
+
+
+def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
+    """Read a submission or predictions file, a block of rows at a time: `id`, three probabilities, perhaps `label` (0, 1,
+    2), `error` and `prompt`.
 
     Probabilities that were rounded (rows summing to 1 within 0.001) are normalised. Anything else raises FileError with its row.
     """
-    ids: list[str] = []
-    rows: list[tuple[float, ...]] = []
-    labels: list[int] = []
-    failed: list[bool] = []
-    seen: dict[str, int] = {}
+    seen = SeenIds()
+    empty = True
     with open_records(path) as records:
         missing = [name for name in ("id", *PROBABILITIES) if name not in records.columns]
         if missing:
@@ -354,26 +401,43 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
             )
         if "margin" not in records.columns and {"prompt", "response_a", "conversation_a"} & set(records.columns):
             raise FileError(records.name, "holds pairs and their labels, not predictions")
-        for row, record in records:
-            if isinstance(record, RowError):
-                raise FileError(records.name, record.problem, row)
-            if record.get("id") in (None, ""):
-                raise FileError(records.name, "id is missing; every row needs one", row)
-            id = str(record["id"])
-            if seen.setdefault(id, row) != row:
-                raise FileError(
-                    records.name,
-                    f"id {excerpt(id)} is the same as in row {seen[id]}; every row needs an id of its own",
-                    row,
-                )
-            ids.append(id)
-            rows.append(_probabilities(record, records.name, row))
-            labels.append(_label(record.get("label"), records.name, row))
-            failed.append(record.get("error") not in (None, ""))
-    if not ids:
+        with_prompts = "prompt" in records.columns
+        rows = iter(records)
+        while block := list(islice(rows, _BLOCK_ROWS)):
+            empty = False
+            ids, p, labels, failed, keys = [], [], [], [], []
+            for row, record in block:
+                if isinstance(record, RowError):
+                    raise FileError(records.name, record.problem, row)
+                if record.get("id") in (None, ""):
+                    raise FileError(records.name, "id is missing; every row needs one", row)
+                id = str(record["id"])
+                if (first := seen.add(id, row)) is not None:
+                    raise _same_id(records.name, row, first, id)
+                ids.append(id)
+                p.append(_probabilities(record, records.name, row))
+                labels.append(_label(record.get("label"), records.name, row))
+                failed.append(record.get("error") not in (None, ""))
+                if with_prompts:
+                    prompt = record.get("prompt")
+                    keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
+            if found := seen.settle():
+                raise _same_id(records.name, *found)
+            values = np.array(p)
+            yield Predictions(
+                ids,
+                values / values.sum(axis=1, keepdims=True),
+                np.array(labels),
+                np.array(failed),
+                np.array(keys, dtype=np.uint64) if with_prompts else None,
+            )
+    if empty:
         raise FileError(shown_path(path), "has no rows; expected at least one")
-    p = np.array(rows)
-    return Predictions(ids, p / p.sum(axis=1, keepdims=True), np.array(labels), np.array(failed))
+
+
+def _same_id(name: str, row: int, first: int, id: str | None = None) -> FileError:
+    named = "" if id is None else f" {excerpt(id)}"
+    return FileError(name, f"id{named} is the same as in row {first}; every row needs an id of its own", row)
 
 
 def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[float, ...]:

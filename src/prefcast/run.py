@@ -14,25 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefcast.budget import Budget
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile, open_pairs, pairs_of_records
-from prefcast.metrics import Evaluation, evaluate_probabilities
 from prefcast.pairs import Pair
-from prefcast.predictions import Forecasts, Predictions, Writer
+from prefcast.predictions import Forecasts, Writer
 from prefcast.resolve import resolve
 from prefcast.scorers import Scorer
 from prefcast.scores import RawScores, ScoreWriter, score_pairs
 
 __all__ = [
-    "Rehearsal",
     "RunReport",
+    "Tally",
     "chunks",
-    "evaluate",
-    "evaluate_predictions",
+    "find_pair",
+    "forecasts_of",
+    "opened_pairs",
     "predict",
     "predict_to",
     "rehearsal_rows",
@@ -45,7 +44,7 @@ _CHUNK_ROWS = 256
 _CHUNK_CHARACTERS = 4_000_000
 _NEAR = 3
 _STUB_ROWS, _REHEARSED_ROWS = 3, 1000
-_LABEL_COLUMNS = "winner_model_a, winner_model_b, winner_tie or winner"
+LABEL_COLUMNS = "winner_model_a, winner_model_b, winner_tie or winner"
 
 Progress = Callable[[int], None]
 
@@ -85,7 +84,7 @@ def _follow(scorer: Scorer, before: int, progress: Progress | None) -> None:
     scorer.on_progress = (lambda done: progress(before + done)) if progress else None
 
 
-class _Tally:
+class Tally:
     """Counts what went by."""
 
     def __init__(self) -> None:
@@ -106,8 +105,8 @@ class _Tally:
         return RunReport(self.rows, self.failed, self.truncated, self.first, seconds)
 
 
-def _forecasts(
-    items: Iterable[Pair | RowError], forecaster: Forecaster, tally: _Tally, on_error: str, progress: Progress | None
+def forecasts_of(
+    items: Iterable[Pair | RowError], forecaster: Forecaster, tally: Tally, on_error: str, progress: Progress | None
 ) -> Iterator[Forecasts]:
     _check_on_error(on_error)
     for chunk in chunks(items):
@@ -132,8 +131,8 @@ def predict_to(
     With `on_error="stop"` the first row that fails raises its RowError.
     """
     start = time.perf_counter()
-    tally = _Tally()
-    for forecasts in _forecasts(pairs, forecaster, tally, on_error, progress):
+    tally = Tally()
+    for forecasts in forecasts_of(pairs, forecaster, tally, on_error, progress):
         writer.write(forecasts)
     return tally.report(time.perf_counter() - start)
 
@@ -150,7 +149,7 @@ def score_to(
     """Write the raw scores of `pairs`, a piece at a time; as `predict_to`."""
     _check_on_error(on_error)
     start = time.perf_counter()
-    tally = _Tally()
+    tally = Tally()
     for chunk in chunks(pairs):
         _follow(scorer, tally.rows, progress)
         scores = score_pairs(chunk, scorer, budget)
@@ -159,22 +158,6 @@ def score_to(
         if progress:
             progress(tally.rows)
     return tally.report(time.perf_counter() - start)
-
-
-class Rehearsal:
-    """A writer that passes forecasts on and keeps what it takes to measure them."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self._measured = _Measured()
-
-    def write(self, forecasts: Forecasts) -> None:
-        self._writer.write(forecasts)
-        self._measured.add(forecasts)
-
-    def evaluation(self) -> Evaluation:
-        """The figures of all forecasts that went by and have a label."""
-        return self._measured.evaluation()
 
 
 def rehearsal_rows(
@@ -190,7 +173,7 @@ def rehearsal_rows(
     labelled = open_pairs(train, columns=columns, cells=cells)
     if not labelled.may_have_labels:
         labelled.close()
-        raise UsageError(f"{labelled.name}: a rehearsal needs labels ({_LABEL_COLUMNS})")
+        raise UsageError(f"{labelled.name}: a rehearsal needs labels ({LABEL_COLUMNS})")
     with open_pairs(stub, columns=columns, cells=cells) as file:
         rows = sum(1 for _ in islice(file, _STUB_ROWS + 1))
     if rows != _STUB_ROWS:
@@ -224,8 +207,8 @@ def predict(
     `preset="notebook"`, a reward model; `forecaster` is a Forecaster or its folder. Raises PrefcastError.
     """
     chosen = resolve(model, forecaster, budget, preset)
-    with _opened(source, columns, cells) as pairs:
-        forecasts = _joined(list(_forecasts(pairs, chosen, _Tally(), on_error, None)))
+    with opened_pairs(source, columns, cells) as pairs:
+        forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error, None)))
     if _is_table(source, "pandas", "DataFrame"):
         frame = forecasts.to_pandas()
         frame.index = source.index
@@ -271,7 +254,7 @@ class _Given:
         pass
 
 
-def _opened(source: Any, columns: Mapping[str, str] | None, cells: str) -> PairFile | _Given:
+def opened_pairs(source: Any, columns: Mapping[str, str] | None, cells: str) -> PairFile | _Given:
     if isinstance(source, PairFile):
         return source
     if isinstance(source, str | os.PathLike):
@@ -307,110 +290,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     missing = (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan())
     return None if missing or type(value).__name__ in ("NAType", "NaTType") else value
-
-
-def evaluate(
-    source: Any,
-    *,
-    model: str | None = None,
-    forecaster: Forecaster | str | os.PathLike[str] | None = None,
-    budget: Budget | str | None = None,
-    columns: Mapping[str, str] | None = None,
-    cells: str = "json",
-    progress: Progress | None = None,
-    preset: str | None = None,
-    on_truncated: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
-
-    Rows that fail and rows without a label are left out and counted; `on_truncated` is told how many rows of how many
-    were not read whole. Raises UsageError if no row is left.
-    """
-    chosen = resolve(model, forecaster, budget, preset)
-    measured = _Measured()
-    with _opened(source, columns, cells) as pairs:
-        if isinstance(pairs, PairFile) and not pairs.may_have_labels:
-            raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({_LABEL_COLUMNS})")
-        tally = _Tally()
-        for forecasts in _forecasts(pairs, chosen, tally, "keep", progress):
-            measured.add(forecasts)
-    if on_truncated:
-        on_truncated(tally.truncated, tally.rows)
-    return measured.evaluation()
-
-
-class _Measured:
-    """Forecasts with their labels, as they go by."""
-
-    def __init__(self) -> None:
-        self._probabilities: list[NDArray[np.float64]] = []
-        self._labels: list[int] = []
-        self._groups: list[int] = []
-        self._rows = self._failed = self._unlabelled = 0
-
-    def add(self, forecasts: Forecasts) -> None:
-        self._rows += len(forecasts)
-        for row, pair, error in zip(forecasts.probabilities, forecasts.pairs, forecasts.errors, strict=True):
-            if error is not None or pair is None:
-                self._failed += 1
-            elif pair.outcome is None:
-                self._unlabelled += 1
-            else:
-                self._probabilities.append(row)
-                self._labels.append(int(pair.outcome))
-                self._groups.append(hash(pair.prompt[0]))
-
-    def evaluation(self) -> Evaluation:
-        if not self._labels:
-            raise UsageError(
-                f"nothing to evaluate: of {self._rows} rows {self._failed} failed and {self._unlabelled} have no label ({_LABEL_COLUMNS})"
-            )
-        return evaluate_probabilities(
-            np.array(self._probabilities), self._labels, self._groups, failed=self._failed, unlabelled=self._unlabelled
-        )
-
-
-def evaluate_predictions(predictions: Predictions, labelled: PairFile | None = None) -> Evaluation:
-    """Measure forecasts read from a file against the labels of `labelled` (joined by id) or, without it, their own.
-
-    Raises FileError if a labelled row has no prediction.
-    """
-    if labelled is None:
-        has_label = predictions.labels >= 0
-        used = has_label & ~predictions.failed
-        if not used.any():
-            raise UsageError("the predictions hold no label of their own; name the file of labelled pairs as well")
-        return evaluate_probabilities(
-            predictions.probabilities[used],
-            predictions.labels[used],
-            failed=int((has_label & predictions.failed).sum()),
-            unlabelled=int((~has_label).sum()),
-        )
-    where = {id: index for index, id in enumerate(predictions.ids)}
-    index, labels, groups = [], [], []
-    failed = unlabelled = 0
-    for item in labelled:
-        if isinstance(item, RowError):
-            failed += 1
-        elif item.outcome is None:
-            unlabelled += 1
-        elif (found := where.get(str(item.id))) is None:
-            raise FileError(
-                labelled.name,
-                f"id {excerpt(item.id)} is not among the predictions; every labelled row needs one",
-                item.row,
-            )
-        elif predictions.failed[found]:
-            failed += 1
-        else:
-            index.append(found)
-            labels.append(int(item.outcome))
-            groups.append(hash(item.prompt[0]))
-    if not labels:
-        raise UsageError(f"nothing to evaluate: {failed} rows failed and {unlabelled} have no label")
-    return evaluate_probabilities(
-        predictions.probabilities[index], labels, groups, failed=failed, unlabelled=unlabelled
-    )
 
 
 def find_pair(pairs: PairFile, id: str) -> Pair:

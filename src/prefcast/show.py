@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from prefcast.check import Inspection
     from prefcast.drift import Drift
     from prefcast.forecaster import Explanation
-    from prefcast.metrics import Evaluation, Scores
     from prefcast.scorers.reward.checkpoint import Checkpoint
 
 __all__ = [
     "TableWriter",
     "checkpoint_text",
     "drift_text",
-    "evaluation_text",
     "explanation_text",
+    "fit_width",
     "inspection_text",
     "models_text",
     "size_text",
@@ -50,18 +49,18 @@ class TableWriter:
 
     def write(self, forecasts: Forecasts) -> None:
         if not self._begun:
-            self._out.write(f"{_fit('id', _ID)}   A     B    tie    prompt\n")
+            self._out.write(f"{fit_width('id', _ID)}   A     B    tie    prompt\n")
             self._begun = True
         for index in range(len(forecasts)):
             forecast, pair = forecasts[index], forecasts.pairs[index]
             note = str(forecast.error) if forecast.error else pair.turns[0].prompt if pair else ""
             numbers = "  ".join(f"{p:.2f}" for p in forecast.probabilities)
             self._out.write(
-                f"{_fit(str(forecast.id), _ID)}  {numbers}   {'! ' if forecast.error else ''}{_fit(note, 120 if forecast.error else _PROMPT).rstrip()}\n"
+                f"{fit_width(str(forecast.id), _ID)}  {numbers}   {'! ' if forecast.error else ''}{fit_width(note, 120 if forecast.error else _PROMPT).rstrip()}\n"
             )
 
 
-def _fit(text: str, width: int) -> str:
+def fit_width(text: str, width: int) -> str:
     """Printable text in exactly `width` columns of a terminal; wide characters count double."""
     out, used = [], 0
     clean = printable(text[: 4 * width])
@@ -78,37 +77,6 @@ def _fit(text: str, width: int) -> str:
 
 def _columns(character: str) -> int:
     return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def evaluation_text(evaluation: Evaluation, title: str) -> str:
-    """The figures as a table, with the baselines below."""
-    rows: list[tuple[str, Scores]] = [
-        (title, evaluation.scores),
-        *((name.replace("_", " "), scores) for name, scores in evaluation.baselines.items()),
-    ]
-    width = max(16, *(len(name) for name, _ in rows))
-    shares = ", ".join(
-        f"{name if name == 'tie' else name.upper()} {share:.0%}" for name, share in evaluation.outcome_shares.items()
-    )
-    left_out = "".join(
-        f", {count} {what}"
-        for count, what in ((evaluation.failed, "failed"), (evaluation.unlabelled, "without a label"))
-        if count
-    )
-    lines = [
-        f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
-        "",
-        f"{'':{width}}  {'log loss':24}  {'accuracy':24}  Brier score",
-    ]
-    lines += [
-        f"{_fit(name, width)}  {scores.log_loss!s:24}  {scores.accuracy!s:24}  {scores.brier_score!s}"
-        for name, scores in rows
-    ]
-    lines += ["", f"{'log loss where':{width}}"]
-    for name, figure in evaluation.scores.log_loss_by_outcome.items():
-        said = "it was a tie" if name == "tie" else f"{name.upper()} won"
-        lines.append(f"{said:{width}}  {figure}")
-    return "\n".join(lines)
 
 
 def explanation_text(pair: Pair, explanation: Explanation) -> str:

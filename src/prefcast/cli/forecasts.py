@@ -1,10 +1,9 @@
-"""The verbs that forecast: predict, evaluate, explain, check."""
+"""The verbs that forecast: predict, explain, check."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,10 +77,12 @@ def predict(
       zcat pairs.csv.gz | prefcast predict - -o forecasts.jsonl
       prefcast predict test.csv --model internlm2-20b-reward --preset notebook --rehearse train.csv -o submission.csv
     """
+    from prefcast.evaluation import Rehearsal
+    from prefcast.figures import evaluation_text
     from prefcast.predictions import open_writer, output_kind
     from prefcast.resolve import resolve
-    from prefcast.run import Rehearsal, predict_to, rehearsal_rows, same_file
-    from prefcast.show import TableWriter, evaluation_text
+    from prefcast.run import predict_to, rehearsal_rows, same_file
+    from prefcast.show import TableWriter
 
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
@@ -118,79 +119,6 @@ def predict(
     if report.failed:
         got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
         say(f"{report.failed} of {report.rows} rows failed and got {got}; the first: {report.first_error}")
-        raise typer.Exit(ROWS_FAILED)
-
-
-@app.command()
-@reward_options
-def evaluate(
-    labelled: Annotated[
-        str | None,
-        typer.Argument(metavar="LABELLED", help="Labelled pairs; may be left out if the predictions hold labels."),
-    ] = None,
-    model: Model = None,
-    forecaster: Folder = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure these forecasts (a submission or predictions file) instead of making them.", metavar="FILE"
-        ),
-    ] = None,
-    budget: BudgetText = None,
-    columns: Columns = None,
-    cells: CellKind = Cells.json,
-    json_output: Annotated[
-        str | None, typer.Option("--json", help="Write the figures as JSON; - is standard output.", metavar="OUT")
-    ] = None,
-    preset: Preset = None,
-    *,
-    options: Options,
-) -> None:
-    """Measure forecasts on labelled pairs, next to the class prior and to a uniform guess.
-
-    \b
-    Examples:
-      prefcast evaluate train.csv
-      prefcast evaluate train.csv --model length --json figures.json
-      prefcast evaluate train.csv --predictions submission.csv
-    """
-    from prefcast.predictions import read_predictions
-    from prefcast.resolve import resolve
-    from prefcast.run import evaluate as measure
-    from prefcast.run import evaluate_predictions, same_file
-    from prefcast.show import evaluation_text, write_json
-
-    for name in (labelled, predictions):
-        if json_output is not None and name is not None and same_file(name, json_output):
-            raise UsageError(f"{json_output}: is the input; write the figures to another file")
-    if predictions is not None:
-        if (model, forecaster, budget, preset) != (None,) * 4 or options != Options():
-            raise UsageError(
-                "--predictions measures forecasts that exist: leave out what says how to make them (--model, --budget, ...)"
-            )
-        read = read_predictions(predictions)
-        title = predictions.name
-        if labelled is None:
-            evaluation = evaluate_predictions(read)
-        else:
-            with opened(labelled, columns, cells) as file:
-                evaluation = evaluate_predictions(read, file)
-    elif labelled is None:
-        raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
-    else:
-        title = model or (forecaster.name if forecaster else "surface")
-        with opened(labelled, columns, cells) as file, progress(file) as show:
-            chosen = resolve(model, forecaster, budget, preset, options)
-            with closing(chosen.scorer):
-                evaluation = measure(
-                    file, forecaster=chosen, progress=show, on_truncated=partial(say_truncated, forecaster=chosen)
-                )
-    if json_output is not None:
-        write_json(evaluation.to_dict(), json_output)
-    if json_output != "-":
-        print(evaluation_text(evaluation, title))
-    if evaluation.failed:
-        say(f"{evaluation.failed} rows failed and are not in the figures; prefcast check names them")
         raise typer.Exit(ROWS_FAILED)
 
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from prefcast.errors import FitError, UsageError
 from prefcast.forecaster import Forecaster
 from prefcast.formats import read_pairs
-from prefcast.metrics import Figure, evaluate_probabilities, paired_difference, row_log_loss
+from prefcast.measure import evaluate_probabilities, paired_difference
+from prefcast.metrics import Figure, row_log_loss
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.length import LengthScorer

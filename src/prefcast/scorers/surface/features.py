@@ -22,8 +22,12 @@ __all__ = [
     "PAIR_GROUPS",
     "RESPONSE_FEATURES",
     "UNREADABLE",
+    "Text",
+    "is_code",
     "language",
     "pair_features",
+    "read_texts",
+    "vocabulary_overlap",
 ]
 
 # One token a word; scripts that do not separate words give one a character.
@@ -119,7 +123,7 @@ _SAMPLE = 2000
 _COMPRESSED = 8000
 
 
-class _Text(NamedTuple):
+class Text(NamedTuple):
     """What several features need of a text, read once."""
 
     text: str
@@ -148,12 +152,24 @@ def language(text: str, words: Sequence[str]) -> str:
     return best if hits[best] >= 2 + len(head) // 40 else ""
 
 
-def _read(texts: Sequence[str]) -> _Text:
+def read_texts(texts: Sequence[str]) -> Text:
+    """The texts of all turns as one."""
     text = "\n\n".join(texts)
     lower = text.lower()
     # For ASCII text the two ways agree, and this one is three times as fast.
     words = lower.translate(_SEPARATORS).split() if lower.isascii() else _WORD.findall(lower)
-    return _Text(text, lower.replace("’", "'"), words, frozenset(words), language(text, words))
+    return Text(text, lower.replace("’", "'"), words, frozenset(words), language(text, words))
+
+
+def is_code(text: Text) -> bool:
+    """Whether a prompt is about code."""
+    return _CODE.search(text.lower) is not None
+
+
+def vocabulary_overlap(a: Text, b: Text) -> float:
+    """The share of the words of both that they have in common (Jaccard index); 1 for two texts without words."""
+    union = len(a.vocabulary | b.vocabulary)
+    return len(a.vocabulary & b.vocabulary) / union if union else 1.0
 
 
 def _count(phrases: Sequence[str], lower: str) -> int:
@@ -164,7 +180,7 @@ def _has(phrases: Sequence[str], lower: str) -> float:
     return float(any(map(lower.__contains__, phrases)))
 
 
-def _response(prompt: _Text, response: _Text, texts: Sequence[str]) -> dict[str, float]:
+def _response(prompt: Text, response: Text, texts: Sequence[str]) -> dict[str, float]:
     text, lower, words, vocabulary, _ = response
     n, n_words = len(text), len(words)
     last = texts[-1].rstrip()
@@ -249,11 +265,10 @@ _SHARED = _names(
 
 
 def _symmetric(
-    prompt: _Text, texts: Sequence[str], a: _Text, b: _Text, of_a: dict[str, float], of_b: dict[str, float], same: bool
+    prompt: Text, texts: Sequence[str], a: Text, b: Text, of_a: dict[str, float], of_b: dict[str, float], same: bool
 ) -> dict[str, float]:
     last = texts[-1].lower()
-    union = len(a.vocabulary | b.vocabulary)
-    overlap = len(a.vocabulary & b.vocabulary) / union if union else 1.0
+    overlap = vocabulary_overlap(a, b)
     gap = abs(of_a["length"] - of_b["length"])
     return {
         "identical": float(same),
@@ -272,7 +287,7 @@ def _symmetric(
         "several_turns": float(len(texts) > 1),
         "asks_brief": float(_BRIEF.search(last) is not None),
         "asks_long": float(_LONG.search(last) is not None),
-        "asks_code": float(_CODE.search(prompt.lower) is not None),
+        "asks_code": float(is_code(prompt)),
         "asks_maths": float(_MATHS.search(prompt.lower) is not None),
         "asks_writing": float(_WRITING.search(prompt.lower) is not None),
         "asks_question": float("?" in last),
@@ -290,14 +305,14 @@ def pair_features(turns: Sequence[Turn]) -> tuple[list[float], list[float], list
     (PAIR_FEATURES')."""
     prompts = [turn.prompt for turn in turns]
     texts_a, texts_b = [turn.response_a for turn in turns], [turn.response_b for turn in turns]
-    prompt, a, b = _read(prompts), _read(texts_a), _read(texts_b)
+    prompt, a, b = read_texts(prompts), read_texts(texts_a), read_texts(texts_b)
     of_a, of_b = _response(prompt, a, texts_a), _response(prompt, b, texts_b)
     of_pair = _symmetric(prompt, prompts, a, b, of_a, of_b, texts_a == texts_b)
     return list(of_a.values()), list(of_b.values()), list(of_pair.values())
 
 
 def _all_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    nothing = _read([""])
+    nothing = read_texts([""])
     of_response = _response(nothing, nothing, [""])
     return tuple(of_response), tuple(_symmetric(nothing, [""], nothing, nothing, of_response, of_response, True))
 

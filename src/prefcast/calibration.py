@@ -1,0 +1,114 @@
+"""How far a forecaster may be off for a whole system: its calibration error, measured on labelled rows out of fold.
+
+A forecaster's sampling noise averages out over a thousand prompts; a taste that people do not share (for long answers,
+say) does not, because all answers of one system have it. Where labelled rows name the models, that is measured as a
+variance between models; otherwise the expected calibration error stands in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.metrics import BINS, folded_normal_mean
+from prefcast.pairs import Outcome
+
+__all__ = ["Calibration", "measure_calibration"]
+
+Floats = NDArray[np.float64]
+
+# Fewer pairs of rows that share a model say too little about differences between models.
+_LEAST_PAIRS = 2000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Standard deviations of the forecaster's error in two rates of a pair of systems: `net`, the win rate less the
+    loss rate, and `tie`. `source` says how they were measured: between `models`, or from the `bins` of the expected
+    calibration error."""
+
+    net: float
+    tie: float
+    source: str
+    n: int
+    expected_calibration_error: float
+
+
+def measure_calibration(
+    probabilities: Floats, votes: Floats, keys: NDArray[np.uint64], model_a: Floats, model_b: Floats
+) -> Calibration:
+    """The calibration of out-of-fold `probabilities` (n, 3) against `votes` (n, 3); `model_a`, `model_b` (n,) are
+    numbers of the models, nan where unknown.
+
+    With u a model's own bias, a row's residual is u_b - u_a plus noise that is independent between prompts; the
+    variance of u is the mean product of residuals of rows that share a model (method of moments, as in DerSimonian and Laird,
+    1986, for one-way effects). Two systems differ by two such biases.
+    """
+    error = _expected_calibration_error(probabilities, votes)
+    weights = votes.sum(axis=1)
+    named = np.isfinite(model_a) & np.isfinite(model_b) & (model_a != model_b) & (weights > 0)
+    share = votes[named] / weights[named, None]
+    residual = share - probabilities[named]
+    net = residual[:, Outcome.B] - residual[:, Outcome.A]
+    names, codes = np.unique(np.concatenate([model_a[named], model_b[named]]), return_inverse=True)
+    a, b = np.split(codes, 2) if len(codes) else (codes, codes)
+    found = [
+        _variance(values, a, b, sign, len(names), keys[named]) for values, sign in ((net, -1), (residual[:, 2], 1))
+    ]
+    if found[0] is None or found[1] is None:
+        return Calibration(2 * error, error, "bins", len(votes), error)
+    return Calibration(float(np.sqrt(2 * found[0])), float(np.sqrt(2 * found[1])), "models", int(named.sum()), error)
+
+
+def _variance(
+    residual: Floats, a: NDArray[np.int64], b: NDArray[np.int64], sign: int, models: int, keys: NDArray[np.uint64]
+) -> float | None:
+    """The variance between models; None where too few rows share one.
+
+    Rows of one prompt are left out of the products: what they share may be the prompt.
+    """
+    if not len(residual):
+        return None
+    total, pairs = _products(residual, a, b, sign, models)
+    # Within one prompt: the same sums over (prompt, model).
+    _, prompt = np.unique(keys, return_inverse=True)
+    cells, inner = np.unique(np.concatenate([prompt * models + a, prompt * models + b]), return_inverse=True)
+    inner_a, inner_b = np.split(inner, 2)
+    within, few = _products(residual, inner_a, inner_b, sign, len(cells))
+    if pairs - few < _LEAST_PAIRS:
+        return None
+    return max(0.0, (total - within) / (pairs - few))
+
+
+def _products(
+    residual: Floats, a: NDArray[np.int64], b: NDArray[np.int64], sign: int, models: int
+) -> tuple[float, float]:
+    """The sum of products of residuals over ordered pairs of different rows that share a model, and how many times the
+    variance that sum is on average."""
+    sums = np.bincount(b, residual, models) + sign * np.bincount(a, residual, models)
+    squares = np.bincount(b, residual**2, models) + np.bincount(a, residual**2, models)
+    counts = np.bincount(a, minlength=models) + np.bincount(b, minlength=models)
+    # Two rows of the same two models share both biases: their product counts under each, with twice the variance.
+    _, together = np.unique(np.minimum(a, b) * models + np.maximum(a, b), return_counts=True)
+    times = float((counts * (counts - 1.0)).sum() + 2 * (together * (together - 1.0)).sum())
+    return float((sums**2 - squares).sum()), times
+
+
+def _expected_calibration_error(probabilities: Floats, votes: Floats) -> float:
+    """Debiased, averaged over the outcomes, as `metrics.Scores` says, for votes."""
+    weights = votes.sum(axis=1)
+    errors = []
+    for outcome in Outcome:
+        p = probabilities[:, outcome]
+        position = np.argsort(p, kind="stable")
+        total = 0.0
+        for part in np.array_split(position, BINS):
+            n = weights[part].sum()
+            if n:
+                gap = (votes[part, outcome] - weights[part] * p[part]).sum() / n
+                noise = np.sqrt((weights[part] * p[part] * (1 - p[part])).sum()) / n
+                total += n * float(2 * abs(gap) - folded_normal_mean(gap, noise))
+        errors.append(total / weights.sum())
+    return max(0.0, float(np.mean(errors)))

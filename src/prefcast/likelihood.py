@@ -1,0 +1,132 @@
+"""Maximum likelihood of links: votes on pairs given linear evidence, by Newton's method over blocks of rows.
+
+A row has antisymmetric columns m (p,) and symmetric ones t (q,); with the coefficients theta = (b, level, c)
+
+    s = m . b,   tie = level + t . c,   log-probabilities of (A, B, tie) = link(s, tie).
+
+The rows are read once a step, so they may lie on disk. This module knows nothing of which link it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import FitError
+
+__all__ = ["Block", "Link", "Optimum", "linear", "maximise", "weight_blocks"]
+
+Floats = NDArray[np.float64]
+
+# (s, t) -> log-probabilities (n, 3), their derivatives by s (n, 3) and by t (n, 3)
+Link = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]
+# m (n, p), t (n, q), votes (n, 3)
+Block = tuple[Floats, Floats, Floats]
+
+_STEPS = 100
+_HALVINGS = 40
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where the likelihood is largest: `theta` (k,), the `information` (k, k) there, penalty included, in the free
+    parameters `free` (f,), and the number of votes."""
+
+    theta: Floats
+    free: Floats
+    information: Floats
+    votes: float
+
+
+def linear(theta: Floats, m: Floats, t: Floats) -> tuple[Floats, Floats]:
+    """S and tie, (n,) each, of the columns m (n, p) and t (n, q)."""
+    p = m.shape[1]
+    return m @ theta[:p], theta[p] + t @ theta[p + 1 :]
+
+
+def maximise(
+    link: Link,
+    blocks: Callable[[], Iterable[Block]],
+    basis: Floats,
+    offset: Floats,
+    *,
+    penalty: Floats | None = None,
+    start: Floats | None = None,
+    name: str = "the link",
+) -> Optimum:
+    """The theta = offset + basis @ free that maximises sum(votes * log P) - sum(penalty * free^2) / 2.
+
+    `basis` (k, f) says which parameters are free, or tied to each other; `penalty` (f,) holds them near 0. The
+    expected information stands in for the Hessian (for Davidson's model they are equal). Raises FitError where the gradient
+    does not vanish.
+    """
+    free = np.zeros(basis.shape[1]) if start is None else start.copy()
+    hold = np.zeros(basis.shape[1]) if penalty is None else penalty
+    loss, slope, information, votes = _evaluate(link, blocks, basis, offset, free, hold)
+    if not votes:
+        raise FitError(f"cannot fit {name}: there is no vote")
+    for _ in range(_STEPS):
+        if np.abs(slope).max(initial=0.0) <= _TOLERANCE * votes:
+            return Optimum(offset + basis @ free, free, information, votes)
+        step = _solve(information, slope)
+        for _ in range(_HALVINGS):
+            tried = _evaluate(link, blocks, basis, offset, free - step, hold)
+            if tried[0] <= loss:
+                break
+            step = step / 2
+        else:
+            # At the limit of precision no step is better; the gradient then decides.
+            break
+        free = free - step
+        loss, slope, information, votes = tried
+    size = float(np.abs(slope).max()) / votes
+    if not size <= 100 * _TOLERANCE:
+        raise FitError(f"the fit of {name} to {votes:g} labels did not converge (gradient {size:.1e})")
+    return Optimum(offset + basis @ free, free, information, votes)
+
+
+def _solve(information: Floats, slope: Floats) -> Floats:
+    try:
+        step: Floats = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        raise FitError("the fit did not converge: a parameter cannot be told from the others") from None
+    return step
+
+
+def _evaluate(
+    link: Link, blocks: Callable[[], Iterable[Block]], basis: Floats, offset: Floats, free: Floats, hold: Floats
+) -> tuple[float, Floats, Floats, float]:
+    """The loss, its gradient and information in the free parameters, and the votes."""
+    theta = offset + basis @ free
+    loss, votes, size = 0.0, 0.0, len(theta)
+    slope, information = np.zeros(size), np.zeros((size, size))
+    for m, t, counts in blocks():
+        rows, p = len(m), m.shape[1]
+        log_p, by_s, by_t = link(*linear(theta, m, t))
+        each = counts.sum(axis=1)
+        # What never happened costs nothing, however unlikely it is.
+        loss -= float(np.where(counts > 0, counts * log_p, 0.0).sum())
+        votes += float(each.sum())
+        of_s, of_t = m, np.concatenate([np.ones((rows, 1)), t], axis=1)
+        slope[:p] -= of_s.T @ (counts * by_s).sum(axis=1)
+        slope[p:] -= of_t.T @ (counts * by_t).sum(axis=1)
+        expected = np.exp(log_p) * each[:, None]
+        ss, st, tt = (
+            (expected * left * right).sum(axis=1) for left, right in ((by_s, by_s), (by_s, by_t), (by_t, by_t))
+        )
+        information[:p, :p] += of_s.T @ (ss[:, None] * of_s)
+        information[:p, p:] += of_s.T @ (st[:, None] * of_t)
+        information[p:, p:] += of_t.T @ (tt[:, None] * of_t)
+        information[p:, :p] = information[:p, p:].T
+    loss += float(hold @ free**2) / 2
+    return loss, basis.T @ slope + hold * free, basis.T @ information @ basis + np.diag(hold), votes
+
+
+def weight_blocks(blocks: Iterable[Block], weights: Callable[[int], Floats]) -> Iterable[Block]:
+    """The blocks with each row's votes times its weight; `weights(n)` gives those of the next n rows."""
+    for m, t, counts in blocks:
+        yield m, t, counts * weights(len(m))[:, None]
