@@ -29,8 +29,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from prefcast import Pair, load_scorer, read_pairs
 from prefcast.scorers.reward.engine import Group
+from prefcast.scorers.reward.kinds import PointwiseScorer
 from prefcast.scorers.reward.packing import packed_size
-from prefcast.scorers.reward.scorer import PointwiseScorer
 
 HIDDEN, LAYERS, HEADS, KEYS, INNER = 768, 12, 12, 4, 3072
 Ids = list[tuple[np.ndarray, np.ndarray]]

@@ -48,7 +48,7 @@ def require_extra() -> None:
 def scorer_of(model: str | os.PathLike[str], options: Options) -> RewardScorer:
     """`load_scorer` with its options in one object."""
     require_extra()
-    from prefcast.scorers.reward.scorer import build_scorer
+    from prefcast.scorers.reward.kinds import build_scorer
 
     return build_scorer(model, options)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from prefcast.errors import ModelError, PrefcastError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
-from prefcast.scorers.reward.loading import body_of, first_line, load_network, packs
+from prefcast.scorers.reward.loading import body_of, load_network, one_line, packs
 from prefcast.scorers.reward.packing import Ids, pack
 from prefcast.scorers.reward.precision import compute_dtype
 
@@ -65,13 +65,13 @@ class Recipe:
             network = load_network(checkpoint, devices, dtype, self.quantization)
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"{checkpoint.name}: its weights do not fit {', '.join(self.devices)}: {first_line(error)}; --quantize nf4 "
+                f"{checkpoint.name}: its weights do not fit {', '.join(self.devices)}: {one_line(error)}; --quantize nf4 "
                 "takes a quarter of the memory, --shard spreads one model over all devices"
             ) from None
         except PrefcastError:
             raise
         except Exception as error:
-            raise ModelError(f"{checkpoint.name}: cannot be loaded: {first_line(error)}") from error
+            raise ModelError(f"{checkpoint.name}: cannot be loaded: {one_line(error)}") from error
         return Engine(_runner(checkpoint, network, devices[0], self.columns))
 
 
@@ -272,7 +272,7 @@ class Engine:
         except Exception as error:
             # A network may fail in any way.
             if not _out_of_memory(error):
-                raise ModelError(f"scoring failed: {first_line(error)}") from error
+                raise ModelError(f"scoring failed: {one_line(error)}") from error
             self.most_tokens = min(self.most_tokens or tokens, max(1, tokens // 2))
             failed = True
         else:
