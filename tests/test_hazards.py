@@ -25,8 +25,11 @@ from checkpoints import (
     save_internlm2,
     save_tokenizer,
 )
+from checkpoints import (
+    fresh_scorer as load_scorer,
+)
 from conftest import EXAMPLES, Run
-from prefcast import Pair, load_scorer, read_pairs
+from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.engine import Engine, Group, Runner
 from prefcast.scorers.reward.text import TextReader

@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -22,6 +23,7 @@ from prefcast.scorers.reward.batching import plan_batches
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
+from prefcast.scorers.reward.kept import KeptScores
 from prefcast.scorers.reward.limit import TokenBudget
 from prefcast.scorers.reward.loading import packs
 from prefcast.scorers.reward.packing import packed_size
@@ -55,6 +57,7 @@ class RewardScorer(Scorer):
         self.max_tokens = self._max_tokens()
         self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader)
         self._replicas: LocalReplica | Replicas | None = None
+        self._kept: KeptScores | None = None
 
     def _max_tokens(self) -> int:
         asked, limit, most = self.options.max_tokens, self.checkpoint.limit, self.checkpoint.positions
@@ -125,17 +128,34 @@ class RewardScorer(Scorer):
             raise UsageError(f"has {longest} tokens; at most {self.max_tokens} are read (--max-tokens)")
 
     def _run(self, groups: Sequence[Group]) -> list[Result]:
-        """The result of each group; equal sequences of a group are scored once."""
+        """The result of each group; what was scored before, here or by an earlier run, is not scored again.
+
+        Known or not is asked of whole groups: in a pair, a conversation is computed from where it parts with the other
+        one, so that alone its last digits would differ.
+        """
         if not groups:
             return []
         unique = [group.unique() for group in groups]
-        results = self._scored([group for group, _ in unique])
+        contents = [group.content for group, _ in unique]
+        distinct = {content: group for content, (group, _) in zip(contents, unique, strict=True)}
+        kept = self.kept
+        known = {} if kept is None else kept.get(list(distinct))
+        results: dict[bytes, Result] = {
+            content: numbers.reshape(len(distinct[content].ids), -1) for content, numbers in known.items()
+        }
+        self.reused += sum(len(distinct[content].ids) for content in known)
+        new = {content: group for content, group in distinct.items() if content not in known}
+        if new:
+            results |= self._scored(new, kept, len(groups) - len(new))
+        found = [results[content] for content in contents]
         return [
             result if isinstance(result, str) else result[positions]
-            for result, (_, positions) in zip(results, unique, strict=True)
+            for result, (_, positions) in zip(found, unique, strict=True)
         ]
 
-    def _scored(self, groups: Sequence[Group]) -> list[Result]:
+    def _scored(self, new: Mapping[bytes, Group], kept: KeptScores | None, finished: int) -> dict[bytes, Result]:
+        """Run the groups, keeping the scores of each batch as soon as it is done."""
+        contents, groups = list(new), list(new.values())
         most = self.options.batch_tokens or BATCH_TOKENS.get(self.devices[0].type, _BATCH_TOKENS_ELSEWHERE)
         if packs(self.checkpoint):
             limit = self.checkpoint.unscaled_length
@@ -143,34 +163,68 @@ class RewardScorer(Scorer):
         else:
             shapes = [(max(map(len, group.ids)), len(group.ids)) for group in groups]
             batches = plan_batches([group.tokens for group in groups], most, padded=shapes)
-        finished = 0
 
-        def done(count: int) -> None:
+        def done(number: int, results: list[Result]) -> None:
             nonlocal finished
-            finished += count
+            finished += len(results)
+            if kept is not None:
+                kept.put(
+                    {
+                        contents[index]: result.ravel()
+                        for index, result in zip(batches[number], results, strict=True)
+                        if not isinstance(result, str) and np.isfinite(result).all()
+                    }
+                )
             if self.on_progress:
                 self.on_progress(finished)
 
         found = self.replicas.run([[groups[index] for index in batch] for batch in batches], done)
-        results: list[Result] = [""] * len(groups)
-        for batch, scored in zip(batches, found, strict=True):
-            for index, result in zip(batch, scored, strict=True):
-                results[index] = result
+        results = {
+            contents[index]: result
+            for batch, scored in zip(batches, found, strict=True)
+            for index, result in zip(batch, scored, strict=True)
+        }
+        self.computed += sum(len(result) for result in results.values() if not isinstance(result, str))
         return results
+
+    @property
+    def kept(self) -> KeptScores | None:
+        """The scores of earlier runs; None where none are kept."""
+        # The fingerprint does not cover code of the checkpoint, which may change.
+        if self._kept is None and self.options.keep and self.checkpoint.kind is not Kind.CUSTOM:
+            dtype, quantization = self._recipe.precision(self.checkpoint)
+            self._kept = KeptScores(
+                json.dumps(
+                    [
+                        self.checkpoint.fingerprint(),
+                        str(dtype),
+                        quantization,
+                        self._columns(),
+                        self.devices[0].type,
+                        # Another version may run another network.
+                        None if self.checkpoint.kind is Kind.INTERNLM2 else version("transformers"),
+                    ]
+                )
+            )
+        return self._kept
+
+    @property
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            str(self.checkpoint.folder.resolve()),
+            tuple(map(str, self.devices)),
+            self.options.dtype,
+            self.options.quantize,
+            self._columns(),
+            threads_each(self.devices) if not self.options.shard else None,
+            self.options.trust_remote_code,
+        )
 
     @property
     def replicas(self) -> LocalReplica | Replicas:
         """The loaded model, in this process or in one a device."""
         if self._replicas is None:
-            recipe = Recipe(
-                str(self.checkpoint.folder.resolve()),
-                tuple(map(str, self.devices)),
-                self.options.dtype,
-                self.options.quantize,
-                self._columns(),
-                threads_each(self.devices) if not self.options.shard else None,
-                self.options.trust_remote_code,
-            )
+            recipe = self._recipe
             if self.options.shard or len(self.devices) == 1:
                 self._replicas = LocalReplica(recipe)
             else:
@@ -185,6 +239,9 @@ class RewardScorer(Scorer):
         if self._replicas is not None:
             self._replicas.close()
             self._replicas = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def __enter__(self) -> Self:
         return self
@@ -246,5 +303,5 @@ class RewardScorer(Scorer):
         return type(self)(self.checkpoint, replace(self.options, **{name: getattr(options, name) for name in given}))
 
 
-# Where a model runs is the machine's affair, not the forecaster's; remote code is trusted anew each time.
-_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code"}
+# Where a model runs and what is kept of it is the machine's affair, not the forecaster's; remote code is trusted anew each time.
+_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep"}
