@@ -353,12 +353,10 @@ def test_the_command_line_tells(folder: Path, tmp_path: Path, prefcast: Run, kep
     assert not run(*score, "--no-keep-scores", "-o", "none.csv")
     assert not kept_scores.exists()
     assert not run(*score, "--devices", "cpu,cpu", "-o", "first.csv")
-    assert not run(*score, "--no-keep-scores", "-o", "none.csv")
     assert run(*score, "-o", "second.csv")
     assert (tmp_path / "first.csv").read_bytes() == (tmp_path / "second.csv").read_bytes()
     Forecaster(load_scorer(folder), Davidson(1, 0, 0)).save(tmp_path / "f")
     assert '"keep"' not in (tmp_path / "f" / "reward-model.json").read_text()
-    assert run("predict", EXAMPLES, "--forecaster", "f", "-o", "p.csv")
     assert run("evaluate", EXAMPLES, "--forecaster", "f", "--json", "-")
     assert not run("predict", EXAMPLES, "--forecaster", "f", "--no-keep-scores", "-o", "p.csv")
 
