@@ -27,6 +27,7 @@ from prefcast.cli.shared import (
     progress,
     reward_options,
     say,
+    say_reused,
     say_truncated,
 )
 from prefcast.errors import UsageError, printable
@@ -116,6 +117,7 @@ def predict(
             f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second)"
         )
     say_truncated(report.truncated, report.rows, chosen)
+    say_reused(chosen.scorer)
     if report.failed:
         got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
         say(f"{report.failed} of {report.rows} rows failed and got {got}; the first: {report.first_error}")

@@ -22,6 +22,7 @@ from prefcast.cli.shared import (
     progress,
     reward_options,
     say,
+    say_reused,
     say_truncated,
 )
 from prefcast.errors import UsageError
@@ -108,6 +109,7 @@ def evaluate(
             chosen = resolve(model, forecaster, budget, preset, options)
             with closing(chosen.scorer):
                 measured = measured_forecasts(file, chosen, progress=show, against=other)
+        say_reused(chosen.scorer)
         say_truncated(measured.truncated, measured.rows, chosen)
     evaluation = measured.evaluation(repeats=repeats)
     if json_output is not None:

@@ -18,6 +18,7 @@ from prefcast.scorers.reward import Options
 if TYPE_CHECKING:
     from prefcast.forecaster import Forecaster
     from prefcast.formats import PairFile
+    from prefcast.scorers import Scorer
 
 ROWS_FAILED = 3
 
@@ -151,6 +152,10 @@ REWARD_OPTIONS: dict[str, tuple[Any, Any]] = {
         bool,
         typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint. It can do anything."),
     ),
+    "keep": (
+        bool,
+        typer.Option("--keep-scores/--no-keep-scores", help="Keep scores, and do not score again what was scored."),
+    ),
 }
 
 
@@ -163,9 +168,7 @@ def reward_options(verb: Callable[..., None]) -> Callable[..., None]:
         if each.name != "options"
     ]
     more = [
-        Parameter(
-            name, Parameter.KEYWORD_ONLY, default=False if kind is bool else None, annotation=Annotated[kind, option]
-        )
+        Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(Options(), name), annotation=Annotated[kind, option])
         for name, (kind, option) in REWARD_OPTIONS.items()
     ]
 
@@ -188,6 +191,15 @@ def say_truncated(truncated: int, rows: int, forecaster: Forecaster) -> None:
         limit = forecaster.scorer.limit
         most = f"{forecaster.budget}" if limit is None else f"{limit.limit} tokens, {forecaster.budget}"
         say(f"{truncated} of {rows} rows were truncated ({most}); .jsonl and .parquet outputs tell which")
+
+
+def say_reused(scorer: Scorer) -> None:
+    """Tell of sequences that an earlier run had scored."""
+    if scorer.reused:
+        say(
+            f"{scorer.reused:,} of {scorer.reused + scorer.computed:,} sequences were scored before and not again "
+            "(--no-keep-scores scores anew)"
+        )
 
 
 def opened(pairs: str, columns: str | None, cells: Cells) -> PairFile:

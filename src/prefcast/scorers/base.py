@@ -58,6 +58,9 @@ class Scorer(ABC):
     raw_names: tuple[str, ...] = ()
     # Called with the number of pairs done of those that `evidence` was given.
     on_progress: Callable[[int], None] | None = None
+    # How many sequences of tokens it took from earlier runs, and how many it scored itself; 0 where it keeps none.
+    reused: int = 0
+    computed: int = 0
 
     @abstractmethod
     def evidence(self, pairs: Sequence[Pair]) -> Evidence:
