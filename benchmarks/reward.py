@@ -223,7 +223,7 @@ def main() -> None:
         for path in sorted((args.data / "dev").glob("*.csv")):
             rows += [row for row in read_pairs(path) if isinstance(row, Pair)]
         from prefcast.budget import WHOLE
-        from prefcast.forecaster import read_pair
+        from prefcast.scorers.base import read_pair
 
         pairs: Ids = [reader._group(read_pair(row, WHOLE, reader)[0].turns).ids for row in rows[: args.pairs]]
         lengths = [len(ids) for pair in pairs for ids in pair]

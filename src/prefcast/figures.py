@@ -9,9 +9,10 @@ from prefcast.errors import printable
 from prefcast.show import fit_width
 
 if TYPE_CHECKING:
+    from prefcast.fitting import Fitted
     from prefcast.metrics import Evaluation, Figure
 
-__all__ = ["evaluation_text", "table_text"]
+__all__ = ["evaluation_text", "fit_text", "table_text"]
 
 _NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
 
@@ -95,3 +96,44 @@ def _slice_lines(evaluation: Evaluation) -> list[str]:
     lines = table_text(("slice", "n", "log loss", "gain over class prior", ""), rows)
     small = sum(part.small for part in evaluation.slices)
     return [*lines, f"{small} slices have fewer than 100 rows: their figures say little"] if small else lines
+
+
+def fit_text(fitted: Fitted) -> str:
+    """What a fit found: the candidates, the choice, its parameters, and whether it helps."""
+    fit, card = fitted.fit, fitted.forecaster.card
+    shares = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in zip(("A", "B", "tie"), card["fitted_on"]["outcome_shares"].values(), strict=True)
+    )
+    votes = "" if fit.votes == fit.rows else f" with {fit.votes:g} votes"
+    left_out = "".join(
+        f", {count} {what}"
+        for count, what in ((fitted.failed, "failed"), (fitted.unlabelled, "without a label"))
+        if count
+    )
+    lines = [f"{fit.rows} labelled pairs{votes} ({shares}){left_out}, {fit.groups} groups", ""]
+    rows = [
+        (
+            trial.name,
+            f"{trial.log_loss:.4f}",
+            "" if trial.over is None else f"{trial.gain:+.4f} ± {trial.error:.4f} over {trial.over}",
+            "taken" if trial.taken else "",
+        )
+        for trial in fit.trials
+    ]
+    lines += [*table_text(("candidate", "log loss", "gain ± standard error", ""), rows), ""]
+    lines.append(f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold")
+    for name, said in card["parameters"].items():
+        lines.append(f"  {name:18} {said['value']:+.4f} [{said['low']:+.4f}, {said['high']:+.4f}]")
+    for name in card["useless"]:
+        lines.append(f"{printable(name)} adds nothing: it has weight 0 and is not in the forecaster")
+    if "tie_level_moved" in card:
+        moved = card["tie_level_moved"]
+        lines.append(f"tie level moved from {moved['from']:.1%} of ties among the labels to {moved['to']:.1%}")
+    if fit.useful:
+        lines.append(f"it gains {fit.gain} over the class prior")
+    else:
+        lines.append(
+            f"it is no better than the class prior: gain {fit.gain}; these scores say nothing about these labels"
+        )
+    return "\n".join(lines)

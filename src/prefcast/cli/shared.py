@@ -189,7 +189,8 @@ def say_truncated(truncated: int, rows: int, forecaster: Forecaster) -> None:
     """Tell of rows that were not read whole."""
     if truncated:
         limit = forecaster.scorer.limit
-        most = f"{forecaster.budget}" if limit is None else f"{limit.limit} tokens, {forecaster.budget}"
+        tokens = None if limit is None else limit.limit if limit.name.endswith("tokens") else str(limit)
+        most = f"{forecaster.budget}" if tokens is None else f"{tokens} tokens, {forecaster.budget}"
         say(f"{truncated} of {rows} rows were truncated ({most}); .jsonl and .parquet outputs tell which")
 
 
