@@ -9,10 +9,12 @@ from prefcast.errors import printable
 from prefcast.show import fit_width
 
 if TYPE_CHECKING:
+    from prefcast.comparison import Comparison
     from prefcast.fitting import Fitted
+    from prefcast.formats.answers import JoinReport
     from prefcast.metrics import Evaluation, Figure
 
-__all__ = ["evaluation_text", "fit_text", "table_text"]
+__all__ = ["comparison_text", "evaluation_text", "fit_text", "table_text"]
 
 _NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
 
@@ -137,3 +139,62 @@ def fit_text(fitted: Fitted) -> str:
             f"it is no better than the class prior: gain {fit.gain}; these scores say nothing about these labels"
         )
     return "\n".join(lines)
+
+
+def comparison_text(found: Comparison, report: JoinReport) -> str:
+    """Which system people would prefer, with intervals, kinds of prompts, and the most decided examples."""
+    left, right = printable(found.left), printable(found.right)
+    lines = [
+        f"{found.n} prompts that both answered (joined by {report.by}); {right} against {left}",
+        *(
+            f"  {count} {what}"
+            for count, what in (
+                (report.only_left, f"only in {left}"),
+                (report.only_right, f"only in {right}"),
+                (report.failed + found.failed, "failed"),
+            )
+            if count
+        ),
+        "",
+        *table_text(
+            ("expected", ""),
+            [
+                (f"{right} preferred", _percent(found.win)),
+                (f"{left} preferred", _percent(found.loss)),
+                ("tie", _percent(found.tie)),
+                ("win less loss", _percent(found.net)),
+            ],
+        )[1:],
+        "",
+        {
+            "right": f"people would prefer {right}",
+            "left": f"people would prefer {left}",
+            "none": "no difference that this forecaster can see",
+        }[found.verdict],
+    ]
+    if found.calibrated:
+        lines.append(
+            f"(95 % intervals: which prompts, the fitted link, and this forecaster's own error for a whole system, ±{found.bias['net']:.1%} in win less loss)"
+        )
+    else:
+        lines.append("(95 % intervals: which prompts alone; this forecaster has no record of its own error)")
+    rows = [
+        (f"{part.kind}: {printable(part.name)}", str(part.n), _percent(part.net), "few rows" if part.small else "")
+        for part in found.slices
+    ]
+    lines += ["", *table_text(("kind of prompt", "n", "win less loss", ""), rows)]
+    for side, name in (("right", right), ("left", left)):
+        lines += ["", f"most decided for {name}"]
+        lines += [
+            f"  {_most(example.probabilities)}  {fit_width(str(example.pair.id), 16)}  {fit_width(example.pair.prompt[0], 60).rstrip()}"
+            for example in found.examples[side]
+        ]
+    return "\n".join(lines)
+
+
+def _percent(figure: Figure) -> str:
+    return f"{figure.value:6.1%} [{figure.low:.1%}, {figure.high:.1%}]"
+
+
+def _most(probabilities: Sequence[float]) -> str:
+    return f"{max(probabilities[0], probabilities[1]):.0%}"

@@ -1,8 +1,8 @@
-"""The verbs that measure: evaluate."""
+"""The verbs that measure: evaluate, compare."""
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from prefcast.cli.shared import (
     Model,
     Preset,
     app,
+    columns_of,
     opened,
     progress,
     reward_options,
@@ -129,3 +130,73 @@ def check_no_model(
         raise UsageError(
             "--predictions measures forecasts that exist: leave out what says how to make them (--model, --budget, ...)"
         )
+
+
+@app.command()
+@reward_options
+def compare(
+    left: Annotated[
+        str, typer.Argument(metavar="LEFT", help="One system's answers: prompt and response (or messages), perhaps id.")
+    ],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The other's, to the same prompts.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Keep the forecast of each pair: .csv, .jsonl, .parquet.")
+    ] = None,
+    model: Model = None,
+    forecaster: Folder = None,
+    budget: BudgetText = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Your own column names: prompt=instruction,response=output,...", metavar="OURS=YOURS,..."),
+    ] = None,
+    cells: CellKind = Cells.json,
+    json_output: JsonOutput = None,
+    preset: Preset = None,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="Keep the texts in a .jsonl or .parquet output.")
+    ] = False,
+    *,
+    options: Options,
+) -> None:
+    """Say which of two systems people would prefer, from their answers to the same prompts; no labels are needed.
+
+    \b
+    Examples:
+      prefcast compare yesterday.jsonl today.jsonl
+      prefcast compare v1.jsonl v2.jsonl --forecaster my-forecaster -o pairs.jsonl --with-text
+    """
+    from prefcast.comparison import compare as compare_pairs
+    from prefcast.figures import comparison_text
+    from prefcast.formats.answers import AnswerFile, JoinReport, joined
+    from prefcast.predictions import open_writer, output_kind
+    from prefcast.resolve import resolve
+    from prefcast.run import same_file
+    from prefcast.show import write_json
+
+    if output is not None:
+        output_kind(output)
+    elif with_text:
+        raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
+    for name in (left, right):
+        for written in (output, json_output):
+            if written is not None and same_file(name, written):
+                raise UsageError(f"{written}: is the input; write to another file")
+    names = [Path(name).name for name in (left, right)]
+    names = names if names[0] != names[1] else [left, right]
+    chosen = resolve(model, forecaster, budget, preset, options)
+    report = JoinReport()
+    with ExitStack() as stack:
+        files = [stack.enter_context(AnswerFile(name, columns_of(columns), cells.value)) for name in (left, right)]
+        show = stack.enter_context(progress(files[1]))
+        stack.enter_context(closing(chosen.scorer))
+        writer = None if output is None else stack.enter_context(open_writer(output, with_text=with_text))
+        pairs = joined(files[0], files[1], names, report)
+        found = compare_pairs(pairs, chosen, names=names, writer=writer, progress=show)
+    if json_output is not None:
+        write_json({**found.to_dict(), "join": {**vars(report), "first_error": None}}, json_output)
+    if json_output != "-":
+        print(comparison_text(found, report))
+    say_reused(chosen.scorer)
+    if failed := report.failed + found.failed:
+        say(f"{failed} rows failed; the first: {report.first_error or found.first_error}")
+        raise typer.Exit(ROWS_FAILED)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_type_hints
 
 import typer
 
@@ -227,8 +227,15 @@ def columns_of(columns: str | None) -> dict[str, str]:
     return mapping
 
 
+class _Read(Protocol):
+    """What says how far it has been read."""
+
+    @property
+    def progress(self) -> tuple[int, int]: ...
+
+
 @contextmanager
-def progress(file: PairFile) -> Iterator[Callable[[int], None] | None]:
+def progress(file: _Read) -> Iterator[Callable[[int], None] | None]:
     """A bar on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None
