@@ -21,7 +21,7 @@ from prefcast.measure import weighted_mean
 from prefcast.outcomes import FITTED_MODELS, Link
 from prefcast.pairs import Outcome
 
-__all__ = ["DRAWS", "LEAST_LABELS", "Fit", "LabelledEvidence", "Link", "Trial", "fit_link"]
+__all__ = ["DRAWS", "LEAST_LABELS", "Fit", "LabelledEvidence", "Link", "Trial", "davidson_link", "fit_link"]
 
 Floats = NDArray[np.float64]
 
@@ -408,6 +408,11 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
             fitter.sample[:, data.place["model_b"]],
         ),
     )
+
+
+def davidson_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> Link:
+    """Davidson's model of the first member's evidence with the draws of its bootstrap, chosen or not."""
+    return _Fitter(data).link(_Candidate("davidson", "davidson", (0,)), repeats, seed)
 
 
 def _ladder(fitter: _Fitter, members: tuple[int, ...], first: _Candidate | None) -> list[_Candidate]:
