@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prefcast.forecaster import Forecaster, load_forecaster
     from prefcast.formats import open_pairs, read_pairs
     from prefcast.pairs import Outcome, Pair, Turn
+    from prefcast.ranking import rank
     from prefcast.run import evaluate, predict
     from prefcast.scorers.reward import load_scorer
 
@@ -24,6 +25,7 @@ __all__ = [
     "load_scorer",
     "open_pairs",
     "predict",
+    "rank",
     "read_pairs",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "load_scorer": "scorers.reward",
     "open_pairs": "formats",
     "predict": "run",
+    "rank": "ranking",
     "read_pairs": "formats",
 }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefcast.drift import Drift
     from prefcast.forecaster import Explanation
     from prefcast.metrics import Evaluation, Scores
+    from prefcast.ranking import Leaderboard
     from prefcast.scorers.reward.checkpoint import Checkpoint
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "evaluation_text",
     "explanation_text",
     "inspection_text",
+    "leaderboard_text",
     "models_text",
     "size_text",
     "write_json",
@@ -38,6 +40,7 @@ __all__ = [
 _BAR = 30
 _LEAST_CHANGE = 0.0005
 _ID, _PROMPT = 16, 60
+_MODEL, _LEFT_OUT = 60, 20
 _SHOWN_INFLUENCES, _SHOWN_VALUES, _SHOWN_TEXT = 8, 3, 400
 
 
@@ -108,6 +111,33 @@ def evaluation_text(evaluation: Evaluation, title: str) -> str:
     for name, figure in evaluation.scores.log_loss_by_outcome.items():
         said = "it was a tie" if name == "tie" else f"{name.upper()} won"
         lines.append(f"{said:{width}}  {figure}")
+    return "\n".join(lines)
+
+
+def leaderboard_text(board: Leaderboard) -> str:
+    """The models, the best first, a line each."""
+    left_out = "".join(
+        f", {count} {what}"
+        for count, what in ((board.failed, "failed"), (board.unlabelled, "without a vote"), (board.faults, "at fault"))
+        if count
+    )
+    models = [_fit(standing.model, _MODEL).rstrip() for standing in board.standings]
+    width = max(5, *(sum(map(_columns, model)) for model in models))
+    lines = [
+        f"{board.n} {board.source} between {len(models)} models{left_out}; 95 % intervals by bootstrap over {board.groups} {board.resampled}",
+        "",
+        f"rank  range   {'model':{width}}  rating  95 % interval  {board.source:>9}  win rate",
+    ]
+    for standing, model in zip(board.standings, models, strict=True):
+        span = f"{standing.rank_low}-{standing.rank_high}"
+        interval = f"[{standing.low:.0f}, {standing.high:.0f}]"
+        lines.append(
+            f"{standing.rank:4}  {span:6}  {_fit(model, width)}  {standing.rating:6.0f}  {interval:13}  {standing.n:9}  {standing.win_rate:8.1%}"
+        )
+    if board.left_out:
+        shown = ", ".join(_fit(model, _MODEL).rstrip() for model in board.left_out[:_LEFT_OUT])
+        more = f" and {len(board.left_out) - _LEFT_OUT} more" if len(board.left_out) > _LEFT_OUT else ""
+        lines += ["", f"left out, with fewer than {board.min_votes} {board.source}: {shown}{more}"]
     return "\n".join(lines)
 
 
