@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prefcast.check import Inspection
     from prefcast.drift import Drift
     from prefcast.forecaster import Explanation
+    from prefcast.ranking import Leaderboard
     from prefcast.scorers.reward.checkpoint import Checkpoint
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "explanation_text",
     "fit_width",
     "inspection_text",
+    "leaderboard_text",
     "models_text",
     "size_text",
     "write_json",
@@ -37,6 +39,7 @@ __all__ = [
 _BAR = 30
 _LEAST_CHANGE = 0.0005
 _ID, _PROMPT = 16, 60
+_MODEL, _LEFT_OUT = 60, 20
 _SHOWN_INFLUENCES, _SHOWN_VALUES, _SHOWN_TEXT = 8, 3, 400
 
 
@@ -77,6 +80,33 @@ def fit_width(text: str, width: int) -> str:
 
 def _columns(character: str) -> int:
     return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def leaderboard_text(board: Leaderboard) -> str:
+    """The models, the best first, a line each."""
+    left_out = "".join(
+        f", {count} {what}"
+        for count, what in ((board.failed, "failed"), (board.unlabelled, "without a vote"), (board.faults, "at fault"))
+        if count
+    )
+    models = [fit_width(standing.model, _MODEL).rstrip() for standing in board.standings]
+    width = max(5, *(sum(map(_columns, model)) for model in models))
+    lines = [
+        f"{board.n} {board.source} between {len(models)} models{left_out}; 95 % intervals by bootstrap over {board.groups} {board.resampled}",
+        "",
+        f"rank  range   {'model':{width}}  rating  95 % interval  {board.source:>9}  win rate",
+    ]
+    for standing, model in zip(board.standings, models, strict=True):
+        span = f"{standing.rank_low}-{standing.rank_high}"
+        interval = f"[{standing.low:.0f}, {standing.high:.0f}]"
+        lines.append(
+            f"{standing.rank:4}  {span:6}  {fit_width(model, width)}  {standing.rating:6.0f}  {interval:13}  {standing.n:9}  {standing.win_rate:8.1%}"
+        )
+    if board.left_out:
+        shown = ", ".join(fit_width(model, _MODEL).rstrip() for model in board.left_out[:_LEFT_OUT])
+        more = f" and {len(board.left_out) - _LEFT_OUT} more" if len(board.left_out) > _LEFT_OUT else ""
+        lines += ["", f"left out, with fewer than {board.min_votes} {board.source}: {shown}{more}"]
+    return "\n".join(lines)
 
 
 def explanation_text(pair: Pair, explanation: Explanation) -> str:

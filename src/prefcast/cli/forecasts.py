@@ -21,6 +21,7 @@ from prefcast.cli.shared import (
     OnErrorOption,
     Pairs,
     Preset,
+    ScoresFile,
     app,
     columns_of,
     opened,
@@ -51,6 +52,7 @@ def predict(
     ] = None,
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
@@ -94,7 +96,7 @@ def predict(
         if rehearse is not None and same_file(rehearse, output):
             raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
-    chosen = resolve(model, forecaster, budget, preset, options)
+    chosen = resolve(model, forecaster, budget, preset, options, scores)
     with ExitStack() as stack:
         file = stack.enter_context(opened(pairs, columns, cells))
         show = stack.enter_context(progress(file))
@@ -131,6 +133,7 @@ def explain(
     id: Annotated[str, typer.Option("--id", help="The id of the pair (the row number where the file has no ids).")],
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
@@ -148,7 +151,7 @@ def explain(
     from prefcast.run import find_pair
     from prefcast.show import explanation_text
 
-    chosen = resolve(model, forecaster, budget, preset, options)
+    chosen = resolve(model, forecaster, budget, preset, options, scores)
     with opened(pairs, columns, cells) as file:
         pair = find_pair(file, id)
     with closing(chosen.scorer):

@@ -17,6 +17,7 @@ from prefcast.cli.shared import (
     Folder,
     Model,
     Preset,
+    ScoresFile,
     app,
     columns_of,
     opened,
@@ -53,6 +54,7 @@ def evaluate(
     labelled: Labelled = None,
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     predictions: PredictionsFile = None,
     against: Against = None,
     swapped: Annotated[
@@ -80,14 +82,14 @@ def evaluate(
       prefcast evaluate train.csv --model length --json figures.json
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
-    from prefcast.evaluation import measured_forecasts, measured_predictions
+    from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.figures import evaluation_text
     from prefcast.predictions import read_predictions
     from prefcast.resolve import resolve
     from prefcast.run import same_file
     from prefcast.show import write_json
 
-    for name in (labelled, predictions, against, swapped):
+    for name in (labelled, predictions, scores, against, swapped):
         if json_output is not None and name is not None and same_file(name, json_output):
             raise UsageError(f"{json_output}: is the input; write the figures to another file")
     if swapped is not None and predictions is None:
@@ -102,12 +104,16 @@ def evaluate(
             against=other,
             swapped=None if swapped is None else read_predictions(swapped),
         )
+    elif labelled is None and scores is not None:
+        chosen = resolve(model, forecaster, budget, preset, options, scores)
+        title = scores.name
+        measured = measured_scores(scores, chosen, against=other)
     elif labelled is None:
         raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
     else:
         title = model or (forecaster.name if forecaster else "surface")
         with opened(labelled, columns, cells) as file, progress(file) as show:
-            chosen = resolve(model, forecaster, budget, preset, options)
+            chosen = resolve(model, forecaster, budget, preset, options, scores)
             with closing(chosen.scorer):
                 measured = measured_forecasts(file, chosen, progress=show, against=other)
         say_reused(chosen.scorer)

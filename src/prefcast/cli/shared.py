@@ -91,6 +91,14 @@ BudgetText = Annotated[
 ]
 
 
+ScoresFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        help="Your own scores of these pairs, by id, for a forecaster that was fitted to such.",
+        metavar="FILE",
+    ),
+]
 OnErrorOption = Annotated[OnError, typer.Option(help="A row that fails: keep it, marked (exit status 3), or stop (2).")]
 Preset = Annotated[
     str | None,
