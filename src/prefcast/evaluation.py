@@ -24,7 +24,7 @@ from prefcast.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecasts, Predictions, Writer, prediction_blocks
-from prefcast.resolve import resolve
+from prefcast.resolve import check_columns, resolve
 from prefcast.run import LABEL_COLUMNS, Progress, Tally, forecasts_of, opened_pairs
 from prefcast.scorers.length import LengthScorer
 from prefcast.scores import score_blocks
@@ -344,6 +344,7 @@ def measured_scores(
     """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
     measured = Measured(against=against)
     for block in score_blocks(path):
+        check_columns(forecaster, block.columns, path)
         start, n = measured.rows, len(block.ids)
         measured.rows += n
         used = block.scored & (block.labels >= 0)

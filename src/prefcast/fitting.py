@@ -93,7 +93,7 @@ def fit(
     with ExitStack() as stack:
         if source is None and scores is not None:
             gathered.of_scores(scores)
-            members: list[tuple[Scorer, Budget]] = [(GivenScorer(), WHOLE)]
+            members: list[tuple[Scorer, Budget]] = [(GivenScorer(gathered.columns), WHOLE)]
             names = ["scores"]
         else:
             if scores is not None:
@@ -106,7 +106,7 @@ def fit(
             with opened_pairs(source, columns, cells) as pairs:
                 if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
                     raise UsageError(f"{pairs.name}: nothing to fit: it has no label columns ({LABEL_COLUMNS})")
-                gathered.of_pairs(pairs, members, progress)
+                gathered.of_pairs(pairs, members, names, progress)
         if gathered.evidence is None or not len(gathered.evidence):
             raise FitError(
                 f"nothing to fit: of {gathered.rows} rows {gathered.failed} failed and {gathered.unlabelled} have no label"
@@ -156,6 +156,7 @@ class _Gathered:
         self.evidence: LabelledEvidence | None = None
         self.rows = self.failed = self.unlabelled = self.truncated = 0
         self.first_error: RowError | None = None
+        self.columns: tuple[str, ...] = ()
 
     def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
         """The votes on a row, weighted; None if there are none."""
@@ -175,6 +176,7 @@ class _Gathered:
         for block in score_blocks(path):
             if self.evidence is None:
                 self.evidence = LabelledEvidence(1, log_odds=block.log_odds)
+                self.columns = block.columns
             start, n = self.rows, len(block.ids)
             self.rows += n
             self.failed += int((~block.scored).sum())
@@ -194,10 +196,14 @@ class _Gathered:
         self,
         pairs: Iterable[Pair | RowError],
         members: Sequence[tuple[Scorer, Budget]],
+        names: Sequence[str],
         progress: Callable[[int], None] | None,
     ) -> None:
         """Score labelled pairs with every member."""
-        self.evidence = LabelledEvidence(len(members), MARGIN_COVARIATES, TIE_COVARIATES)
+        log_odds = getattr(members[0][0], "log_odds", False)
+        self.evidence = LabelledEvidence(
+            len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
+        )
         for chunk in chunks(pairs):
             self.rows += len(chunk)
             rows: list[Pair] = []
@@ -284,6 +290,12 @@ def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecas
     )
 
 
+def _named(column: str, names: Sequence[str]) -> str:
+    """A column as people read it: margin:0 becomes "margin of surface"."""
+    what, colon, member = column.partition(":")
+    return f"{what} of {names[int(member)]}" if colon else what
+
+
 def _alone(link: Link) -> Any:
     scale, level, tie_weight = link.theta.tolist()
     return FITTED_MODELS[link.kind](scale, level, tie_weight)  # type: ignore[call-arg]
@@ -357,7 +369,7 @@ def _card(
 ) -> dict[str, Any]:
     """What the folder says of the fit."""
     low, high = np.quantile(found.link.draws, [0.025, 0.975], axis=0)
-    columns = (*found.link.margin, "level", *found.link.tie)
+    columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
     card: dict[str, Any] = {
         "fitted_on": {
             "rows": found.rows,

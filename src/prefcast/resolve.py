@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from prefcast.budget import WHOLE, Budget, parse_budget
@@ -83,7 +84,18 @@ def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Fore
             f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; fit one "
             "with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
         )
-    return replace(forecaster, scorer=read_scores(scores))
+    given = read_scores(scores)
+    check_columns(forecaster, given.columns, scores)
+    return replace(forecaster, scorer=given)
+
+
+def check_columns(forecaster: Forecaster, columns: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """UsageError if a forecaster was fitted to scores of another kind."""
+    fitted = getattr(forecaster.scorer, "columns", None)
+    if fitted is not None and tuple(columns) != fitted:
+        raise UsageError(
+            f"{shown_path(path)}: holds {', '.join(columns)}, but the forecaster was fitted to {', '.join(fitted)}"
+        )
 
 
 def is_reward_model(model: str) -> bool:

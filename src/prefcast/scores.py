@@ -168,7 +168,7 @@ _LEAST_PROBABILITY = 1e-6
 @dataclass(frozen=True)
 class GivenScores:
     """Scores of n rows as evidence: `margin`, `tie` (n,), nan where a row has none; `labels` (n,), -1 where there is none;
-    `log_odds` says whether the evidence is a forecast's log-odds already. `keys` (n,) are of the first prompts, None
+    `columns` of the file they were made of. `keys` (n,) are of the first prompts, None
     in a file without; `models` the pair of names of each row, where known."""
 
     ids: list[str]
@@ -177,7 +177,12 @@ class GivenScores:
     labels: NDArray[np.int64]
     keys: NDArray[np.uint64] | None
     models: list[tuple[str | None, str | None]]
-    log_odds: bool
+    columns: tuple[str, ...]
+
+    @property
+    def log_odds(self) -> bool:
+        """Whether the evidence is a forecast's log-odds already: it was made of probabilities or of three logits."""
+        return len(self.columns) == 3
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -230,7 +235,7 @@ def score_blocks(path: str | os.PathLike[str]) -> Iterator[GivenScores]:
                 np.array(labels),
                 np.array(keys, dtype=np.uint64) if with_prompts else None,
                 models,
-                wanted[0] == PROBABILITIES[0] or wanted[-1] == "logit_tie",
+                wanted,
             )
     if empty:
         raise FileError(shown_path(path), "has no rows; expected at least one")
@@ -241,7 +246,7 @@ def read_scores(path: str | os.PathLike[str]) -> GivenScorer:
     blocks = list(score_blocks(path))
     where = {id: row for row, id in enumerate(id for block in blocks for id in block.ids)}
     margin, tie = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("margin", "tie"))
-    return GivenScorer(where, margin, tie, shown_path(path))
+    return GivenScorer(blocks[0].columns, where, margin, tie, shown_path(path))
 
 
 def _known_id(value: Any, seen: SeenIds, name: str, row: int) -> str:

@@ -84,7 +84,7 @@ class Fit:
 class LabelledEvidence:
     """What a fit reads: rows of evidence with their votes, as they come.
 
-    `members` scorers give a margin and a tie each; `covariates` names antisymmetric and symmetric columns more.
+    `members` scorers (called `names`) give a margin and a tie each; covariates are antisymmetric and symmetric columns more.
     """
 
     def __init__(
@@ -94,8 +94,10 @@ class LabelledEvidence:
         tie_covariates: Sequence[str] = (),
         *,
         log_odds: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.members = members
+        self.names = tuple(names) if names is not None else tuple(f"scorer {number + 1}" for number in range(members))
         self.margin_covariates = tuple(margin_covariates)
         self.tie_covariates = tuple(tie_covariates)
         # Whether the one member's evidence is already the log-odds of a forecast.
@@ -441,7 +443,7 @@ def _members(
     weights = fitter.votes.sum(axis=1)
 
     def candidate(members: tuple[int, ...]) -> _Candidate:
-        return _Candidate(f"members {' + '.join(str(member + 1) for member in members)}", "davidson", members)
+        return _Candidate(" + ".join(fitter.data.names[member] for member in members), "davidson", members)
 
     chosen: tuple[int, ...] = (min(rest, key=lambda member: loss(candidate((member,))).sum()),)
     first = candidate(chosen)

@@ -118,6 +118,10 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
         for name, texts in (("prompt ", pair.prompt), ("A      ", pair.response_a), ("B      ", pair.response_b))
     ]
     lines += ["", *_bars(forecast)]
+    if forecast.interval is not None:
+        lines.append("the intervals (95 %) are those of the fitted link: how far more labels could move this forecast")
+    if forecast.spread is not None:
+        lines.append(f"the members of the ensemble differ by up to {100 * forecast.spread:.1f} percentage points")
     if forecast.error:
         return "\n".join(
             [*lines, "", f"this forecast failed and shows what a failed row gets: {printable(str(forecast.error))}"]
@@ -139,10 +143,14 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
 
 
 def _bars(forecast: Forecast) -> list[str]:
-    return [
-        f"{name:3}  {'█' * round(p * _BAR):{_BAR}} {100 * p:5.1f} %"
-        for name, p in zip(("A", "B", "tie"), forecast.probabilities, strict=True)
-    ]
+    lines = []
+    for column, (name, p) in enumerate(zip(("A", "B", "tie"), forecast.probabilities, strict=True)):
+        line = f"{name:3}  {'█' * round(p * _BAR):{_BAR}} {100 * p:5.1f} %"
+        if forecast.interval is not None:
+            low, high = forecast.interval[column]
+            line += f"  [{100 * low:.1f}, {100 * high:.1f}]"
+        lines.append(line)
+    return lines
 
 
 def _values(values: Sequence[tuple[str, float, float]]) -> str:
