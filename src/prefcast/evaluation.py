@@ -131,6 +131,7 @@ class Measured:
         """Forecast the first rows with A and B exchanged, and see what changes."""
         if not self._swapped:
             return
+        forecaster.scorer.on_progress = None
         again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
         good = [index for index, error in enumerate(again.errors) if error is None]
         before = np.array([self._swapped[index][1] for index in good]).reshape(-1, 3)

@@ -19,7 +19,7 @@ from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile
 from prefcast.outcomes import FITTED_MODELS, Link
 from prefcast.pairs import Outcome, Pair
-from prefcast.resolve import resolve_scorer
+from prefcast.resolve import is_reward_model, resolve_scorer
 from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
 from prefcast.scorers import Scorer
 from prefcast.scorers.base import read_pair
@@ -43,7 +43,7 @@ class Fitted:
     """A forecaster that was fitted, and what speaks for it: `fit` has the candidates and figures, `names` the scorers.
 
     `failed` rows could not be scored, `unlabelled` had no label; neither is in the fit. `target_prior` is the share of
-    ties that the tie level was moved to, None if it was left.
+    ties that the tie level was moved to, None if it was left. `unmatched_votes` counts rows of the votes without a pair.
     """
 
     forecaster: Forecaster
@@ -55,6 +55,7 @@ class Fitted:
     rows: int
     first_error: RowError | None
     target_prior: float | None
+    unmatched_votes: int = 0
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster's folder. Raises UsageError."""
@@ -100,7 +101,7 @@ def fit(
                 members, names = [(read_scores(scores), WHOLE)], ["scores"]
             else:
                 names = models or ["surface"]
-                members = [resolve_scorer(name, budget, options or Options()) for name in names]
+                members = [resolve_scorer(name, budget, _options_of(name, names, options)) for name in names]
             for scorer, _ in members:
                 stack.enter_context(closing(scorer))
             with opened_pairs(source, columns, cells) as pairs:
@@ -130,6 +131,7 @@ def fit(
             gathered.rows,
             gathered.first_error,
             target_prior,
+            0 if counts is None else len(counts) - gathered.matched,
         )
 
 
@@ -148,13 +150,20 @@ def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float 
         raise UsageError("--target is scored by the models; with --scores say the share of ties: --target-prior")
 
 
+def _options_of(name: str, names: Sequence[str], options: Options | None) -> Options:
+    """The options are the reward models'; where there is one, they do not concern the built-in models beside it."""
+    if options is None or (not is_reward_model(name) and any(map(is_reward_model, names))):
+        return Options()
+    return options
+
+
 class _Gathered:
     """Evidence and votes, as rows go by."""
 
     def __init__(self, votes: dict[str, tuple[float, ...]] | None, weights: dict[str, float] | None) -> None:
         self._votes, self._weights = votes, weights
         self.evidence: LabelledEvidence | None = None
-        self.rows = self.failed = self.unlabelled = self.truncated = 0
+        self.rows = self.failed = self.unlabelled = self.truncated = self.matched = 0
         self.first_error: RowError | None = None
         self.columns: tuple[str, ...] = ()
 
@@ -162,6 +171,7 @@ class _Gathered:
         """The votes on a row, weighted; None if there are none."""
         if self._votes is not None:
             counts = self._votes.get(str(id))
+            self.matched += counts is not None
         else:
             counts = None if label < 0 else tuple(float(outcome == label) for outcome in Outcome)
         if counts is None or self._weights is None:

@@ -163,7 +163,8 @@ class Forecaster:
         return found.margin, found.tie
 
     def fit(self, pairs: Iterable[Pair], model: type[FittedModel] = Davidson) -> Forecaster:
-        """A forecaster with this scorer and budget and an outcome model fitted to labelled `pairs`.
+        """A forecaster with this scorer and budget and an outcome model of one kind, fitted to labelled `pairs` as it is:
+        `prefcast.fit` chooses by cross-validation and says how uncertain the result is.
 
         Pairs without a label raise UsageError, a fit that fails FitError.
         """
@@ -177,6 +178,8 @@ class Forecaster:
             outcome=model.fit(margin, tie, outcomes),
             prior_tie=float((outcomes == Outcome.TIE).mean()),
             card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
+            link=None,
+            calibration=None,
         )
 
     def explain(self, pair: Pair) -> Explanation:

@@ -115,6 +115,8 @@ def fit(
     say_reused(fitted.forecaster.scorer)
     if fitted.truncated:
         say(f"{fitted.truncated} of {fitted.rows} rows were truncated")
+    if fitted.unmatched_votes:
+        say(f"{fitted.unmatched_votes} rows of {votes} have ids that are not among the pairs")
     if not fitted.fit.shares[2]:
         say("there is no tie among the labels: ties are forecast as hardly possible; label some")
     say(f"forecaster in {folder}; use it with --forecaster {folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from prefcast.budget import Budget, Measure, Truncation, parse_budget
 from prefcast.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
-from prefcast.errors import ForecasterError
+from prefcast.errors import ForecasterError, UsageError
 from prefcast.outcomes import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Push, Scorer, fingerprint, read_pair
+from prefcast.scorers.reward import Options
 
 __all__ = ["BlendScorer", "Member"]
 
@@ -92,6 +93,16 @@ class BlendScorer(Scorer):
     @property
     def computed(self) -> int:  # type: ignore[override]
         return sum(member.scorer.computed for member in self.members)
+
+    def elsewhere(self, options: Options) -> BlendScorer:
+        """The same where `options` say: devices and batches of the members that are reward models. Raises UsageError."""
+        if not any(hasattr(member.scorer, "elsewhere") for member in self.members):
+            raise UsageError("no member of this ensemble has such options; they are for reward models")
+        members = [
+            replace(member, scorer=member.scorer.elsewhere(options)) if hasattr(member.scorer, "elsewhere") else member
+            for member in self.members
+        ]
+        return BlendScorer(members, self.weights)
 
     def close(self) -> None:
         for member in self.members:
