@@ -136,7 +136,7 @@ def fit_text(fitted: Fitted) -> str:
         lines.append(f"it gains {fit.gain} over the class prior")
     else:
         lines.append(
-            f"it is no better than the class prior: gain {fit.gain}; these scores say nothing about these labels"
+            f"it is no better than the class prior, as far as these labels can tell: its gain is {fit.gain}"
         )
     return "\n".join(lines)
 
