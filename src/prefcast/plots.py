@@ -1,0 +1,205 @@
+"""Plots, all in one style: the only place that knows matplotlib.
+
+Figures are made without pyplot and its global state, inside `plot_style()`. Texts of files are never read as formulas:
+matplotlib would take `$...$` for mathematics. The same figure gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from prefcast.errors import UsageError, printable, shown_path
+from prefcast.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from prefcast.ranking import Leaderboard
+
+__all__ = [
+    "BLUE",
+    "DIVERGING",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "PALETTE",
+    "PURPLE",
+    "inline_svg",
+    "leaderboard_figure",
+    "plot_kind",
+    "plot_style",
+    "save_figure",
+    "short_name",
+    "styled_figure",
+]
+
+# Okabe and Ito's colours (2008, "Color universal design"): told apart with any colour vision.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+INK, GREY = "#222222", "#8A8A8A"
+# Orange to purple through white, told apart with any colour vision.
+DIVERGING = "PuOr"
+
+_ENDINGS = (".svg", ".png", ".pdf")
+_STYLE: dict[str, Any] = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prefcast",
+    "pdf.fonttype": 42,
+}
+# What would differ from day to day, or tell of the machine.
+_NOTHING: dict[str, dict[str, None]] = {
+    ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    ".png": {"Software": None},
+    ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
+}
+_HEAT_MAP, _NUMBERS, _NAME = 30, 16, 56
+
+
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Make and save figures in here: the settings hold for the block alone."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, _STYLE))
+        yield
+
+
+def styled_figure(width: float, height: float) -> Figure:
+    """An empty white figure of `width` times `height` inches that lays itself out; to be used in `plot_style()`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def plot_kind(path: str | os.PathLike[str]) -> str:
+    """The ending of a plot's file; UsageError if it is not one of .svg, .png and .pdf."""
+    ending = Path(path).suffix.lower()
+    if ending not in _ENDINGS:
+        raise UsageError(f"{shown_path(path)}: the ending tells the format of the plot: .svg, .png or .pdf")
+    return ending
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure by its ending, whole or not at all. Raises UsageError."""
+    kind = plot_kind(path)
+    with atomic_file(path) as file:
+        _render(figure, file, kind)
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure as an `<svg>` element for an HTML page: its text is text, and its style is its own."""
+    buffer = io.BytesIO()
+    _render(figure, buffer, ".svg")
+    text = buffer.getvalue().decode("utf-8")
+    text = text[text.index("<svg") :]
+    # A style sheet inside an element would hold for the whole page.
+    sheet = re.search(r"\s*<defs>\s*<style[^>]*>\*\{(.*?)\}</style>\s*</defs>", text)
+    if sheet:
+        text = text[: sheet.start()] + text[sheet.end() :]
+        text = text.replace("<svg ", f'<svg style="{sheet[1]}" ', 1)
+    return text
+
+
+def _render(figure: Figure, file: BinaryIO | io.BytesIO, kind: str) -> None:
+    with plot_style(), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes in .png and .pdf; in .svg the reader's fonts serve.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        figure.savefig(file, format=kind[1:], metadata=_NOTHING[kind])
+
+
+def short_name(name: str, columns: int = _NAME) -> str:
+    """An untrusted name as a label: one line, nothing invisible, at most `columns` wide (wide characters count
+    double)."""
+    shown, width = "", 0
+    clean = printable(name[: 4 * columns])
+    for character in clean:
+        width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if width > columns:
+            return f"{shown[:-1]}…"
+        shown += character
+    return shown
+
+
+def leaderboard_figure(board: Leaderboard) -> Figure:
+    """Ratings with their 95 % intervals, the best on top; up to 30 models next to a map of the predicted win rates."""
+    k = len(board.standings)
+    names = [short_name(standing.model) for standing in board.standings]
+    with_map = k <= _HEAT_MAP
+    side = max(2.2, 0.27 * k)
+    label = 0.075 * max(map(len, names))
+    figure_width = 1.4 + label + 4.0 + (side + 1.4 if with_map else 0.0)
+    with plot_style():
+        figure = styled_figure(figure_width, 1.3 + side)
+        axes: list[Axes]
+        if with_map:
+            axes = list(figure.subplots(1, 2, width_ratios=[4.0, side + 0.6], sharey=True))
+        else:
+            axes = [figure.subplots()]
+        _ratings(axes[0], board, names)
+        if with_map:
+            _win_rates(figure, axes[1], board)
+    return figure
+
+
+def _ratings(axes: Axes, board: Leaderboard, names: list[str]) -> None:
+    k = len(names)
+    for place, standing in enumerate(board.standings):
+        axes.plot([standing.low, standing.high], [place, place], color=BLUE, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(standing.rating, place, "o", color=BLUE, markersize=4.5)
+    axes.axvline(1000, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(k), [f"{name}  {place}" for place, name in enumerate(names, 1)])
+    axes.set_ylim(k - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set_xlabel("rating (Elo points, mean 1000) and 95 % interval")
+    axes.set_title(f"{board.n:,} {board.source}, {board.groups:,} {board.resampled}")
+
+
+def _win_rates(figure: Figure, axes: Axes, board: Leaderboard) -> None:
+    k = len(board.standings)
+    image = axes.imshow(100 * board.predicted, cmap=DIVERGING, vmin=0, vmax=100, aspect="equal")
+    axes.set_xticks(range(k), [str(place) for place in range(1, k + 1)])
+    axes.tick_params(length=0, labelleft=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title("row wins against column, %")
+    if k <= _NUMBERS:
+        for i in range(k):
+            for j in range(k):
+                if i != j:
+                    share = board.predicted[i, j]
+                    ink = "white" if abs(share - 0.5) > 0.32 else INK
+                    axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 2.2 / (0.27 * k)), aspect=18, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2)
