@@ -7,7 +7,7 @@ forbids itself to load or run anything.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,7 @@ def report_html(
         "percent": _percent,
         "bracketed": _bracketed,
         "spelled": _spelled,
-        "grouped": lambda number: f"{number:,}",
+        "grouped": "{:,}".format,
     }
     page = environment.from_string(files("prefcast").joinpath("templates/report.html.jinja").read_text("utf-8"))
     return page.render(
@@ -124,7 +124,9 @@ def report_html(
         summary=_summary(evaluation, _spelled(forecaster)),
         letters=_LETTERS,
         won=_WON,
-        ladder=_figure(ladder_svg("this forecast", evaluation.scores.log_loss, evaluation.baselines), _ladder_alt(evaluation)),
+        ladder=_figure(
+            ladder_svg("this forecast", evaluation.scores.log_loss, evaluation.baselines), _ladder_alt(evaluation)
+        ),
         reliability=_reliability(evaluation),
         margins=_figure(margins_svg(evaluation.margins, _WON), _MARGINS_ALT),
         confusion=_confusion(evaluation),
@@ -155,8 +157,14 @@ def _percent(value: float) -> str:
 
 
 def _bracketed(figure: Figure, form: str = "plain") -> str:
-    say = {"plain": _plain, "signed": _signed, "percent": lambda value: f"{100 * value:.1f}"}[form]
-    return f"{say(figure.low)} to {say(figure.high)}"
+    return f"{_FORMS[form](figure.low)} to {_FORMS[form](figure.high)}"
+
+
+def _in_hundred(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+_FORMS: dict[str, Callable[[float], str]] = {"plain": _plain, "signed": _signed, "percent": _in_hundred}
 
 
 def _tiles(e: Evaluation) -> list[Tile]:
@@ -203,10 +211,11 @@ def _summary(e: Evaluation, forecaster: str) -> str:
 
 def _figure(svg: str, alt: str) -> Markup:
     """A drawing with its text alternative."""
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
-    # The drawing is this program's; names in it were escaped when it was written.
-    return Markup(svg).replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(alt), 1)
+    drawing = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+    # matplotlib wrote the drawing and escaped the names in it.
+    return Markup(drawing)  # noqa: S704
 
 
 _MARGINS_ALT = "Three histograms of the log of P(A) over P(B): where A won, where B won, where it was a tie."
@@ -214,7 +223,9 @@ _MARGINS_ALT = "Three histograms of the log of P(A) over P(B): where A won, wher
 
 def _ladder_alt(e: Evaluation) -> str:
     parts = [f"{base.replace('_', ' ')} {_plain(found.log_loss.value)}" for base, found in e.baselines.items()]
-    return f"Log losses: {', '.join(parts)}, this forecast {_plain(e.scores.log_loss.value)}. The table has the intervals."
+    return (
+        f"Log losses: {', '.join(parts)}, this forecast {_plain(e.scores.log_loss.value)}. The table has the intervals."
+    )
 
 
 def _reliability(e: Evaluation) -> list[tuple[str, Markup]]:
@@ -268,8 +279,10 @@ def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], Markup | Non
         chart = None
         if len(parts) > 1:
             said = "; ".join(f"{_spelled(part.name)} {_signed(part.gain.value)} (n {part.n})" for part in parts)
-            chart = _figure(slices_svg(f"slices-{number}", parts, span), f"Gain in log loss over the class prior: {said}.")
-        out.append((kind, parts, chart))
+            chart = _figure(
+                slices_svg(f"slices-{number}", parts, span), f"Gain in log loss over the class prior: {said}."
+            )
+        out.append((_spelled(kind), parts, chart))
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from prefcast.metrics import HISTOGRAM
 from prefcast.plots import BLUE, GREY, INK, inline_svg, plot_style, short_name, styled_figure
@@ -31,7 +31,9 @@ _COLOUR = re.compile("|".join(_ON_PAGE), re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 # Inches: legible on a telephone, where the page is as wide as the figure.
 _WIDTH = 3.7
-_LABEL, _LABEL_LINES = 25, 2
+_LABEL, _LABEL_LINES = 21, 2
+# Where the labels of slices end and where the chart ends: all charts of slices line up.
+_LEFT, _RIGHT = 0.42, 0.97
 
 
 def page_svg(figure: Drawing, name: str) -> str:
@@ -55,7 +57,7 @@ def page_svg(figure: Drawing, name: str) -> str:
 def _blank(width: float, height: float) -> tuple[Drawing, Axes]:
     figure = styled_figure(width, height)
     figure.set_facecolor("none")
-    axes = cast("Axes", figure.subplots())
+    axes: Axes = figure.subplots()
     _bare(axes)
     return figure, axes
 
@@ -133,7 +135,7 @@ def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) 
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
         figure.supylabel("% of these rows", fontsize=9)
-        panels[-1].set_xlabel("← leans to B    log(P(A) / P(B))    leans to A →")
+        panels[-1].set_xlabel("log(P(A) / P(B)): right of 0 it leans to A")
         return page_svg(figure, "margins")
 
 
@@ -151,7 +153,10 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
     labels = [_label(part) for part in slices]
     low, high = span
     with plot_style():
-        figure, axes = _blank(_WIDTH, 0.7 + 0.2 * sum(1.3 + label.count("\n") for label in labels))
+        below, rows = 0.48, 0.3 * len(labels) + 0.08 * sum(label.count("\n") for label in labels)
+        figure, axes = _blank(_WIDTH, below + rows)
+        figure.set_layout_engine("none")
+        axes.set_position((_LEFT, below / (below + rows), _RIGHT - _LEFT, rows / (below + rows) - 0.01))
         for place, part in enumerate(slices):
             colour = _MUTED if part.small else BLUE
             if low <= part.gain.value <= high:
