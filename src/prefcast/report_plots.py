@@ -31,7 +31,7 @@ _COLOUR = re.compile("|".join(_ON_PAGE), re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 # Inches: legible on a telephone, where the page is as wide as the figure.
 _WIDTH = 3.7
-_LABEL, _LABEL_LINES = 21, 2
+_LABEL = 21
 # Where the labels of slices end and where the chart ends: all charts of slices line up.
 _LEFT, _RIGHT = 0.42, 0.97
 
@@ -153,7 +153,7 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
     labels = [_label(part) for part in slices]
     low, high = span
     with plot_style():
-        below, rows = 0.48, 0.3 * len(labels) + 0.08 * sum(label.count("\n") for label in labels)
+        below, rows = 0.48, 0.3 * len(labels) + 0.12 * sum(label.count("\n") for label in labels)
         figure, axes = _blank(_WIDTH, below + rows)
         figure.set_layout_engine("none")
         axes.set_position((_LEFT, below / (below + rows), _RIGHT - _LEFT, rows / (below + rows) - 0.01))
@@ -179,8 +179,15 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
 
 
 def _label(part: Slice) -> str:
+    """The name on one or two lines, a model a line, and the number of rows, on a line of its own where it must be."""
+    if part.kind == "models" and " and " in part.name:
+        left, right = part.name.split(" and ", 1)
+        name = [left, f"and {right}"]
+    else:
+        wrapped = textwrap.wrap(short_name(part.name, 3 * _LABEL), _LABEL, break_on_hyphens=False) or [""]
+        name = [wrapped[0], " ".join(wrapped[1:])] if len(wrapped) > 1 else wrapped
+    lines = [short_name(line, _LABEL) for line in name]
     size = f"({part.n}, few)" if part.small else f"({part.n})"
-    lines = textwrap.wrap(f"{short_name(part.name, 60)} {size}", _LABEL, break_on_hyphens=False)
-    if len(lines) > _LABEL_LINES:
-        lines = [lines[0], f"{short_name(' '.join(lines[1:-1]), _LABEL - len(size) - 2)} {size}"]
-    return "\n".join(short_name(line, _LABEL + 2) for line in lines)
+    if len(lines[-1]) + 1 + len(size) <= _LABEL:
+        return "\n".join([*lines[:-1], f"{lines[-1]} {size}".lstrip()])
+    return "\n".join([*lines, size])
