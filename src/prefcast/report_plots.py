@@ -70,7 +70,7 @@ def _bare(axes: Axes) -> None:
 def _interval(axes: Axes, figure: Figure, y: float, colour: str, hollow: bool = False) -> None:
     axes.plot([figure.low, figure.high], [y, y], color=colour, linewidth=2, solid_capstyle="round")
     inside = "none" if hollow else colour
-    axes.plot(figure.value, y, "o", color=colour, markersize=6, markerfacecolor=inside)
+    axes.plot(figure.value, y, "o", color=colour, markersize=6, markerfacecolor=inside, clip_on=False)
 
 
 def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -> str:
