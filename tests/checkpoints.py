@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from conftest import EXAMPLES, ROOT
-from prefcast import read_pairs
+from prefcast import load_scorer, read_pairs
 
 INTERNLM2 = ROOT / "tests" / "fixtures" / "internlm2_tiny"
 VOCABULARY = 700
@@ -32,6 +32,11 @@ CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LABELS = {0: "winner_model_a", 1: "winner_model_b", 2: "winner_tie"}
+
+
+def fresh_scorer(model: Path, **options: Any) -> Any:
+    """A scorer that keeps nothing: for tests of what is computed."""
+    return load_scorer(model, **options, keep=False)
 
 
 @cache

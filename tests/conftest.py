@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def labelled(outcome: int, **row: Any) -> dict[str, Any]:
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def kept_scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Each test, with the processes that it starts, keeps scores in a folder of its own, which does not exist yet."""
+    folder = tmp_path_factory.getbasetemp() / f"kept-{secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFCAST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

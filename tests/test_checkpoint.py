@@ -177,7 +177,7 @@ def test_a_label_count_that_is_unsaid_is_two() -> None:
 CALLS: list[tuple[dict[str, Any], str]] = [
     ({"quantize": "nf3"}, "unknown quantize 'nf3'; there are nf4, int8"),
     ({"dtype": "float8"}, "unknown dtype 'float8'; there are float32, float16, bfloat16"),
-    ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
+    ({"batch_tokens": 0}, "--batch-tokens must be at least 1"),
     ({"labels": ["a", "b"]}, "is of the kind InternLM2 reward model; labels are for pair classifiers"),
     ({"template": "lmsys"}, "uses its own chat template"),
     ({"policy": "first"}, "unknown policy 'first'"),

@@ -25,8 +25,11 @@ from checkpoints import (
     save_internlm2,
     save_tokenizer,
 )
+from checkpoints import (
+    fresh_scorer as load_scorer,
+)
 from conftest import EXAMPLES, Run
-from prefcast import Pair, load_scorer, read_pairs
+from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.engine import Engine, Group, Runner
 from prefcast.scorers.reward.text import TextReader
@@ -180,7 +183,7 @@ def test_limits_are_the_models(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "m")
     with pytest.raises(UsageError, match=r"--max-tokens is 5000, but .* reads at most 2048 tokens"):
         load_scorer(folder, max_tokens=5000)
-    with pytest.raises(UsageError, match="max_tokens must be at least 1"):
+    with pytest.raises(UsageError, match="--max-tokens must be at least 1"):
         load_scorer(folder, max_tokens=0)
     config = json.loads((folder / "config.json").read_text())
     del config["max_position_embeddings"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from checkpoints import INTERNLM2, change_config, change_weights, save_internlm2
-from prefcast import load_scorer
+from checkpoints import fresh_scorer as load_scorer
 from prefcast.errors import ModelError
 from prefcast.scorers.reward.internlm2 import InternLM2Config
 from prefcast.scorers.reward.sentencepiece import build_tokenizer, read_pieces

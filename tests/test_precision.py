@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints import FAMILIES, INTERNLM2, save_decoder, save_internlm2
+from checkpoints import fresh_scorer as load_scorer
 from conftest import EXAMPLES, Run
-from prefcast import Pair, load_scorer, read_pairs
+from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.checkpoint import open_checkpoint
 from prefcast.scorers.reward.precision import (

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from checkpoints import change_weights, save_decoder, save_internlm2
+from checkpoints import fresh_scorer as load_scorer
 from conftest import EXAMPLES, Run
-from prefcast import Pair, load_scorer, read_pairs
+from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError, WorkerError
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Group, Recipe
@@ -41,7 +42,15 @@ def groups(count: int, tokens: int = 200) -> list[list[Group]]:
 def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast: Run, name: str) -> None:
     for devices in ("cpu", "cpu,cpu"):
         done = prefcast(
-            "score", EXAMPLES, "--model", folder, "--devices", devices, "-o", devices.replace(",", "-") + name
+            "score",
+            EXAMPLES,
+            "--model",
+            folder,
+            "--no-keep-scores",
+            "--devices",
+            devices,
+            "-o",
+            devices.replace(",", "-") + name,
         )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / f"cpu{name}").read_bytes() == (tmp_path / f"cpu-cpu{name}").read_bytes()
@@ -53,7 +62,7 @@ def test_results_come_in_the_order_asked_for(folder: Path) -> None:
     two = Replicas([Recipe(str(folder)), Recipe(str(folder))])
     try:
         seen: list[int] = []
-        first, second = one.run(batches), two.run(batches, seen.append)
+        first, second = one.run(batches), two.run(batches, lambda number, results: seen.append(len(results)))
         for left, right in zip(first, second, strict=True):
             np.testing.assert_array_equal(left[0], right[0])
         assert sum(seen) == len(batches)
@@ -80,7 +89,7 @@ def test_a_dead_worker_loses_nothing(folder: Path, caplog: pytest.LogCaptureFixt
         killer = threading.Thread(target=kill)
         killer.start()
         with caplog.at_level(logging.WARNING, "prefcast"):
-            found = replicas.run(batches, lambda count: begun.set())
+            found = replicas.run(batches, lambda number, results: begun.set())
         killer.join()
         for left, right in zip(expected, found, strict=True):
             np.testing.assert_array_equal(left[0], right[0])
@@ -213,7 +222,7 @@ def test_workers_that_die_with_nothing_to_do_cost_nothing(folder: Path, caplog: 
 
 
 def test_a_failing_progress_bar_ends_the_run(folder: Path) -> None:
-    def broken(count: int) -> None:
+    def broken(number: int, results: object) -> None:
         raise OSError("the bar broke")
 
     replicas = Replicas([Recipe(str(folder), threads=1)])

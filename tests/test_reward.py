@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoints import FAMILIES, LABELS, change_config, save_deberta, save_decoder, save_gemma2_pair, save_tokenizer
+from checkpoints import fresh_scorer as load_scorer
 from conftest import EXAMPLES
-from prefcast import Forecaster, Pair, load_scorer, read_pairs
+from prefcast import Forecaster, Pair, read_pairs
 from prefcast.errors import ForecasterError, ModelError, UsageError
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome

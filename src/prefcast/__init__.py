@@ -6,11 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefcast.comparison import compare
     from prefcast.errors import PrefcastError
     from prefcast.evaluation import evaluate
+    from prefcast.fitting import fit
     from prefcast.forecaster import Forecaster, load_forecaster
     from prefcast.formats import open_pairs, read_pairs
     from prefcast.pairs import Outcome, Pair, Turn
+    from prefcast.ranking import rank
     from prefcast.run import predict
     from prefcast.scorers.reward import load_scorer
 
@@ -20,11 +23,14 @@ __all__ = [
     "Pair",
     "PrefcastError",
     "Turn",
+    "compare",
     "evaluate",
+    "fit",
     "load_forecaster",
     "load_scorer",
     "open_pairs",
     "predict",
+    "rank",
     "read_pairs",
 ]
 
@@ -34,11 +40,14 @@ _HOMES = {
     "Pair": "pairs",
     "PrefcastError": "errors",
     "Turn": "pairs",
+    "compare": "comparison",
     "evaluate": "evaluation",
+    "fit": "fitting",
     "load_forecaster": "forecaster",
     "load_scorer": "scorers.reward",
     "open_pairs": "formats",
     "predict": "run",
+    "rank": "ranking",
     "read_pairs": "formats",
 }
 

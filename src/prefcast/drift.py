@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from prefcast.budget import Budget
 from prefcast.errors import FitError, UsageError
-from prefcast.forecaster import read_pair
 from prefcast.measure import paired_difference
 from prefcast.metrics import Figure, row_log_loss
 from prefcast.outcomes import Davidson, OutcomeModel
 from prefcast.pairs import Pair
 from prefcast.scorers import Scorer
+from prefcast.scorers.base import read_pair
 
 __all__ = ["Drift", "measure_drift"]
 

@@ -24,9 +24,10 @@ from prefcast.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecasts, Predictions, Writer, prediction_blocks
-from prefcast.resolve import resolve
+from prefcast.resolve import check_columns, resolve
 from prefcast.run import LABEL_COLUMNS, Progress, Tally, forecasts_of, opened_pairs
 from prefcast.scorers.length import LengthScorer
+from prefcast.scores import score_blocks
 from prefcast.slices import KINDS, Slicer
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate_predictions",
     "measured_forecasts",
     "measured_predictions",
+    "measured_scores",
 ]
 
 Floats = NDArray[np.float64]
@@ -333,6 +335,26 @@ def measured_predictions(
         measured.add_pairs(waiting, predictions.probabilities[found])
     if swapped is not None:
         measured.swap = _both(predictions.probabilities, swapped.rows_of(predictions.ids))
+    return measured
+
+
+def measured_scores(
+    path: str | os.PathLike[str], forecaster: Forecaster, *, against: tuple[str, Predictions] | None = None
+) -> Measured:
+    """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
+    measured = Measured(against=against)
+    for block in score_blocks(path):
+        check_columns(forecaster, block.columns, path)
+        start, n = measured.rows, len(block.ids)
+        measured.rows += n
+        used = block.scored & (block.labels >= 0)
+        measured.failed += int((~block.scored).sum())
+        measured.unlabelled += int((block.scored & (block.labels < 0)).sum())
+        keys = np.arange(start, start + n, dtype=np.uint64) if block.keys is None else block.keys
+        measured.resampled = "rows" if block.keys is None else "prompts"
+        p = forecaster.outcome.probabilities(block.margin[used], block.tie[used])
+        ids = [block.ids[row] for row in np.flatnonzero(used)]
+        measured.add_rows(p, block.labels[used], keys[used], None if against is None else against[1].rows_of(ids))
     return measured
 
 

@@ -9,9 +9,12 @@ from prefcast.errors import printable
 from prefcast.show import fit_width
 
 if TYPE_CHECKING:
+    from prefcast.comparison import Comparison
+    from prefcast.fitting import Fitted
+    from prefcast.formats.answers import JoinReport
     from prefcast.metrics import Evaluation, Figure
 
-__all__ = ["evaluation_text", "table_text"]
+__all__ = ["comparison_text", "evaluation_text", "fit_text", "table_text"]
 
 _NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
 
@@ -95,3 +98,103 @@ def _slice_lines(evaluation: Evaluation) -> list[str]:
     lines = table_text(("slice", "n", "log loss", "gain over class prior", ""), rows)
     small = sum(part.small for part in evaluation.slices)
     return [*lines, f"{small} slices have fewer than 100 rows: their figures say little"] if small else lines
+
+
+def fit_text(fitted: Fitted) -> str:
+    """What a fit found: the candidates, the choice, its parameters, and whether it helps."""
+    fit, card = fitted.fit, fitted.forecaster.card
+    shares = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in zip(("A", "B", "tie"), card["fitted_on"]["outcome_shares"].values(), strict=True)
+    )
+    votes = "" if fit.votes == fit.rows else f" with {fit.votes:g} votes"
+    left_out = "".join(
+        f", {count} {what}"
+        for count, what in ((fitted.failed, "failed"), (fitted.unlabelled, "without a label"))
+        if count
+    )
+    lines = [f"{fit.rows} labelled pairs{votes} ({shares}){left_out}, {fit.groups} groups", ""]
+    rows = [
+        (
+            trial.name,
+            f"{trial.log_loss:.4f}",
+            "" if trial.over is None else f"{trial.gain:+.4f} ± {trial.error:.4f} over {trial.over}",
+            "taken" if trial.taken else "",
+        )
+        for trial in fit.trials
+    ]
+    lines += [*table_text(("candidate", "log loss", "gain ± standard error", ""), rows), ""]
+    lines.append(f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold")
+    for name, said in card["parameters"].items():
+        lines.append(f"  {name:18} {said['value']:+.4f} [{said['low']:+.4f}, {said['high']:+.4f}]")
+    for name in card["useless"]:
+        lines.append(f"{printable(name)} adds nothing: it has weight 0 and is not in the forecaster")
+    if "tie_level_moved" in card:
+        moved = card["tie_level_moved"]
+        lines.append(f"tie level moved from {moved['from']:.1%} of ties among the labels to {moved['to']:.1%}")
+    if fit.useful:
+        lines.append(f"it gains {fit.gain} over the class prior")
+    else:
+        lines.append(
+            f"it is no better than the class prior: gain {fit.gain}; these scores say nothing about these labels"
+        )
+    return "\n".join(lines)
+
+
+def comparison_text(found: Comparison, report: JoinReport) -> str:
+    """Which system people would prefer, with intervals, kinds of prompts, and the most decided examples."""
+    left, right = printable(found.left), printable(found.right)
+    lines = [
+        f"{found.n} prompts that both answered (joined by {report.by}); {right} against {left}",
+        *(
+            f"  {count} {what}"
+            for count, what in (
+                (report.only_left, f"only in {left}"),
+                (report.only_right, f"only in {right}"),
+                (report.failed + found.failed, "failed"),
+            )
+            if count
+        ),
+        "",
+        *table_text(
+            ("expected", ""),
+            [
+                (f"{right} preferred", _percent(found.win)),
+                (f"{left} preferred", _percent(found.loss)),
+                ("tie", _percent(found.tie)),
+                ("win less loss", _percent(found.net)),
+            ],
+        )[1:],
+        "",
+        {
+            "right": f"people would prefer {right}",
+            "left": f"people would prefer {left}",
+            "none": "no difference that this forecaster can see",
+        }[found.verdict],
+    ]
+    if found.calibrated:
+        lines.append(
+            f"(95 % intervals: which prompts, the fitted link, and this forecaster's own error for a whole system, ±{found.bias['net']:.1%} in win less loss)"
+        )
+    else:
+        lines.append("(95 % intervals: which prompts alone; this forecaster has no record of its own error)")
+    rows = [
+        (f"{part.kind}: {printable(part.name)}", str(part.n), _percent(part.net), "few rows" if part.small else "")
+        for part in found.slices
+    ]
+    lines += ["", *table_text(("kind of prompt", "n", "win less loss", ""), rows)]
+    for side, name in (("right", right), ("left", left)):
+        lines += ["", f"most decided for {name}"]
+        lines += [
+            f"  {_most(example.probabilities)}  {fit_width(str(example.pair.id), 16)}  {fit_width(example.pair.prompt[0], 60).rstrip()}"
+            for example in found.examples[side]
+        ]
+    return "\n".join(lines)
+
+
+def _percent(figure: Figure) -> str:
+    return f"{figure.value:6.1%} [{figure.low:.1%}, {figure.high:.1%}]"
+
+
+def _most(probabilities: Sequence[float]) -> str:
+    return f"{max(probabilities[0], probabilities[1]):.0%}"

@@ -1,494 +1,401 @@
-"""Choosing and fitting a link: from evidence and votes to the outcome model that cross-validation bears out.
-
-Candidates stand in order, simple to rich; a richer one is taken only where it beats the best so far out of fold by
-more than the standard error of the difference, so a link never does harm that the labels could have shown.
-"""
+"""From labelled pairs, or scores with labels, to a forecaster of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import Figure, group_key, paired_error, poisson_weights
-from prefcast.calibration import Calibration, measure_calibration
-from prefcast.columns import BLOCK, Columns
-from prefcast.errors import FitError, UsageError
-from prefcast.likelihood import Block, Optimum, linear, maximise, weight_blocks
-from prefcast.measure import weighted_mean
-from prefcast.outcomes import Davidson, FittedModel, RaoKupper
-from prefcast.pairs import Outcome
+from prefcast.bootstrap import group_key
+from prefcast.budget import WHOLE, Budget
+from prefcast.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
+from prefcast.errors import FitError, RowError, UsageError
+from prefcast.forecaster import Forecaster
+from prefcast.formats import PairFile
+from prefcast.outcomes import FITTED_MODELS, Link
+from prefcast.pairs import Outcome, Pair
+from prefcast.resolve import resolve_scorer
+from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
+from prefcast.scorers import Scorer
+from prefcast.scorers.base import read_pair
+from prefcast.scorers.blend import BlendScorer, Member
+from prefcast.scorers.given import GivenScorer
+from prefcast.scorers.reward import Options
+from prefcast.scores import read_scores, score_blocks
+from prefcast.selection import Fit, LabelledEvidence, fit_link
+from prefcast.soft_labels import read_votes, read_weights
 
-__all__ = ["DRAWS", "LEAST_LABELS", "Fit", "LabelledEvidence", "Link", "Trial", "fit_link"]
+__all__ = ["Fitted", "fit"]
 
 Floats = NDArray[np.float64]
 
-FOLDS = 10
-# Least rows: below, even the tie level is a guess.
-LEAST_LABELS = 20
-DRAWS = 200
-# Cross-validation looks at this many rows at most; more would not change a choice.
-_CROSS_VALIDATED = 200_000
-# Up to here every draw is fitted anew; beyond, one Newton step from the optimum is as good.
-_REFITTED = 5_000
-# Standard normal priors of the standardised coefficients: about one vote's worth of information. Without them 50
-# labels may send a coefficient to infinity.
-_PENALTY = 1.0
-_LEVEL_PENALTY = 0.1
-_KINDS: dict[str, type[FittedModel]] = {"davidson": Davidson, "rao-kupper": RaoKupper}
+# Davidson and Rao-Kupper level apart, a prior moves by so much at most.
+_WIDEST_SHIFT = 20.0
 
 
 @dataclass(frozen=True)
-class Link:
-    """A fitted link in the evidence's own units: `margin` and `tie` name its columns, `theta` (k,) holds their coefficients
-    (margin's, the level, tie's), `draws` (repeats, k) those of the bootstrap over groups."""
+class Fitted:
+    """A forecaster that was fitted, and what speaks for it: `fit` has the candidates and figures, `names` the scorers.
 
-    kind: str
-    margin: tuple[str, ...]
-    tie: tuple[str, ...]
-    theta: Floats
-    draws: Floats
-
-    def probabilities(self, m: Floats, t: Floats) -> Floats:
-        """Probabilities (n, 3) of the columns m (n, p) and t (n, q)."""
-        p: Floats = np.exp(_KINDS[self.kind].log_probabilities(*linear(self.theta, m, t))[0])
-        return p
-
-    def drawn(self, m: Floats, t: Floats) -> Floats:
-        """Probabilities (repeats, n, 3) under each draw."""
-        p = m.shape[1]
-        s = self.draws[:, :p] @ m.T
-        tie = self.draws[:, p, None] + self.draws[:, p + 1 :] @ t.T
-        log_p = _KINDS[self.kind].log_probabilities(s.ravel(), tie.ravel())[0]
-        drawn: Floats = np.exp(log_p).reshape(len(self.draws), len(m), len(Outcome))
-        return drawn
-
-    def shifted(self, by: float) -> Link:
-        """The same with the tie level moved."""
-        place = len(self.margin)
-        theta, draws = self.theta.copy(), self.draws.copy()
-        theta[place] += by
-        draws[:, place] += by
-        return Link(self.kind, self.margin, self.tie, theta, draws)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A candidate as cross-validation saw it: `gain` is how much lower its log loss is than that of `over`, the best
-    before it; `error` the standard error of that gain."""
-
-    name: str
-    log_loss: float
-    over: str | None
-    gain: float
-    error: float
-    taken: bool
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The chosen link and what speaks for it.
-
-    `rows` have `votes` labels in `groups` first prompts, `shares` of the outcomes. `log_loss` is the chosen link's out of
-    fold on `validated` rows, `gain` that of the prior less it, paired; `useful` says whether the gain's interval
-    excludes 0. `members` are the scorers with a part in it, `useless` those that added nothing.
+    `failed` rows could not be scored, `unlabelled` had no label; neither is in the fit. `target_prior` is the share of
+    ties that the tie level was moved to, None if it was left.
     """
 
-    link: Link
-    chosen: str
-    trials: tuple[Trial, ...]
-    members: tuple[int, ...]
-    useless: tuple[int, ...]
-    member_links: tuple[Link, ...]
+    forecaster: Forecaster
+    fit: Fit
+    names: tuple[str, ...]
+    failed: int
+    unlabelled: int
+    truncated: int
     rows: int
-    votes: float
-    groups: int
-    validated: int
-    shares: tuple[float, float, float]
-    log_loss: Figure
-    gain: Figure
-    calibration: Calibration
+    first_error: RowError | None
+    target_prior: float | None
 
-    @property
-    def useful(self) -> bool:
-        return self.gain.low > 0
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the forecaster's folder. Raises UsageError."""
+        self.forecaster.save(folder)
 
 
-class LabelledEvidence:
-    """What a fit reads: rows of evidence with their votes, as they come.
+def fit(
+    source: Any = None,
+    *,
+    model: str | Sequence[str] | None = None,
+    scores: str | os.PathLike[str] | None = None,
+    votes: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    target_prior: float | None = None,
+    target: Any = None,
+    budget: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    cells: str = "json",
+    options: Options | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Fitted:
+    """Fit an outcome model to labelled pairs: what `predict` takes, with labels or with `votes` (a file of vote counts).
 
-    `members` scorers give a margin and a tie each; `covariates` names antisymmetric and symmetric columns more.
+    `model` names a scorer or several (an ensemble; default `surface`); `scores` is a file of scores instead, which may have
+    labels of its own, so that `source` may be left out. `weights` is a file of row weights. `target_prior` is the
+    share of ties where the forecaster will be used, or `target` are unlabelled pairs from there.
+
+    Raises UsageError, FitError and FileError.
     """
+    models = [model] if isinstance(model, str) else list(model or [])
+    _check(source, models, scores, target_prior, target)
+    counts = None if votes is None else read_votes(votes)
+    amounts = None if weights is None else read_weights(weights)
+    gathered = _Gathered(counts, amounts)
+    with ExitStack() as stack:
+        if source is None and scores is not None:
+            gathered.of_scores(scores)
+            members: list[tuple[Scorer, Budget]] = [(GivenScorer(gathered.columns), WHOLE)]
+            names = ["scores"]
+        else:
+            if scores is not None:
+                members, names = [(read_scores(scores), WHOLE)], ["scores"]
+            else:
+                names = models or ["surface"]
+                members = [resolve_scorer(name, budget, options or Options()) for name in names]
+            for scorer, _ in members:
+                stack.enter_context(closing(scorer))
+            with opened_pairs(source, columns, cells) as pairs:
+                if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
+                    raise UsageError(f"{pairs.name}: nothing to fit: it has no label columns ({LABEL_COLUMNS})")
+                gathered.of_pairs(pairs, members, names, progress)
+        if gathered.evidence is None or not len(gathered.evidence):
+            raise FitError(
+                f"nothing to fit: of {gathered.rows} rows {gathered.failed} failed and {gathered.unlabelled} have no label"
+            )
+        found = fit_link(gathered.evidence, seed=seed)
+        forecaster = _forecaster(found, members)
+        if target is not None:
+            with opened_pairs(target, columns, cells) as pairs:
+                target_prior = _share_of_ties(_probabilities(forecaster, pairs), found.shares[Outcome.TIE])
+        if target_prior is not None:
+            by = _shift(found, gathered.evidence, target_prior)
+            forecaster = _shifted(forecaster, by, target_prior)
+        card = _card(found, names, gathered, target_prior, "unlabelled pairs" if target is not None else "given")
+        return Fitted(
+            replace(forecaster, card=card),
+            found,
+            tuple(names),
+            gathered.failed,
+            gathered.unlabelled,
+            gathered.truncated,
+            gathered.rows,
+            gathered.first_error,
+            target_prior,
+        )
 
-    def __init__(
+
+def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float | None, target: Any) -> None:
+    if scores is not None and models:
+        raise UsageError("name models or bring --scores, not both")
+    if source is None and scores is None:
+        raise UsageError("name the file of labelled pairs, or --scores with labels of their own")
+    if len(set(models)) < len(models):
+        raise UsageError("a model is named twice; each counts once")
+    if target_prior is not None and target is not None:
+        raise UsageError("--target-prior says what --target would estimate; give one of them")
+    if target_prior is not None and not 0 < target_prior < 1:
+        raise UsageError(f"--target-prior is a share of ties between 0 and 1, found {target_prior}")
+    if target is not None and scores is not None:
+        raise UsageError("--target is scored by the models; with --scores say the share of ties: --target-prior")
+
+
+class _Gathered:
+    """Evidence and votes, as rows go by."""
+
+    def __init__(self, votes: dict[str, tuple[float, ...]] | None, weights: dict[str, float] | None) -> None:
+        self._votes, self._weights = votes, weights
+        self.evidence: LabelledEvidence | None = None
+        self.rows = self.failed = self.unlabelled = self.truncated = 0
+        self.first_error: RowError | None = None
+        self.columns: tuple[str, ...] = ()
+
+    def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
+        """The votes on a row, weighted; None if there are none."""
+        if self._votes is not None:
+            counts = self._votes.get(str(id))
+        else:
+            counts = None if label < 0 else tuple(float(outcome == label) for outcome in Outcome)
+        if counts is None or self._weights is None:
+            return counts
+        weight = self._weights.get(str(id))
+        if weight is None:
+            raise UsageError(f"id {str(id)!r} has no weight; every labelled row needs one")
+        return tuple(weight * count for count in counts)
+
+    def of_scores(self, path: str | os.PathLike[str]) -> None:
+        """Take a file of scores with labels."""
+        for block in score_blocks(path):
+            if self.evidence is None:
+                self.evidence = LabelledEvidence(1, log_odds=block.log_odds)
+                self.columns = block.columns
+            start, n = self.rows, len(block.ids)
+            self.rows += n
+            self.failed += int((~block.scored).sum())
+            keys = np.arange(start, start + n, dtype=np.uint64) if block.keys is None else block.keys
+            if self._votes is None and self._weights is None:
+                good = block.scored & (block.labels >= 0)
+                counts = np.eye(len(Outcome))[block.labels[good]]
+            else:
+                found = [self._vote(id, label) for id, label in zip(block.ids, block.labels.tolist(), strict=True)]
+                good = block.scored & np.array([each is not None for each in found])
+                counts = np.array([found[row] for row in np.flatnonzero(good)]).reshape(-1, len(Outcome))
+            self.unlabelled += int(block.scored.sum() - good.sum())
+            named = [block.models[row] for row in np.flatnonzero(good)] if any(map(any, block.models)) else None
+            self.evidence.add(block.margin[good, None], block.tie[good, None], counts, keys[good], models=named)
+
+    def of_pairs(
         self,
-        members: int,
-        margin_covariates: Sequence[str] = (),
-        tie_covariates: Sequence[str] = (),
-        *,
-        log_odds: bool = False,
+        pairs: Iterable[Pair | RowError],
+        members: Sequence[tuple[Scorer, Budget]],
+        names: Sequence[str],
+        progress: Callable[[int], None] | None,
     ) -> None:
-        self.members = members
-        self.margin_covariates = tuple(margin_covariates)
-        self.tie_covariates = tuple(tie_covariates)
-        # Whether the one member's evidence is already the log-odds of a forecast.
-        self.log_odds = log_odds
-        names = [f"{what}:{member}" for what in ("margin", "tie") for member in range(members)]
-        names += [*self.margin_covariates, *self.tie_covariates, "votes_a", "votes_b", "votes_tie", "key"]
-        self.table = Columns([*names, "model_a", "model_b"])
-        self.place = {name: index for index, name in enumerate(self.table.names)}
+        """Score labelled pairs with every member."""
+        log_odds = getattr(members[0][0], "log_odds", False)
+        self.evidence = LabelledEvidence(
+            len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
+        )
+        for chunk in chunks(pairs):
+            self.rows += len(chunk)
+            rows: list[Pair] = []
+            counts = []
+            for item in chunk:
+                if isinstance(item, RowError):
+                    self._fail(item)
+                    continue
+                vote = self._vote(item.id, -1 if item.outcome is None else int(item.outcome))
+                if vote is None:
+                    self.unlabelled += 1
+                else:
+                    rows.append(item)
+                    counts.append(vote)
+            self._add(rows, np.array(counts), members)
+            if progress:
+                progress(self.rows)
 
-    def add(
-        self,
-        margin: Floats,
-        tie: Floats,
-        votes: Floats,
-        keys: NDArray[np.uint64],
-        *,
-        margin_covariates: Floats | None = None,
-        tie_covariates: Floats | None = None,
-        models: Sequence[tuple[str | None, str | None]] | None = None,
-    ) -> None:
-        """Add n rows: margin and tie (n, members), votes (n, 3), the keys of their groups (n,), covariates, models.
+    def _fail(self, error: RowError) -> None:
+        self.failed += 1
+        self.first_error = self.first_error or error
 
-        Raises UsageError on values that are not finite, or on votes below 0.
-        """
-        n = len(margin)
-        more = [np.zeros((n, 0)) if part is None else part for part in (margin_covariates, tie_covariates)]
-        values = np.concatenate([margin, tie, *more, votes], axis=1)
-        if not np.isfinite(values).all() or (votes < 0).any():
-            raise UsageError("margin, tie, covariates and votes must be finite, votes not negative")
-        named = np.full((n, 2), np.nan)
-        for row, pair in enumerate(models or ()):
-            for side, model in enumerate(pair):
-                if model is not None:
-                    # 52 bits of the name's hash: a float holds them exactly.
-                    named[row, side] = group_key(model) >> 12
-        self.table.append(np.column_stack([values, keys.view(np.float64), named]))
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """One form of link: which members and whether covariates; `tied` gives tie evidence the margin's coefficient,
-    `fixed` takes the evidence as it is, `blank` ignores it."""
-
-    name: str
-    kind: str
-    members: tuple[int, ...]
-    covariates: bool = False
-    tied: bool = False
-    fixed: bool = False
-    blank: bool = False
-
-
-class _Fitter:
-    """The data of a fit with the units that make its columns comparable."""
-
-    def __init__(self, data: LabelledEvidence) -> None:
-        self.data = data
-        votes = [data.place[name] for name in ("votes_a", "votes_b", "votes_tie")]
-        self._votes = slice(votes[0], votes[-1] + 1)
-        first = votes[0]
-        weight, sums, squares = 0.0, np.zeros(first), np.zeros(first)
-        self.mass = np.zeros(len(Outcome))
-        rows = 0
-        keys = []
-        for block in data.table.blocks():
-            each = block[:, self._votes].sum(axis=1)
-            weight += each.sum()
-            sums += each @ block[:, :first]
-            squares += each @ block[:, :first] ** 2
-            self.mass += block[:, self._votes].sum(axis=0)
-            rows += int((each > 0).sum())
-            keys.append(np.unique(block[:, data.place["key"]].copy().view(np.uint64)))
-        self.rows, self.weight = rows, weight
-        self.groups = len(np.unique(np.concatenate(keys))) if keys else 0
-        if rows < LEAST_LABELS:
-            raise FitError(f"a fit needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {rows}")
-        mean = sums / weight
-        antisymmetric = [data.place[f"margin:{member}"] for member in range(data.members)]
-        antisymmetric += [data.place[name] for name in data.margin_covariates]
-        mean[antisymmetric] = 0.0
-        spread = np.sqrt(np.maximum(squares / weight - mean**2, 0.0))
-        self.varies = spread > 1e-9 * np.maximum(1.0, np.abs(mean))
-        self.mean, self.unit = mean, np.where(self.varies, spread, 1.0)
-        self._sample = self._sampled()
-
-    def _sampled(self) -> Floats:
-        """The rows of cross-validation: all, or whole groups drawn by their keys."""
-        share = _CROSS_VALIDATED / max(1, len(self.data))
-        place, kept = self.data.place["key"], []
-        for block in self.data.table.blocks():
-            if share < 1:
-                spun = _spun(block[:, place].copy().view(np.uint64))
-                block = block[(spun >> np.uint64(32)).astype(np.float64) < share * 2**32]  # noqa: PLW2901
-            kept.append(block)
-        return np.concatenate(kept)
-
-    @property
-    def sample(self) -> Floats:
-        return self._sample
-
-    @property
-    def keys(self) -> NDArray[np.uint64]:
-        return self._sample[:, self.data.place["key"]].copy().view(np.uint64)
-
-    @property
-    def votes(self) -> Floats:
-        return self._sample[:, self._votes]
-
-    def columns(self, candidate: _Candidate) -> tuple[list[int], list[int]]:
-        """Where the candidate's antisymmetric and symmetric columns are."""
-        place = self.data.place
-        margin = [place[f"margin:{member}"] for member in candidate.members]
-        tie = [place[f"tie:{member}"] for member in candidate.members]
-        if candidate.covariates:
-            margin += [place[name] for name in self.data.margin_covariates]
-            tie += [place[name] for name in self.data.tie_covariates]
-        return margin, tie
-
-    def basis(self, candidate: _Candidate) -> tuple[Floats, Floats, Floats]:
-        """Basis, offset and penalties of the candidate's parameters, in units of the columns."""
-        margin, tie = self.columns(candidate)
-        size = len(margin) + 1 + len(tie)
-        level = len(margin)
-        offset = np.zeros(size)
-        if candidate.fixed:
-            offset[0], offset[2] = self.unit[margin[0]], self.unit[tie[0]]
-            offset[1] = self.mean[tie[0]]
-            return np.zeros((size, 0)), offset, np.zeros(0)
-        if candidate.blank:
-            return np.eye(size)[:, [level]], offset, np.array([_LEVEL_PENALTY])
-        if candidate.tied:
-            scale = np.zeros(size)
-            scale[0] = 1.0
-            if self.varies[tie[0]]:
-                # The tie evidence itself, not its distance from the mean, has the margin's coefficient.
-                scale[1:] = self.mean[tie[0]] / self.unit[margin[0]], self.unit[tie[0]] / self.unit[margin[0]]
-            return np.column_stack([scale, np.eye(size)[level]]), offset, np.array([_PENALTY, _LEVEL_PENALTY])
-        free = [index for index, column in enumerate(margin) if self.varies[column]]
-        free += [level] + [level + 1 + index for index, column in enumerate(tie) if self.varies[column]]
-        penalty = np.array([_LEVEL_PENALTY if index == level else _PENALTY for index in free])
-        return np.eye(size)[:, free], offset, penalty
-
-    def block(self, candidate: _Candidate, rows: Floats) -> Block:
-        margin, tie = self.columns(candidate)
-        return (
-            rows[:, margin] / self.unit[margin],
-            (rows[:, tie] - self.mean[tie]) / self.unit[tie],
-            rows[:, self._votes],
+    def _add(self, rows: list[Pair], counts: Floats, members: Sequence[tuple[Scorer, Budget]]) -> None:
+        if not rows or self.evidence is None:
+            return
+        margin, tie = np.empty((len(rows), len(members))), np.empty((len(rows), len(members)))
+        truncated = np.zeros(len(rows), dtype=bool)
+        problems: dict[int, str] = {}
+        for member, (scorer, budget) in enumerate(members):
+            read = [read_pair(pair, budget, scorer) for pair in rows]
+            truncated |= np.array([report.truncated for _, report in read])
+            found = scorer.evidence([pair for pair, _ in read])
+            margin[:, member], tie[:, member] = found.margin, found.tie
+            problems = {**found.problems, **problems}
+        good = (np.isfinite(margin) & np.isfinite(tie)).all(axis=1)
+        for row in np.flatnonzero(~good).tolist():
+            pair = rows[row]
+            self._fail(
+                RowError("fit", pair.row or row + 1, "", problems.get(row, "the evidence is not finite"), pair.id)
+            )
+        self.truncated += int((truncated & good).sum())
+        kept = [rows[row] for row in np.flatnonzero(good)]
+        if not kept:
+            return
+        facts = [covariates(pair) for pair in kept]
+        self.evidence.add(
+            margin[good],
+            tie[good],
+            counts[good],
+            np.array([group_key(pair.prompt[0]) for pair in kept], dtype=np.uint64),
+            margin_covariates=np.array([each[0] for each in facts]),
+            tie_covariates=np.array([each[1] for each in facts]),
+            models=[(pair.model_a, pair.model_b) for pair in kept],
         )
 
-    def fit(self, candidate: _Candidate, rows: Floats | None = None, start: Floats | None = None) -> Optimum:
-        """The candidate's optimum on `rows`, by default on all of the table."""
 
-        def blocks() -> Iterable[Block]:
-            if rows is not None:
-                return [self.block(candidate, rows)]
-            return (self.block(candidate, block) for block in self.data.table.blocks())
-
-        basis, offset, penalty = self.basis(candidate)
-        link = _KINDS[candidate.kind].log_probabilities
-        return maximise(link, blocks, basis, offset, penalty=penalty, start=start, name=candidate.name)
-
-    def out_of_fold(self, candidate: _Candidate) -> Floats:
-        """Log-probabilities (n, 3) of the sample's rows by the candidate fitted to the other folds."""
-        rows, out = self._sample, np.empty((len(self._sample), len(Outcome)))
-        link = _KINDS[candidate.kind].log_probabilities
-        fold, start = _spun(self.keys) % np.uint64(FOLDS), None
-        for number in range(FOLDS):
-            test = fold == number
-            if not test.any():
-                continue
-            found = self.fit(candidate, rows[~test], start)
-            start = found.free
-            m, t, _ = self.block(candidate, rows[test])
-            out[test] = link(*linear(found.theta, m, t))[0]
-        return out
-
-    def link(self, candidate: _Candidate, repeats: int, seed: int) -> Link:
-        """The candidate fitted to everything, with the draws of its bootstrap, in the evidence's units."""
-        optimum = self.fit(candidate)
-        margin, tie = self.columns(candidate)
-        draws = self._draws(candidate, optimum, repeats, seed) if repeats else np.zeros((0, len(optimum.theta)))
-        unit = np.concatenate([self.unit[margin], [1.0], self.unit[tie]])
-        level = len(margin)
-
-        def natural(theta: Floats) -> Floats:
-            out: Floats = theta / unit
-            out[..., level] -= out[..., level + 1 :] @ self.mean[tie]
-            return out
-
-        names = self.data.table.names
-        return Link(
-            candidate.kind,
-            tuple(names[index] for index in margin),
-            tuple(names[index] for index in tie),
-            natural(optimum.theta),
-            natural(draws),
-        )
-
-    def _draws(self, candidate: _Candidate, optimum: Optimum, repeats: int, seed: int) -> Floats:
-        basis, offset, _ = self.basis(candidate)
-        if not basis.shape[1]:
-            return np.tile(optimum.theta, (repeats, 1))
-        if len(self.data) <= _REFITTED:
-            rows = np.concatenate(list(self.data.table.blocks()))
-            weights = poisson_weights(rows[:, self.data.place["key"]].copy().view(np.uint64), repeats, seed)
-            found = [self._drawn(candidate, rows, weights[:, draw], optimum) for draw in range(repeats)]
-            return np.stack([theta for theta in found if theta is not None])
-        slopes = np.zeros((repeats, basis.shape[1]))
-        link = _KINDS[candidate.kind].log_probabilities
-        for block in self.data.table.blocks(BLOCK):
-            m, t, counts = self.block(candidate, block)
-            _, by_s, by_t = link(*linear(optimum.theta, m, t))
-            of_s, of_t = (counts * by_s).sum(axis=1), (counts * by_t).sum(axis=1)
-            score = np.concatenate([of_s[:, None] * m, of_t[:, None], of_t[:, None] * t], axis=1) @ basis
-            keys = block[:, self.data.place["key"]].copy().view(np.uint64)
-            slopes += (poisson_weights(keys, repeats, seed) - 1).T @ score
-        steps = np.linalg.solve(optimum.information, slopes.T).T
-        drawn: Floats = offset + (optimum.free + steps) @ basis.T
-        return drawn
-
-    def _drawn(
-        self, candidate: _Candidate, rows: Floats, weights: NDArray[np.float32], optimum: Optimum
-    ) -> Floats | None:
-        basis, offset, penalty = self.basis(candidate)
-        block = self.block(candidate, rows)
-        weighted = list(weight_blocks([block], lambda n: weights.astype(np.float64)))
-        if not weighted[0][2].any():
-            return None
-        link = _KINDS[candidate.kind].log_probabilities
-        return maximise(link, lambda: weighted, basis, offset, penalty=penalty, start=optimum.free).theta
-
-
-def _spun(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The keys, mixed: row numbers are keys too, and must not fall into folds in their order."""
-    with np.errstate(over="ignore"):
-        z = (keys + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
-        z ^= z >> np.uint64(27)
-        z *= np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> Fit:
-    """The link of `data` that cross-validation grouped by first prompt bears out.
-
-    Raises FitError where there are fewer than LEAST_LABELS rows or a fit does not converge.
-    """
-    fitter = _Fitter(data)
-    weights = fitter.votes.sum(axis=1)
-    losses: dict[str, Floats] = {}
-    logs: dict[str, Floats] = {}
-
-    def loss(candidate: _Candidate) -> Floats:
-        """Row losses (n,), summed over a row's votes, of the candidate out of fold."""
-        if candidate.name not in losses:
-            log_p = fitter.out_of_fold(candidate)
-            logs[candidate.name] = log_p
-            losses[candidate.name] = -np.where(fitter.votes > 0, fitter.votes * log_p, 0.0).sum(axis=1)
-        return losses[candidate.name]
-
-    def better(candidate: _Candidate, best: _Candidate) -> Trial:
-        gain, error = paired_error(loss(best), loss(candidate), weights, fitter.keys)
-        value = float(loss(candidate).sum() / weights.sum())
-        # Against the prior half of that will do: the penalty keeps a link of worthless evidence near it, and the
-        # interval of the gain says whether there is something.
-        return Trial(candidate.name, value, best.name, gain, error, bool(gain > (error / 2 if best.blank else error)))
-
-    prior = _Candidate("prior", "davidson", (0,), blank=True)
-    best = prior
-    trials: list[Trial] = []
-    members, useless = _members(fitter, loss, trials)
-    plain = members == (0,) and data.log_odds
-    if plain:
-        best = _Candidate("as given", "davidson", (0,), fixed=True)
-    trials.append(Trial(best.name, float(loss(best).sum() / weights.sum()), None, 0.0, 0.0, True))
-    for candidate in _ladder(fitter, members, prior if plain else None):
-        trial = better(candidate, best)
-        trials.append(trial)
-        best = candidate if trial.taken else best
-    used = () if best.blank else members
-    if best.blank:
-        useless = tuple(range(data.members)) if data.members > 1 else ()
-    p = np.exp(logs[best.name])
-    return Fit(
-        link=fitter.link(best, repeats, seed),
-        chosen=best.name,
-        trials=tuple(trials),
-        members=used or (0,),
-        useless=useless,
-        member_links=tuple(
-            fitter.link(_Candidate(f"member {member}", "davidson", (member,)), 0, seed) for member in used
-        )
-        if len(used) > 1
-        else (),
-        rows=fitter.rows,
-        votes=fitter.weight,
-        groups=fitter.groups,
-        validated=len(fitter.sample),
-        shares=tuple((fitter.mass / fitter.weight).tolist()),
-        log_loss=weighted_mean(losses[best.name], weights, fitter.keys),
-        gain=weighted_mean(loss(prior) - losses[best.name], weights, fitter.keys),
-        calibration=measure_calibration(
-            p,
-            fitter.votes,
-            fitter.keys,
-            fitter.sample[:, data.place["model_a"]],
-            fitter.sample[:, data.place["model_b"]],
-        ),
+def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecaster:
+    """The forecaster of a fit: one scorer with its link, or a blend whose sums are the link's."""
+    link, model = found.link, FITTED_MODELS[found.link.kind]
+    level = float(link.theta[len(link.margin)])
+    weight = {**dict(zip(link.margin, link.theta.tolist(), strict=False))}
+    weight |= dict(zip(link.tie, link.theta[len(link.margin) + 1 :].tolist(), strict=True))
+    facts = {name: weight[name] for name in (*MARGIN_COVARIATES, *TIE_COVARIATES) if name in weight}
+    prior_tie = found.shares[Outcome.TIE]
+    if len(found.members) == 1 and not facts:
+        member = found.members[0]
+        scorer, budget = members[member]
+        outcome = model(weight[f"margin:{member}"], level, weight[f"tie:{member}"])  # type: ignore[call-arg]
+        named = link.renamed({f"margin:{member}": "margin", f"tie:{member}": "tie"})
+        return Forecaster(scorer, outcome, budget, prior_tie, link=named, calibration=found.calibration)
+    parts = []
+    renamed: dict[str, str] = {}
+    for number, member in enumerate(found.members):
+        renamed |= {f"{what}:{member}": f"{what}:{number}" for what in ("margin", "tie")}
+        alone = _alone(found.member_links[number]) if found.member_links else None
+        parts.append(Member(*members[member], weight[f"margin:{member}"], weight[f"tie:{member}"], alone))
+    return Forecaster(
+        BlendScorer(parts, facts),
+        model(1.0, level, 1.0),  # type: ignore[call-arg]
+        WHOLE,
+        prior_tie,
+        link=link.renamed(renamed),
+        calibration=found.calibration,
     )
 
 
-def _ladder(fitter: _Fitter, members: tuple[int, ...], first: _Candidate | None) -> list[_Candidate]:
-    """The candidates after the first, simple to rich."""
-    data = fitter.data
-    ladder = [] if first is None else [first]
-    tie_varies = any(fitter.varies[data.place[f"tie:{member}"]] for member in members)
-    if len(members) == 1:
-        ladder.append(_Candidate("temperature and tie level", "davidson", members, tied=True))
-    if tie_varies or len(members) > 1:
-        ladder.append(_Candidate("davidson", "davidson", members))
-    ladder.append(_Candidate("rao-kupper", "rao-kupper", members))
-    if any(fitter.varies[data.place[name]] for name in (*data.margin_covariates, *data.tie_covariates)):
-        ladder.append(_Candidate("davidson with covariates", "davidson", members, covariates=True))
-    return ladder
+def _named(column: str, names: Sequence[str]) -> str:
+    """A column as people read it: margin:0 becomes "margin of surface"."""
+    what, colon, member = column.partition(":")
+    return f"{what} of {names[int(member)]}" if colon else what
 
 
-def _members(
-    fitter: _Fitter, loss: Callable[[_Candidate], Floats], trials: list[Trial]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The members of the ensemble: the best one, then whichever helps most, while it helps by more than the standard
-    error and has a positive weight; and those that are left."""
-    rest = list(range(fitter.data.members))
-    if len(rest) == 1:
-        return (0,), ()
-    weights = fitter.votes.sum(axis=1)
+def _alone(link: Link) -> Any:
+    scale, level, tie_weight = link.theta.tolist()
+    return FITTED_MODELS[link.kind](scale, level, tie_weight)  # type: ignore[call-arg]
 
-    def candidate(members: tuple[int, ...]) -> _Candidate:
-        return _Candidate(f"members {' + '.join(str(member + 1) for member in members)}", "davidson", members)
 
-    chosen: tuple[int, ...] = (min(rest, key=lambda member: loss(candidate((member,))).sum()),)
-    first = candidate(chosen)
-    trials.append(Trial(first.name, float(loss(first).sum() / weights.sum()), None, 0.0, 0.0, True))
-    rest.remove(chosen[0])
-    while rest:
-        tried = {member: candidate(tuple(sorted((*chosen, member)))) for member in rest}
-        member = min(rest, key=lambda one: loss(tried[one]).sum())
-        old, new = loss(candidate(chosen)), loss(tried[member])
-        gain, error = paired_error(old, new, weights, fitter.keys)
-        found = fitter.fit(tried[member], fitter.sample)
-        taken = bool(gain > error and (found.theta[: len(chosen) + 1] > 0).all())
-        trials.append(
-            Trial(tried[member].name, float(new.sum() / weights.sum()), candidate(chosen).name, gain, error, taken)
-        )
-        if not taken:
-            break
-        chosen = tuple(sorted((*chosen, member)))
-        rest.remove(member)
-    return chosen, tuple(rest)
+def _probabilities(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floats:
+    """Forecasts (n, 3) of the pairs that can be forecast."""
+    found = []
+    for chunk in chunks(pairs):
+        forecasts = forecaster.forecast(chunk)
+        found.append(forecasts.probabilities[[error is None for error in forecasts.errors]])
+    return np.concatenate(found)
+
+
+def _share_of_ties(probabilities: Floats, labelled: float) -> float:
+    """The share of ties where only forecasts (n, 3) are known, by expectation and maximisation from the labelled
+    rows' share (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a priori
+    probabilities", Neural Computation 14, 2002)."""
+    if not len(probabilities):
+        raise UsageError("--target: no row could be forecast")
+    _check_share(labelled)
+    tie, share = probabilities[:, Outcome.TIE], labelled
+    for _ in range(10_000):
+        better = float(_moved(tie, labelled, share).mean())
+        if abs(better - share) < 1e-9:
+            return min(max(better, 1e-6), 1 - 1e-6)
+        share = better
+    raise FitError("the share of ties in --target did not settle")
+
+
+def _check_share(labelled: float) -> None:
+    if not 0 < labelled < 1:
+        raise UsageError(f"the labels' share of ties is {labelled:g}: it says nothing about ties that could be moved")
+
+
+def _moved(tie: Floats, before: float, after: float) -> Floats:
+    """Tie probabilities (n,) once the share of ties is `after` instead of `before` (Bayes' rule)."""
+    up, down = tie * after / before, (1 - tie) * (1 - after) / (1 - before)
+    moved: Floats = up / (up + down)
+    return moved
+
+
+def _shift(found: Fit, evidence: LabelledEvidence, share: float) -> float:
+    """How far the tie level moves when the share of ties is another: for Davidson's model Bayes' rule says so, for
+    Rao and Kupper's the mean tie probability of the labelled rows becomes what Bayes' rule makes of it."""
+    before = found.shares[Outcome.TIE]
+    _check_share(before)
+    odds = float(np.log(share / (1 - share)) - np.log(before / (1 - before)))
+    if found.link.kind == "davidson":
+        return odds
+    from scipy.optimize import brentq
+
+    rows = next(evidence.table.blocks())
+    m, t = (rows[:, [evidence.place[name] for name in part]] for part in (found.link.margin, found.link.tie))
+    wanted = float(_moved(found.link.probabilities(m, t)[:, Outcome.TIE], before, share).mean())
+
+    def gap(by: float) -> float:
+        return float(found.link.shifted(by).probabilities(m, t)[:, Outcome.TIE].mean()) - wanted
+
+    return float(brentq(gap, -_WIDEST_SHIFT, _WIDEST_SHIFT))
+
+
+def _shifted(forecaster: Forecaster, by: float, share: float) -> Forecaster:
+    outcome = replace(forecaster.outcome, level=forecaster.outcome.parameters()["level"] + by)  # type: ignore[type-var]
+    link = None if forecaster.link is None else forecaster.link.shifted(by)
+    return replace(forecaster, outcome=outcome, link=link, prior_tie=share)
+
+
+def _card(
+    found: Fit, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
+) -> dict[str, Any]:
+    """What the folder says of the fit."""
+    low, high = np.quantile(found.link.draws, [0.025, 0.975], axis=0)
+    columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
+    card: dict[str, Any] = {
+        "fitted_on": {
+            "rows": found.rows,
+            "votes": found.votes,
+            "first_prompts": found.groups,
+            "outcome_shares": dict(zip(("a", "b", "tie"), found.shares, strict=True)),
+            "failed": gathered.failed,
+            "without_a_label": gathered.unlabelled,
+            "truncated": gathered.truncated,
+        },
+        "models": list(names),
+        "used": [names[member] for member in found.members] if found.chosen != "prior" else [],
+        "useless": [names[member] for member in found.useless],
+        "outcome_model": found.chosen,
+        "parameters": {
+            name: {"value": float(value), "low": float(a), "high": float(b)}
+            for name, value, a, b in zip(columns, found.link.theta, low, high, strict=True)
+        },
+        "cross_validated": {
+            "rows": found.validated,
+            "log_loss": asdict(found.log_loss),
+            "gain_over_class_prior": asdict(found.gain),
+            "better_than_class_prior": found.useful,
+        },
+        "candidates": [asdict(trial) for trial in found.trials],
+    }
+    if target_prior is not None:
+        card["tie_level_moved"] = {"from": found.shares[Outcome.TIE], "to": target_prior, "target": target}
+    return card

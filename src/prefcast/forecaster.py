@@ -6,13 +6,12 @@ files lie beside it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import DEFAULT_BUDGET, WHOLE, Budget, Notebook, Truncation, parse_budget
+from prefcast.calibration import Calibration
 from prefcast.errors import ForecasterError, ModelError, RowError, ScoringError, UsageError, shown_path
-from prefcast.outcomes import Davidson, FittedModel, NotebookRule, OutcomeModel, outcome_model
+from prefcast.outcomes import FITTED_MODELS, Davidson, FittedModel, Link, NotebookRule, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
-from prefcast.scorers import REWARD_MODEL, SCORERS, Scorer, load_moved, scorer_class, scorer_files
+from prefcast.scorers import REWARD_MODEL, SCORERS, Evidence, Scorer, is_scorer_file, load_moved, scorer_class
+from prefcast.scorers.base import fingerprint, read_pair
 
-__all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster", "read_pair"]
+__all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster"]
 
 _FORMAT = 1
 _CARD = "forecaster.json"
+# What the uncertainty of a forecast is computed from; a forecaster may lack it.
+_DRAWS = "uncertainty.json"
 _BUILT_IN = Path(__file__).parent / "builtin"
 
 
@@ -63,7 +66,8 @@ class Forecaster:
     `outcome`.
 
     `prior_tie` is the share of ties where it was fitted: a row that fails gets the class prior, equal for A and B,
-    unless `fallback` gives (A, B, tie) for it. `card` says with what data, figures and versions it was made. Without a
+    unless `fallback` gives (A, B, tie) for it. `link` has the draws of the outcome model's bootstrap, in terms of the
+    scorer's evidence, and `calibration` how far forecasts were off: both come from a fit and may be None. `card` says with what data, figures and versions it was made. Without a
     budget, a scorer with a limit of its own reads everything up to that, another one 24,000 characters.
     """
 
@@ -73,6 +77,8 @@ class Forecaster:
     prior_tie: float = 1 / 3
     card: Mapping[str, Any] = field(default_factory=dict)
     fallback: tuple[float, float, float] | None = None
+    link: Link | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.budget is None:
@@ -113,6 +119,8 @@ class Forecaster:
                 read.append(cut)
                 index.append(position)
         margin, tie = np.full(len(items), np.nan), np.full(len(items), np.nan)
+        spread = None
+        columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         probabilities = np.tile(np.array(self.prior), (len(items), 1))
         if read:
             evidence = self.scorer.evidence(read)
@@ -120,6 +128,12 @@ class Forecaster:
             good = np.array(index, dtype=np.int64)[finite]
             margin[good], tie[good] = evidence.margin[finite], evidence.tie[finite]
             probabilities[good] = self.outcome.probabilities(margin[good], tie[good])
+            if "member_spread" in evidence.raw:
+                spread = np.full(len(items), np.nan)
+                spread[good] = evidence.raw["member_spread"][finite]
+            if self.link is not None:
+                columns = _columns(evidence, self.link.margin), _columns(evidence, self.link.tie)
+                columns = tuple(_spread(part, index, len(items)) for part in columns)  # type: ignore[assignment]
             for place, (position, pair) in enumerate(zip(index, read, strict=True)):
                 if np.isnan(margin[position]):
                     errors[position] = ScoringError(
@@ -130,7 +144,18 @@ class Forecaster:
                         pair.id,
                     )
         kept: list[Pair | None] = [item if isinstance(item, Pair) else None for item in items]
-        return Forecasts([item.id for item in items], probabilities, margin, tie, truncations, errors, kept)
+        return Forecasts(
+            [item.id for item in items],
+            probabilities,
+            margin,
+            tie,
+            truncations,
+            errors,
+            kept,
+            None if columns is None else self.link,
+            columns,
+            spread,
+        )
 
     def evidence(self, pairs: Iterable[Pair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Margin and tie evidence (n,) of `pairs` as the budget lets them through."""
@@ -179,11 +204,10 @@ class Forecaster:
         A folder that holds anything else is left alone. Raises UsageError.
         """
         shown = shown_path(folder)
-        known = {_CARD, *scorer_files()}
         try:
             target = Path(os.path.realpath(folder))
             there = {path.name for path in target.iterdir()} if target.exists() else set()
-            if not there <= known:
+            if not all(name in (_CARD, _DRAWS) or is_scorer_file(name) for name in there):
                 raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=target.parent) as room:
@@ -211,14 +235,20 @@ class Forecaster:
         card = {
             "format": _FORMAT,
             "model": self.scorer.name,
-            "scorer_sha256": _fingerprint(folder, type(self.scorer)),
+            "scorer_sha256": fingerprint(folder, type(self.scorer)),
             "budget": str(self.budget),
             "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
             "prior_tie": self.prior_tie,
             **({} if self.fallback is None else {"fallback": list(self.fallback)}),
+            **({} if self.calibration is None else {"calibration": asdict(self.calibration)}),
             "versions": versions,
             "card": dict(self.card),
         }
+        if self.link is not None:
+            draws = [[float(f"{value:.6g}") for value in draw] for draw in self.link.draws.tolist()]
+            said = {"margin": self.link.margin, "tie": self.link.tie, "theta": self.link.theta.tolist(), "draws": draws}
+            text = json.dumps({"format": _FORMAT, "kind": self.link.kind, **said})
+            (folder / _DRAWS).write_text(text + "\n", encoding="utf-8")
         (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -236,7 +266,7 @@ class Forecaster:
                     f"{shown}: format {card['format']!r} is not one that this version reads ({_FORMAT})"
                 )
             scorer_type = scorer_class(card["model"])
-            if card["scorer_sha256"] != _fingerprint(path, scorer_type):
+            if card["scorer_sha256"] != fingerprint(path, scorer_type):
                 raise ForecasterError(
                     f"{shown}: the scorer's files are not those that the outcome model was fitted for"
                 )
@@ -251,7 +281,17 @@ class Forecaster:
             if fallback is not None:
                 a, b, tie = map(float, fallback)
                 fallback = a, b, tie
-            return cls(scorer, outcome, parse_budget(card["budget"]), prior_tie, dict(card["card"]), fallback)
+            budget, calibration = parse_budget(card["budget"]), card.get("calibration")
+            return cls(
+                scorer,
+                outcome,
+                budget,
+                prior_tie,
+                dict(card["card"]),
+                fallback,
+                _read_link(path / _DRAWS),
+                None if calibration is None else Calibration(**calibration),
+            )
         except OSError as error:
             raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({_CARD})") from None
         except ModelError as error:
@@ -260,13 +300,31 @@ class Forecaster:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
 
 
-def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:
-    """The part of `pair` that `budget` and then the scorer's own limit let through, and the report of it."""
-    turns, truncation = budget.apply(pair.turns)
-    if scorer.limit is not None:
-        turns, again = scorer.limit.apply(turns)
-        truncation = replace(truncation, kept=min(truncation.kept, again.kept), turns_kept=again.turns_kept)
-    return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
+def _columns(evidence: Evidence, names: Sequence[str]) -> NDArray[np.float64]:
+    """The named columns of evidence (n, k)."""
+    found = {"margin": evidence.margin, "tie": evidence.tie}
+    return np.array([found[name] if name in found else evidence.raw[name] for name in names]).T.reshape(-1, len(names))
+
+
+def _spread(values: NDArray[np.float64], index: Sequence[int], n: int) -> NDArray[np.float64]:
+    """Rows (m, k) in their places among n; nan elsewhere."""
+    out = np.full((n, values.shape[1]), np.nan)
+    out[list(index)] = values
+    return out
+
+
+def _read_link(path: Path) -> Link | None:
+    """The link whose draws lie in a file; None if there is no file."""
+    if not path.exists():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data["format"] != _FORMAT or data["kind"] not in FITTED_MODELS:
+        raise ForecasterError(f"{shown_path(path)}: is not one that this version reads")
+    theta, draws = np.array(data["theta"], dtype=np.float64), np.array(data["draws"], dtype=np.float64)
+    size = len(data["margin"]) + 1 + len(data["tie"])
+    if theta.shape != (size,) or draws.ndim != 2 or draws.shape[1] != size or not np.isfinite(draws).all():
+        raise ForecasterError(f"{shown_path(path)}: damaged: its numbers do not fit together")
+    return Link(data["kind"], tuple(data["margin"]), tuple(data["tie"]), theta, draws)
 
 
 def _exchange(made: Path, target: Path, old: Path) -> None:
@@ -278,16 +336,6 @@ def _exchange(made: Path, target: Path, old: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
-
-
-def _fingerprint(folder: Path, scorer: type[Scorer]) -> str:
-    """SHA-256 over the scorer's files, names and contents."""
-    digest = hashlib.sha256()
-    for name in scorer.files:
-        data = (folder / name).read_bytes()
-        digest.update(f"{name}\0{len(data)}\0".encode())
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

@@ -29,6 +29,7 @@ Block = tuple[Floats, Floats, Floats]
 _STEPS = 100
 _HALVINGS = 40
 _TOLERANCE = 1e-9
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def maximise(
         step = _solve(information, slope)
         for _ in range(_HALVINGS):
             tried = _evaluate(link, blocks, basis, offset, free - step, hold)
-            if tried[0] <= loss:
+            # Near the optimum losses differ by their rounding only; the gradient then decides.
+            if tried[0] <= loss + _ROUNDING * abs(loss):
                 break
             step = step / 2
         else:
-            # At the limit of precision no step is better; the gradient then decides.
             break
         free = free - step
         loss, slope, information, votes = tried

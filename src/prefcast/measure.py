@@ -155,7 +155,7 @@ class _Plan:
             columns[f"gain:{kind}:{code}"] = inside * columns["gain:class_prior"]
         if self.rows.other:
             theirs = self._triple(block, self.rows.other)
-            there = np.isfinite(theirs).all(axis=1)
+            there = np.asarray(np.isfinite(theirs).all(axis=1))
             columns["rows:other"] = there.astype(np.float64)
             other = _losses(np.where(there[:, None], theirs, 1 / 3), y)
             columns |= {f"{what}:other": (losses[what] - other[what]) * there for what in _LOSSES}

@@ -7,6 +7,7 @@ the margin) exchanges the columns exactly. None of them knows where the evidence
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -14,14 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefcast.errors import FitError, UsageError
-from prefcast.likelihood import maximise
+from prefcast.likelihood import linear, maximise
 from prefcast.pairs import Outcome
 
-__all__ = ["OUTCOME_MODELS", "Davidson", "NotebookRule", "OutcomeModel", "RaoKupper"]
+__all__ = ["FITTED_MODELS", "OUTCOME_MODELS", "Davidson", "Link", "NotebookRule", "OutcomeModel", "RaoKupper"]
 
 Floats = NDArray[np.float64]
 
 _COLUMNS = len(Outcome)
+_QUANTILES = (0.025, 0.975)
 # Over all rows, in standardised units: below it some parameter's standard error is above 3, that is, nothing is known.
 _LEAST_INFORMATION = 0.1
 
@@ -190,9 +192,54 @@ class NotebookRule(OutcomeModel):
         return a, b, np.where(near, 0.9999, 0.0002)
 
 
+FITTED_MODELS: dict[str, type[FittedModel]] = {model.kind: model for model in (Davidson, RaoKupper)}
 OUTCOME_MODELS: dict[str, type[Davidson] | type[RaoKupper] | type[NotebookRule]] = {
     model.kind: model for model in (Davidson, RaoKupper, NotebookRule)
 }
+
+
+@dataclass(frozen=True)
+class Link:
+    """A fitted link in the evidence's own units: `margin` and `tie` name its columns, `theta` (k,) holds their coefficients
+    (margin's, the level, tie's), `draws` (repeats, k) those of the bootstrap over groups."""
+
+    kind: str
+    margin: tuple[str, ...]
+    tie: tuple[str, ...]
+    theta: Floats
+    draws: Floats
+
+    def probabilities(self, m: Floats, t: Floats) -> Floats:
+        """Probabilities (n, 3) of the columns m (n, p) and t (n, q)."""
+        p: Floats = np.exp(FITTED_MODELS[self.kind].log_probabilities(*linear(self.theta, m, t))[0])
+        return p
+
+    def drawn(self, m: Floats, t: Floats) -> Floats:
+        """Probabilities (repeats, n, 3) under each draw."""
+        p = m.shape[1]
+        s = self.draws[:, :p] @ m.T
+        tie = self.draws[:, p, None] + self.draws[:, p + 1 :] @ t.T
+        log_p = FITTED_MODELS[self.kind].log_probabilities(s.ravel(), tie.ravel())[0]
+        drawn: Floats = np.exp(log_p).reshape(len(self.draws), len(m), len(Outcome))
+        return drawn
+
+    def interval(self, m: Floats, t: Floats) -> tuple[Floats, Floats]:
+        """The 2.5 % and 97.5 % quantiles (n, 3) of the probabilities over the draws."""
+        low, high = np.quantile(self.drawn(m, t), _QUANTILES, axis=0)
+        return low, high
+
+    def renamed(self, names: Mapping[str, str]) -> Link:
+        """The same with columns under other names."""
+        margin, tie = (tuple(names.get(name, name) for name in part) for part in (self.margin, self.tie))
+        return Link(self.kind, margin, tie, self.theta, self.draws)
+
+    def shifted(self, by: float) -> Link:
+        """The same with the tie level moved."""
+        place = len(self.margin)
+        theta, draws = self.theta.copy(), self.draws.copy()
+        theta[place] += by
+        draws[:, place] += by
+        return Link(self.kind, self.margin, self.tie, theta, draws)
 
 
 def parameter_names(model: type[OutcomeModel]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from prefcast.errors import FileError, RowError, UsageError, excerpt, printable,
 from prefcast.files import atomic_file
 from prefcast.formats.containers import open_records
 from prefcast.formats.ids import SeenIds
+from prefcast.outcomes import Link
 from prefcast.pairs import Outcome, Pair, clean
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 PROBABILITIES = ("winner_model_a", "winner_model_b", "winner_tie")
+# The interval of each probability, and how far the members of an ensemble differ.
+UNCERTAINTY = (*(f"{name}_{end}" for name in PROBABILITIES for end in ("low", "high")), "member_spread")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _SUM_TOLERANCE = 1e-3
 _ROUNDING = 1e-9
@@ -58,7 +61,8 @@ _GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
 class Forecast:
     """One pair's forecast.
 
-    Where `error` is set, the probabilities are the class prior and the evidence is nan.
+    Where `error` is set, the probabilities are the class prior and the evidence is nan. `interval` has low and high of
+    the three probabilities, `spread` by how much an ensemble's members differ.
     """
 
     id: str | int
@@ -68,6 +72,8 @@ class Forecast:
     truncation: Truncation | None
     error: RowError | None
     outcome: Outcome | None
+    interval: tuple[tuple[float, float], ...] | None = None
+    spread: float | None = None
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -80,7 +86,11 @@ class Forecast:
 @dataclass(frozen=True, eq=False)
 class Forecasts(Sequence[Forecast]):
     """Forecasts of n rows, in their order: `probabilities` (n, 3) in Outcome's order, `margin` and `tie` (n,), nan
-    where a row failed."""
+    where a row failed.
+
+    `link` with the evidence's `columns` gives the `interval`; `spread` (n,) is by how much the members of an ensemble
+    differ in a probability at most.
+    """
 
     ids: list[str | int]
     probabilities: NDArray[np.float64]
@@ -89,6 +99,21 @@ class Forecasts(Sequence[Forecast]):
     truncations: list[Truncation | None]
     errors: list[RowError | None]
     pairs: list[Pair | None] = field(repr=False)
+    link: Link | None = field(default=None, repr=False)
+    columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(default=None, repr=False)
+    spread: NDArray[np.float64] | None = None
+
+    @cached_property
+    def interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Low and high (n, 3): the 95 % interval of each probability under the bootstrap of the fitted link; nan where a
+        row failed, None where the forecaster has no draws."""
+        if self.link is None or self.columns is None:
+            return None
+        good = np.isfinite(self.margin)
+        low, high = np.full((len(self), 3), np.nan), np.full((len(self), 3), np.nan)
+        if good.any():
+            low[good], high[good] = self.link.interval(self.columns[0][good], self.columns[1][good])
+        return low, high
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,7 +132,15 @@ class Forecasts(Sequence[Forecast]):
             self.truncations[index],
             self.errors[index],
             outcome,
+            self._interval_of(int(index)),
+            None if self.spread is None else float(self.spread[index]),
         )
+
+    def _interval_of(self, index: int) -> tuple[tuple[float, float], ...] | None:
+        if self.interval is None:
+            return None
+        low, high = (part[index].tolist() for part in self.interval)
+        return tuple(zip(low, high, strict=True))
 
     @property
     def failed(self) -> int:
@@ -123,6 +156,7 @@ class Forecasts(Sequence[Forecast]):
                 **dict(zip(PROBABILITIES, map(float, self.probabilities[index]), strict=True)),
                 "margin": None if failed else float(self.margin[index]),
                 "tie": None if failed else float(self.tie[index]),
+                **self._uncertainty(index, failed),
                 "label": None if pair is None or pair.outcome is None else int(pair.outcome),
                 "model_a": pair.model_a if pair else None,
                 "model_b": pair.model_b if pair else None,
@@ -135,6 +169,15 @@ class Forecasts(Sequence[Forecast]):
             if with_text:
                 record |= {name: _texts(pair, name) for name in ("prompt", "response_a", "response_b")}
             yield record
+
+    def _uncertainty(self, index: int, failed: bool) -> dict[str, float | None]:
+        values: list[float | None] = [None] * len(UNCERTAINTY)
+        if not failed and self.interval is not None:
+            low, high = (part[index].tolist() for part in self.interval)
+            values[:-1] = [value for pair in zip(low, high, strict=True) for value in pair]
+        if not failed and self.spread is not None:
+            values[-1] = float(self.spread[index])
+        return dict(zip(UNCERTAINTY, values, strict=True))
 
     def to_pandas(self) -> pandas.DataFrame:
         """A data frame, a row a forecast, with the columns of `records`."""
@@ -295,7 +338,7 @@ def _schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
     number, whole, text = pyarrow.float64(), pyarrow.int64(), pyarrow.string()
     columns = [
         ("id", whole if whole_ids else text),
-        *((name, number) for name in (*PROBABILITIES, "margin", "tie")),
+        *((name, number) for name in (*PROBABILITIES, "margin", "tie", *UNCERTAINTY)),
         ("label", whole),
     ]
     columns += [(name, text) for name in ("model_a", "model_b")]
@@ -413,16 +456,16 @@ def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
                     raise FileError(records.name, "id is missing; every row needs one", row)
                 id = str(record["id"])
                 if (first := seen.add(id, row)) is not None:
-                    raise _same_id(records.name, row, first, id)
+                    raise same_id(records.name, row, first, id)
                 ids.append(id)
                 p.append(_probabilities(record, records.name, row))
-                labels.append(_label(record.get("label"), records.name, row))
+                labels.append(read_label(record.get("label"), records.name, row))
                 failed.append(record.get("error") not in (None, ""))
                 if with_prompts:
                     prompt = record.get("prompt")
                     keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
             if found := seen.settle():
-                raise _same_id(records.name, *found)
+                raise same_id(records.name, *found)
             values = np.array(p)
             yield Predictions(
                 ids,
@@ -435,7 +478,7 @@ def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
         raise FileError(shown_path(path), "has no rows; expected at least one")
 
 
-def _same_id(name: str, row: int, first: int, id: str | None = None) -> FileError:
+def same_id(name: str, row: int, first: int, id: str | None = None) -> FileError:
     named = "" if id is None else f" {excerpt(id)}"
     return FileError(name, f"id{named} is the same as in row {first}; every row needs an id of its own", row)
 
@@ -447,15 +490,21 @@ def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[floa
             value = float(record[column])
         except (KeyError, TypeError, ValueError, OverflowError):
             raise FileError(name, f"{column} is {excerpt(record.get(column))}; expected a probability", row) from None
+        values.append(value)
+    return checked_row(values, name, row)
+
+
+def checked_row(values: Sequence[float], name: str, row: int) -> tuple[float, ...]:
+    """The three probabilities of a row; FileError if they are none or do not sum to 1 but for rounding."""
+    for column, value in zip(PROBABILITIES, values, strict=True):
         if not -_ROUNDING <= value <= 1 + _ROUNDING:
             raise FileError(name, f"{column} is {value}; expected a probability from 0 to 1", row)
-        values.append(min(max(value, 0.0), 1.0))
     if not math.isclose(sum(values), 1.0, rel_tol=0, abs_tol=_SUM_TOLERANCE):
         raise FileError(name, f"the probabilities sum to {sum(values):.6g}; expected 1 (within {_SUM_TOLERANCE})", row)
-    return tuple(values)
+    return tuple(min(max(value, 0.0), 1.0) for value in values)
 
 
-def _label(value: Any, name: str, row: int) -> int:
+def read_label(value: Any, name: str, row: int) -> int:
     if value is None or value == "":
         return -1
     text = str(value).removesuffix(".0")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from prefcast.budget import WHOLE, Budget, parse_budget
 from prefcast.errors import UsageError, excerpt, shown_path
 from prefcast.forecaster import Forecaster, is_folder, load_forecaster
 from prefcast.scorers import SCORERS, Scorer
+from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.checkpoint import Kind, is_hub_id, open_checkpoint
+from prefcast.scores import read_scores
 
 __all__ = ["PRESETS", "is_reward_model", "resolve", "resolve_scorer"]
 
 PRESETS = ("notebook",)
+_log = logging.getLogger("prefcast")
 TOKEN_POLICIES = ("keep-last", "proportional")
 
 
@@ -24,11 +29,13 @@ def resolve(
     budget: Budget | str | None = None,
     preset: str | None = None,
     options: Options | None = None,
+    scores: str | os.PathLike[str] | None = None,
 ) -> Forecaster:
     """The forecaster that is meant: a built-in one by `model`, an object or a folder, or a reward model with the
     notebook's rule (`preset="notebook"`).
 
-    `budget` replaces its own; `options` are for reward models. Raises UsageError for a reward model without a rule:
+    `budget` replaces its own; `options` are for reward models; `scores` is a file of scores for a forecaster that was
+    fitted to such. Raises UsageError for a reward model without a rule:
     what its scores mean for people is not assumed.
     """
     if model is not None and forecaster is not None:
@@ -57,7 +64,38 @@ def resolve(
     )
     if options is not None and options != Options():
         found = _elsewhere(found, options)
-    return found if budget is None else found.with_budget(parse_budget(budget) if isinstance(budget, str) else budget)
+    if scores is not None:
+        found = _with_scores(found, scores)
+    if budget is None:
+        return found
+    read = parse_budget(budget) if isinstance(budget, str) else budget
+    if found.link is not None and str(read) != str(found.budget):
+        _log.warning(
+            "the forecaster was fitted with the budget %s; its probabilities were not checked with %s",
+            found.budget,
+            read,
+        )
+    return found.with_budget(read)
+
+
+def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Forecaster:
+    if forecaster.scorer.name != GivenScorer.name:
+        raise UsageError(
+            f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; fit one "
+            "with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
+        )
+    given = read_scores(scores)
+    check_columns(forecaster, given.columns, scores)
+    return replace(forecaster, scorer=given)
+
+
+def check_columns(forecaster: Forecaster, columns: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """UsageError if a forecaster was fitted to scores of another kind."""
+    fitted = getattr(forecaster.scorer, "columns", None)
+    if fitted is not None and tuple(columns) != fitted:
+        raise UsageError(
+            f"{shown_path(path)}: holds {', '.join(columns)}, but the forecaster was fitted to {', '.join(fitted)}"
+        )
 
 
 def is_reward_model(model: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefcast.budget import Budget
 from prefcast.errors import FileError, RowError, UsageError, excerpt
@@ -228,7 +229,25 @@ def _joined(parts: list[Forecasts]) -> Forecasts:
         truncations=list(chain.from_iterable(part.truncations for part in parts)),
         errors=list(chain.from_iterable(part.errors for part in parts)),
         pairs=list(chain.from_iterable(part.pairs for part in parts)),
+        link=next((part.link for part in parts if part.link is not None), None),
+        columns=_joined_columns(parts),
+        spread=_joined_spread(parts),
     )
+
+
+def _joined_columns(parts: list[Forecasts]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    width = next(((part.columns[0].shape[1], part.columns[1].shape[1]) for part in parts if part.columns), None)
+    if width is None:
+        return None
+    # A piece whose rows all failed has no columns.
+    every = [part.columns or tuple(np.full((len(part), size), np.nan) for size in width) for part in parts]
+    return np.concatenate([each[0] for each in every]), np.concatenate([each[1] for each in every])
+
+
+def _joined_spread(parts: list[Forecasts]) -> NDArray[np.float64] | None:
+    if all(part.spread is None for part in parts):
+        return None
+    return np.concatenate([np.full(len(part), np.nan) if part.spread is None else part.spread for part in parts])
 
 
 class _Given:

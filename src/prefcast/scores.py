@@ -6,23 +6,38 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from math import isfinite
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.bootstrap import group_key
 from prefcast.budget import Budget, Truncation
-from prefcast.errors import RowError, ScoringError
+from prefcast.errors import FileError, RowError, ScoringError, excerpt, shown_path
 from prefcast.files import atomic_file
-from prefcast.forecaster import read_pair
+from prefcast.formats.containers import open_records
+from prefcast.formats.ids import SeenIds
 from prefcast.pairs import Pair, clean
-from prefcast.predictions import JsonLines, Parquet, output_kind, quoted
+from prefcast.predictions import (
+    PROBABILITIES,
+    JsonLines,
+    Parquet,
+    checked_row,
+    output_kind,
+    quoted,
+    read_label,
+    same_id,
+)
 from prefcast.scorers import Scorer
+from prefcast.scorers.base import read_pair
+from prefcast.scorers.given import GivenScorer
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["RawScores", "open_score_writer", "score_pairs"]
+__all__ = ["GivenScores", "RawScores", "open_score_writer", "read_scores", "score_blocks", "score_pairs"]
 
 _TEXTS = ("model_a", "model_b", "error")
 _TAIL = ("label", "model_a", "model_b", "characters_kept", "characters", "turns_kept", "turns", "error")
@@ -141,3 +156,137 @@ def open_score_writer(path: str | os.PathLike[str], scorer: Scorer) -> Iterator[
                 yield parquet
             finally:
                 parquet.close()
+
+
+# What a file of scores may hold, the first that is there: a forecast, evidence, logits, or a score of each answer.
+_SHAPES = (PROBABILITIES, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"))
+_BLOCK_ROWS = 4096
+# Rounded files hold zeros; a logarithm needs more.
+_LEAST_PROBABILITY = 1e-6
+
+
+@dataclass(frozen=True)
+class GivenScores:
+    """Scores of n rows as evidence: `margin`, `tie` (n,), nan where a row has none; `labels` (n,), -1 where there is none;
+    `columns` of the file they were made of. `keys` (n,) are of the first prompts, None
+    in a file without; `models` the pair of names of each row, where known."""
+
+    ids: list[str]
+    margin: NDArray[np.float64]
+    tie: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    keys: NDArray[np.uint64] | None
+    models: list[tuple[str | None, str | None]]
+    columns: tuple[str, ...]
+
+    @property
+    def log_odds(self) -> bool:
+        """Whether the evidence is a forecast's log-odds already: it was made of probabilities or of three logits."""
+        return len(self.columns) == 3
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.margin) & np.isfinite(self.tie)
+
+
+def score_blocks(path: str | os.PathLike[str]) -> Iterator[GivenScores]:
+    """Read a file of scores, a block of rows at a time.
+
+    It has `id` and either score_a and score_b (of each answer, higher is better), logit_a, logit_b and perhaps
+    logit_tie, margin and perhaps tie (as `prefcast score` writes), or the three probabilities of a forecast; perhaps
+    `label` (0, 1, 2), model_a, model_b, prompt and error. Raises FileError.
+    """
+    seen, empty = SeenIds(), True
+    with open_records(path) as records:
+        names = next((shape for shape in _SHAPES if all(name in records.columns for name in shape)), None)
+        if names is None or "id" not in records.columns:
+            raise FileError(
+                records.name,
+                "column 'id' is missing; scores are joined by it"
+                if names is not None
+                else "holds no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
+                f"(and tie), or {', '.join(PROBABILITIES)}",
+            )
+        more = {"margin": "tie", "logit_a": "logit_tie"}.get(names[0])
+        wanted = (*names, more) if more in records.columns and more is not None else names
+        with_prompts = "prompt" in records.columns
+        rows = iter(records)
+        while block := list(islice(rows, _BLOCK_ROWS)):
+            empty = False
+            ids, values, labels, keys, models = [], [], [], [], []
+            for row, record in block:
+                if isinstance(record, RowError):
+                    raise FileError(records.name, record.problem, row)
+                ids.append(_known_id(record.get("id"), seen, records.name, row))
+                values.append(_numbers(record, wanted, records.name, row))
+                labels.append(read_label(record.get("label"), records.name, row))
+                model_a, model_b = record.get("model_a"), record.get("model_b")
+                models.append((_name(model_a), _name(model_b)))
+                if with_prompts:
+                    prompt = record.get("prompt")
+                    keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
+            if found := seen.settle():
+                raise same_id(records.name, *found)
+            margin, tie = _evidence(np.array(values), wanted)
+            yield GivenScores(
+                ids,
+                margin,
+                tie,
+                np.array(labels),
+                np.array(keys, dtype=np.uint64) if with_prompts else None,
+                models,
+                wanted,
+            )
+    if empty:
+        raise FileError(shown_path(path), "has no rows; expected at least one")
+
+
+def read_scores(path: str | os.PathLike[str]) -> GivenScorer:
+    """A file of scores as a scorer that finds them by id. Raises FileError."""
+    blocks = list(score_blocks(path))
+    where = {id: row for row, id in enumerate(id for block in blocks for id in block.ids)}
+    margin, tie = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("margin", "tie"))
+    return GivenScorer(blocks[0].columns, where, margin, tie, shown_path(path))
+
+
+def _known_id(value: Any, seen: SeenIds, name: str, row: int) -> str:
+    if value in (None, ""):
+        raise FileError(name, "id is missing; every row needs one", row)
+    if (first := seen.add(str(value), row)) is not None:
+        raise same_id(name, row, first, str(value))
+    return str(value)
+
+
+def _name(value: Any) -> str | None:
+    return None if value in (None, "") else clean(str(value))
+
+
+def _numbers(record: Mapping[str, Any], names: Sequence[str], name: str, row: int) -> list[float]:
+    """The numbers of a row; nan for all where it failed or has none."""
+    found = [record.get(column) for column in names]
+    if all(value in (None, "") for value in found) or record.get("error") not in (None, ""):
+        return [float("nan")] * len(names)
+    numbers = []
+    for column, value in zip(names, found, strict=True):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not isfinite(number) or isinstance(value, bool):
+            raise FileError(name, f"{column} is {excerpt(value)}; expected a finite number", row)
+        numbers.append(number)
+    if names[0] == PROBABILITIES[0]:
+        return list(checked_row(numbers, name, row))
+    return numbers
+
+
+def _evidence(values: NDArray[np.float64], names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Margin and tie (n,) of the columns (n, k)."""
+    if names[0] == "margin":
+        return values[:, 0], values[:, 1] if len(names) > 1 else np.where(np.isfinite(values[:, 0]), 0.0, np.nan)
+    if names[0] == PROBABILITIES[0]:
+        values = np.log(np.maximum(values, _LEAST_PROBABILITY))
+    margin = values[:, 0] - values[:, 1]
+    if values.shape[1] == 3:
+        return margin, values[:, 2] - (values[:, 0] + values[:, 1]) / 2
+    return margin, np.where(np.isfinite(margin), 0.0, np.nan)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prefcast.check import Inspection
     from prefcast.drift import Drift
     from prefcast.forecaster import Explanation
+    from prefcast.ranking import Leaderboard
     from prefcast.scorers.reward.checkpoint import Checkpoint
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "explanation_text",
     "fit_width",
     "inspection_text",
+    "leaderboard_text",
     "models_text",
     "size_text",
     "write_json",
@@ -37,6 +39,7 @@ __all__ = [
 _BAR = 30
 _LEAST_CHANGE = 0.0005
 _ID, _PROMPT = 16, 60
+_MODEL, _LEFT_OUT = 60, 20
 _SHOWN_INFLUENCES, _SHOWN_VALUES, _SHOWN_TEXT = 8, 3, 400
 
 
@@ -79,6 +82,33 @@ def _columns(character: str) -> int:
     return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def leaderboard_text(board: Leaderboard) -> str:
+    """The models, the best first, a line each."""
+    left_out = "".join(
+        f", {count} {what}"
+        for count, what in ((board.failed, "failed"), (board.unlabelled, "without a vote"), (board.faults, "at fault"))
+        if count
+    )
+    models = [fit_width(standing.model, _MODEL).rstrip() for standing in board.standings]
+    width = max(5, *(sum(map(_columns, model)) for model in models))
+    lines = [
+        f"{board.n} {board.source} between {len(models)} models{left_out}; 95 % intervals by bootstrap over {board.groups} {board.resampled}",
+        "",
+        f"rank  range   {'model':{width}}  rating  95 % interval  {board.source:>9}  win rate",
+    ]
+    for standing, model in zip(board.standings, models, strict=True):
+        span = f"{standing.rank_low}-{standing.rank_high}"
+        interval = f"[{standing.low:.0f}, {standing.high:.0f}]"
+        lines.append(
+            f"{standing.rank:4}  {span:6}  {fit_width(model, width)}  {standing.rating:6.0f}  {interval:13}  {standing.n:9}  {standing.win_rate:8.1%}"
+        )
+    if board.left_out:
+        shown = ", ".join(fit_width(model, _MODEL).rstrip() for model in board.left_out[:_LEFT_OUT])
+        more = f" and {len(board.left_out) - _LEFT_OUT} more" if len(board.left_out) > _LEFT_OUT else ""
+        lines += ["", f"left out, with fewer than {board.min_votes} {board.source}: {shown}{more}"]
+    return "\n".join(lines)
+
+
 def explanation_text(pair: Pair, explanation: Explanation) -> str:
     """A pair, its forecast as bars, and what moved it."""
     forecast = explanation.forecast
@@ -88,6 +118,10 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
         for name, texts in (("prompt ", pair.prompt), ("A      ", pair.response_a), ("B      ", pair.response_b))
     ]
     lines += ["", *_bars(forecast)]
+    if forecast.interval is not None:
+        lines.append("the intervals (95 %) are those of the fitted link: how far more labels could move this forecast")
+    if forecast.spread is not None:
+        lines.append(f"the members of the ensemble differ by up to {100 * forecast.spread:.1f} percentage points")
     if forecast.error:
         return "\n".join(
             [*lines, "", f"this forecast failed and shows what a failed row gets: {printable(str(forecast.error))}"]
@@ -109,10 +143,14 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
 
 
 def _bars(forecast: Forecast) -> list[str]:
-    return [
-        f"{name:3}  {'█' * round(p * _BAR):{_BAR}} {100 * p:5.1f} %"
-        for name, p in zip(("A", "B", "tie"), forecast.probabilities, strict=True)
-    ]
+    lines = []
+    for column, (name, p) in enumerate(zip(("A", "B", "tie"), forecast.probabilities, strict=True)):
+        line = f"{name:3}  {'█' * round(p * _BAR):{_BAR}} {100 * p:5.1f} %"
+        if forecast.interval is not None:
+            low, high = forecast.interval[column]
+            line += f"  [{100 * low:.1f}, {100 * high:.1f}]"
+        lines.append(line)
+    return lines
 
 
 def _values(values: Sequence[tuple[str, float, float]]) -> str:

@@ -21,12 +21,14 @@ from prefcast.cli.shared import (
     OnErrorOption,
     Pairs,
     Preset,
+    ScoresFile,
     app,
     columns_of,
     opened,
     progress,
     reward_options,
     say,
+    say_reused,
     say_truncated,
 )
 from prefcast.errors import UsageError, printable
@@ -50,6 +52,7 @@ def predict(
     ] = None,
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
@@ -93,7 +96,7 @@ def predict(
         if rehearse is not None and same_file(rehearse, output):
             raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
-    chosen = resolve(model, forecaster, budget, preset, options)
+    chosen = resolve(model, forecaster, budget, preset, options, scores)
     with ExitStack() as stack:
         file = stack.enter_context(opened(pairs, columns, cells))
         show = stack.enter_context(progress(file))
@@ -116,6 +119,7 @@ def predict(
             f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second)"
         )
     say_truncated(report.truncated, report.rows, chosen)
+    say_reused(chosen.scorer)
     if report.failed:
         got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
         say(f"{report.failed} of {report.rows} rows failed and got {got}; the first: {report.first_error}")
@@ -129,6 +133,7 @@ def explain(
     id: Annotated[str, typer.Option("--id", help="The id of the pair (the row number where the file has no ids).")],
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
@@ -146,7 +151,7 @@ def explain(
     from prefcast.run import find_pair
     from prefcast.show import explanation_text
 
-    chosen = resolve(model, forecaster, budget, preset, options)
+    chosen = resolve(model, forecaster, budget, preset, options, scores)
     with opened(pairs, columns, cells) as file:
         pair = find_pair(file, id)
     with closing(chosen.scorer):

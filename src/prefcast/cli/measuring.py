@@ -1,9 +1,9 @@
-"""The verbs that measure: evaluate."""
+"""The verbs that measure: evaluate, compare."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +18,14 @@ from prefcast.cli.shared import (
     Folder,
     Model,
     Preset,
+    ScoresFile,
     app,
+    columns_of,
     opened,
     progress,
     reward_options,
     say,
+    say_reused,
     say_truncated,
 )
 from prefcast.errors import UsageError
@@ -67,6 +70,7 @@ def evaluate(
     labelled: Labelled = None,
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     predictions: PredictionsFile = None,
     against: Against = None,
     swapped: Annotated[
@@ -101,6 +105,7 @@ def evaluate(
         labelled,
         model,
         forecaster,
+        scores,
         predictions,
         against,
         budget,
@@ -123,6 +128,7 @@ def measure_as_asked(
     labelled: str | None,
     model: str | None,
     forecaster: Path | None,
+    scores: Path | None,
     predictions: Path | None,
     against: Path | None,
     budget: str | None,
@@ -139,13 +145,13 @@ def measure_as_asked(
 
     `outputs` are the files that will be written: UsageError if one of them is an input.
     """
-    from prefcast.evaluation import measured_forecasts, measured_predictions
+    from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.predictions import read_predictions
     from prefcast.resolve import resolve
     from prefcast.run import same_file
 
     for output in outputs:
-        for name in (labelled, predictions, against, swapped):
+        for name in (labelled, predictions, scores, against, swapped):
             if name is not None and same_file(name, output):
                 raise UsageError(f"{output}: is the input; write the figures to another file")
     if swapped is not None and predictions is None:
@@ -161,14 +167,19 @@ def measure_as_asked(
             against=other,
             swapped=None if swapped is None else read_predictions(swapped),
         )
+    elif labelled is None and scores is not None:
+        chosen = resolve(model, forecaster, budget, preset, options, scores)
+        title = scores.name
+        measured = measured_scores(scores, chosen, against=other)
     elif labelled is None:
         raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
     else:
         title = model or (forecaster.name if forecaster else "surface")
         with opened(labelled, columns, cells) as file, progress(file) as show:
-            chosen = resolve(model, forecaster, budget, preset, options)
+            chosen = resolve(model, forecaster, budget, preset, options, scores)
             with closing(chosen.scorer):
                 measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
+        say_reused(chosen.scorer)
         say_truncated(measured.truncated, measured.rows, chosen)
     return title, measured
 
@@ -188,3 +199,73 @@ def check_no_model(
         raise UsageError(
             "--predictions measures forecasts that exist: leave out what says how to make them (--model, --budget, ...)"
         )
+
+
+@app.command()
+@reward_options
+def compare(
+    left: Annotated[
+        str, typer.Argument(metavar="LEFT", help="One system's answers: prompt and response (or messages), perhaps id.")
+    ],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The other's, to the same prompts.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Keep the forecast of each pair: .csv, .jsonl, .parquet.")
+    ] = None,
+    model: Model = None,
+    forecaster: Folder = None,
+    budget: BudgetText = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Your own column names: prompt=instruction,response=output,...", metavar="OURS=YOURS,..."),
+    ] = None,
+    cells: CellKind = Cells.json,
+    json_output: JsonOutput = None,
+    preset: Preset = None,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="Keep the texts in a .jsonl or .parquet output.")
+    ] = False,
+    *,
+    options: Options,
+) -> None:
+    """Say which of two systems people would prefer, from their answers to the same prompts; no labels are needed.
+
+    \b
+    Examples:
+      prefcast compare yesterday.jsonl today.jsonl
+      prefcast compare v1.jsonl v2.jsonl --forecaster my-forecaster -o pairs.jsonl --with-text
+    """
+    from prefcast.comparison import compare as compare_pairs
+    from prefcast.figures import comparison_text
+    from prefcast.formats.answers import AnswerFile, JoinReport, joined
+    from prefcast.predictions import open_writer, output_kind
+    from prefcast.resolve import resolve
+    from prefcast.run import same_file
+    from prefcast.show import write_json
+
+    if output is not None:
+        output_kind(output)
+    elif with_text:
+        raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
+    for name in (left, right):
+        for written in (output, json_output):
+            if written is not None and same_file(name, written):
+                raise UsageError(f"{written}: is the input; write to another file")
+    names = [Path(name).name for name in (left, right)]
+    names = names if names[0] != names[1] else [left, right]
+    chosen = resolve(model, forecaster, budget, preset, options)
+    report = JoinReport()
+    with ExitStack() as stack:
+        files = [stack.enter_context(AnswerFile(name, columns_of(columns), cells.value)) for name in (left, right)]
+        show = stack.enter_context(progress(files[1]))
+        stack.enter_context(closing(chosen.scorer))
+        writer = None if output is None else stack.enter_context(open_writer(output, with_text=with_text))
+        pairs = joined(files[0], files[1], names, report)
+        found = compare_pairs(pairs, chosen, names=names, writer=writer, progress=show)
+    if json_output is not None:
+        write_json({**found.to_dict(), "join": {**vars(report), "first_error": None}}, json_output)
+    if json_output != "-":
+        print(comparison_text(found, report))
+    say_reused(chosen.scorer)
+    if failed := report.failed + found.failed:
+        say(f"{failed} rows failed; the first: {report.first_error or found.first_error}")
+        raise typer.Exit(ROWS_FAILED)

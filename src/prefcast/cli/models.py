@@ -25,6 +25,7 @@ from prefcast.cli.shared import (
     progress,
     reward_options,
     say,
+    say_reused,
 )
 from prefcast.errors import UsageError
 from prefcast.scorers.reward import Options
@@ -90,6 +91,7 @@ def score(
     say(
         f"{report.rows} pairs scored in {report.seconds:.1f} s ({report.rows / report.seconds:{',.0f' if report.rows > 10 * report.seconds else '.2g'}} a second{truncated}): {output}"
     )
+    say_reused(scorer)
     if report.failed:
         say(f"{report.failed} of {report.rows} rows failed; the first: {report.first_error}")
         raise typer.Exit(ROWS_FAILED)

@@ -18,7 +18,19 @@ from prefcast.cli.measuring import (
     measure_as_asked,
     stop_if_failed,
 )
-from prefcast.cli.shared import BudgetText, CellKind, Cells, Columns, Folder, Model, Preset, app, reward_options, say
+from prefcast.cli.shared import (
+    BudgetText,
+    CellKind,
+    Cells,
+    Columns,
+    Folder,
+    Model,
+    Preset,
+    ScoresFile,
+    app,
+    reward_options,
+    say,
+)
 from prefcast.errors import UsageError, shown_path
 from prefcast.scorers.reward import Options
 
@@ -37,6 +49,7 @@ def report(
     ] = None,
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     predictions: PredictionsFile = None,
     against: Against = None,
     budget: BudgetText = None,
@@ -74,6 +87,7 @@ def report(
             labelled,
             model,
             forecaster,
+            scores,
             predictions,
             against,
             budget,
@@ -99,7 +113,9 @@ def report(
     if json_output != "-":
         print(f"report in {shown_path(output)}")
     if labelled is None:
-        say("the report shows no pairs: the predictions came without texts; name the file of labelled pairs as well")
+        say(
+            "the report shows no pairs: the predictions or scores came without texts; name the file of labelled pairs as well"
+        )
     stop_if_failed(evaluation.failed)
 
 

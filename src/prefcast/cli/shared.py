@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_type_hints
 
 import typer
 
@@ -18,6 +18,7 @@ from prefcast.scorers.reward import Options
 if TYPE_CHECKING:
     from prefcast.forecaster import Forecaster
     from prefcast.formats import PairFile
+    from prefcast.scorers import Scorer
 
 ROWS_FAILED = 3
 
@@ -90,6 +91,14 @@ BudgetText = Annotated[
 ]
 
 
+ScoresFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        help="Your own scores of these pairs, by id, for a forecaster that was fitted to such.",
+        metavar="FILE",
+    ),
+]
 OnErrorOption = Annotated[OnError, typer.Option(help="A row that fails: keep it, marked (exit status 3), or stop (2).")]
 Preset = Annotated[
     str | None,
@@ -151,6 +160,10 @@ REWARD_OPTIONS: dict[str, tuple[Any, Any]] = {
         bool,
         typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint. It can do anything."),
     ),
+    "keep": (
+        bool,
+        typer.Option("--keep-scores/--no-keep-scores", help="Keep scores, and do not score again what was scored."),
+    ),
 }
 
 
@@ -163,9 +176,7 @@ def reward_options(verb: Callable[..., None]) -> Callable[..., None]:
         if each.name != "options"
     ]
     more = [
-        Parameter(
-            name, Parameter.KEYWORD_ONLY, default=False if kind is bool else None, annotation=Annotated[kind, option]
-        )
+        Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(Options(), name), annotation=Annotated[kind, option])
         for name, (kind, option) in REWARD_OPTIONS.items()
     ]
 
@@ -186,8 +197,18 @@ def say_truncated(truncated: int, rows: int, forecaster: Forecaster) -> None:
     """Tell of rows that were not read whole."""
     if truncated:
         limit = forecaster.scorer.limit
-        most = f"{forecaster.budget}" if limit is None else f"{limit.limit} tokens, {forecaster.budget}"
+        tokens = None if limit is None else limit.limit if limit.name.endswith("tokens") else str(limit)
+        most = f"{forecaster.budget}" if tokens is None else f"{tokens} tokens, {forecaster.budget}"
         say(f"{truncated} of {rows} rows were truncated ({most}); .jsonl and .parquet outputs tell which")
+
+
+def say_reused(scorer: Scorer) -> None:
+    """Tell of sequences that an earlier run had scored."""
+    if scorer.reused:
+        say(
+            f"{scorer.reused:,} of {scorer.reused + scorer.computed:,} sequences were scored before and not again "
+            "(--no-keep-scores scores anew)"
+        )
 
 
 def opened(pairs: str, columns: str | None, cells: Cells) -> PairFile:
@@ -214,8 +235,15 @@ def columns_of(columns: str | None) -> dict[str, str]:
     return mapping
 
 
+class _Read(Protocol):
+    """What says how far it has been read."""
+
+    @property
+    def progress(self) -> tuple[int, int]: ...
+
+
 @contextmanager
-def progress(file: PairFile) -> Iterator[Callable[[int], None] | None]:
+def progress(file: _Read) -> Iterator[Callable[[int], None] | None]:
     """A bar on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ from prefcast.errors import UsageError
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.reward import require_extra
 
-__all__ = ["REWARD_MODEL", "SCORERS", "Evidence", "Push", "Scorer", "load_moved", "scorer_class", "scorer_files"]
+__all__ = ["REWARD_MODEL", "SCORERS", "Evidence", "Push", "Scorer", "is_scorer_file", "load_moved", "scorer_class"]
 
 # name -> (module:Class, what it is, what it needs)
 SCORERS: dict[str, tuple[str, str, str]] = {
@@ -26,11 +27,14 @@ SCORERS: dict[str, tuple[str, str, str]] = {
 # What a forecaster folder calls any reward model; its own file says which.
 REWARD_MODEL = "reward-model"
 _REWARD_MODEL_FILE = "reward-model.json"
+# Scorers that only a fit makes: several as one, and scores that a person brings.
+_MADE = {"blend": "prefcast.scorers.blend:BlendScorer", "scores": "prefcast.scorers.given:GivenScorer"}
 
 
-def scorer_files() -> set[str]:
-    """The files that scorers write into a forecaster's folder."""
-    return {_REWARD_MODEL_FILE, *(name for scorer in SCORERS for name in scorer_class(scorer).files)}
+def is_scorer_file(name: str) -> bool:
+    """Whether scorers write a file or folder of that name into a forecaster's folder."""
+    known = {_REWARD_MODEL_FILE, *(file for scorer in (*SCORERS, *_MADE) for file in scorer_class(scorer).files)}
+    return name in known or re.fullmatch(r"member-\d+", name) is not None
 
 
 def load_moved(folder: Path, model: str) -> Scorer:
@@ -45,10 +49,10 @@ def scorer_class(name: str) -> type[Scorer]:
     if name == REWARD_MODEL:
         require_extra()
         return cast(type[Scorer], import_module("prefcast.scorers.reward.scorer").RewardScorer)
-    if name not in SCORERS:
+    if name not in SCORERS and name not in _MADE:
         near = difflib.get_close_matches(name, SCORERS, n=1)
         raise UsageError(
             f"unknown model {name!r}{f'; did you mean {near[0]!r}?' if near else ';'} there are {', '.join(SCORERS)}, folders with a model, and hub ids like owner/name"
         )
-    module, _, attribute = SCORERS[name][0].partition(":")
+    module, _, attribute = (_MADE[name] if name in _MADE else SCORERS[name][0]).partition(":")
     return cast(type[Scorer], getattr(import_module(module), attribute))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.budget import Budget
+from prefcast.budget import Budget, Truncation
 from prefcast.pairs import Pair
 
-__all__ = ["Evidence", "Push", "Scorer"]
+__all__ = ["Evidence", "Push", "Scorer", "fingerprint", "read_pair"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Scorer(ABC):
     raw_names: tuple[str, ...] = ()
     # Called with the number of pairs done of those that `evidence` was given.
     on_progress: Callable[[int], None] | None = None
+    # How many sequences of tokens it took from earlier runs, and how many it scored itself; 0 where it keeps none.
+    reused: int = 0
+    computed: int = 0
 
     @abstractmethod
     def evidence(self, pairs: Sequence[Pair]) -> Evidence:
@@ -83,3 +87,22 @@ class Scorer(ABC):
     def explain(self, pair: Pair) -> list[Push]:
         """What pushed the evidence of `pair`, the strongest first; empty where the scorer cannot say."""
         return []
+
+
+def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:
+    """The part of `pair` that `budget` and then the scorer's own limit let through, and the report of it."""
+    turns, truncation = budget.apply(pair.turns)
+    if scorer.limit is not None:
+        turns, again = scorer.limit.apply(turns)
+        truncation = replace(truncation, kept=min(truncation.kept, again.kept), turns_kept=again.turns_kept)
+    return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
+
+
+def fingerprint(folder: Path, scorer: type[Scorer]) -> str:
+    """SHA-256 over the scorer's files, names and contents."""
+    digest = hashlib.sha256()
+    for name in scorer.files:
+        data = (folder / name).read_bytes()
+        digest.update(f"{name}\0{len(data)}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()

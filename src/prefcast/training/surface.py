@@ -13,23 +13,26 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.bootstrap import group_key
+from prefcast.calibration import Calibration, measure_calibration
 from prefcast.errors import FitError, UsageError
 from prefcast.forecaster import Forecaster
 from prefcast.formats import read_pairs
 from prefcast.measure import evaluate_probabilities, paired_difference
 from prefcast.metrics import Figure, row_log_loss
-from prefcast.outcomes import Davidson
+from prefcast.outcomes import Davidson, Link
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.length import LengthScorer
 from prefcast.scorers.surface import SurfaceScorer, feature_arrays
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
 from prefcast.scorers.surface.model import SurfaceModel
+from prefcast.selection import LabelledEvidence, davidson_link
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -324,8 +327,30 @@ def main(arguments: list[str] | None = None) -> None:
         "penalty": PENALTY,
         "figures": figures,
     }
+    votes, keys = np.eye(len(Outcome)), rows.group.astype(np.uint64)
+    named = [
+        np.array([np.nan if name is None else float(group_key(name) >> 12) for name in names])
+        for names in zip(*((pair.model_a, pair.model_b) for part in pairs.values() for pair in part), strict=True)
+    ]
+
+    def calibration(probabilities: Floats) -> Calibration:
+        """How far cross-validated forecasts of the Arena-like rows were off, between models where they are named."""
+        return measure_calibration(
+            probabilities, votes[rows.outcome[target]], keys[target], named[0][target], named[1][target]
+        )
+
+    def draws(margin: Floats, tie: Floats) -> Link:
+        labelled = LabelledEvidence(1)
+        labelled.add(margin[:, None], tie[:, None], votes[outcome], keys[dev_mask])
+        return davidson_link(labelled).renamed({"margin:0": "margin", "tie:0": "tie"})
+
     forecaster = Forecaster(
-        SurfaceScorer(model), link, prior_tie=round(float((outcome == Outcome.TIE).mean()), 4), card=card
+        SurfaceScorer(model),
+        link,
+        prior_tie=round(float((outcome == Outcome.TIE).mean()), 4),
+        card=card,
+        link=draws(margin, tie),
+        calibration=calibration(surface_cv),
     )
     options.output.mkdir(parents=True, exist_ok=True)
     forecaster.save(options.output / "surface")
@@ -339,9 +364,13 @@ def main(arguments: list[str] | None = None) -> None:
         "link_fitted_on": card["link_fitted_on"],
         "figures": {"dev_cross_fitted": {"n": floor_figures.n, "log_loss": _figure(floor_figures.scores.log_loss)}},
     }
-    Forecaster(floor.scorer, floor.outcome, floor.budget, forecaster.prior_tie, floor_card).save(
-        options.output / "length"
-    )
+    replace(
+        floor,
+        prior_tie=forecaster.prior_tie,
+        card=floor_card,
+        link=draws(floor_margin, floor_tie),
+        calibration=calibration(length_cv),
+    ).save(options.output / "length")
     print(json.dumps(figures | {"length": floor_card["figures"]}, indent=1))
 
 

@@ -36,6 +36,7 @@ class Options:
     labels: tuple[str, ...] | None = None
     batch_tokens: int | None = None
     trust_remote_code: bool = False
+    keep: bool = True
 
 
 def require_extra() -> None:
@@ -48,7 +49,7 @@ def require_extra() -> None:
 def scorer_of(model: str | os.PathLike[str], options: Options) -> RewardScorer:
     """`load_scorer` with its options in one object."""
     require_extra()
-    from prefcast.scorers.reward.scorer import build_scorer
+    from prefcast.scorers.reward.kinds import build_scorer
 
     return build_scorer(model, options)
 
@@ -67,6 +68,7 @@ def load_scorer(
     shard: bool = False,
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
+    keep: bool = True,
 ) -> Any:
     """The scorer of a reward model in a folder, or of a hub id such as `owner/name`.
 
@@ -74,7 +76,8 @@ def load_scorer(
     checkpoint's own), `quantize` (`nf4`, `int8`) how the weights lie in memory, `devices` where (`auto`, `cpu,cpu`,
     `cuda:0,cuda:1`: a replica on each, or with `shard` one model over all). `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
-    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers.
+    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers. With `keep`, scores are kept in a
+    file (docs/reward-models.md) and what was scored before is not scored again.
 
     A pointwise model gives a PointwiseScorer with `score(conversations)` and `encode(conversation)`; every one has
     `evidence(pairs)`. Raises ModelError, UsageError and MissingExtraError.
@@ -93,5 +96,6 @@ def load_scorer(
         labels=None if labels is None else tuple(labels),
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,
+        keep=keep,
     )
     return scorer_of(model, options)

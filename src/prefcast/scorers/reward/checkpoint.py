@@ -32,6 +32,8 @@ _READ_FILES = (
     "*.model",
     "*.jinja",
 )
+# What lies beside a quantised matrix: its scales and tables.
+_SIDE_TENSOR = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 SUPPORTED = (
@@ -208,7 +210,7 @@ class Checkpoint:
         """How many parameters the model has; packed 4 bit weights count for what they stand for."""
         count = 0
         for name, tensor in self.tensors.items():
-            if re.search(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state", name):
+            if _SIDE_TENSOR.search(name):
                 continue
             packed = f"{name}.absmax" in self.tensors
             count += tensor.size * 2 if packed else tensor.size
@@ -219,7 +221,7 @@ class Checkpoint:
         wide = 4 if precision == "float32" else 2
         total = 0.0
         for name, tensor in self.tensors.items():
-            if re.search(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state", name):
+            if _SIDE_TENSOR.search(name):
                 continue
             size = tensor.size * 2 if f"{name}.absmax" in self.tensors else tensor.size
             matrix = is_matrix(name, tensor.shape)

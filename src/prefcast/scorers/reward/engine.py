@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from prefcast.errors import ModelError, PrefcastError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
-from prefcast.scorers.reward.loading import body_of, first_line, load_network, packs
+from prefcast.scorers.reward.loading import body_of, load_network, one_line, packs
 from prefcast.scorers.reward.packing import Ids, pack
 from prefcast.scorers.reward.precision import compute_dtype
 
@@ -50,6 +50,12 @@ class Recipe:
         columns = data.pop("columns")
         return cls(devices=tuple(data.pop("devices")), columns=None if columns is None else tuple(columns), **data)
 
+    def precision(self, checkpoint: Checkpoint) -> tuple[torch.dtype, str | None]:
+        """What is computed in, and how the weights are quantised."""
+        quantization = checkpoint.quantization or self.quantization
+        device = torch.device(self.devices[0])
+        return compute_dtype(self.dtype, device, checkpoint.stored_dtype, quantization), quantization
+
     def build(self) -> Engine:
         """Load the network.
 
@@ -59,19 +65,18 @@ class Recipe:
         devices = [torch.device(name) for name in self.devices]
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        quantization = checkpoint.quantization or self.quantization
-        dtype = compute_dtype(self.dtype, devices[0], checkpoint.stored_dtype, quantization)
+        dtype, _ = self.precision(checkpoint)
         try:
             network = load_network(checkpoint, devices, dtype, self.quantization)
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"{checkpoint.name}: its weights do not fit {', '.join(self.devices)}: {first_line(error)}; --quantize nf4 "
+                f"{checkpoint.name}: its weights do not fit {', '.join(self.devices)}: {one_line(error)}; --quantize nf4 "
                 "takes a quarter of the memory, --shard spreads one model over all devices"
             ) from None
         except PrefcastError:
             raise
         except Exception as error:
-            raise ModelError(f"{checkpoint.name}: cannot be loaded: {first_line(error)}") from error
+            raise ModelError(f"{checkpoint.name}: cannot be loaded: {one_line(error)}") from error
         return Engine(_runner(checkpoint, network, devices[0], self.columns))
 
 
@@ -100,19 +105,22 @@ class Group:
     def tokens(self) -> int:
         return sum(map(len, self.ids))
 
+    @property
+    def content(self) -> bytes:
+        """All of it in one piece: equal for equal groups alone."""
+        sizes = np.array([len(self.ids), self.types is not None, *map(len, self.ids)], dtype=np.int32)
+        return b"".join(part.tobytes() for part in (sizes, *self.ids, *(self.types or ())))
+
     def unique(self) -> tuple[Group, list[int]]:
-        """The group without repeated sequences, and where each of the old ones is now."""
-        first: dict[bytes, int] = {}
-        keep: list[int] = []
-        positions = []
-        for index, ids in enumerate(self.ids):
-            key = ids.tobytes() + (self.types[index].tobytes() if self.types else b"")
-            if key not in first:
-                first[key] = len(keep)
-                keep.append(index)
-            positions.append(first[key])
+        """The group without repeated sequences, in an order that follows from them alone (a pair and the same pair
+        swapped give one group), and where each of the old ones is now."""
+        keys = [
+            ids.tobytes() + (self.types[index].tobytes() if self.types else b"") for index, ids in enumerate(self.ids)
+        ]
+        order = sorted(set(keys))
+        keep = [keys.index(key) for key in order]
         types = tuple(self.types[index] for index in keep) if self.types else None
-        return Group(tuple(self.ids[index] for index in keep), types), positions
+        return Group(tuple(self.ids[index] for index in keep), types), [order.index(key) for key in keys]
 
 
 class Runner(ABC):
@@ -272,7 +280,7 @@ class Engine:
         except Exception as error:
             # A network may fail in any way.
             if not _out_of_memory(error):
-                raise ModelError(f"scoring failed: {first_line(error)}") from error
+                raise ModelError(f"scoring failed: {one_line(error)}") from error
             self.most_tokens = min(self.most_tokens or tokens, max(1, tokens // 2))
             failed = True
         else:

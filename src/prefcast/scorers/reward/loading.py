@@ -22,8 +22,8 @@ from prefcast.scorers.reward.weights import quantisable
 __all__ = [
     "PACKED_FAMILIES",
     "body_of",
-    "first_line",
     "load_network",
+    "one_line",
     "packs",
     "quiet",
     "refuse_incomplete",
@@ -37,6 +37,7 @@ PACKED_FAMILIES = frozenset(
 )
 _ATTENTION = "prefcast_packed"
 _SHOWN = 3
+_QUANTISED_TYPES = ("U8", "I8")
 
 
 def _packed_attention(
@@ -114,7 +115,7 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
             try:
                 network = _auto_class(checkpoint).from_config(config, attn_implementation=_attention_name(checkpoint))
             except Exception as error:
-                raise ModelError(f"{checkpoint.name}: {first_line(error)}") from None
+                raise ModelError(f"{checkpoint.name}: {one_line(error)}") from None
     return network.eval()
 
 
@@ -141,10 +142,10 @@ def _config(checkpoint: Checkpoint) -> Any:
             checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
         )
     except Exception as error:
-        raise ModelError(f"{checkpoint.name}: transformers cannot read its config.json: {first_line(error)}") from None
+        raise ModelError(f"{checkpoint.name}: transformers cannot read its config.json: {one_line(error)}") from None
 
 
-def first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error of another library in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
@@ -186,7 +187,7 @@ def load_network(
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
     # Reads the headers: says first what is missing or damaged.
-    tensors = checkpoint.tensors
+    _ = checkpoint.tensors
     with quiet():
         try:
             network, info = _auto_class(checkpoint).from_pretrained(
@@ -202,14 +203,14 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
                 attn_implementation=_attention_name(checkpoint),
             )
         except ImportError as error:
-            raise MissingExtraError(first_line(error), "transformers") from None
+            raise MissingExtraError(one_line(error), "transformers") from None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise ModelError(f"{checkpoint.name}: cannot be loaded: {first_line(error)}") from None
+            raise ModelError(f"{checkpoint.name}: cannot be loaded: {one_line(error)}") from None
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
-    _refuse(checkpoint, missing, mismatched, tensors)
+    _refuse(checkpoint, missing, mismatched)
     if left := [name for name in info["unexpected_keys"] if "layers." in name or ".layer." in name]:
         raise ModelError(
             f"{checkpoint.name}: config.json has no place for its weights {', '.join(sorted(left)[:_SHOWN])}"
@@ -217,9 +218,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
     return network.eval()  # type: ignore[no-any-return]
 
 
-def _refuse(
-    checkpoint: Checkpoint, missing: Sequence[str], mismatched: Sequence[str], tensors: Mapping[str, Any]
-) -> None:
+def _refuse(checkpoint: Checkpoint, missing: Sequence[str], mismatched: Sequence[str]) -> None:
     """ModelError if weights are missing: transformers would score with random ones."""
     for names, what in ((missing, "lack"), (mismatched, "have another shape for")):
         if names:
@@ -235,19 +234,17 @@ def _refuse(
             )
 
 
-def refuse_incomplete(checkpoint: Checkpoint, network: nn.Module) -> None:
-    """ModelError if the weights lack parameters of the network or have them in other shapes."""
-    tied = {"lm_head.weight"} if _tied(checkpoint) else set()
+def refuse_incomplete(checkpoint: Checkpoint, network: nn.Module, *, packed: bool = False) -> None:
+    """ModelError if the weights lack parameters of the network or have them in other shapes; with `packed`, what is
+    stored quantised may have another."""
+    tensors = checkpoint.tensors
+    tied = checkpoint.text_config.get("tie_word_embeddings", checkpoint.kind is not Kind.INTERNLM2)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    missing = sorted(set(shapes) - set(checkpoint.tensors) - tied)
-    wrong = [
-        name for name, shape in shapes.items() if name in checkpoint.tensors and checkpoint.tensors[name].shape != shape
-    ]
-    _refuse(checkpoint, missing, wrong, checkpoint.tensors)
-
-
-def _tied(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.text_config.get("tie_word_embeddings", checkpoint.kind is not Kind.INTERNLM2))
+    missing = sorted(set(shapes) - set(tensors) - ({"lm_head.weight"} if tied else set()))
+    wrong = [name for name, shape in shapes.items() if name in tensors and tensors[name].shape != shape]
+    if packed:
+        wrong = [name for name in wrong if tensors[name].dtype not in _QUANTISED_TYPES]
+    _refuse(checkpoint, missing, wrong)
 
 
 def _float32_head(network: nn.Module) -> None:
@@ -270,10 +267,8 @@ def _filled(
     network = skeleton(checkpoint)
     body = body_of(network)
     tensors = checkpoint.tensors
-    where = _placement(network, devices, checkpoint, quantization, dtype)
-    missing: list[str] = []
-    wrong: list[str] = []
-    tied = _tied(checkpoint)
+    where = _placement(network, devices, checkpoint)
+    refuse_incomplete(checkpoint, network, packed=True)
     with ExitStack() as stack:
         files: dict[Any, Any] = {}
 
@@ -285,7 +280,7 @@ def _filled(
                 # Out of the mapped file: there it lies unaligned, and products differ by their last digit.
                 tensor: Tensor = files[file].get_tensor(name).clone()
             except (SafetensorError, OSError) as error:
-                raise ModelError(f"{checkpoint.name}: {file.name}: {first_line(error)}") from None
+                raise ModelError(f"{checkpoint.name}: {file.name}: {one_line(error)}") from None
             return tensor
 
         inside = {id(module) for module in body.modules()}
@@ -295,8 +290,7 @@ def _filled(
                     continue
                 name = f"{path}.{own}" if path else own
                 if name not in tensors:
-                    if not (tied and name == "lm_head.weight"):
-                        missing.append(name)
+                    # Tied to the embedding; that is done below.
                     continue
                 device = where(name)
                 if type(module) is nn.Linear and own == "weight" and id(module) in inside:
@@ -305,17 +299,12 @@ def _filled(
                         parent, _, last = path.rpartition(".")
                         setattr(network.get_submodule(parent), last, layer)
                         continue
-                if tensors[name].dtype in ("U8", "I8"):
+                if tensors[name].dtype in _QUANTISED_TYPES:
                     raise ModelError(f"{checkpoint.name}: {name} is quantised, but its scales are missing")
-                tensor = fetch(name)
-                if tensor.shape != parameter.shape:
-                    wrong.append(name)
-                    continue
-                module._parameters[own] = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+                module._parameters[own] = nn.Parameter(fetch(name).to(device, dtype), requires_grad=False)
             for own, buffer in list(module._buffers.items()):
                 if buffer is not None:
                     module._buffers[own] = buffer.to(where(f"{path}.{own}"))
-    _refuse(checkpoint, missing, wrong, tensors)
     if checkpoint.kind is Kind.INTERNLM2:
         _refuse_unknown(checkpoint, network)
     else:
@@ -354,7 +343,11 @@ def _quantised(
     """The quantised layer in place of `module`, or None where it stays as it is."""
     parts = stored_parts(name, tensors, fetch)
     if parts is None:
-        if quantization is None or not quantisable(name, module.weight.shape) or tensors[name].dtype in ("U8", "I8"):
+        if (
+            quantization is None
+            or not quantisable(name, module.weight.shape)
+            or tensors[name].dtype in _QUANTISED_TYPES
+        ):
             return None
         # On the device itself a matrix is quantised in no time.
         parts = quantise(fetch(name).to(device), quantization)
@@ -366,8 +359,6 @@ def _placement(
     network: nn.Module,
     devices: Sequence[torch.device],
     checkpoint: Checkpoint,
-    quantization: str | None,
-    dtype: torch.dtype,
 ) -> Any:
     """Name of a tensor -> its device: the layers in order, in shares of equal bytes."""
     if len(devices) == 1:

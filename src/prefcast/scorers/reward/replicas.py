@@ -34,7 +34,8 @@ TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of i
 
 # The outputs of a group, or why there are none.
 Result = Scores | str
-Done = Callable[[int], None]
+# Called with the number of a batch and its results, from any thread.
+Done = Callable[[int, list[Result]], None]
 
 
 def _results(scores: Sequence[Scores | None]) -> list[Result]:
@@ -50,10 +51,10 @@ class LocalReplica:
     def run(self, batches: Sequence[Sequence[Group]], done: Done | None = None) -> list[list[Result]]:
         """The results of each batch, in order."""
         found = []
-        for batch in batches:
+        for number, batch in enumerate(batches):
             found.append(_results(self._engine.run(batch)))
             if done:
-                done(len(batch))
+                done(number, found[-1])
         return found
 
     def close(self) -> None:
@@ -246,7 +247,7 @@ class _Board:
             self._left -= 1
             self._changed.notify_all()
         if self._done:
-            self._done(len(results))
+            self._done(number, results)
 
     def fail(self, error: BaseException) -> None:
         """The run cannot go on."""

@@ -5,34 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import ForecasterError, ModelError, PrefcastError, UsageError, excerpt
+from prefcast.errors import ForecasterError, ModelError, UsageError
 from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Scorer
-from prefcast.scorers.reward import Options
+from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.batching import plan_batches
-from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
+from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
-from prefcast.scorers.reward.labels import label_columns
+from prefcast.scorers.reward.kept import KeptScores
 from prefcast.scorers.reward.limit import TokenBudget
-from prefcast.scorers.reward.loading import first_line, packs
+from prefcast.scorers.reward.loading import packs
 from prefcast.scorers.reward.packing import packed_size
-from prefcast.scorers.reward.precision import DTYPES, QUANTIZATIONS
 from prefcast.scorers.reward.replicas import LocalReplica, Replicas, Result
-from prefcast.scorers.reward.text import Message, PairTemplate, TextReader, checked, conversations, pair_template
+from prefcast.scorers.reward.text import TextReader
 from prefcast.scorers.reward.tokenizers import load_tokenizer
 
-__all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "RewardScorer", "build_scorer"]
+__all__ = ["RewardScorer"]
 
 # Measured (benchmarks/reward.py): more does not help a CPU; a GPU wants enough rows to fill it.
 BATCH_TOKENS = {"cpu": 2048}
@@ -46,7 +45,6 @@ class RewardScorer(Scorer):
 
     name: ClassVar[str] = "reward-model"
     files: ClassVar[tuple[str, ...]] = ("reward-model.json",)
-    outputs: ClassVar[int | None] = None
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         self.checkpoint = checkpoint
@@ -59,11 +57,12 @@ class RewardScorer(Scorer):
         self.max_tokens = self._max_tokens()
         self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader)
         self._replicas: LocalReplica | Replicas | None = None
+        self._kept: KeptScores | None = None
 
     def _max_tokens(self) -> int:
         asked, limit, most = self.options.max_tokens, self.checkpoint.limit, self.checkpoint.positions
         if asked is not None and asked < 1:
-            raise UsageError(f"max_tokens must be at least 1, found {asked}")
+            raise UsageError(f"--max-tokens must be at least 1, found {asked}")
         if asked is not None and most is not None and asked > most:
             raise UsageError(f"--max-tokens is {asked}, but {self.checkpoint.name} reads at most {most} tokens")
         if asked is None and limit is None:
@@ -129,17 +128,34 @@ class RewardScorer(Scorer):
             raise UsageError(f"has {longest} tokens; at most {self.max_tokens} are read (--max-tokens)")
 
     def _run(self, groups: Sequence[Group]) -> list[Result]:
-        """The result of each group; equal sequences of a group are scored once."""
+        """The result of each group; what was scored before, here or by an earlier run, is not scored again.
+
+        Known or not is asked of whole groups: in a pair, a conversation is computed from where it parts with the other
+        one, so that alone its last digits would differ.
+        """
         if not groups:
             return []
         unique = [group.unique() for group in groups]
-        results = self._scored([group for group, _ in unique])
+        contents = [group.content for group, _ in unique]
+        distinct = {content: group for content, (group, _) in zip(contents, unique, strict=True)}
+        kept = self.kept
+        known = {} if kept is None else kept.get(list(distinct))
+        results: dict[bytes, Result] = {
+            content: numbers.reshape(len(distinct[content].ids), -1) for content, numbers in known.items()
+        }
+        self.reused += sum(len(distinct[content].ids) for content in known)
+        new = {content: group for content, group in distinct.items() if content not in known}
+        if new:
+            results |= self._scored(new, kept, len(groups) - len(new))
+        found = [results[content] for content in contents]
         return [
             result if isinstance(result, str) else result[positions]
-            for result, (_, positions) in zip(results, unique, strict=True)
+            for result, (_, positions) in zip(found, unique, strict=True)
         ]
 
-    def _scored(self, groups: Sequence[Group]) -> list[Result]:
+    def _scored(self, new: Mapping[bytes, Group], kept: KeptScores | None, finished: int) -> dict[bytes, Result]:
+        """Run the groups, keeping the scores of each batch as soon as it is done."""
+        contents, groups = list(new), list(new.values())
         most = self.options.batch_tokens or BATCH_TOKENS.get(self.devices[0].type, _BATCH_TOKENS_ELSEWHERE)
         if packs(self.checkpoint):
             limit = self.checkpoint.unscaled_length
@@ -147,34 +163,68 @@ class RewardScorer(Scorer):
         else:
             shapes = [(max(map(len, group.ids)), len(group.ids)) for group in groups]
             batches = plan_batches([group.tokens for group in groups], most, padded=shapes)
-        finished = 0
 
-        def done(count: int) -> None:
+        def done(number: int, results: list[Result]) -> None:
             nonlocal finished
-            finished += count
+            finished += len(results)
+            if kept is not None:
+                kept.put(
+                    {
+                        contents[index]: result.ravel()
+                        for index, result in zip(batches[number], results, strict=True)
+                        if not isinstance(result, str) and np.isfinite(result).all()
+                    }
+                )
             if self.on_progress:
                 self.on_progress(finished)
 
         found = self.replicas.run([[groups[index] for index in batch] for batch in batches], done)
-        results: list[Result] = [""] * len(groups)
-        for batch, scored in zip(batches, found, strict=True):
-            for index, result in zip(batch, scored, strict=True):
-                results[index] = result
+        results = {
+            contents[index]: result
+            for batch, scored in zip(batches, found, strict=True)
+            for index, result in zip(batch, scored, strict=True)
+        }
+        self.computed += sum(len(result) for result in results.values() if not isinstance(result, str))
         return results
+
+    @property
+    def kept(self) -> KeptScores | None:
+        """The scores of earlier runs; None where none are kept."""
+        # The fingerprint does not cover code of the checkpoint, which may change.
+        if self._kept is None and self.options.keep and self.checkpoint.kind is not Kind.CUSTOM:
+            dtype, quantization = self._recipe.precision(self.checkpoint)
+            self._kept = KeptScores(
+                json.dumps(
+                    [
+                        self.checkpoint.fingerprint(),
+                        str(dtype),
+                        quantization,
+                        self._columns(),
+                        self.devices[0].type,
+                        # Another version may run another network.
+                        None if self.checkpoint.kind is Kind.INTERNLM2 else version("transformers"),
+                    ]
+                )
+            )
+        return self._kept
+
+    @property
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            str(self.checkpoint.folder.resolve()),
+            tuple(map(str, self.devices)),
+            self.options.dtype,
+            self.options.quantize,
+            self._columns(),
+            threads_each(self.devices) if not self.options.shard else None,
+            self.options.trust_remote_code,
+        )
 
     @property
     def replicas(self) -> LocalReplica | Replicas:
         """The loaded model, in this process or in one a device."""
         if self._replicas is None:
-            recipe = Recipe(
-                str(self.checkpoint.folder.resolve()),
-                tuple(map(str, self.devices)),
-                self.options.dtype,
-                self.options.quantize,
-                self._columns(),
-                threads_each(self.devices) if not self.options.shard else None,
-                self.options.trust_remote_code,
-            )
+            recipe = self._recipe
             if self.options.shard or len(self.devices) == 1:
                 self._replicas = LocalReplica(recipe)
             else:
@@ -189,6 +239,9 @@ class RewardScorer(Scorer):
         if self._replicas is not None:
             self._replicas.close()
             self._replicas = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def __enter__(self) -> Self:
         return self
@@ -229,7 +282,7 @@ class RewardScorer(Scorer):
             raise ForecasterError(
                 f"{folder}: its model is no longer in {where}; say where it is: --model PATH beside --forecaster"
             )
-        scorer = build_scorer(where, Options(**saved, labels=None if labels is None else tuple(labels)))
+        scorer = scorer_of(where, Options(**saved, labels=None if labels is None else tuple(labels)))
         if scorer.fingerprint() != data["fingerprint"]:
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
         return scorer  # type: ignore[return-value]
@@ -250,183 +303,5 @@ class RewardScorer(Scorer):
         return type(self)(self.checkpoint, replace(self.options, **{name: getattr(options, name) for name in given}))
 
 
-# Where a model runs is the machine's affair, not the forecaster's; remote code is trusted anew each time.
-_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code"}
-
-
-def _ids(values: Sequence[int]) -> NDArray[np.int32]:
-    return np.array(values, dtype=np.int32)
-
-
-class PointwiseScorer(RewardScorer):
-    """One score a conversation: margin = score(A) - score(B); it has no view of ties.
-
-    Conversations are put into the tokenizer's chat template; where it has none, the model reads two texts, the question
-    and the answer, as OpenAssistant's do.
-    """
-
-    raw_names = ("score_a", "score_b")
-
-    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
-        super().__init__(checkpoint, options)
-        if self.two_texts and packs(checkpoint):
-            _log.warning(
-                "%s: has no chat template; question and answer are joined as its tokenizer joins two texts",
-                checkpoint.name,
-            )
-
-    @property
-    def two_texts(self) -> bool:
-        """Whether the model reads question and answer as two texts, for lack of a chat template."""
-        return self.checkpoint.kind is not Kind.INTERNLM2 and not self.tokenizer.chat_template
-
-    def encode(self, conversation: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation as they are scored; never truncated."""
-        return self._encode(checked(conversation))[0]
-
-    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
-        """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`), higher is better.
-
-        Nothing is truncated. Raises UsageError for what is no conversation or is longer than the model's position
-        table, ModelError where a score could not be made.
-        """
-        groups = []
-        for conversation in conversations:
-            ids, types = self._encode(checked(conversation))
-            hard = None if packs(self.checkpoint) else self.checkpoint.limit
-            if hard is not None and len(ids) > hard:
-                raise UsageError(f"a conversation has {len(ids)} tokens; {self.checkpoint.name} reads at most {hard}")
-            groups.append(Group((_ids(ids),), None if types is None else (_ids(types),)))
-        results = self._run(groups)
-        for index, result in enumerate(results):
-            if isinstance(result, str):
-                raise ModelError(f"conversation {index}: {result}")
-        return np.array([result[0, 0] for result in results], dtype=np.float64)  # type: ignore[index]
-
-    def _encode(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int] | None]:
-        safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]
-        if self.two_texts:
-            if messages[-1]["role"] != "assistant":
-                raise UsageError("the last message must be the assistant's: it is what is scored")
-            question = "\n".join(message["content"] for message in messages[:-1])
-            ids, types = self.reader.encode_two(question, messages[-1]["content"])
-            return ids, types if self.tokenizer.token_types else None
-        try:
-            rendered = self.tokenizer.render(safe)
-        except Exception as error:
-            # A template is a program of the checkpoint: it may fail in any way.
-            raise UsageError(
-                f"the model's chat template refuses the conversation: {excerpt(first_line(error), 200)}"
-            ) from None
-        ids = self.reader.encode(rendered)
-        reward = self.checkpoint.config.get("reward_token_id") if self.checkpoint.kind is Kind.INTERNLM2 else None
-        if reward is not None and (not ids or ids[-1] != reward):
-            ids.append(int(reward))
-        return ids, None
-
-    def _group(self, turns: Sequence[Turn]) -> Group:
-        encoded = [self._encode(messages) for messages in conversations(turns)]
-        types = tuple(_ids(types) for _, types in encoded if types is not None)
-        return Group(tuple(_ids(ids) for ids, _ in encoded), types or None)
-
-    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
-        a, b = (np.array([each[side, 0] for each in outputs], dtype=np.float64) for side in (0, 1))
-        return Evidence(a - b, np.zeros(len(a)), raw={"score_a": a, "score_b": b})
-
-
-class _BothOrders(RewardScorer):
-    """A model that reads both answers at once, in both orders."""
-
-    template: PairTemplate
-    columns: tuple[int, ...]
-
-    def _group(self, turns: Sequence[Turn]) -> Group:
-        swapped = [Turn(turn.prompt, turn.response_b, turn.response_a) for turn in turns]
-        rendered = [self.template.render(each, self.reader) for each in (turns, swapped)]
-        return Group(tuple(_ids(self.reader.encode(text, frame=self.template.frame)) for text in rendered))
-
-    def try_out(self) -> None:
-        text = self.template.render((Turn("Why?", "Because.", "No idea."),), self.reader)
-        if not all(part in text for part in ("Why?", "Because.", "No idea.")):
-            raise UsageError(f"template {self.template.name}: leaves out the prompt or an answer")
-
-    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
-        """With logits (a, b, t) of both orders: margin = mean of (a - b), tie = mean of (t - (a + b) / 2)."""
-        width = max(self.columns) + 1
-        logits = np.array(outputs, dtype=np.float64).reshape(len(outputs), 2, width)
-        a, b = self.columns[0], self.columns[1]
-        logit_a = (logits[:, 0, a] + logits[:, 1, b]) / 2
-        logit_b = (logits[:, 0, b] + logits[:, 1, a]) / 2
-        raw = {"logit_a": logit_a, "logit_b": logit_b}
-        tie = np.zeros(len(outputs))
-        if len(self.columns) == 3:
-            raw["logit_tie"] = logits[:, :, self.columns[2]].mean(1)
-            tie = raw["logit_tie"] - (logit_a + logit_b) / 2
-        return Evidence(logit_a - logit_b, tie, raw=raw)
-
-
-class PairScorer(_BothOrders):
-    """A classifier with the labels A, B and perhaps tie over a prompt that holds both answers."""
-
-    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
-        self.columns = label_columns(checkpoint.config, options.labels, checkpoint.name)
-        self.raw_names = ("logit_a", "logit_b", "logit_tie")[: len(self.columns)]
-        super().__init__(checkpoint, options)
-        own = checkpoint.folder / "pair_template.jinja"
-        self.template = pair_template(options.template, str(own) if own.is_file() else "lmsys", self.tokenizer)
-
-
-class CausalScorer(_BothOrders):
-    """A language model that was trained to name the better answer with the token A or B, as RLHFlow's are."""
-
-    raw_names = ("logit_a", "logit_b")
-    columns = (0, 1)
-
-    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
-        super().__init__(checkpoint, options)
-        self.template = pair_template(options.template, "rlhflow", self.tokenizer)
-        self._tokens = (self.reader.id_of("A"), self.reader.id_of("B"))
-
-    def _columns(self) -> tuple[int, ...]:
-        return self._tokens
-
-
-_CLASSES: Mapping[Kind, type[RewardScorer]] = {
-    Kind.INTERNLM2: PointwiseScorer,
-    Kind.POINTWISE: PointwiseScorer,
-    Kind.CUSTOM: PointwiseScorer,
-    Kind.PAIR: PairScorer,
-    Kind.CAUSAL: CausalScorer,
-}
-
-
-def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScorer:
-    """The scorer for what lies in a folder or behind a hub id."""
-    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
-    if options.quantize == "none":
-        options = replace(options, quantize=None)
-    if options.quantize not in (None, *QUANTIZATIONS):
-        raise UsageError(f"unknown quantize {excerpt(options.quantize)}; there are {', '.join(QUANTIZATIONS)}")
-    if options.dtype not in (None, *DTYPES):
-        raise UsageError(f"unknown dtype {excerpt(options.dtype)}; there are {', '.join(DTYPES)}")
-    if options.batch_tokens is not None and options.batch_tokens < 1:
-        raise UsageError(f"batch_tokens must be at least 1, found {options.batch_tokens}")
-    if checkpoint.kind is not Kind.PAIR and options.labels is not None:
-        raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; labels are for pair classifiers")
-    if checkpoint.kind not in (Kind.PAIR, Kind.CAUSAL) and options.template is not None:
-        raise UsageError(f"{checkpoint.name}: is a {checkpoint.kind} and uses its own chat template")
-    if checkpoint.kind is Kind.CUSTOM:
-        _log.warning(
-            "%s: --trust-remote-code: Python code of the checkpoint runs here with all your rights", checkpoint.name
-        )
-    try:
-        scorer = _CLASSES[checkpoint.kind](checkpoint, options)
-        scorer.try_out()
-    except PrefcastError:
-        raise
-    except Exception as error:
-        # Configs of strangers may be wrong in any way.
-        raise ModelError(f"{checkpoint.name}: cannot be used: {first_line(error)}") from error
-    if options.shard and len(scorer.devices) < 2:
-        raise UsageError("--shard spreads a model over several devices; name them with --devices")
-    return scorer
+# Where a model runs and what is kept of it is the machine's affair, not the forecaster's; remote code is trusted anew each time.
+_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep"}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.files import umask
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
-from prefcast.scorers.reward.loading import body_of, first_line, refuse_incomplete, skeleton
+from prefcast.scorers.reward.loading import body_of, one_line, refuse_incomplete, skeleton
 from prefcast.scorers.reward.precision import quantise
 from prefcast.scorers.reward.weights import quantisable
 
@@ -101,7 +101,7 @@ def _tensors(checkpoint: Checkpoint, quantization: str) -> Iterator[tuple[str, d
                     files[info.file] = stack.enter_context(safe_open(str(info.file), framework="pt", device="cpu"))
                 tensor: Tensor = files[info.file].get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise ModelError(f"{checkpoint.name}: {info.file.name}: {first_line(error)}") from None
+                raise ModelError(f"{checkpoint.name}: {info.file.name}: {one_line(error)}") from None
             if name not in matrices:
                 yield name, {name: tensor}
                 continue

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from prefcast.errors import ModelError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
-from prefcast.scorers.reward.loading import first_line, quiet
+from prefcast.scorers.reward.loading import one_line, quiet
 from prefcast.scorers.reward.sentencepiece import build_tokenizer
 
 __all__ = ["ModelTokenizer", "load_tokenizer"]
@@ -72,7 +72,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> ModelTokenizer:
             )
         except Exception as error:
             # Every tokenizer fails in its own way.
-            raise ModelError(f"{checkpoint.name}: its tokenizer cannot be loaded: {first_line(error)}") from None
+            raise ModelError(f"{checkpoint.name}: its tokenizer cannot be loaded: {one_line(error)}") from None
     fast: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(fast, Tokenizer):
         raise ModelError(f"{checkpoint.name}: has no fast tokenizer (tokenizer.json)")

@@ -1,0 +1,75 @@
+"""Scores that a person brings: evidence looked up by id, no model of ours run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import ForecasterError, UsageError
+from prefcast.pairs import Pair
+from prefcast.scorers.base import Evidence, Scorer
+
+__all__ = ["GivenScorer"]
+
+_FILE = "scores.json"
+_FORMAT = 1
+
+
+class GivenScorer(Scorer):
+    """Evidence of a table: `where` gives an id's row in `margin` and `tie`, (n,) each.
+
+    `columns` are those of the file that the evidence was made of: a forecaster that was fitted to such scores is saved
+    with their names alone, and each use brings scores of the same kind.
+    """
+
+    name: ClassVar[str] = "scores"
+    files: ClassVar[tuple[str, ...]] = (_FILE,)
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        where: Mapping[str, int] | None = None,
+        margin: NDArray[np.float64] | None = None,
+        tie: NDArray[np.float64] | None = None,
+        source: str = "",
+    ) -> None:
+        self.columns = tuple(columns)
+        self._where, self._margin, self._tie = where, margin, tie
+        self._source = source
+
+    @property
+    def log_odds(self) -> bool:
+        """Whether the evidence is a forecast's log-odds already: it was made of probabilities or of three logits."""
+        return len(self.columns) == 3
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps({"format": _FORMAT, "columns": self.columns})
+        (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        if data["format"] != _FORMAT:
+            raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
+        return cls([str(column) for column in data["columns"]])
+
+    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+        if self._where is None or self._margin is None or self._tie is None:
+            raise UsageError(
+                "this forecaster was fitted to scores that were brought: bring those of these pairs with --scores"
+            )
+        margin, tie, problems = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan), {}
+        for index, pair in enumerate(pairs):
+            row = self._where.get(str(pair.id))
+            if row is None:
+                problems[index] = f"its id has no scores in {self._source}"
+            elif np.isfinite(self._margin[row]):
+                margin[index], tie[index] = self._margin[row], self._tie[row]
+            else:
+                problems[index] = f"its scores in {self._source} are missing"
+        return Evidence(margin, tie, problems)

@@ -1,0 +1,205 @@
+"""The kinds of reward models: what each reads of a pair, and what its outputs say."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import ModelError, PrefcastError, UsageError, excerpt
+from prefcast.pairs import Turn
+from prefcast.scorers.base import Evidence
+from prefcast.scorers.reward import Options
+from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
+from prefcast.scorers.reward.engine import Group, Scores
+from prefcast.scorers.reward.labels import label_columns
+from prefcast.scorers.reward.loading import one_line, packs
+from prefcast.scorers.reward.precision import DTYPES, QUANTIZATIONS
+from prefcast.scorers.reward.scorer import RewardScorer
+from prefcast.scorers.reward.text import Message, PairTemplate, checked, conversations, pair_template
+
+__all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer"]
+
+_log = logging.getLogger("prefcast")
+
+
+def _ids(values: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(values, dtype=np.int32)
+
+
+class PointwiseScorer(RewardScorer):
+    """One score a conversation: margin = score(A) - score(B); it has no view of ties.
+
+    Conversations are put into the tokenizer's chat template; where it has none, the model reads two texts, the question
+    and the answer, as OpenAssistant's do.
+    """
+
+    raw_names = ("score_a", "score_b")
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        super().__init__(checkpoint, options)
+        if self.two_texts and packs(checkpoint):
+            _log.warning(
+                "%s: has no chat template; question and answer are joined as its tokenizer joins two texts",
+                checkpoint.name,
+            )
+
+    @property
+    def two_texts(self) -> bool:
+        """Whether the model reads question and answer as two texts, for lack of a chat template."""
+        return self.checkpoint.kind is not Kind.INTERNLM2 and not self.tokenizer.chat_template
+
+    def encode(self, conversation: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation as they are scored; never truncated."""
+        return self._encode(checked(conversation))[0]
+
+    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
+        """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`), higher is better.
+
+        Nothing is truncated. Raises UsageError for what is no conversation or is longer than the model's position
+        table, ModelError where a score could not be made.
+        """
+        groups = []
+        for conversation in conversations:
+            ids, types = self._encode(checked(conversation))
+            hard = None if packs(self.checkpoint) else self.checkpoint.limit
+            if hard is not None and len(ids) > hard:
+                raise UsageError(f"a conversation has {len(ids)} tokens; {self.checkpoint.name} reads at most {hard}")
+            groups.append(Group((_ids(ids),), None if types is None else (_ids(types),)))
+        results = self._run(groups)
+        for index, result in enumerate(results):
+            if isinstance(result, str):
+                raise ModelError(f"conversation {index}: {result}")
+        return np.array([result[0, 0] for result in results], dtype=np.float64)  # type: ignore[index]
+
+    def _encode(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int] | None]:
+        safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]
+        if self.two_texts:
+            if messages[-1]["role"] != "assistant":
+                raise UsageError("the last message must be the assistant's: it is what is scored")
+            question = "\n".join(message["content"] for message in messages[:-1])
+            ids, types = self.reader.encode_two(question, messages[-1]["content"])
+            return ids, types if self.tokenizer.token_types else None
+        try:
+            rendered = self.tokenizer.render(safe)
+        except Exception as error:
+            # A template is a program of the checkpoint: it may fail in any way.
+            raise UsageError(
+                f"the model's chat template refuses the conversation: {excerpt(one_line(error), 200)}"
+            ) from None
+        ids = self.reader.encode(rendered)
+        reward = self.checkpoint.config.get("reward_token_id") if self.checkpoint.kind is Kind.INTERNLM2 else None
+        if reward is not None and (not ids or ids[-1] != reward):
+            ids.append(int(reward))
+        return ids, None
+
+    def _group(self, turns: Sequence[Turn]) -> Group:
+        encoded = [self._encode(messages) for messages in conversations(turns)]
+        types = tuple(_ids(types) for _, types in encoded if types is not None)
+        return Group(tuple(_ids(ids) for ids, _ in encoded), types or None)
+
+    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
+        a, b = (np.array([each[side, 0] for each in outputs], dtype=np.float64) for side in (0, 1))
+        return Evidence(a - b, np.zeros(len(a)), raw={"score_a": a, "score_b": b})
+
+
+class _BothOrders(RewardScorer):
+    """A model that reads both answers at once, in both orders."""
+
+    template: PairTemplate
+    columns: tuple[int, ...]
+
+    def _group(self, turns: Sequence[Turn]) -> Group:
+        swapped = [Turn(turn.prompt, turn.response_b, turn.response_a) for turn in turns]
+        rendered = [self.template.render(each, self.reader) for each in (turns, swapped)]
+        return Group(tuple(_ids(self.reader.encode(text, frame=self.template.frame)) for text in rendered))
+
+    def try_out(self) -> None:
+        text = self.template.render((Turn("Why?", "Because.", "No idea."),), self.reader)
+        if not all(part in text for part in ("Why?", "Because.", "No idea.")):
+            raise UsageError(f"template {self.template.name}: leaves out the prompt or an answer")
+
+    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
+        """With logits (a, b, t) of both orders: margin = mean of (a - b), tie = mean of (t - (a + b) / 2)."""
+        width = max(self.columns) + 1
+        logits = np.array(outputs, dtype=np.float64).reshape(len(outputs), 2, width)
+        a, b = self.columns[0], self.columns[1]
+        logit_a = (logits[:, 0, a] + logits[:, 1, b]) / 2
+        logit_b = (logits[:, 0, b] + logits[:, 1, a]) / 2
+        raw = {"logit_a": logit_a, "logit_b": logit_b}
+        tie = np.zeros(len(outputs))
+        if len(self.columns) == 3:
+            raw["logit_tie"] = logits[:, :, self.columns[2]].mean(1)
+            tie = raw["logit_tie"] - (logit_a + logit_b) / 2
+        return Evidence(logit_a - logit_b, tie, raw=raw)
+
+
+class PairScorer(_BothOrders):
+    """A classifier with the labels A, B and perhaps tie over a prompt that holds both answers."""
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        self.columns = label_columns(checkpoint.config, options.labels, checkpoint.name)
+        self.raw_names = ("logit_a", "logit_b", "logit_tie")[: len(self.columns)]
+        super().__init__(checkpoint, options)
+        own = checkpoint.folder / "pair_template.jinja"
+        self.template = pair_template(options.template, str(own) if own.is_file() else "lmsys", self.tokenizer)
+
+
+class CausalScorer(_BothOrders):
+    """A language model that was trained to name the better answer with the token A or B, as RLHFlow's are."""
+
+    raw_names = ("logit_a", "logit_b")
+    columns = (0, 1)
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        super().__init__(checkpoint, options)
+        self.template = pair_template(options.template, "rlhflow", self.tokenizer)
+        self._tokens = (self.reader.id_of("A"), self.reader.id_of("B"))
+
+    def _columns(self) -> tuple[int, ...]:
+        return self._tokens
+
+
+_CLASSES: Mapping[Kind, type[RewardScorer]] = {
+    Kind.INTERNLM2: PointwiseScorer,
+    Kind.POINTWISE: PointwiseScorer,
+    Kind.CUSTOM: PointwiseScorer,
+    Kind.PAIR: PairScorer,
+    Kind.CAUSAL: CausalScorer,
+}
+
+
+def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScorer:
+    """The scorer for what lies in a folder or behind a hub id."""
+    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+    if options.quantize == "none":
+        options = replace(options, quantize=None)
+    if options.quantize not in (None, *QUANTIZATIONS):
+        raise UsageError(f"unknown quantize {excerpt(options.quantize)}; there are {', '.join(QUANTIZATIONS)}")
+    if options.dtype not in (None, *DTYPES):
+        raise UsageError(f"unknown dtype {excerpt(options.dtype)}; there are {', '.join(DTYPES)}")
+    if options.batch_tokens is not None and options.batch_tokens < 1:
+        raise UsageError(f"--batch-tokens must be at least 1, found {options.batch_tokens}")
+    if checkpoint.kind is not Kind.PAIR and options.labels is not None:
+        raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; labels are for pair classifiers")
+    if checkpoint.kind not in (Kind.PAIR, Kind.CAUSAL) and options.template is not None:
+        raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; it uses its own chat template")
+    if checkpoint.kind is Kind.CUSTOM:
+        _log.warning(
+            "%s: --trust-remote-code: Python code of the checkpoint runs here with all your rights", checkpoint.name
+        )
+    try:
+        scorer = _CLASSES[checkpoint.kind](checkpoint, options)
+        scorer.try_out()
+    except PrefcastError:
+        raise
+    except Exception as error:
+        # Configs of strangers may be wrong in any way.
+        raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
+    if options.shard and len(scorer.devices) < 2:
+        raise UsageError("--shard spreads a model over several devices; name them with --devices")
+    return scorer
