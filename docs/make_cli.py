@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Each release of Typer lays its help out a little differently.
 TYPER = ".".join(version("typer").split(".")[:2])
-VERBS = ("predict", "evaluate", "explain", "check", "score", "quantize", "models", "models show", "rank")
+VERBS = ("predict", "evaluate", "report", "explain", "check", "score", "quantize", "models", "models show", "rank")
 HEAD = f"""# The command line
 
 Written by `make docs` from `prefcast --help`, with Typer {TYPER}.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from tempfile import SpooledTemporaryFile
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class Columns:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._file = SpooledTemporaryFile(max_size=_HELD_BYTES)  # noqa: SIM115 - it lives as long as the table
+        finalize(self, self._file.close)
         self._rows = 0
 
     def __len__(self) -> int:

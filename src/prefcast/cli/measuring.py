@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +31,20 @@ from prefcast.cli.shared import (
 from prefcast.errors import UsageError
 from prefcast.scorers.reward import Options
 
+if TYPE_CHECKING:
+    from prefcast.evaluation import Measured
+
+__all__ = [
+    "Against",
+    "JsonOutput",
+    "Labelled",
+    "PredictionsFile",
+    "Repeats",
+    "check_no_model",
+    "measure_as_asked",
+    "stop_if_failed",
+]
+
 PredictionsFile = Annotated[
     Path | None,
     typer.Option(
@@ -46,6 +61,7 @@ Labelled = Annotated[
 JsonOutput = Annotated[
     str | None, typer.Option("--json", help="Write the figures as JSON; - is standard output.", metavar="OUT")
 ]
+Repeats = Annotated[int, typer.Option(help="Bootstrap repeats.", min=100)]
 
 
 @app.command()
@@ -70,7 +86,7 @@ def evaluate(
     cells: CellKind = Cells.json,
     json_output: JsonOutput = None,
     preset: Preset = None,
-    repeats: Annotated[int, typer.Option(help="Bootstrap repeats.", min=100)] = 1000,
+    repeats: Repeats = 1000,
     *,
     options: Options,
 ) -> None:
@@ -82,16 +98,62 @@ def evaluate(
       prefcast evaluate train.csv --model length --json figures.json
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
-    from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.figures import evaluation_text
+    from prefcast.show import write_json
+
+    title, measured = measure_as_asked(
+        labelled,
+        model,
+        forecaster,
+        scores,
+        predictions,
+        against,
+        budget,
+        columns,
+        cells,
+        preset,
+        options,
+        swapped=swapped,
+        outputs=() if json_output is None else (json_output,),
+    )
+    evaluation = measured.evaluation(repeats=repeats)
+    if json_output is not None:
+        write_json(evaluation.to_dict(), json_output)
+    if json_output != "-":
+        print(evaluation_text(evaluation, title, slices=slices))
+    stop_if_failed(evaluation.failed)
+
+
+def measure_as_asked(
+    labelled: str | None,
+    model: str | None,
+    forecaster: Path | None,
+    scores: Path | None,
+    predictions: Path | None,
+    against: Path | None,
+    budget: str | None,
+    columns: str | None,
+    cells: Cells,
+    preset: str | None,
+    options: Options,
+    *,
+    swapped: Path | None = None,
+    outputs: Sequence[str | Path] = (),
+    surprises: int = 0,
+) -> tuple[str, Measured]:
+    """What the options of `evaluate` name, measured, and what the forecasts are called.
+
+    `outputs` are the files that will be written: UsageError if one of them is an input.
+    """
+    from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.predictions import read_predictions
     from prefcast.resolve import resolve
     from prefcast.run import same_file
-    from prefcast.show import write_json
 
-    for name in (labelled, predictions, scores, against, swapped):
-        if json_output is not None and name is not None and same_file(name, json_output):
-            raise UsageError(f"{json_output}: is the input; write the figures to another file")
+    for output in outputs:
+        for name in (labelled, predictions, scores, against, swapped):
+            if name is not None and same_file(name, output):
+                raise UsageError(f"{output}: is the input; write the figures to another file")
     if swapped is not None and predictions is None:
         raise UsageError("--swapped goes with --predictions; forecasts made here are tried in both orders anyway")
     other = None if against is None else (against.name, read_predictions(against))
@@ -101,6 +163,7 @@ def evaluate(
         measured = measured_predictions(
             predictions,
             None if labelled is None else opened(labelled, columns, cells),
+            surprises=surprises,
             against=other,
             swapped=None if swapped is None else read_predictions(swapped),
         )
@@ -115,16 +178,16 @@ def evaluate(
         with opened(labelled, columns, cells) as file, progress(file) as show:
             chosen = resolve(model, forecaster, budget, preset, options, scores)
             with closing(chosen.scorer):
-                measured = measured_forecasts(file, chosen, progress=show, against=other)
+                measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
         say_reused(chosen.scorer)
         say_truncated(measured.truncated, measured.rows, chosen)
-    evaluation = measured.evaluation(repeats=repeats)
-    if json_output is not None:
-        write_json(evaluation.to_dict(), json_output)
-    if json_output != "-":
-        print(evaluation_text(evaluation, title, slices=slices))
-    if evaluation.failed:
-        say(f"{evaluation.failed} rows failed and are not in the figures; prefcast check names them")
+    return title, measured
+
+
+def stop_if_failed(failed: int) -> None:
+    """Exit status 3 if rows failed."""
+    if failed:
+        say(f"{failed} rows failed and are not in the figures; prefcast check names them")
         raise typer.Exit(ROWS_FAILED)
 
 
