@@ -10,7 +10,20 @@ from pathlib import Path
 
 # Each release of Typer lays its help out a little differently.
 TYPER = ".".join(version("typer").split(".")[:2])
-VERBS = ("predict", "evaluate", "report", "explain", "check", "score", "quantize", "models", "models show", "rank")
+VERBS = (
+    "predict",
+    "explain",
+    "check",
+    "fit",
+    "evaluate",
+    "report",
+    "rank",
+    "compare",
+    "score",
+    "quantize",
+    "models",
+    "models show",
+)
 HEAD = f"""# The command line
 
 Written by `make docs` from `prefcast --help`, with Typer {TYPER}.

@@ -135,9 +135,7 @@ def fit_text(fitted: Fitted) -> str:
     if fit.useful:
         lines.append(f"it gains {fit.gain} over the class prior")
     else:
-        lines.append(
-            f"it is no better than the class prior, as far as these labels can tell: its gain is {fit.gain}"
-        )
+        lines.append(f"it is no better than the class prior, as far as these labels can tell: its gain is {fit.gain}")
     return "\n".join(lines)
 
 

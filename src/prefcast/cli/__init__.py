@@ -10,7 +10,6 @@ import logging
 import signal
 import sys
 
-# The verbs add themselves to the program, in this order.
 from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError

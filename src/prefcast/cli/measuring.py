@@ -174,7 +174,7 @@ def measure_as_asked(
     elif labelled is None:
         raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
     else:
-        title = model or (forecaster.name if forecaster else "surface")
+        title = Path(model).name if model else forecaster.name if forecaster else "surface"
         with opened(labelled, columns, cells) as file, progress(file) as show:
             chosen = resolve(model, forecaster, budget, preset, options, scores)
             with closing(chosen.scorer):
