@@ -303,7 +303,7 @@ def measured_predictions(
             measured.add_rows(block.probabilities[used], block.labels[used], keys[used], other)
             if swapped is not None:
                 exchanged.append((block.probabilities, swapped.rows_of(block.ids)))
-        if not len(measured._table):
+        if measured.unlabelled == measured.rows:
             raise UsageError("the predictions hold no label of their own; name the file of labelled pairs as well")
         if exchanged:
             measured.swap = _both(*map(np.concatenate, zip(*exchanged, strict=True)))

@@ -19,7 +19,7 @@ from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile
 from prefcast.outcomes import FITTED_MODELS, Link
 from prefcast.pairs import Outcome, Pair
-from prefcast.resolve import resolve_scorer
+from prefcast.resolve import is_reward_model, resolve_scorer
 from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
 from prefcast.scorers import Scorer
 from prefcast.scorers.base import read_pair
@@ -100,7 +100,7 @@ def fit(
                 members, names = [(read_scores(scores), WHOLE)], ["scores"]
             else:
                 names = models or ["surface"]
-                members = [resolve_scorer(name, budget, options or Options()) for name in names]
+                members = _resolved(names, budget, options or Options())
             for scorer, _ in members:
                 stack.enter_context(closing(scorer))
             with opened_pairs(source, columns, cells) as pairs:
@@ -131,6 +131,14 @@ def fit(
             gathered.first_error,
             target_prior,
         )
+
+
+def _resolved(names: Sequence[str], budget: str | None, options: Options) -> list[tuple[Scorer, Budget]]:
+    """The scorers; options for reward models pass by the built-in ones that stand beside one."""
+    rewards = any(map(is_reward_model, names))
+    return [
+        resolve_scorer(name, budget, Options() if rewards and not is_reward_model(name) else options) for name in names
+    ]
 
 
 def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float | None, target: Any) -> None:
@@ -197,7 +205,9 @@ class _Gathered:
         progress: Callable[[int], None] | None,
     ) -> None:
         """Score labelled pairs with every member."""
-        self.evidence = LabelledEvidence(len(members), MARGIN_COVARIATES, TIE_COVARIATES)
+        given = members[0][0] if len(members) == 1 else None
+        log_odds = isinstance(given, GivenScorer) and given.log_odds
+        self.evidence = LabelledEvidence(len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds)
         for chunk in chunks(pairs):
             self.rows += len(chunk)
             rows: list[Pair] = []
@@ -295,7 +305,7 @@ def _probabilities(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> 
     for chunk in chunks(pairs):
         forecasts = forecaster.forecast(chunk)
         found.append(forecasts.probabilities[[error is None for error in forecasts.errors]])
-    return np.concatenate(found)
+    return np.concatenate(found) if found else np.zeros((0, len(Outcome)))
 
 
 def _share_of_ties(probabilities: Floats, labelled: float) -> float:

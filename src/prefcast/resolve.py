@@ -10,6 +10,7 @@ from prefcast.budget import WHOLE, Budget, parse_budget
 from prefcast.errors import UsageError, excerpt, shown_path
 from prefcast.forecaster import Forecaster, is_folder, load_forecaster
 from prefcast.scorers import SCORERS, Scorer
+from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.checkpoint import Kind, is_hub_id, open_checkpoint
@@ -78,12 +79,19 @@ def resolve(
 
 
 def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Forecaster:
-    if forecaster.scorer.name != GivenScorer.name:
+    scorer: Scorer | None = forecaster.scorer
+    if isinstance(scorer, BlendScorer):
+        scorer = scorer.with_scores(read_scores(scores))
+    elif isinstance(scorer, GivenScorer):
+        scorer = read_scores(scores)
+    else:
+        scorer = None
+    if scorer is None:
         raise UsageError(
             f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; fit one "
             "with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
         )
-    return replace(forecaster, scorer=read_scores(scores))
+    return replace(forecaster, scorer=scorer)
 
 
 def is_reward_model(model: str) -> bool:

@@ -241,7 +241,7 @@ def read_scores(path: str | os.PathLike[str]) -> GivenScorer:
     blocks = list(score_blocks(path))
     where = {id: row for row, id in enumerate(id for block in blocks for id in block.ids)}
     margin, tie = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("margin", "tie"))
-    return GivenScorer(where, margin, tie, shown_path(path))
+    return GivenScorer(where, margin, tie, shown_path(path), blocks[0].log_odds)
 
 
 def _known_id(value: Any, seen: SeenIds, name: str, row: int) -> str:

@@ -18,7 +18,7 @@ __all__ = ["GivenScorer"]
 class GivenScorer(Scorer):
     """Evidence of a table: `where` gives an id's row in `margin` and `tie`, (n,) each.
 
-    A forecaster that was fitted to such scores is saved without them; each use brings its own.
+    `log_odds` says whether they are a forecast's log-odds already. A forecaster that was fitted to such scores is saved without them; each use brings its own.
     """
 
     name: ClassVar[str] = "scores"
@@ -29,9 +29,11 @@ class GivenScorer(Scorer):
         margin: NDArray[np.float64] | None = None,
         tie: NDArray[np.float64] | None = None,
         source: str = "",
+        log_odds: bool = False,
     ) -> None:
         self._where, self._margin, self._tie = where, margin, tie
         self._source = source
+        self.log_odds = log_odds
 
     def evidence(self, pairs: Sequence[Pair]) -> Evidence:
         if self._where is None or self._margin is None or self._tie is None:
