@@ -111,7 +111,7 @@ def test_evaluate(prefcast: Run, tmp_path: Path) -> None:
         set(figures["log_loss"]) == set(figures["accuracy"]) == set(figures["brier_score"]) == {"value", "low", "high"}
     )
     assert f"{figures['log_loss']['value']:.4f} [" in done.stdout
-    assert {"uniform", "class_prior"} == set(figures["baselines"])
+    assert {"uniform", "class_prior", "length"} == set(figures["baselines"])
     prefcast("predict", EXAMPLES, "-o", "s.csv")
     again = prefcast("evaluate", EXAMPLES, "--predictions", "s.csv", "--json", "-")
     assert json.loads(again.stdout)["log_loss"]["value"] == pytest.approx(figures["log_loss"]["value"], abs=1e-12)

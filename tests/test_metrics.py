@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from prefcast.errors import UsageError
-from prefcast.metrics import evaluate_probabilities, paired_difference
+from prefcast.measure import evaluate_probabilities, paired_difference
 from prefcast.outcomes import Davidson
 
 
@@ -41,7 +41,8 @@ def test_by_hand() -> None:
     assert found.scores.accuracy.value == 0.5
     assert found.baselines["uniform"].log_loss.value == pytest.approx(np.log(3))
     assert found.baselines["uniform"].accuracy.value == pytest.approx(1 / 3)
-    assert found.baselines["class_prior"].log_loss.value == pytest.approx(np.log(2))
+    # The other row and one more of each outcome: (1.5, 1.5, 1) of 4, A and B alike.
+    assert found.baselines["class_prior"].log_loss.value == pytest.approx(-np.log(3 / 8))
     assert set(found.scores.log_loss_by_outcome) == {"a", "b"}
 
 
@@ -83,10 +84,8 @@ def test_a_paired_difference_sees_what_two_intervals_cannot() -> None:
 
 
 def test_the_json_form() -> None:
-    found = json.loads(
-        json.dumps(evaluate_probabilities(*simulated(50), failed=2, unlabelled=1).to_dict(), allow_nan=False)
-    )
-    assert (found["n"], found["failed"], found["unlabelled"]) == (50, 2, 1)
+    found = json.loads(json.dumps(evaluate_probabilities(*simulated(50)).to_dict(), allow_nan=False))
+    assert (found["n"], found["failed"], found["unlabelled"]) == (50, 0, 0)
     for key in ("log_loss", "accuracy", "brier_score"):
         assert set(found[key]) == {"value", "low", "high"}
         assert found[key]["low"] <= found[key]["value"] <= found[key]["high"]

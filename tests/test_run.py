@@ -16,8 +16,9 @@ from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import Forecaster, Pair, read_pairs
 from prefcast.budget import KeepLast
 from prefcast.errors import FileError, RowError, UsageError
-from prefcast.predictions import PROBABILITIES, Forecasts, read_predictions
-from prefcast.run import chunks, evaluate_predictions, predict_to
+from prefcast.evaluation import evaluate_predictions
+from prefcast.predictions import PROBABILITIES, Forecasts
+from prefcast.run import chunks, predict_to
 
 
 def test_a_path_pairs_and_tables_give_the_same_forecasts() -> None:
@@ -189,18 +190,17 @@ def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:
 
     with open_writer(path) as writer, prefcast.open_pairs(EXAMPLES) as file:
         predict_to(writer, file, prefcast.load_forecaster())
-    predictions = read_predictions(path)
     with prefcast.open_pairs(EXAMPLES) as file:
-        by_id = evaluate_predictions(predictions, file)
+        by_id = evaluate_predictions(path, file)
     expected = prefcast.evaluate(EXAMPLES)
     assert by_id.scores.log_loss.value == pytest.approx(expected.scores.log_loss.value, abs=1e-12)
-    own = evaluate_predictions(predictions)
+    own = evaluate_predictions(path)
     assert own.scores.log_loss.value == pytest.approx(expected.scores.log_loss.value, abs=1e-12)
 
 
 def test_predictions_that_lack_a_row(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n1,1,0,0\n")
-    predictions = read_predictions(tmp_path / "p.csv")
+    predictions = tmp_path / "p.csv"
     path = write_csv(tmp_path / "f.csv", [labelled(0, id=1), labelled(1, id=2)])
     with (
         prefcast.open_pairs(path) as file,

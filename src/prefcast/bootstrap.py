@@ -112,10 +112,11 @@ class Bootstrap:
 
 
 def figure(value: float, draws: Floats) -> Figure:
-    """`value` with the quantiles of its draws (repeats,); draws that say nothing (nan) are left out."""
+    """`value` with the quantiles of its draws (repeats,), which enclose it; draws that say nothing (nan) are left out."""
     drawn = draws[np.isfinite(draws)]
     low, high = np.quantile(drawn, [_LEVEL / 2, 1 - _LEVEL / 2]) if len(drawn) else (value, value)
-    return Figure(float(value), float(low), float(high))
+    # Draws are summed in single precision: where they do not vary, their rounding must not exclude the value.
+    return Figure(float(value), min(float(low), float(value)), max(float(high), float(value)))
 
 
 def paired_error(left: Floats, right: Floats, weights: Floats, keys: Keys) -> tuple[float, float]:

@@ -112,6 +112,15 @@ def compare(
     return tally.comparison(names)
 
 
+def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
+    """Two columns (repeats,) of standard normal quantiles in an order that was drawn: symmetric around 0."""
+    from scipy.special import ndtri
+
+    quantiles = ndtri((np.arange(repeats) + 0.5) / repeats)
+    rng = np.random.default_rng(seed)
+    return quantiles[rng.permutation(repeats)], quantiles[rng.permutation(repeats)]
+
+
 class _Tally:
     """Sums over prompts, in every draw of prompts and link."""
 
@@ -188,9 +197,11 @@ class _Tally:
         net = rates[:, Outcome.B] - rates[:, Outcome.A]
         tie = rates[:, Outcome.TIE]
         if calibration is not None:
-            rng = np.random.default_rng(self._seed)
-            net = net + calibration.net * rng.standard_normal(self._repeats)
-            tie = np.clip(tie + calibration.tie * rng.standard_normal(self._repeats), 0.0, 1.0)
+            # The draws follow the sides, so that exchanging the systems mirrors the interval exactly.
+            side = 1.0 if self._total[Outcome.B] >= self._total[Outcome.A] else -1.0
+            of_net, of_tie = _normal_draws(self._repeats, self._seed)
+            net = net + side * calibration.net * of_net
+            tie = np.clip(tie + calibration.tie * of_tie, 0.0, 1.0)
         net = np.clip(net, tie - 1, 1 - tie)
         a, b, t = (self._total / self.n).tolist()
         found = figure(b - a, net)

@@ -304,7 +304,7 @@ def measured_predictions(
             measured.add_rows(block.probabilities[used], block.labels[used], keys[used], other)
             if swapped is not None:
                 exchanged.append((block.probabilities, swapped.rows_of(block.ids)))
-        if not len(measured._table):
+        if measured.unlabelled == measured.rows:
             raise UsageError("the predictions hold no label of their own; name the file of labelled pairs as well")
         if exchanged:
             measured.swap = _both(*map(np.concatenate, zip(*exchanged, strict=True)))
@@ -345,7 +345,7 @@ def measured_scores(
     """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
     measured = Measured(against=against)
     for block in score_blocks(path):
-        check_columns(forecaster, block.columns, path)
+        check_columns(forecaster.scorer, block.columns, path)
         start, n = measured.rows, len(block.ids)
         measured.rows += n
         used = block.scored & (block.labels >= 0)

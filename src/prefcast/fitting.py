@@ -101,7 +101,7 @@ def fit(
                 members, names = [(read_scores(scores), WHOLE)], ["scores"]
             else:
                 names = models or ["surface"]
-                members = [resolve_scorer(name, budget, _options_of(name, names, options)) for name in names]
+                members = _resolved(names, budget, options or Options())
             for scorer, _ in members:
                 stack.enter_context(closing(scorer))
             with opened_pairs(source, columns, cells) as pairs:
@@ -135,6 +135,14 @@ def fit(
         )
 
 
+def _resolved(names: Sequence[str], budget: str | None, options: Options) -> list[tuple[Scorer, Budget]]:
+    """The scorers; options for reward models pass by the built-in ones that stand beside one."""
+    rewards = any(map(is_reward_model, names))
+    return [
+        resolve_scorer(name, budget, Options() if rewards and not is_reward_model(name) else options) for name in names
+    ]
+
+
 def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float | None, target: Any) -> None:
     if scores is not None and models:
         raise UsageError("name models or bring --scores, not both")
@@ -148,13 +156,6 @@ def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float 
         raise UsageError(f"--target-prior is a share of ties between 0 and 1, found {target_prior}")
     if target is not None and scores is not None:
         raise UsageError("--target is scored by the models; with --scores say the share of ties: --target-prior")
-
-
-def _options_of(name: str, names: Sequence[str], options: Options | None) -> Options:
-    """The options are the reward models'; where there is one, they do not concern the built-in models beside it."""
-    if options is None or (not is_reward_model(name) and any(map(is_reward_model, names))):
-        return Options()
-    return options
 
 
 class _Gathered:
@@ -210,7 +211,8 @@ class _Gathered:
         progress: Callable[[int], None] | None,
     ) -> None:
         """Score labelled pairs with every member."""
-        log_odds = getattr(members[0][0], "log_odds", False)
+        given = members[0][0] if len(members) == 1 else None
+        log_odds = isinstance(given, GivenScorer) and given.log_odds
         self.evidence = LabelledEvidence(
             len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
         )
@@ -317,7 +319,7 @@ def _probabilities(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> 
     for chunk in chunks(pairs):
         forecasts = forecaster.forecast(chunk)
         found.append(forecasts.probabilities[[error is None for error in forecasts.errors]])
-    return np.concatenate(found)
+    return np.concatenate(found) if found else np.zeros((0, len(Outcome)))
 
 
 def _share_of_ties(probabilities: Floats, labelled: float) -> float:

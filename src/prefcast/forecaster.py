@@ -25,7 +25,7 @@ from prefcast.errors import ForecasterError, ModelError, RowError, ScoringError,
 from prefcast.outcomes import FITTED_MODELS, Davidson, FittedModel, Link, NotebookRule, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
-from prefcast.scorers import REWARD_MODEL, SCORERS, Evidence, Scorer, is_scorer_file, load_moved, scorer_class
+from prefcast.scorers import SCORERS, Evidence, Scorer, is_scorer_file, load_moved, scorer_class
 from prefcast.scorers.base import fingerprint, read_pair
 
 __all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster"]
@@ -177,9 +177,10 @@ class Forecaster:
             self,
             outcome=model.fit(margin, tie, outcomes),
             prior_tie=float((outcomes == Outcome.TIE).mean()),
-            card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
+            # What was known of the old link's uncertainty says nothing of this one's.
             link=None,
             calibration=None,
+            card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
         )
 
     def explain(self, pair: Pair) -> Explanation:
@@ -209,9 +210,7 @@ class Forecaster:
         shown = shown_path(folder)
         try:
             target = Path(os.path.realpath(folder))
-            there = {path.name for path in target.iterdir()} if target.exists() else set()
-            if not all(name in (_CARD, _DRAWS) or is_scorer_file(name) for name in there):
-                raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
+            there = _check_folder(target, shown)
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=target.parent) as room:
                 made, old = Path(room) / "new", Path(room) / "old"
@@ -273,9 +272,7 @@ class Forecaster:
                 raise ForecasterError(
                     f"{shown}: the scorer's files are not those that the outcome model was fitted for"
                 )
-            if model is not None and card["model"] != REWARD_MODEL:
-                raise ForecasterError(f"{shown}: has no reward model that could lie elsewhere")
-            scorer = scorer_type.load(path) if model is None else load_moved(path, model)
+            scorer = scorer_type.load(path) if model is None else load_moved(card["model"], path, model)
             outcome = outcome_model(card["outcome"]["kind"], card["outcome"]["parameters"])
             prior_tie = float(card["prior_tie"])
             if not 0 <= prior_tie <= 1:
@@ -284,7 +281,9 @@ class Forecaster:
             if fallback is not None:
                 a, b, tie = map(float, fallback)
                 fallback = a, b, tie
-            budget, calibration = parse_budget(card["budget"]), card.get("calibration")
+            budget, calibration, link = parse_budget(card["budget"]), card.get("calibration"), _read_link(path / _DRAWS)
+            if link is not None and not {*link.margin, *link.tie} <= {"margin", "tie", *scorer.raw_names}:
+                raise ForecasterError(f"{shown}/{_DRAWS}: damaged: it names evidence that the scorer does not give")
             return cls(
                 scorer,
                 outcome,
@@ -292,7 +291,7 @@ class Forecaster:
                 prior_tie,
                 dict(card["card"]),
                 fallback,
-                _read_link(path / _DRAWS),
+                link,
                 None if calibration is None else Calibration(**calibration),
             )
         except OSError as error:
@@ -301,6 +300,23 @@ class Forecaster:
             raise ForecasterError(f"{shown}: its model cannot be used: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """UsageError if `save` would refuse the folder for what it holds."""
+    try:
+        _check_folder(Path(os.path.realpath(folder)), shown_path(folder))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{shown_path(folder)}: cannot be written: {getattr(error, 'strerror', None) or error}"
+        ) from None
+
+
+def _check_folder(target: Path, shown: str) -> set[str]:
+    there = {path.name for path in target.iterdir()} if target.exists() else set()
+    if not all(name in (_CARD, _DRAWS) or is_scorer_file(name) for name in there):
+        raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
+    return there
 
 
 def _columns(evidence: Evidence, names: Sequence[str]) -> NDArray[np.float64]:
@@ -325,7 +341,12 @@ def _read_link(path: Path) -> Link | None:
         raise ForecasterError(f"{shown_path(path)}: is not one that this version reads")
     theta, draws = np.array(data["theta"], dtype=np.float64), np.array(data["draws"], dtype=np.float64)
     size = len(data["margin"]) + 1 + len(data["tie"])
-    if theta.shape != (size,) or draws.ndim != 2 or draws.shape[1] != size or not np.isfinite(draws).all():
+    if (
+        theta.shape != (size,)
+        or draws.ndim != 2
+        or draws.shape[1] != size
+        or not all(np.isfinite(part).all() for part in (theta, draws))
+    ):
         raise ForecasterError(f"{shown_path(path)}: damaged: its numbers do not fit together")
     return Link(data["kind"], tuple(data["margin"]), tuple(data["tie"]), theta, draws)
 

@@ -11,6 +11,7 @@ from prefcast.budget import WHOLE, Budget, parse_budget
 from prefcast.errors import UsageError, excerpt, shown_path
 from prefcast.forecaster import Forecaster, is_folder, load_forecaster
 from prefcast.scorers import SCORERS, Scorer
+from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.checkpoint import Kind, is_hub_id, open_checkpoint
@@ -79,23 +80,29 @@ def resolve(
 
 
 def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Forecaster:
-    if forecaster.scorer.name != GivenScorer.name:
+    given = read_scores(scores)
+    scorer: Scorer | None = None
+    if isinstance(forecaster.scorer, BlendScorer):
+        scorer = forecaster.scorer.with_scores(given)
+    elif isinstance(forecaster.scorer, GivenScorer):
+        scorer = given
+    check_columns(forecaster.scorer, given.columns, scores)
+    if scorer is None:
         raise UsageError(
             f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; fit one "
             "with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
         )
-    given = read_scores(scores)
-    check_columns(forecaster, given.columns, scores)
-    return replace(forecaster, scorer=given)
+    return replace(forecaster, scorer=scorer)
 
 
-def check_columns(forecaster: Forecaster, columns: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """UsageError if a forecaster was fitted to scores of another kind."""
-    fitted = getattr(forecaster.scorer, "columns", None)
-    if fitted is not None and tuple(columns) != fitted:
-        raise UsageError(
-            f"{shown_path(path)}: holds {', '.join(columns)}, but the forecaster was fitted to {', '.join(fitted)}"
-        )
+def check_columns(scorer: Scorer, columns: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """UsageError if a forecaster was fitted to scores of another kind than these."""
+    parts = [member.scorer for member in scorer.members] if isinstance(scorer, BlendScorer) else [scorer]
+    for part in parts:
+        if isinstance(part, GivenScorer) and tuple(columns) != part.columns:
+            raise UsageError(
+                f"{shown_path(path)}: holds {', '.join(columns)}, but the forecaster was fitted to {', '.join(part.columns)}"
+            )
 
 
 def is_reward_model(model: str) -> bool:

@@ -175,6 +175,8 @@ class _Fitter:
             keys.append(np.unique(block[:, data.place["key"]].copy().view(np.uint64)))
         self.rows, self.weight = rows, weight
         self.groups = len(np.unique(np.concatenate(keys))) if keys else 0
+        if rows and self.groups < 2:
+            raise FitError("a fit needs labelled pairs with different first prompts; all of these have the same")
         if rows < LEAST_LABELS:
             raise FitError(f"a fit needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {rows}")
         mean = sums / weight
@@ -267,7 +269,8 @@ class _Fitter:
         """Log-probabilities (n, 3) of the sample's rows by the candidate fitted to the other folds."""
         rows, out = self._sample, np.empty((len(self._sample), len(Outcome)))
         link = FITTED_MODELS[candidate.kind].log_probabilities
-        fold, start = _spun(self.keys) % np.uint64(FOLDS), None
+        # Folds of groups in the order of their mixed keys: as equal in groups as can be, however few there are.
+        fold, start = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS, None
         for number in range(FOLDS):
             test = fold == number
             if not test.any():

@@ -83,10 +83,17 @@ def fit(
     """
     from prefcast.figures import fit_text
     from prefcast.fitting import fit as fit_to
+    from prefcast.forecaster import check_folder
+    from prefcast.run import same_file
     from prefcast.show import write_json
 
     if folder is None:
         raise UsageError("name the folder of the forecaster: -o DIR")
+    for name in (labelled, scores, votes, weights, target):
+        if json_output is not None and name is not None and same_file(name, json_output):
+            raise UsageError(f"{json_output}: is the input; write what was found to another file")
+    # Scoring may take hours: what would be refused at the end is refused now.
+    check_folder(folder)
     with ExitStack() as stack:
         source: Any = None
         show = None

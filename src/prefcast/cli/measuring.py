@@ -157,6 +157,8 @@ def measure_as_asked(
     if swapped is not None and predictions is None:
         raise UsageError("--swapped goes with --predictions; forecasts made here are tried in both orders anyway")
     other = None if against is None else (against.name, read_predictions(against))
+    if predictions is not None and scores is not None:
+        raise UsageError("--predictions measures forecasts that exist, --scores makes them; give one of them")
     if predictions is not None:
         check_no_model(model, forecaster, budget, preset, options)
         title = predictions.name

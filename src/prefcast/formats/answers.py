@@ -146,9 +146,12 @@ def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: J
     """
     report.by = "id" if left.has_id and right.has_id else "prompt"
     waiting: dict[object, Answer] = {}
+    # A row at fault is counted as that, and its partner by id not as alone.
+    at_fault: set[object] = set()
     for item in left:
         if isinstance(item, RowError):
             report.fail(item)
+            at_fault.add(item.id)
             continue
         key = item.id if report.by == "id" else item.prompts
         if key in waiting:
@@ -158,6 +161,8 @@ def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: J
     for item in right:
         if isinstance(item, RowError):
             report.fail(item)
+            if report.by == "id":
+                waiting.pop(item.id, None)
             continue
         key = item.id if report.by == "id" else item.prompts
         if report.by == "prompt" and key in taken:
@@ -166,7 +171,7 @@ def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: J
         if report.by == "prompt":
             taken[key] = item.row
         if other is None:
-            report.only_right += 1
+            report.only_right += report.by == "prompt" or key not in at_fault
         elif other.prompts != item.prompts:
             problem = f"its prompts are not those of row {other.row} of {left.name}; a pair has the same prompts"
             report.fail(RowError(right.name, item.row, "prompt", problem, item.id))

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from prefcast.errors import UsageError
+from prefcast.errors import ForecasterError, UsageError, shown_path
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.reward import require_extra
 
@@ -37,10 +37,14 @@ def is_scorer_file(name: str) -> bool:
     return name in known or re.fullmatch(r"member-\d+", name) is not None
 
 
-def load_moved(folder: Path, model: str) -> Scorer:
-    """The reward model that `folder` describes, from where it lies now."""
-    require_extra()
-    found: Scorer = import_module("prefcast.scorers.reward.scorer").RewardScorer.load(folder, model)
+def load_moved(name: str, folder: Path, model: str) -> Scorer:
+    """The scorer called `name` in `folder`, its one reward model from where it lies now.
+
+    Raises ForecasterError where there is not one.
+    """
+    if name not in (REWARD_MODEL, "blend"):
+        raise ForecasterError(f"{shown_path(folder)}: has no reward model that could lie elsewhere")
+    found: Scorer = scorer_class(name).load(folder, model)  # type: ignore[call-arg]
     return found
 
 

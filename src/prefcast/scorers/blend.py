@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ from prefcast.errors import ForecasterError, UsageError
 from prefcast.outcomes import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Push, Scorer, fingerprint, read_pair
-from prefcast.scorers.reward import Options
+from prefcast.scorers.given import GivenScorer
+
+if TYPE_CHECKING:
+    from prefcast.scorers.reward import Options
 
 __all__ = ["BlendScorer", "Member"]
 
@@ -94,16 +97,6 @@ class BlendScorer(Scorer):
     def computed(self) -> int:  # type: ignore[override]
         return sum(member.scorer.computed for member in self.members)
 
-    def elsewhere(self, options: Options) -> BlendScorer:
-        """The same where `options` say: devices and batches of the members that are reward models. Raises UsageError."""
-        if not any(hasattr(member.scorer, "elsewhere") for member in self.members):
-            raise UsageError("no member of this ensemble has such options; they are for reward models")
-        members = [
-            replace(member, scorer=member.scorer.elsewhere(options)) if hasattr(member.scorer, "elsewhere") else member
-            for member in self.members
-        ]
-        return BlendScorer(members, self.weights)
-
     def close(self) -> None:
         for member in self.members:
             member.scorer.close()
@@ -157,14 +150,38 @@ class BlendScorer(Scorer):
         data = {"format": _FORMAT, "members": members, "covariates": self.weights}
         (folder / _FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
+    def elsewhere(self, options: Options) -> BlendScorer:
+        """The same with its reward models where `options` say. Raises UsageError if there is none."""
+        if not any(hasattr(member.scorer, "elsewhere") for member in self.members):
+            raise UsageError("the forecaster holds no reward model; such options are for reward models")
+        moved = [
+            replace(member, scorer=member.scorer.elsewhere(options)) if hasattr(member.scorer, "elsewhere") else member
+            for member in self.members
+        ]
+        return BlendScorer(moved, self.weights)
+
+    def with_scores(self, scores: GivenScorer) -> BlendScorer | None:
+        """The same with the scores that a person brings now; None if it was not fitted to such."""
+        if not any(isinstance(member.scorer, GivenScorer) for member in self.members):
+            return None
+        given = [
+            replace(member, scorer=scores) if isinstance(member.scorer, GivenScorer) else member
+            for member in self.members
+        ]
+        return BlendScorer(given, self.weights)
+
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        from prefcast.scorers import scorer_class
+    def load(cls, folder: Path, model: str | None = None) -> Self:
+        """The blend in `folder`; `model` says where its one reward model lies now, if it has moved."""
+        from prefcast.scorers import REWARD_MODEL, load_moved, scorer_class
 
         data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
         members = []
+        rewards = [said["model"] for said in data["members"]].count(REWARD_MODEL)
+        if model is not None and rewards != 1:
+            raise ForecasterError(f"{folder}: holds {rewards} reward models; one path cannot say where they lie now")
         for number, said in enumerate(data["members"], 1):
             room = folder / f"member-{number}"
             scorer = scorer_class(said["model"])
@@ -172,7 +189,9 @@ class BlendScorer(Scorer):
                 raise ForecasterError(f"{room}: the scorer's files are not those that the outcome model was fitted for")
             alone = said["alone"] and outcome_model(said["alone"]["kind"], said["alone"]["parameters"])
             weights = _number(said["margin_weight"]), _number(said["tie_weight"])
-            members.append(Member(scorer.load(room), parse_budget(said["budget"]), *weights, alone))
+            moved = model is not None and said["model"] == REWARD_MODEL
+            found = load_moved(said["model"], room, str(model)) if moved else scorer.load(room)
+            members.append(Member(found, parse_budget(said["budget"]), *weights, alone))
         weights_of = {str(name): _number(weight) for name, weight in data["covariates"].items()}
         if weights_of and set(weights_of) != {*MARGIN_COVARIATES, *TIE_COVARIATES}:
             raise ForecasterError(f"{folder / _FILE}: covariates {sorted(weights_of)} are not those of this version")
