@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefcast.calibration import Calibration, measure_calibration
+from prefcast.metrics.calibration import Calibration, measure_calibration
 from prefcast.outcomes import Davidson
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from prefcast.errors import UsageError
-from prefcast.measure import evaluate_probabilities, paired_difference
+from prefcast.metrics.measure import evaluate_probabilities, paired_difference
 from prefcast.outcomes import Davidson
 
 

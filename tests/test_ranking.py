@@ -23,8 +23,8 @@ from conftest import Run, kaggle_row, write_csv, write_jsonl
 from prefcast.errors import FileError, UsageError
 from prefcast.plots import inline_svg, leaderboard_figure, plot_style, save_figure, short_name
 from prefcast.ranking import Leaderboard, rank
-from prefcast.strengths import expected_shares, fit_davidson
-from prefcast.votes import _Sums, read_votes
+from prefcast.ranking.strengths import expected_shares, fit_davidson
+from prefcast.ranking.votes import _Sums, read_votes
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 OUTCOMES = ("model_a", "model_b", "tie")

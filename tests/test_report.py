@@ -18,8 +18,8 @@ import pytest
 from conftest import EXAMPLES, Run, labelled, write_jsonl
 from prefcast.errors import UsageError
 from prefcast.evaluation import Measured, Surprise
-from prefcast.measure import evaluate_probabilities
 from prefcast.metrics import Evaluation
+from prefcast.metrics.measure import evaluate_probabilities
 from prefcast.pairs import Outcome, Pair, Turn
 from prefcast.report import excerpt_of, report_html, visible
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from prefcast import selection
 from prefcast.errors import FitError, UsageError
+from prefcast.fitting.selection import LEAST_LABELS, Fit, LabelledEvidence, davidson_link, fit_link
 from prefcast.outcomes import FITTED_MODELS, Davidson, Link, RaoKupper
-from prefcast.selection import LEAST_LABELS, Fit, LabelledEvidence, davidson_link, fit_link
 
 SWAPPED = [1, 0, 2]
 

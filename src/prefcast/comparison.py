@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import REPEATS, Figure, figure, group_key, poisson_weights
-from prefcast.columns import Columns
 from prefcast.errors import RowError, UsageError
 from prefcast.forecaster import Forecaster
 from prefcast.metrics import SMALL_SLICE
+from prefcast.metrics.slices import KINDS, Slicer
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecasts, Writer
 from prefcast.run import Progress, chunks
-from prefcast.slices import KINDS, Slicer
+from prefcast.statistics.bootstrap import REPEATS, Figure, figure, group_key, poisson_weights
+from prefcast.statistics.columns import Columns
 
 __all__ = ["Comparison", "Example", "SystemSlice", "compare"]
 

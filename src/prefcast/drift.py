@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from prefcast.budget import Budget
 from prefcast.errors import FitError, UsageError
-from prefcast.measure import paired_difference
 from prefcast.metrics import Figure, row_log_loss
+from prefcast.metrics.measure import paired_difference
 from prefcast.outcomes import Davidson, OutcomeModel
 from prefcast.pairs import Pair
 from prefcast.scorers import Scorer

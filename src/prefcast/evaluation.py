@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import REPEATS, group_key
 from prefcast.budget import Budget
-from prefcast.columns import Columns
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile
-from prefcast.likelihood import Block, linear, maximise
-from prefcast.measure import FOLDS, Rows, measure
 from prefcast.metrics import NAMES, Evaluation, Swap, row_log_loss
+from prefcast.metrics.measure import FOLDS, Rows, measure
+from prefcast.metrics.slices import KINDS, Slicer
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecasts, Predictions, Writer, prediction_blocks
@@ -28,7 +26,9 @@ from prefcast.resolve import check_columns, resolve
 from prefcast.run import LABEL_COLUMNS, Progress, Tally, forecasts_of, opened_pairs
 from prefcast.scorers.length import LengthScorer
 from prefcast.scores import score_blocks
-from prefcast.slices import KINDS, Slicer
+from prefcast.statistics.bootstrap import REPEATS, group_key
+from prefcast.statistics.columns import Columns
+from prefcast.statistics.likelihood import Block, linear, maximise
 
 __all__ = [
     "Measured",

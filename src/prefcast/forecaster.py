@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import DEFAULT_BUDGET, WHOLE, Budget, Notebook, Truncation, parse_budget
-from prefcast.calibration import Calibration
 from prefcast.errors import ForecasterError, ModelError, RowError, ScoringError, UsageError, shown_path
+from prefcast.metrics.calibration import Calibration
 from prefcast.outcomes import FITTED_MODELS, Davidson, FittedModel, Link, NotebookRule, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefcast.errors import FitError, UsageError
-from prefcast.likelihood import linear, maximise
 from prefcast.pairs import Outcome
+from prefcast.statistics.likelihood import linear, maximise
 
 __all__ = ["FITTED_MODELS", "OUTCOME_MODELS", "Davidson", "Link", "NotebookRule", "OutcomeModel", "RaoKupper"]
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import group_key
 from prefcast.budget import Truncation
 from prefcast.errors import FileError, RowError, UsageError, excerpt, printable, shown_path
 from prefcast.files import atomic_file
@@ -29,6 +28,7 @@ from prefcast.formats.containers import open_records
 from prefcast.formats.ids import SeenIds
 from prefcast.outcomes import Link
 from prefcast.pairs import Outcome, Pair, clean
+from prefcast.statistics.bootstrap import group_key
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import group_key
 from prefcast.budget import Budget, Truncation
 from prefcast.errors import FileError, RowError, ScoringError, excerpt, shown_path
 from prefcast.files import atomic_file
@@ -33,6 +32,7 @@ from prefcast.predictions import (
 from prefcast.scorers import Scorer
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.given import GivenScorer
+from prefcast.statistics.bootstrap import group_key
 
 if TYPE_CHECKING:
     import pyarrow

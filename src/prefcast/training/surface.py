@@ -19,20 +19,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import group_key
-from prefcast.calibration import Calibration, measure_calibration
 from prefcast.errors import FitError, UsageError
+from prefcast.fitting.selection import LabelledEvidence, davidson_link
 from prefcast.forecaster import Forecaster
 from prefcast.formats import read_pairs
-from prefcast.measure import evaluate_probabilities, paired_difference
 from prefcast.metrics import Figure, row_log_loss
+from prefcast.metrics.calibration import Calibration, measure_calibration
+from prefcast.metrics.measure import evaluate_probabilities, paired_difference
 from prefcast.outcomes import Davidson, Link
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.length import LengthScorer
 from prefcast.scorers.surface import SurfaceScorer, feature_arrays
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
 from prefcast.scorers.surface.model import SurfaceModel
-from prefcast.selection import LabelledEvidence, davidson_link
+from prefcast.statistics.bootstrap import group_key
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -13,8 +13,6 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefcast.bootstrap import REPEATS, Bootstrap, Figure, figure, group_keys
-from prefcast.columns import Columns
 from prefcast.errors import UsageError
 from prefcast.metrics import (
     BINS,
@@ -34,6 +32,8 @@ from prefcast.metrics import (
     row_log_loss,
 )
 from prefcast.pairs import Outcome
+from prefcast.statistics.bootstrap import REPEATS, Bootstrap, Figure, figure, group_keys
+from prefcast.statistics.columns import Columns
 
 __all__ = ["FOLDS", "Rows", "evaluate_probabilities", "measure", "paired_difference", "weighted_mean"]
 

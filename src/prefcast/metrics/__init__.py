@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefcast.bootstrap import Figure
 from prefcast.errors import UsageError
 from prefcast.pairs import Outcome
+from prefcast.statistics.bootstrap import Figure
 
 __all__ = [
     "Baseline",

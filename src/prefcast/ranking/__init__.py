@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import REPEATS
 from prefcast.errors import RowError, UsageError, excerpt, shown_path
 from prefcast.files import atomic_file
 from prefcast.pairs import Outcome
 from prefcast.predictions import quoted
-from prefcast.strengths import Pairs, expected_shares, fit_davidson
-from prefcast.votes import Votes, read_votes
+from prefcast.ranking.strengths import Pairs, expected_shares, fit_davidson
+from prefcast.ranking.votes import Votes, read_votes
+from prefcast.statistics.bootstrap import REPEATS
 
 __all__ = ["Leaderboard", "Standing", "rank", "rank_votes", "standings_kind", "write_matrix", "write_standings"]
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import group_key
 from prefcast.budget import WHOLE, Budget
 from prefcast.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.errors import FitError, RowError, UsageError
+from prefcast.fitting.selection import Fit, LabelledEvidence, fit_link
+from prefcast.fitting.soft_labels import read_votes, read_weights
 from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile
 from prefcast.outcomes import FITTED_MODELS, Link
@@ -27,8 +28,7 @@ from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options
 from prefcast.scores import read_scores, score_blocks
-from prefcast.selection import Fit, LabelledEvidence, fit_link
-from prefcast.soft_labels import read_votes, read_weights
+from prefcast.statistics.bootstrap import group_key
 
 __all__ = ["Fitted", "fit"]
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.bootstrap import Figure, group_key, paired_error, poisson_weights
-from prefcast.calibration import Calibration, measure_calibration
-from prefcast.columns import BLOCK, Columns
 from prefcast.errors import FitError, UsageError
-from prefcast.likelihood import Block, Optimum, linear, maximise, weight_blocks
-from prefcast.measure import weighted_mean
+from prefcast.metrics.calibration import Calibration, measure_calibration
+from prefcast.metrics.measure import weighted_mean
 from prefcast.outcomes import FITTED_MODELS, Link
 from prefcast.pairs import Outcome
+from prefcast.statistics.bootstrap import Figure, group_key, paired_error, poisson_weights
+from prefcast.statistics.columns import BLOCK, Columns
+from prefcast.statistics.likelihood import Block, Optimum, linear, maximise, weight_blocks
 
 __all__ = ["DRAWS", "LEAST_LABELS", "Fit", "LabelledEvidence", "Link", "Trial", "davidson_link", "fit_link"]
 

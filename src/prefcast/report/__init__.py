@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prefcast.errors import printable
 from prefcast.metrics import NAMES, Evaluation, Figure, Slice
 from prefcast.pairs import Outcome, Pair
-from prefcast.report_plots import ladder_svg, margins_svg, reliability_svg, slice_range, slices_svg
+from prefcast.report.plots import ladder_svg, margins_svg, reliability_svg, slice_range, slices_svg
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -111,7 +111,7 @@ def report_html(
         "spelled": _spelled,
         "grouped": "{:,}".format,
     }
-    page = environment.from_string(files("prefcast").joinpath("templates/report.html.jinja").read_text("utf-8"))
+    page = environment.from_string(files("prefcast.report").joinpath("templates/report.html.jinja").read_text("utf-8"))
     return page.render(
         e=evaluation,
         scores=evaluation.scores,

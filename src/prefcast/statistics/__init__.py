@@ -1,0 +1,1 @@
+"""Numbers about many rows: tables, bootstrap, likelihood. Nothing here knows of pairs."""
