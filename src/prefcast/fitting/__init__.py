@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import WHOLE, Budget
-from prefcast.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.errors import FitError, RowError, UsageError
 from prefcast.fitting.selection import Fit, LabelledEvidence, fit_link
 from prefcast.fitting.soft_labels import read_votes, read_weights
@@ -25,6 +24,7 @@ from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
 from prefcast.scorers import Scorer
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.blend import BlendScorer, Member
+from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options
 from prefcast.scores import read_scores, score_blocks
