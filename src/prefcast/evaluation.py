@@ -24,6 +24,7 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecasts, Predictions, Writer, prediction_blocks
 from prefcast.resolve import check_columns, resolve
 from prefcast.run import LABEL_COLUMNS, Progress, Tally, forecasts_of, opened_pairs
+from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.length import LengthScorer
 from prefcast.scores import score_blocks
 from prefcast.statistics.bootstrap import REPEATS, group_key
@@ -343,6 +344,8 @@ def measured_scores(
     path: str | os.PathLike[str], forecaster: Forecaster, *, against: tuple[str, Predictions] | None = None
 ) -> Measured:
     """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
+    if not isinstance(forecaster.scorer, GivenScorer):
+        raise UsageError("the forecaster needs the texts beside the scores: name the file of labelled pairs as well")
     measured = Measured(against=against)
     for block in score_blocks(path):
         check_columns(forecaster.scorer, block.columns, path)
