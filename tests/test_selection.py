@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefcast import selection
 from prefcast.errors import FitError, UsageError
+from prefcast.fitting import selection
 from prefcast.fitting.selection import LEAST_LABELS, Fit, LabelledEvidence, davidson_link, fit_link
 from prefcast.outcomes import FITTED_MODELS, Davidson, Link, RaoKupper
 
