@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conftest import Run, write_csv, write_jsonl
 from prefcast import Forecaster, Pair
 from prefcast.calibration import Calibration
-from prefcast.comparison import Comparison, compare
+from prefcast.comparison import compare
 from prefcast.errors import FileError, PrefcastError, RowError, UsageError
 from prefcast.formats.answers import AnswerFile, JoinReport, joined
 from prefcast.outcomes import Davidson, Link
@@ -35,7 +35,9 @@ class Stub(Scorer):
 
 def forecaster(bias: float | None = 0.02, draws: int = 50) -> Forecaster:
     theta = np.array([1.0, -0.4, 0.2])
-    link = Link("davidson", ("margin",), ("tie",), theta, theta + 0.03 * np.random.default_rng(0).normal(size=(draws, 3)))
+    link = Link(
+        "davidson", ("margin",), ("tie",), theta, theta + 0.03 * np.random.default_rng(0).normal(size=(draws, 3))
+    )
     calibration = None if bias is None else Calibration(bias, bias, "models", 1, bias)
     return Forecaster(Stub(), Davidson(*theta), link=link, calibration=calibration)
 
@@ -43,13 +45,11 @@ def forecaster(bias: float | None = 0.02, draws: int = 50) -> Forecaster:
 def answers(better: float, n: int = 200, seed: int = 0, prompts: int | None = None) -> list[Pair]:
     """RIGHT is better by so much on average; prompts may occur often."""
     rng = np.random.default_rng(seed)
-    values = rng.normal(size=(n, 2)) + [0, better]
+    values = rng.normal(size=(n, 2)) + np.array([0, better])
     return [
         Pair((Turn(f"question {row % (prompts or n)}", repr(float(a)), repr(float(b))),), row)
         for row, (a, b) in enumerate(values)
     ]
-
-
 
 
 @settings(max_examples=15)
@@ -176,7 +176,9 @@ def test_a_row_at_fault_is_counted_once(tmp_path: Path) -> None:
     pairs, report = join(tmp_path, left, right)
     assert pairs == []
     assert (report.only_left, report.only_right, report.failed) == (0, 0, 3)
-    assert str(report.first_error).endswith("left.jsonl: row 2, response: is a number; expected a text, or a list of texts, one a turn")
+    assert str(report.first_error).endswith(
+        "left.jsonl: row 2, response: is a number; expected a text, or a list of texts, one a turn"
+    )
 
 
 def test_messages_and_turns(tmp_path: Path) -> None:
@@ -268,20 +270,25 @@ def test_any_row_is_a_pair_or_a_clear_error(tmp_path_factory: pytest.TempPathFac
             assert len(pairs) * 2 + report.failed == 2
 
 
-HOSTILE = "\x1b[31mred\x07‮\u202e\r\nnext line"
+HOSTILE = "\x1b[31mred\x07\u202e\r\nnext line"
 
 
 def test_the_program(prefcast: Run, tmp_path: Path) -> None:
     prompts = [f"How does thing {n} work? {HOSTILE}" for n in range(30)]
-    write_jsonl(tmp_path / "old.jsonl", [answer(text, f"Like {HOSTILE} {n}.", id=f"{n}{HOSTILE}") for n, text in enumerate(prompts)])
+    write_jsonl(
+        tmp_path / "old.jsonl",
+        [answer(text, f"Like {HOSTILE} {n}.", id=f"{n}{HOSTILE}") for n, text in enumerate(prompts)],
+    )
     long = "It works in three steps:\n\n1. First, it starts.\n2. Then it runs.\n3. At last it stops.\n" * 3
-    write_jsonl(tmp_path / "new.jsonl", [answer(text, f"{long} {n}", id=f"{n}{HOSTILE}") for n, text in enumerate(prompts)])
+    write_jsonl(
+        tmp_path / "new.jsonl", [answer(text, f"{long} {n}", id=f"{n}{HOSTILE}") for n, text in enumerate(prompts)]
+    )
     done = prefcast("compare", "old.jsonl", "new.jsonl", "-o", "pairs.jsonl", "--with-text", "--json", "c.json")
     assert (done.returncode, done.stderr) == (0, "")
     # The shipped forecaster is off by so much for whole systems that it leaves this open.
     assert "no difference that this forecaster can see" in done.stdout
     assert "30 prompts that both answered (joined by id)" in done.stdout
-    assert not {"\x1b", "\x07", "\r", "‮"} & set(done.stdout)
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(done.stdout)
     assert "\nnext line" not in done.stdout
     found = json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
     assert (found["n"], found["verdict"], found["join"]["by"]) == (30, "none", "id")

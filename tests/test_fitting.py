@@ -42,7 +42,9 @@ def pairs(n: int = 300, seed: int = 0, level: float = -0.4, empty: float = 0.0) 
         if rng.random() < empty:
             outcome = int(rng.random() < 0.5)
             a, b = ("", b) if outcome else (a, "")
-        found.append(Pair((Turn(f"question {row} {'?' * int(rng.integers(1, 80))}", a, b),), f"r{row}", Outcome(outcome)))
+        found.append(
+            Pair((Turn(f"question {row} {'?' * int(rng.integers(1, 80))}", a, b),), f"r{row}", Outcome(outcome))
+        )
     return found
 
 
@@ -531,7 +533,9 @@ def test_an_ensemble_is_saved_and_loaded_with_the_same_forecasts(
     assert records[0]["member_spread"] == other.spread[0]
     # Saved in its own place, then replaced.
     loaded.save(tmp_path / "f")
-    np.testing.assert_array_equal(load_forecaster(tmp_path / "f").forecast(labelled[:3]).probabilities, other.probabilities[:3])
+    np.testing.assert_array_equal(
+        load_forecaster(tmp_path / "f").forecast(labelled[:3]).probabilities, other.probabilities[:3]
+    )
     moved = Path(shutil.copytree(reward, tmp_path / "moved"))
     np.testing.assert_array_equal(
         load_forecaster(tmp_path / "f", model=str(moved)).forecast(labelled[:3]).probabilities, other.probabilities[:3]
@@ -556,7 +560,7 @@ def test_a_member_that_was_changed_is_refused(ensemble: tuple[Fitted, list[Pair]
     member = next((tmp_path / "f").glob("member-*/*.json"))
     text = member.read_text()
     member.write_text(text.replace("1", "2", 1))
-    with pytest.raises(ForecasterError, match="are not those that the outcome model was fitted for|not the model"):
+    with pytest.raises(ForecasterError, match=r"are not those that the outcome model was fitted for|not the model"):
         load_forecaster(tmp_path / "f")
     member.write_text(text)
     path = tmp_path / "f" / "blend.json"

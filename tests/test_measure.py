@@ -81,9 +81,7 @@ def test_the_plain_calibration_error_is_the_textbooks() -> None:
     errors = []
     for outcome in range(3):
         order = np.argsort(p[:, outcome])
-        gaps = [
-            abs((y[part] == outcome).mean() - p[part, outcome].mean()) * len(part) for part in np.split(order, 10)
-        ]
+        gaps = [abs((y[part] == outcome).mean() - p[part, outcome].mean()) * len(part) for part in np.split(order, 10)]
         errors.append(sum(gaps) / 1000)
     found = evaluate_probabilities(p, y, repeats=10).scores.expected_calibration_error_plain
     assert found.value == pytest.approx(np.mean(errors), abs=1e-12)
@@ -127,12 +125,13 @@ def test_a_length_baseline_that_cannot_know_its_own_row() -> None:
     assert base.gain.value == pytest.approx(base.log_loss.value - found.scores.log_loss.value, abs=1e-9)
     # Lengths that say nothing: cross-fitted, they cannot beat the prior.
     rng = np.random.default_rng(0)
-    noise = [
-        Pair.of(f"q{row}", "a" * rng.integers(1, 500), "b" * rng.integers(1, 500)) for row in range(300)
-    ]
+    noise = [Pair.of(f"q{row}", "a" * rng.integers(1, 500), "b" * rng.integers(1, 500)) for row in range(300)]
     measured = Measured()
     y = rng.integers(0, 3, 300)
-    pairs = [Pair(pair.turns, row, outcome) for row, (pair, outcome) in enumerate(zip(noise, map(prefcast.Outcome, y), strict=True))]
+    pairs = [
+        Pair(pair.turns, row, outcome)
+        for row, (pair, outcome) in enumerate(zip(noise, map(prefcast.Outcome, y), strict=True))
+    ]
     measured.add_pairs(pairs, np.full((300, 3), 1 / 3))
     found = measured.evaluation(repeats=50)
     assert found.baselines["length"].log_loss.value > found.baselines["class_prior"].log_loss.value - 0.005
@@ -375,7 +374,9 @@ def test_forecasts_that_all_failed_say_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="of 3 rows 3 failed"):
         evaluate_predictions(path)
     with pytest.raises(FileError, match="no rows"):
-        evaluate_predictions(write_csv(tmp_path / "e.csv", [], ["id", "winner_model_a", "winner_model_b", "winner_tie"]))
+        evaluate_predictions(
+            write_csv(tmp_path / "e.csv", [], ["id", "winner_model_a", "winner_model_b", "winner_tie"])
+        )
 
 
 def test_surprises_are_the_worst_rows() -> None:
@@ -389,10 +390,10 @@ def test_surprises_are_the_worst_rows() -> None:
 
 
 def test_a_hostile_models_name_in_the_slices_is_shown_harmless(prefcast: Run, tmp_path: Path) -> None:
-    evil = "\x1b[31mred\x07‮"
+    evil = "\x1b[31mred\x07\u202e"
     rows = [labelled(row % 3, id=row, model_a=evil, model_b="plain") for row in range(6)]
     write_jsonl(tmp_path / "f.jsonl", rows)
     done = prefcast("evaluate", "f.jsonl", "--slices")
     assert done.returncode == 0
     assert "red" in done.stdout
-    assert not {"\x1b", "\x07", "‮"} & set(done.stdout + done.stderr)
+    assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)

@@ -84,9 +84,7 @@ def test_a_paired_difference_sees_what_two_intervals_cannot() -> None:
 
 
 def test_the_json_form() -> None:
-    found = json.loads(
-        json.dumps(evaluate_probabilities(*simulated(50)).to_dict(), allow_nan=False)
-    )
+    found = json.loads(json.dumps(evaluate_probabilities(*simulated(50)).to_dict(), allow_nan=False))
     assert (found["n"], found["failed"], found["unlabelled"]) == (50, 0, 0)
     for key in ("log_loss", "accuracy", "brier_score"):
         assert set(found[key]) == {"value", "low", "high"}

@@ -24,7 +24,13 @@ def drawn(p: Any, rng: np.random.Generator) -> Any:
 
 
 def evidence(
-    margin: Any, tie: Any, outcomes: Any, *, keys: Any = None, facts: tuple[Any, Any] | None = None, log_odds: bool = False
+    margin: Any,
+    tie: Any,
+    outcomes: Any,
+    *,
+    keys: Any = None,
+    facts: tuple[Any, Any] | None = None,
+    log_odds: bool = False,
 ) -> LabelledEvidence:
     """Rows for a fit: margin and tie (n,) or (n, members), a label each."""
     margin, tie = (np.atleast_2d(np.asarray(part, dtype=float).T).T for part in (margin, tie))
@@ -64,7 +70,9 @@ def test_exchanging_the_sides_exchanges_the_columns_exactly(link: Link, seed: in
         # Bayes' rule: the odds of a tie are multiplied, those of A against B stay.
         q = moved.probabilities(m, t)
         decided = p[:, 0] + p[:, 1]
-        np.testing.assert_allclose(q[:, 2] * decided, np.exp(0.7) * p[:, 2] * (q[:, 0] + q[:, 1]), rtol=1e-9, atol=1e-300)
+        np.testing.assert_allclose(
+            q[:, 2] * decided, np.exp(0.7) * p[:, 2] * (q[:, 0] + q[:, 1]), rtol=1e-9, atol=1e-300
+        )
     assert link.renamed({"tie:0": "tie"}).tie == ("tie", "similarity")
 
 
@@ -159,7 +167,10 @@ def test_fifty_labels_say_how_uncertain_they_leave_it() -> None:
 
 @pytest.mark.parametrize("n", [1, LEAST_LABELS - 1])
 def test_too_few_labels(n: int) -> None:
-    with pytest.raises(FitError, match=f"needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {n}|first prompts"):
+    with pytest.raises(
+        FitError,
+        match=f"needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {n}|first prompts",
+    ):
         fit_link(evidence(*(part[:n] for part in simulated())))
 
 
@@ -204,9 +215,7 @@ def test_two_members_that_complement_each_other_beat_the_better_one() -> None:
     found = fit_link(evidence(both, 0 * both, y), repeats=20)
     assert (found.members, found.useless) == ((0, 1), ())
     assert len(found.member_links) == 2
-    alone = min(
-        fit_link(evidence(both[:, one], 0 * y, y), repeats=5).log_loss.value for one in range(2)
-    )
+    alone = min(fit_link(evidence(both[:, one], 0 * y, y), repeats=5).log_loss.value for one in range(2))
     assert found.log_loss.value < alone - 0.05
     np.testing.assert_allclose(found.link.theta[:2], [1, 1], atol=0.2)
 
@@ -259,7 +268,9 @@ def test_memory_of_a_prompt_would_show() -> None:
     """Evidence that is a prompt's own noise, labels that are the prompt's own: grouped, it is worthless."""
     rng = np.random.default_rng(3)
     keys = np.repeat(np.arange(40), 10)
-    found = fit_link(evidence(rng.normal(size=40)[keys], 0.0 * keys, rng.integers(0, 3, 40)[keys], keys=keys), repeats=5)
+    found = fit_link(
+        evidence(rng.normal(size=40)[keys], 0.0 * keys, rng.integers(0, 3, 40)[keys], keys=keys), repeats=5
+    )
     assert not found.useful
 
 
@@ -314,7 +325,7 @@ def test_a_sample_for_cross_validation_keeps_groups_whole(monkeypatch: pytest.Mo
 
 
 def test_votes_are_rows() -> None:
-    margin, tie, y = simulated(300)
+    margin, tie, _ = simulated(300)
     rng = np.random.default_rng(0)
     votes = rng.multinomial(3, [0.4, 0.35, 0.25], 300).astype(float)
     together = LabelledEvidence(1)
@@ -331,7 +342,12 @@ def test_votes_are_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda m, t, v: m.__setitem__(0, np.nan), lambda m, t, v: t.__setitem__(0, np.inf), lambda m, t, v: v.__setitem__((0, 0), -1.0)]
+    "change",
+    [
+        lambda m, t, v: m.__setitem__(0, np.nan),
+        lambda m, t, v: t.__setitem__(0, np.inf),
+        lambda m, t, v: v.__setitem__((0, 0), -1.0),
+    ],
 )
 def test_rows_that_are_none(change: Callable[..., None]) -> None:
     m, t, v = np.zeros((2, 1)), np.zeros((2, 1)), np.ones((2, 3))

@@ -340,7 +340,12 @@ def _read_link(path: Path) -> Link | None:
         raise ForecasterError(f"{shown_path(path)}: is not one that this version reads")
     theta, draws = np.array(data["theta"], dtype=np.float64), np.array(data["draws"], dtype=np.float64)
     size = len(data["margin"]) + 1 + len(data["tie"])
-    if theta.shape != (size,) or draws.ndim != 2 or draws.shape[1] != size or not all(np.isfinite(part).all() for part in (theta, draws)):
+    if (
+        theta.shape != (size,)
+        or draws.ndim != 2
+        or draws.shape[1] != size
+        or not all(np.isfinite(part).all() for part in (theta, draws))
+    ):
         raise ForecasterError(f"{shown_path(path)}: damaged: its numbers do not fit together")
     return Link(data["kind"], tuple(data["margin"]), tuple(data["tie"]), theta, draws)
 
