@@ -560,7 +560,7 @@ def test_a_member_that_was_changed_is_refused(ensemble: tuple[Fitted, list[Pair]
     member = next((tmp_path / "f").glob("member-*/*.json"))
     text = member.read_text()
     member.write_text(text.replace("1", "2", 1))
-    with pytest.raises(ForecasterError, match="are not those that the outcome model was fitted for|not the model"):
+    with pytest.raises(ForecasterError, match=r"are not those that the outcome model was fitted for|not the model"):
         load_forecaster(tmp_path / "f")
     member.write_text(text)
     path = tmp_path / "f" / "blend.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_the_optimum_is_that_of_another_optimiser(
 def test_the_optimum_does_not_depend_on_the_blocks(cuts: list[int], link: type[FittedModel]) -> None:
     m, t, votes = data(80, 3)
     edges = [0, *sorted(set(cuts)), 80]
-    parts = [(m[a:b], t[a:b], votes[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [(m[a:b], t[a:b], votes[a:b]) for a, b in pairwise(edges)]
     args = np.eye(6), np.zeros(6)
     whole = maximise(link.log_probabilities, lambda: [(m, t, votes)], *args)
     np.testing.assert_allclose(maximise(link.log_probabilities, lambda: parts, *args).theta, whole.theta, atol=1e-7)
@@ -122,7 +123,7 @@ def test_fits_that_cannot_be(link: type[FittedModel]) -> None:
     with pytest.raises(FitError, match="there is no vote"):
         maximise(link.log_probabilities, lambda: [(m, t, 0 * votes)], np.eye(6), np.zeros(6))
     twice = np.column_stack([np.eye(6), np.eye(6)[:, 0]])
-    with pytest.raises(FitError, match="cannot be told from the others|did not converge"):
+    with pytest.raises(FitError, match=r"cannot be told from the others|did not converge"):
         maximise(*args, twice, np.zeros(6))
     # Separated outcomes without a penalty: a scale at infinity, where some information is 0.
     side = np.array([[3.0], [-3.0]] * 20)

@@ -391,10 +391,10 @@ def test_surprises_are_the_worst_rows() -> None:
 
 
 def test_a_hostile_models_name_in_the_slices_is_shown_harmless(prefcast: Run, tmp_path: Path) -> None:
-    evil = "\x1b[31mred\x07‮"
+    evil = "\x1b[31mred\x07\u202e"
     rows = [labelled(row % 3, id=row, model_a=evil, model_b="plain") for row in range(6)]
     write_jsonl(tmp_path / "f.jsonl", rows)
     done = prefcast("evaluate", "f.jsonl", "--slices")
     assert done.returncode == 0
     assert "red" in done.stdout
-    assert not {"\x1b", "\x07", "‮"} & set(done.stdout + done.stderr)
+    assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)

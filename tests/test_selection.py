@@ -325,7 +325,7 @@ def test_a_sample_for_cross_validation_keeps_groups_whole(monkeypatch: pytest.Mo
 
 
 def test_votes_are_rows() -> None:
-    margin, tie, y = simulated(300)
+    margin, tie, _ = simulated(300)
     rng = np.random.default_rng(0)
     votes = rng.multinomial(3, [0.4, 0.35, 0.25], 300).astype(float)
     together = LabelledEvidence(1)

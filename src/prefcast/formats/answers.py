@@ -44,6 +44,16 @@ class AnswerFile:
         self._records: Records = open_records(path)
         self.name = self._records.name
         self._mapping = dict(columns or {})
+        try:
+            self._find_fields()
+        except BaseException:
+            self._records.close()
+            raise
+        # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
+        self._parse = self._records.kind in ("csv", "tsv") and cells == "json"
+
+    def _find_fields(self) -> None:
+        """See which fields there are; raises FileError where they are not enough."""
         if unknown := next((ours for ours in self._mapping if ours not in _FIELDS), None):
             raise UsageError(f"--columns: there is no field {unknown!r} (fields: {', '.join(_FIELDS)})")
         names = self._records.columns
@@ -57,8 +67,6 @@ class AnswerFile:
                 self.name,
                 "holds no answers; expected prompt and response, or messages, and perhaps id (--columns maps your own names)",
             )
-        # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
-        self._parse = self._records.kind in ("csv", "tsv") and cells == "json"
 
     def __enter__(self) -> AnswerFile:
         return self
