@@ -15,7 +15,7 @@ from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.checkpoint import Kind, is_hub_id, open_checkpoint
 from prefcast.scores import read_scores
 
-__all__ = ["PRESETS", "is_reward_model", "resolve", "resolve_scorer"]
+__all__ = ["PRESETS", "for_scores", "is_reward_model", "resolve", "resolve_scorer"]
 
 PRESETS = ("notebook",)
 _log = logging.getLogger("prefcast")
@@ -64,7 +64,7 @@ def resolve(
     if options is not None and options != Options():
         found = _elsewhere(found, options)
     if scores is not None:
-        found = _with_scores(found, scores)
+        found = replace(for_scores(found), scorer=read_scores(scores))
     if budget is None:
         return found
     read = parse_budget(budget) if isinstance(budget, str) else budget
@@ -77,13 +77,14 @@ def resolve(
     return found.with_budget(read)
 
 
-def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Forecaster:
+def for_scores(forecaster: Forecaster) -> Forecaster:
+    """The forecaster; UsageError if it was not fitted to scores that a person brings."""
     if forecaster.scorer.name != GivenScorer.name:
         raise UsageError(
             f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; fit one "
             "with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
         )
-    return replace(forecaster, scorer=read_scores(scores))
+    return forecaster
 
 
 def is_reward_model(model: str) -> bool:
