@@ -7,6 +7,7 @@ sizes, and by how many bytes the peak memory grows for each row more. Run it wit
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
@@ -16,11 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow
-import pyarrow.csv
-import pyarrow.parquet
-
 MODELS = 50
 TARGETS = {"fit": 30, "evaluate --predictions": 60, "evaluate --scores": 60, "rank": None}
 _PROGRAM = "from prefcast.cli import main; main()"
@@ -28,6 +24,11 @@ _PROGRAM = "from prefcast.cli import main; main()"
 
 def simulate(rows: int, folder: Path) -> None:
     """Writes scores, predictions and votes, `rows` each, as .csv and .parquet."""
+    import numpy as np
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
     random = np.random.default_rng(rows)
     margin = random.standard_normal(rows)
     score = margin / 2 + random.standard_normal(rows)
@@ -54,7 +55,8 @@ def simulate(rows: int, folder: Path) -> None:
 def run(arguments: list[str]) -> tuple[float, float]:
     """Seconds and peak memory (MB) of a process of `prefcast`."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", _PROGRAM, *arguments], stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", _PROGRAM, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -78,7 +80,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for rows in options.rows:
             (Path(scratch) / str(rows)).mkdir()
-            simulate(rows, Path(scratch) / str(rows))
+            # In a process of its own: what this one held would count as its children's peak.
+            simulation = multiprocessing.get_context("spawn").Process(
+                target=simulate, args=(rows, Path(scratch) / str(rows))
+            )
+            simulation.start()
+            simulation.join()
+            if simulation.exitcode:
+                raise SystemExit("the rows could not be simulated")
         for ending in ("csv", "parquet"):
             for verb, target in TARGETS.items():
                 found = []
