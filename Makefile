@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench bench-reward train-surface wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward train-surface wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -57,6 +57,12 @@ docs: $(VENV)/.dev ## Write docs/cli.md anew from --help
 
 bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)
 	$(BIN)/python benchmarks/surface.py --data $(DATA)
+
+bench-outcomes: $(VENV)/.dev ## Measure fits, intervals and comparisons against a simulated truth (minutes)
+	$(BIN)/python benchmarks/outcomes.py
+
+bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulated rows (minutes)
+	$(BIN)/python benchmarks/scale.py
 
 bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (dev files)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check sentence-transformers

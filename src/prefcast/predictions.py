@@ -449,6 +449,7 @@ def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
         while block := list(islice(rows, _BLOCK_ROWS)):
             empty = False
             ids, p, labels, failed, keys = [], [], [], [], []
+            sound = sound_numbers(block, PROBABILITIES)
             for row, record in block:
                 if isinstance(record, RowError):
                     raise FileError(records.name, record.problem, row)
@@ -458,7 +459,8 @@ def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
                 if (first := seen.add(id, row)) is not None:
                     raise same_id(records.name, row, first, id)
                 ids.append(id)
-                p.append(_probabilities(record, records.name, row))
+                if sound is None:
+                    p.append(_probabilities(record, records.name, row))
                 labels.append(read_label(record.get("label"), records.name, row))
                 failed.append(record.get("error") not in (None, ""))
                 if with_prompts:
@@ -466,7 +468,7 @@ def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
                     keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
             if found := seen.settle():
                 raise same_id(records.name, *found)
-            values = np.array(p)
+            values = np.array(p) if sound is None else sound
             yield Predictions(
                 ids,
                 values / values.sum(axis=1, keepdims=True),
@@ -481,6 +483,26 @@ def prediction_blocks(path: str | os.PathLike[str]) -> Iterator[Predictions]:
 def same_id(name: str, row: int, first: int, id: str | None = None) -> FileError:
     named = "" if id is None else f" {excerpt(id)}"
     return FileError(name, f"id{named} is the same as in row {first}; every row needs an id of its own", row)
+
+
+def sound_numbers(
+    block: Sequence[tuple[int, Mapping[str, Any] | RowError]], names: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """The columns (n, k) of n rows that all hold finite numbers, or probabilities where `names` are those; None where
+    one does not: then each row must be looked at, and the fault named."""
+    try:
+        columns = [[record[name] for _, record in block] for name in names]  # type: ignore[index]
+        if not {kind for column in columns for kind in map(type, column)} <= {str, float, int}:
+            return None
+        values = np.array([list(map(float, column)) for column in columns]).T
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if not np.isfinite(values).all():
+        return None
+    if tuple(names) != PROBABILITIES:
+        return values
+    inside = (values >= -_ROUNDING).all() and (values <= 1 + _ROUNDING).all()
+    return values.clip(0.0, 1.0) if inside and (abs(values.sum(axis=1) - 1) <= _SUM_TOLERANCE).all() else None
 
 
 def _probabilities(record: Mapping[str, Any], name: str, row: int) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.checkpoint import Kind, is_hub_id, open_checkpoint
 from prefcast.scores import read_scores
 
-__all__ = ["PRESETS", "is_reward_model", "resolve", "resolve_scorer"]
+__all__ = ["PRESETS", "for_scores", "is_reward_model", "resolve", "resolve_scorer"]
 
 PRESETS = ("notebook",)
 _log = logging.getLogger("prefcast")
@@ -79,20 +79,22 @@ def resolve(
     return found.with_budget(read)
 
 
-def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Forecaster:
-    given = read_scores(scores)
-    scorer: Scorer | None = None
-    if isinstance(forecaster.scorer, BlendScorer):
-        scorer = forecaster.scorer.with_scores(given)
-    elif isinstance(forecaster.scorer, GivenScorer):
-        scorer = given
-    check_columns(forecaster.scorer, given.columns, scores)
-    if scorer is None:
+def for_scores(forecaster: Forecaster) -> Forecaster:
+    """The forecaster; UsageError if it was not fitted to scores that a person brings."""
+    scorer = forecaster.scorer
+    parts = [member.scorer for member in scorer.members] if isinstance(scorer, BlendScorer) else [scorer]
+    if not any(isinstance(part, GivenScorer) for part in parts):
         raise UsageError(
-            f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; fit one "
+            f"--scores: the forecaster was fitted to the model {scorer.name}, not to scores that are brought; fit one "
             "with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
         )
-    return replace(forecaster, scorer=scorer)
+    return forecaster
+
+
+def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Forecaster:
+    scorer, given = for_scores(forecaster).scorer, read_scores(scores)
+    check_columns(scorer, given.columns, scores)
+    return replace(forecaster, scorer=scorer.with_scores(given) if isinstance(scorer, BlendScorer) else given)
 
 
 def check_columns(scorer: Scorer, columns: Sequence[str], path: str | os.PathLike[str]) -> None:

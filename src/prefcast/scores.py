@@ -28,6 +28,7 @@ from prefcast.predictions import (
     quoted,
     read_label,
     same_id,
+    sound_numbers,
 )
 from prefcast.scorers import Scorer
 from prefcast.scorers.base import read_pair
@@ -214,11 +215,16 @@ def score_blocks(path: str | os.PathLike[str]) -> Iterator[GivenScores]:
         while block := list(islice(rows, _BLOCK_ROWS)):
             empty = False
             ids, values, labels, keys, models = [], [], [], [], []
+            failed = "error" in records.columns and any(
+                isinstance(record, RowError) or record.get("error") not in (None, "") for _, record in block
+            )
+            sound = None if failed else sound_numbers(block, wanted)
             for row, record in block:
                 if isinstance(record, RowError):
                     raise FileError(records.name, record.problem, row)
                 ids.append(_known_id(record.get("id"), seen, records.name, row))
-                values.append(_numbers(record, wanted, records.name, row))
+                if sound is None:
+                    values.append(_numbers(record, wanted, records.name, row))
                 labels.append(read_label(record.get("label"), records.name, row))
                 model_a, model_b = record.get("model_a"), record.get("model_b")
                 models.append((_name(model_a), _name(model_b)))
@@ -227,7 +233,7 @@ def score_blocks(path: str | os.PathLike[str]) -> Iterator[GivenScores]:
                     keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
             if found := seen.settle():
                 raise same_id(records.name, *found)
-            margin, tie = _evidence(np.array(values), wanted)
+            margin, tie = _evidence(np.array(values) if sound is None else sound, wanted)
             yield GivenScores(
                 ids,
                 margin,

@@ -147,7 +147,7 @@ def measure_as_asked(
     """
     from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.predictions import read_predictions
-    from prefcast.resolve import resolve
+    from prefcast.resolve import for_scores, resolve
     from prefcast.run import same_file
 
     for output in outputs:
@@ -170,7 +170,8 @@ def measure_as_asked(
             swapped=None if swapped is None else read_predictions(swapped),
         )
     elif labelled is None and scores is not None:
-        chosen = resolve(model, forecaster, budget, preset, options, scores)
+        # The scores hold the labels: they are read a block at a time, and never all held.
+        chosen = for_scores(resolve(model, forecaster, budget, preset, options))
         title = scores.name
         measured = measured_scores(scores, chosen, against=other)
     elif labelled is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,12 +128,12 @@ class LabelledEvidence:
         values = np.concatenate([margin, tie, *more, votes], axis=1)
         if not np.isfinite(values).all() or (votes < 0).any():
             raise UsageError("margin, tie, covariates and votes must be finite, votes not negative")
-        named = np.full((n, 2), np.nan)
-        for row, pair in enumerate(models or ()):
-            for side, model in enumerate(pair):
-                if model is not None:
-                    # 52 bits of the name's hash: a float holds them exactly.
-                    named[row, side] = group_key(model) >> 12
+        # 52 bits of a name's hash: a float holds them exactly.
+        numbers = {
+            model: np.nan if model is None else float(group_key(model) >> 12)
+            for model in chain.from_iterable(models or ())
+        }
+        named = np.array([[numbers[a], numbers[b]] for a, b in models]) if models else np.full((n, 2), np.nan)
         self.table.append(np.column_stack([values, keys.view(np.float64), named]))
 
     def __len__(self) -> int:

@@ -160,10 +160,8 @@ class BlendScorer(Scorer):
         ]
         return BlendScorer(moved, self.weights)
 
-    def with_scores(self, scores: GivenScorer) -> BlendScorer | None:
-        """The same with the scores that a person brings now; None if it was not fitted to such."""
-        if not any(isinstance(member.scorer, GivenScorer) for member in self.members):
-            return None
+    def with_scores(self, scores: GivenScorer) -> BlendScorer:
+        """The same with the scores that a person brings now, in the place of those it was fitted to."""
         given = [
             replace(member, scorer=scores) if isinstance(member.scorer, GivenScorer) else member
             for member in self.members
