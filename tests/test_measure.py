@@ -17,10 +17,11 @@ from conftest import EXAMPLES, Run, labelled, write_csv, write_jsonl
 from prefcast import Pair, load_forecaster, read_pairs
 from prefcast.errors import FileError, UsageError
 from prefcast.evaluation import Measured, evaluate_predictions, measured_forecasts, measured_predictions
+from prefcast.formats.forecasts import read_predictions
 from prefcast.metrics import Evaluation, row_log_loss
 from prefcast.metrics.measure import FOLDS, evaluate_probabilities, paired_difference
 from prefcast.outcomes import Davidson
-from prefcast.predictions import open_writer, read_predictions
+from prefcast.predictions import open_writer
 from prefcast.statistics import columns
 from prefcast.statistics.bootstrap import Bootstrap, figure, group_key, group_keys, paired_error, poisson_weights
 from prefcast.statistics.columns import Columns

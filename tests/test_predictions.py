@@ -14,8 +14,9 @@ from prefcast import Pair, open_pairs
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.files import atomic_file
 from prefcast.forecaster import load_forecaster
+from prefcast.formats.forecasts import PROBABILITIES, read_predictions
 from prefcast.pairs import Turn
-from prefcast.predictions import PROBABILITIES, Forecasts, open_writer, read_predictions
+from prefcast.predictions import Forecasts, open_writer
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from prefcast import Forecaster, Pair, read_pairs
 from prefcast.budget import KeepLast
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.evaluation import evaluate_predictions
-from prefcast.predictions import PROBABILITIES, Forecasts
+from prefcast.formats.forecasts import PROBABILITIES
+from prefcast.predictions import Forecasts
 from prefcast.run import chunks, predict_to
 
 

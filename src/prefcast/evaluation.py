@@ -16,12 +16,13 @@ from prefcast.budget import Budget
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile
+from prefcast.formats.forecasts import Predictions, prediction_blocks
 from prefcast.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.metrics.measure import FOLDS, Rows, measure
 from prefcast.metrics.slices import KINDS, Slicer
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome, Pair
-from prefcast.predictions import Forecasts, Predictions, Writer, prediction_blocks
+from prefcast.predictions import Forecasts, Writer
 from prefcast.resolve import check_columns, resolve
 from prefcast.run import LABEL_COLUMNS, Progress, Tally, forecasts_of, opened_pairs
 from prefcast.scorers.given import GivenScorer

@@ -172,7 +172,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
     ]
     if found.calibrated:
         lines.append(
-            f"(95 % intervals: which prompts, the fitted link, and this forecaster's own error for a whole system, ±{found.bias['net']:.1%} in win less loss)"
+            f"(95 % intervals: which prompts, the fitted link, and this forecaster's own error for a whole system, in win less loss a standard deviation of {found.bias['net']:.1%})"
         )
     else:
         lines.append("(95 % intervals: which prompts alone; this forecaster has no record of its own error)")
@@ -181,6 +181,8 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         for part in found.slices
     ]
     lines += ["", *table_text(("kind of prompt", "n", "win less loss", ""), rows)]
+    if found.calibrated:
+        lines.append("(the intervals of the kinds leave that error out)")
     for side, name in (("right", right), ("left", left)):
         lines += ["", f"most decided for {name}"]
         lines += [

@@ -17,19 +17,10 @@ from prefcast.budget import Budget, Truncation
 from prefcast.errors import FileError, RowError, ScoringError, excerpt, shown_path
 from prefcast.files import atomic_file
 from prefcast.formats.containers import open_records
+from prefcast.formats.forecasts import PROBABILITIES, checked_row, read_label, same_id, sound_numbers
 from prefcast.formats.ids import SeenIds
 from prefcast.pairs import Pair, clean
-from prefcast.predictions import (
-    PROBABILITIES,
-    JsonLines,
-    Parquet,
-    checked_row,
-    output_kind,
-    quoted,
-    read_label,
-    same_id,
-    sound_numbers,
-)
+from prefcast.predictions import JsonLines, Parquet, output_kind, quoted
 from prefcast.scorers import Scorer
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.given import GivenScorer

@@ -146,7 +146,7 @@ def measure_as_asked(
     `outputs` are the files that will be written: UsageError if one of them is an input.
     """
     from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
-    from prefcast.predictions import read_predictions
+    from prefcast.formats.forecasts import read_predictions
     from prefcast.resolve import for_scores, resolve
     from prefcast.run import same_file
 

@@ -87,7 +87,7 @@ def fit(
     Raises UsageError, FitError and FileError.
     """
     models = [model] if isinstance(model, str) else list(model or [])
-    _check(source, models, scores, target_prior, target)
+    _check(source, models, scores, target_prior, target, budget, options)
     counts = None if votes is None else read_votes(votes)
     amounts = None if weights is None else read_weights(weights)
     gathered = _Gathered(counts, amounts)
@@ -120,7 +120,9 @@ def fit(
         if target_prior is not None:
             by = _shift(found, gathered.evidence, target_prior)
             forecaster = _shifted(forecaster, by, target_prior)
-        card = _card(found, names, gathered, target_prior, "unlabelled pairs" if target is not None else "given")
+        link = found.link if forecaster.link is None else forecaster.link
+        how = "unlabelled pairs" if target is not None else "given"
+        card = _card(found, link, names, gathered, target_prior, how)
         return Fitted(
             replace(forecaster, card=card),
             found,
@@ -143,7 +145,15 @@ def _resolved(names: Sequence[str], budget: str | None, options: Options) -> lis
     ]
 
 
-def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float | None, target: Any) -> None:
+def _check(
+    source: Any,
+    models: Sequence[str],
+    scores: Any,
+    target_prior: float | None,
+    target: Any,
+    budget: str | None,
+    options: Options | None,
+) -> None:
     if scores is not None and models:
         raise UsageError("name models or bring --scores, not both")
     if source is None and scores is None:
@@ -154,6 +164,10 @@ def _check(source: Any, models: Sequence[str], scores: Any, target_prior: float 
         raise UsageError("--target-prior says what --target would estimate; give one of them")
     if target_prior is not None and not 0 < target_prior < 1:
         raise UsageError(f"--target-prior is a share of ties between 0 and 1, found {target_prior}")
+    if scores is not None and (budget is not None or options not in (None, Options())):
+        raise UsageError(
+            "--scores brings scores that exist: leave out what says how to make them (--budget, --dtype, ...)"
+        )
     if target is not None and scores is not None:
         raise UsageError("--target is scored by the models; with --scores say the share of ties: --target-prior")
 
@@ -360,12 +374,18 @@ def _shift(found: Fit, evidence: LabelledEvidence, share: float) -> float:
         return odds
     from scipy.optimize import brentq
 
-    rows = next(evidence.table.blocks())
-    m, t = (rows[:, [evidence.place[name] for name in part]] for part in (found.link.margin, found.link.tie))
-    wanted = float(_moved(found.link.probabilities(m, t)[:, Outcome.TIE], before, share).mean())
+    places = [[evidence.place[name] for name in part] for part in (found.link.margin, found.link.tie)]
+
+    def ties(by: float) -> Floats:
+        """The tie probabilities (n,) of all labelled rows with the level moved."""
+        link = found.link.shifted(by)
+        blocks = ((rows[:, places[0]], rows[:, places[1]]) for rows in evidence.table.blocks())
+        return np.concatenate([link.probabilities(m, t)[:, Outcome.TIE] for m, t in blocks])
+
+    wanted = float(_moved(ties(0.0), before, share).mean())
 
     def gap(by: float) -> float:
-        return float(found.link.shifted(by).probabilities(m, t)[:, Outcome.TIE].mean()) - wanted
+        return float(ties(by).mean()) - wanted
 
     return float(brentq(gap, -_WIDEST_SHIFT, _WIDEST_SHIFT))
 
@@ -377,10 +397,10 @@ def _shifted(forecaster: Forecaster, by: float, share: float) -> Forecaster:
 
 
 def _card(
-    found: Fit, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
+    found: Fit, link: Link, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
 ) -> dict[str, Any]:
-    """What the folder says of the fit."""
-    low, high = np.quantile(found.link.draws, [0.025, 0.975], axis=0)
+    """What the folder says of the fit; `link` is the one that is shipped, its tie level moved or not."""
+    low, high = np.quantile(link.draws, [0.025, 0.975], axis=0)
     columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
     card: dict[str, Any] = {
         "fitted_on": {
@@ -398,7 +418,7 @@ def _card(
         "outcome_model": found.chosen,
         "parameters": {
             name: {"value": float(value), "low": float(a), "high": float(b)}
-            for name, value, a, b in zip(columns, found.link.theta, low, high, strict=True)
+            for name, value, a, b in zip(columns, link.theta, low, high, strict=True)
         },
         "cross_validated": {
             "rows": found.validated,
