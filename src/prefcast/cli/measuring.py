@@ -216,6 +216,7 @@ def compare(
     ] = None,
     model: Model = None,
     forecaster: Folder = None,
+    scores: ScoresFile = None,
     budget: BudgetText = None,
     columns: Annotated[
         str | None,
@@ -255,7 +256,7 @@ def compare(
                 raise UsageError(f"{written}: is the input; write to another file")
     names = [Path(name).name for name in (left, right)]
     names = names if names[0] != names[1] else [left, right]
-    chosen = resolve(model, forecaster, budget, preset, options)
+    chosen = resolve(model, forecaster, budget, preset, options, scores)
     report = JoinReport()
     with ExitStack() as stack:
         files = [stack.enter_context(AnswerFile(name, columns_of(columns), cells.value)) for name in (left, right)]
