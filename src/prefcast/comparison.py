@@ -182,7 +182,9 @@ class _Tally:
     def _remember(self, pairs: Sequence[Pair], p: Floats) -> None:
         for row, pair in enumerate(pairs):
             a, b, tie = p[row].tolist()
-            for side, value in (("left", a), ("right", b)):
+            for side, value, other in (("left", a, b), ("right", b, a)):
+                if value <= max(other, tie):
+                    continue
                 heap, item = self._best[side], (value, -self.n - row, Example(pair, (a, b, tie)))
                 if len(heap) < _EXAMPLES:
                     heapq.heappush(heap, item)

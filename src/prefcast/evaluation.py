@@ -78,6 +78,7 @@ class Measured:
         self._swapped: list[tuple[Pair, Floats]] = []
         self.swap: Swap | None = None
         self.rows = self.failed = self.unlabelled = self.truncated = 0
+        self.first_error: RowError | None = None
 
     def add(self, forecasts: Forecasts) -> None:
         """Take forecasts of pairs, labelled or not."""
@@ -90,6 +91,7 @@ class Measured:
             else:
                 good.append(index)
         self.rows += len(forecasts)
+        self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
         pairs = [pair for pair in (forecasts.pairs[index] for index in good) if pair is not None]
         truncations = [forecasts.truncations[index] for index in good]
         self.truncated += sum(each is not None and each.truncated for each in truncations)
@@ -149,6 +151,7 @@ class Measured:
         if not len(self._table):
             raise UsageError(
                 f"nothing to evaluate: of {self.rows} rows {self.failed} failed and {self.unlabelled} have no label ({LABEL_COLUMNS})"
+                + (f"; the first that failed: {self.first_error}" if self.first_error else "")
             )
         other = None if self._against is None else "other"
         if self._texts:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_text", "evaluation_text", "fit_text", "table_text"]
 
+# Below, a bootstrap does not know what it has not seen.
+_FEW = 30
 _NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
 
 
@@ -79,8 +81,17 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
         more.append((f"less {printable(other.name)}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
         more.append(("", f"Brier score {other.brier_score}, accuracy {other.accuracy}"))
     lines += table_text(("log loss and more", ""), more)[1:]
-    if slices and evaluation.slices:
-        lines += ["", *_slice_lines(evaluation)]
+    if slices:
+        lines += [
+            "",
+            *(
+                _slice_lines(evaluation)
+                if evaluation.slices
+                else ["no slices: there are no texts; name the labelled pairs"]
+            ),
+        ]
+    if evaluation.n < _FEW:
+        lines += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures say little"]
     return "\n".join(lines)
 
 
@@ -126,7 +137,8 @@ def fit_text(fitted: Fitted) -> str:
     lines += [*table_text(("candidate", "log loss", "gain ± standard error", ""), rows), ""]
     lines.append(f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold")
     for name, said in card["parameters"].items():
-        lines.append(f"  {name:18} {said['value']:+.4f} [{said['low']:+.4f}, {said['high']:+.4f}]")
+        if said["value"] or said["low"] or said["high"]:
+            lines.append(f"  {printable(name):18} {said['value']:+.4g} [{said['low']:+.4g}, {said['high']:+.4g}]")
     for name in card["useless"]:
         lines.append(f"{printable(name)} adds nothing: it has weight 0 and is not in the forecaster")
     if "tie_level_moved" in card:

@@ -124,6 +124,14 @@ def fit(
         say(f"{fitted.truncated} of {fitted.rows} rows were truncated")
     if fitted.unmatched_votes:
         say(f"{fitted.unmatched_votes} rows of {votes} have ids that are not among the pairs")
+    card = fitted.forecaster.card
+    for name, said in card["parameters"].items():
+        if name.startswith("margin of") and said["high"] < 0:
+            say(
+                f"{name.removeprefix('margin of ')}: higher scores go with losing; are the columns exchanged, or is it a cost?"
+            )
+    if fitted.fit.shares[2] == 1:
+        say("every label is a tie: A and B are forecast as hardly possible; label some")
     if not fitted.fit.shares[2]:
         say("there is no tie among the labels: ties are forecast as hardly possible; label some")
     say(f"forecaster in {folder}; use it with --forecaster {folder}")

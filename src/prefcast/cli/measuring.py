@@ -154,6 +154,10 @@ def measure_as_asked(
         for name in (labelled, predictions, scores, against, swapped):
             if name is not None and same_file(name, output):
                 raise UsageError(f"{output}: is the input; write the figures to another file")
+    if swapped is not None and predictions is not None and same_file(swapped, predictions):
+        raise UsageError(
+            "--swapped is the same file as --predictions; expected forecasts of the pairs with A and B exchanged"
+        )
     if swapped is not None and predictions is None:
         raise UsageError("--swapped goes with --predictions; forecasts made here are tried in both orders anyway")
     other = None if against is None else (against.name, read_predictions(against))
@@ -266,7 +270,13 @@ def compare(
         pairs = joined(files[0], files[1], names, report)
         found = compare_pairs(pairs, chosen, names=names, writer=writer, progress=show)
     if json_output is not None:
-        write_json({**found.to_dict(), "join": {**vars(report), "first_error": None}}, json_output)
+        write_json(
+            {
+                **found.to_dict(),
+                "join": {**vars(report), "first_error": report.first_error and str(report.first_error)},
+            },
+            json_output,
+        )
     if json_output != "-":
         print(comparison_text(found, report))
     say_reused(chosen.scorer)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.budget import WHOLE, Budget
-from prefcast.errors import FitError, RowError, UsageError
+from prefcast.errors import FitError, RowError, UsageError, shown_path
 from prefcast.fitting.selection import Fit, LabelledEvidence, fit_link
 from prefcast.fitting.soft_labels import read_votes, read_weights
 from prefcast.forecaster import Forecaster
@@ -36,6 +36,9 @@ Floats = NDArray[np.float64]
 
 # Davidson and Rao-Kupper level apart, a prior moves by so much at most.
 _WIDEST_SHIFT = 20.0
+# An estimated share of ties whose 95 % interval is wider than this is no estimate.
+_WIDEST_SHARE = 0.25
+_TARGET_ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,23 @@ def fit(
         if gathered.evidence is None or not len(gathered.evidence):
             raise FitError(
                 f"nothing to fit: of {gathered.rows} rows {gathered.failed} failed and {gathered.unlabelled} have no label"
+                + (f"; the first that failed: {gathered.first_error}" if gathered.first_error else "")
             )
         found = fit_link(gathered.evidence, seed=seed)
         forecaster = _forecaster(found, members)
+        interval = None
         if target is not None:
             with opened_pairs(target, columns, cells) as pairs:
-                target_prior = _share_of_ties(_probabilities(forecaster, pairs), found.shares[Outcome.TIE])
+                interval = _share_of_ties(_drawn_ties(forecaster, pairs), found.shares[Outcome.TIE], seed)
+                target_prior = interval[0]
         if target_prior is not None:
             by = _shift(found, gathered.evidence, target_prior)
             forecaster = _shifted(forecaster, by, target_prior)
         link = found.link if forecaster.link is None else forecaster.link
         how = "unlabelled pairs" if target is not None else "given"
         card = _card(found, link, names, gathered, target_prior, how)
+        if interval is not None:
+            card["tie_level_moved"] |= {"low": interval[1], "high": interval[2]}
         return Fitted(
             replace(forecaster, card=card),
             found,
@@ -193,7 +201,7 @@ class _Gathered:
             return counts
         weight = self._weights.get(str(id))
         if weight is None:
-            raise UsageError(f"id {str(id)!r} has no weight; every labelled row needs one")
+            raise UsageError(f"--weights: id {str(id)!r} has no weight; every labelled row needs one")
         return tuple(weight * count for count in counts)
 
     def of_scores(self, path: str | os.PathLike[str]) -> None:
@@ -205,6 +213,9 @@ class _Gathered:
             start, n = self.rows, len(block.ids)
             self.rows += n
             self.failed += int((~block.scored).sum())
+            if self.first_error is None and not block.scored.all():
+                row = int(np.flatnonzero(~block.scored)[0])
+                self.first_error = RowError(shown_path(path), start + row + 1, "", "has no scores", block.ids[row])
             keys = np.arange(start, start + n, dtype=np.uint64) if block.keys is None else block.keys
             if self._votes is None and self._weights is None:
                 good = block.scored & (block.labels >= 0)
@@ -327,29 +338,48 @@ def _alone(link: Link) -> Any:
     return FITTED_MODELS[link.kind](scale, level, tie_weight)  # type: ignore[call-arg]
 
 
-def _probabilities(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floats:
-    """Forecasts (n, 3) of the pairs that can be forecast."""
-    found = []
+def _drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floats:
+    """Tie probabilities (draws, n) of the first pairs that can be forecast, under each draw of the link."""
+    found: list[Floats] = []
+    count = 0
     for chunk in chunks(pairs):
         forecasts = forecaster.forecast(chunk)
-        found.append(forecasts.probabilities[[error is None for error in forecasts.errors]])
-    return np.concatenate(found) if found else np.zeros((0, len(Outcome)))
-
-
-def _share_of_ties(probabilities: Floats, labelled: float) -> float:
-    """The share of ties where only forecasts (n, 3) are known, by expectation and maximisation from the labelled
-    rows' share (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a priori
-    probabilities", Neural Computation 14, 2002)."""
-    if not len(probabilities):
+        good = np.array([error is None for error in forecasts.errors])
+        if good.any() and forecasts.link is not None and forecasts.columns is not None:
+            m, t = (part[good] for part in forecasts.columns)
+            found.append(forecasts.link.drawn(m, t)[:, :, Outcome.TIE])
+            count += int(good.sum())
+        if count >= _TARGET_ROWS:
+            break
+    if not found:
         raise UsageError("--target: no row could be forecast")
+    return np.concatenate(found, axis=1)
+
+
+def _share_of_ties(ties: Floats, labelled: float, seed: int) -> tuple[float, float, float]:
+    """The share of ties where only forecasts are known, with a 95 % interval: the likelihood of a share given tie
+    probabilities made for another (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a
+    priori probabilities", Neural Computation 14, 2002), averaged over the draws `ties` (draws, n) of the link.
+
+    Raises UsageError where the interval is wide: then the forecasts do not tell ties apart well enough.
+    """
     _check_share(labelled)
-    tie, share = probabilities[:, Outcome.TIE], labelled
-    for _ in range(10_000):
-        better = float(_moved(tie, labelled, share).mean())
-        if abs(better - share) < 1e-9:
-            return min(max(better, 1e-6), 1 - 1e-6)
-        share = better
-    raise FitError("the share of ties in --target did not settle")
+    shares = np.linspace(0.002, 0.998, 250)
+    rng, sampled = np.random.default_rng(seed), []
+    for tie in ties:
+        logs = np.array(
+            [np.log(tie * share / labelled + (1 - tie) * (1 - share) / (1 - labelled)).sum() for share in shares]
+        )
+        likelihood = np.exp(logs - logs.max())
+        sampled.append(rng.choice(shares, 20, p=likelihood / likelihood.sum()))
+    every = np.concatenate(sampled)
+    low, high = np.quantile(every, [0.025, 0.975]).tolist()
+    if high - low > _WIDEST_SHARE:
+        raise UsageError(
+            f"--target: the forecasts do not tell ties apart well enough: the share of ties there may be anything from {low:.0%} to "
+            f"{high:.0%}; say it with --target-prior, or fit to more labels"
+        )
+    return float(np.median(every)), low, high
 
 
 def _check_share(labelled: float) -> None:

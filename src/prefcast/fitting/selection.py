@@ -6,6 +6,7 @@ more than the standard error of the difference, so a link never does harm that t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -29,6 +30,8 @@ Floats = NDArray[np.float64]
 FOLDS = 10
 # Least rows: below, even the tie level is a guess.
 LEAST_LABELS = 20
+_LARGEST = 1e100
+_log = logging.getLogger("prefcast")
 DRAWS = 200
 # Cross-validation looks at this many rows at most; more would not change a choice.
 _CROSS_VALIDATED = 200_000
@@ -162,13 +165,18 @@ class _Fitter:
         votes = [data.place[name] for name in ("votes_a", "votes_b", "votes_tie")]
         self._votes = slice(votes[0], votes[-1] + 1)
         first = votes[0]
-        weight, sums, squares = 0.0, np.zeros(first), np.zeros(first)
+        weight, sums, squares, extreme = 0.0, np.zeros(first), np.zeros(first), np.zeros(first)
+        squared = 0.0
         self.mass = np.zeros(len(Outcome))
         rows = 0
         keys = []
         for block in data.table.blocks():
             each = block[:, self._votes].sum(axis=1)
             weight += each.sum()
+            squared += float((each**2).sum())
+            extreme = np.maximum(extreme, np.abs(block[:, :first]).max(axis=0, initial=0.0))
+            if extreme.max(initial=0.0) > _LARGEST:
+                raise FitError(f"a score is {extreme.max():.3g}; scores beyond {_LARGEST:g} cannot be told apart")
             sums += each @ block[:, :first]
             squares += each @ block[:, :first] ** 2
             self.mass += block[:, self._votes].sum(axis=0)
@@ -176,16 +184,35 @@ class _Fitter:
             keys.append(np.unique(block[:, data.place["key"]].copy().view(np.uint64)))
         self.rows, self.weight = rows, weight
         self.groups = len(np.unique(np.concatenate(keys))) if keys else 0
-        if rows and self.groups < 2:
-            raise FitError("a fit needs labelled pairs with different first prompts; all of these have the same")
         if rows < LEAST_LABELS:
             raise FitError(f"a fit needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {rows}")
+        if self.groups < 2:
+            raise FitError("a fit needs labelled pairs with different first prompts; all of these have the same")
+        # Kish's effective sample size: weights may leave one row alone with a say.
+        effective = weight**2 / squared
+        if effective < LEAST_LABELS:
+            raise FitError(
+                f"the weights leave {effective:.1f} rows' worth of labels; a fit needs at least {LEAST_LABELS}"
+            )
         mean = sums / weight
         antisymmetric = [data.place[f"margin:{member}"] for member in range(data.members)]
         antisymmetric += [data.place[name] for name in data.margin_covariates]
         mean[antisymmetric] = 0.0
         spread = np.sqrt(np.maximum(squares / weight - mean**2, 0.0))
-        self.varies = spread > 1e-9 * np.maximum(1.0, np.abs(mean))
+        self.varies = spread > 1e-9 * extreme
+        # The typical size of a margin, beside which one row may stand alone.
+        for member in range(data.members):
+            column = data.place[f"margin:{member}"]
+            if self.varies[column] and extreme[column] ** 2 > 0.5 * squares[column] * (rows / weight):
+                _log.warning(
+                    "%s: one score gap is %.3g and outweighs all others together; look whether it is meant",
+                    data.names[member],
+                    extreme[column],
+                )
+            elif not self.varies[column]:
+                _log.warning(
+                    "%s: the two scores of a pair never differ; nothing can be told from them", data.names[member]
+                )
         self.mean, self.unit = mean, np.where(self.varies, spread, 1.0)
         self._sample = self._sampled()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from prefcast.errors import FileError, RowError, excerpt
+from prefcast.errors import FileError, RowError, excerpt, shown_path
 from prefcast.formats.containers import open_records
 
 __all__ = ["VOTES", "read_votes", "read_weights"]
@@ -24,8 +24,15 @@ def read_votes(path: str | os.PathLike[str]) -> dict[str, tuple[float, ...]]:
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, float]:
-    """How much each row counts, by its id: a file with id and weight (1: as one row). Raises FileError."""
-    return {id: values[0] for id, values in _read(path, ("weight",)).items()}
+    """How much each row counts against the others, by its id: a file with id and weight; on average a row counts 1.
+
+    Raises FileError.
+    """
+    found = {id: values[0] for id, values in _read(path, ("weight",)).items()}
+    total = sum(found.values())
+    if not total:
+        raise FileError(shown_path(path), "every weight is 0; expected some rows to count")
+    return {id: weight * len(found) / total for id, weight in found.items()}
 
 
 def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import RowError, UsageError, excerpt, shown_path
+from prefcast.errors import RowError, UsageError, excerpt, printable, shown_path
 from prefcast.files import atomic_file
 from prefcast.pairs import Outcome
 from prefcast.predictions import quoted
@@ -288,7 +288,7 @@ def _check_connected(votes: Votes, whole: Votes) -> None:
         return
     if count == 1:
         raise UsageError(
-            "no finite ratings: no model lost in turn, directly or through others, except by ties; more votes are "
+            "no finite ratings: wherever one model won, no other vote went against it, only ties; more votes are "
             f"needed{_advice(whole)}"
         )
     # Of the groups that nothing leads into, or out of, the smallest says it most plainly.
@@ -364,7 +364,12 @@ def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
 
 
 def _cell(value: object) -> str:
-    return quoted(value) if isinstance(value, str) else repr(value)
+    """A CSV cell. Names come from strangers: what a terminal would obey is escaped, and what a spreadsheet would run gets
+    an apostrophe before it."""
+    if not isinstance(value, str):
+        return repr(value)
+    shown = printable(value)
+    return quoted(f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown)
 
 
 def _write(lines: list[str], path: str | os.PathLike[str]) -> None:
