@@ -25,6 +25,7 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecasts, Writer
 from prefcast.resolve import check_columns, resolve
 from prefcast.run import LABEL_COLUMNS, Progress, Tally, forecasts_of, opened_pairs
+from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.length import LengthScorer
 from prefcast.scores import score_blocks
@@ -135,8 +136,14 @@ class Measured:
         """Forecast the first rows with A and B exchanged, and see what changes."""
         if not self._swapped:
             return
-        forecaster.scorer.on_progress = None
+        scorer = forecaster.scorer
+        scorer.on_progress = None
+        parts = [member.scorer for member in scorer.members] if isinstance(scorer, BlendScorer) else [scorer]
+        counts = [(part.reused, part.computed) for part in parts]
         again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
+        # What this trial found or scored is not the user's work.
+        for part, (reused, computed) in zip(parts, counts, strict=True):
+            part.reused, part.computed = reused, computed
         good = [index for index, error in enumerate(again.errors) if error is None]
         before = np.array([self._swapped[index][1] for index in good]).reshape(-1, 3)
         self.swap = swap_of(before, again.probabilities[good])

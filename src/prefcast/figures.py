@@ -143,7 +143,10 @@ def fit_text(fitted: Fitted) -> str:
         lines.append(f"{printable(name)} adds nothing: it has weight 0 and is not in the forecaster")
     if "tie_level_moved" in card:
         moved = card["tie_level_moved"]
-        lines.append(f"tie level moved from {moved['from']:.1%} of ties among the labels to {moved['to']:.1%}")
+        lines.append(
+            f"tie level moved from {moved['from']:.1%} of ties among the labels to {moved['to']:.1%}"
+            + (f" [{moved['low']:.0%}, {moved['high']:.0%}], estimated" if "low" in moved else "")
+        )
     if fit.useful:
         lines.append(f"it gains {fit.gain} over the class prior")
     else:

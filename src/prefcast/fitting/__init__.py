@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 # Davidson and Rao-Kupper level apart, a prior moves by so much at most.
 _WIDEST_SHIFT = 20.0
 # An estimated share of ties whose 95 % interval is wider than this is no estimate.
-_WIDEST_SHARE = 0.25
+_WIDEST_SHARE = 0.3
 _TARGET_ROWS = 5000
 
 
@@ -121,7 +121,9 @@ def fit(
         interval = None
         if target is not None:
             with opened_pairs(target, columns, cells) as pairs:
-                interval = _share_of_ties(_drawn_ties(forecaster, pairs), found.shares[Outcome.TIE], seed)
+                _check_share(found.shares[Outcome.TIE])
+                ties = _drawn_ties(forecaster, pairs)
+                interval = _share_of_ties(ties, _labelled_ties(found, gathered.evidence), seed)
                 target_prior = interval[0]
         if target_prior is not None:
             by = _shift(found, gathered.evidence, target_prior)
@@ -356,19 +358,27 @@ def _drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Flo
     return np.concatenate(found, axis=1)
 
 
-def _share_of_ties(ties: Floats, labelled: float, seed: int) -> tuple[float, float, float]:
+def _labelled_ties(found: Fit, evidence: LabelledEvidence) -> Floats:
+    """Each draw's mean tie probability (draws,) of the labelled rows, of a block of them where they are many."""
+    rows = next(evidence.table.blocks(_TARGET_ROWS))
+    m, t = (rows[:, [evidence.place[name] for name in part]] for part in (found.link.margin, found.link.tie))
+    mean: Floats = found.link.drawn(m, t)[:, :, Outcome.TIE].mean(axis=1)
+    return mean
+
+
+def _share_of_ties(ties: Floats, labelled: Floats, seed: int) -> tuple[float, float, float]:
     """The share of ties where only forecasts are known, with a 95 % interval: the likelihood of a share given tie
     probabilities made for another (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a
-    priori probabilities", Neural Computation 14, 2002), averaged over the draws `ties` (draws, n) of the link.
+    priori probabilities", Neural Computation 14, 2002), averaged over the draws `ties` (draws, n) of the link. `labelled` (draws,) is each draw's share among the labelled
+    rows: a draw with a higher tie level has more ties there too, and only the difference counts.
 
     Raises UsageError where the interval is wide: then the forecasts do not tell ties apart well enough.
     """
-    _check_share(labelled)
     shares = np.linspace(0.002, 0.998, 250)
     rng, sampled = np.random.default_rng(seed), []
-    for tie in ties:
+    for tie, before in zip(ties, labelled.tolist(), strict=True):
         logs = np.array(
-            [np.log(tie * share / labelled + (1 - tie) * (1 - share) / (1 - labelled)).sum() for share in shares]
+            [np.log(tie * share / before + (1 - tie) * (1 - share) / (1 - before)).sum() for share in shares]
         )
         likelihood = np.exp(logs - logs.max())
         sampled.append(rng.choice(shares, 20, p=likelihood / likelihood.sum()))
