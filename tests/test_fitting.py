@@ -243,15 +243,28 @@ def test_a_target_prior_moves_ties_as_bayes_says(tmp_path: Path, truth: Any) -> 
 
 def test_the_share_of_ties_is_estimated_from_unlabelled_pairs() -> None:
     rng = np.random.default_rng(4)
-    fitted_on = pairs(4000, 1)
-    # The same pairs of texts, with the ties thinned out.
-    there = [pair for pair in pairs(6000, 2) if pair.outcome != Outcome.TIE or rng.random() < 0.35]
+
+    def told(n: int, name: str, keep: float) -> list[Pair]:
+        """Pairs whose answers are of one length nine times in ten where they tie, and hardly ever where they do not."""
+        made = []
+        for row in range(n):
+            outcome = Outcome(rng.choice(3, p=[0.3, 0.3, 0.4]))
+            if outcome == Outcome.TIE and rng.random() > keep:
+                continue
+            alike = rng.random() < (0.9 if outcome == Outcome.TIE else 0.1)
+            b = 100 if alike else 100 + 200 * (1 if rng.random() < 0.7 else -0.4) * (1 if outcome == Outcome.B else -1)
+            made.append(Pair.of(f"{name} {row}", "x" * 100, "x" * max(1, int(b)), id=f"{name}{row}", outcome=outcome))
+        return made
+
+    fitted_on, there = told(600, "here", 1.0), told(600, "there", 0.35)
     planted = np.mean([pair.outcome == Outcome.TIE for pair in there])
     before = np.mean([pair.outcome == Outcome.TIE for pair in fitted_on])
     unlabelled = [Pair(pair.turns, pair.id) for pair in there]
     found = fit(fitted_on, model="length", target=unlabelled)
     assert found.target_prior is not None
     assert abs(found.target_prior - planted) < 0.35 * abs(before - planted)
+    moved = found.forecaster.card["tie_level_moved"]
+    assert moved["low"] < planted < moved["high"] < before
     assert found.forecaster.card["tie_level_moved"]["target"] == "unlabelled pairs"
     with pytest.raises(UsageError, match="no row could be forecast"):
         fit(fitted_on[:50], model="length", target=[])

@@ -123,7 +123,7 @@ def fit(
             with opened_pairs(target, columns, cells) as pairs:
                 _check_share(found.shares[Outcome.TIE])
                 ties = _drawn_ties(forecaster, pairs)
-                interval = _share_of_ties(ties, _labelled_ties(found, gathered.evidence), seed)
+                interval = _share_of_ties(ties, _labelled_ties(found, gathered.evidence, seed), seed)
                 target_prior = interval[0]
         if target_prior is not None:
             by = _shift(found, gathered.evidence, target_prior)
@@ -358,12 +358,13 @@ def _drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Flo
     return np.concatenate(found, axis=1)
 
 
-def _labelled_ties(found: Fit, evidence: LabelledEvidence) -> Floats:
-    """Each draw's mean tie probability (draws,) of the labelled rows, of a block of them where they are many."""
+def _labelled_ties(found: Fit, evidence: LabelledEvidence, seed: int) -> Floats:
+    """Each draw's mean tie probability (draws,) of labelled rows drawn anew, of a block of them where they are many."""
     rows = next(evidence.table.blocks(_TARGET_ROWS))
     m, t = (rows[:, [evidence.place[name] for name in part]] for part in (found.link.margin, found.link.tie))
-    mean: Floats = found.link.drawn(m, t)[:, :, Outcome.TIE].mean(axis=1)
-    return mean
+    rng = np.random.default_rng(seed)
+    ties = found.link.drawn(m, t)[:, :, Outcome.TIE]
+    return np.array([tie[rng.integers(0, len(tie), len(tie))].mean() for tie in ties])
 
 
 def _share_of_ties(ties: Floats, labelled: Floats, seed: int) -> tuple[float, float, float]:
