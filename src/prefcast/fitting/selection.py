@@ -381,16 +381,16 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
     """
     fitter = _Fitter(data)
     weights = fitter.votes.sum(axis=1)
-    losses: dict[str, Floats] = {}
-    logs: dict[str, Floats] = {}
+    losses: dict[_Candidate, Floats] = {}
+    logs: dict[_Candidate, Floats] = {}
 
     def loss(candidate: _Candidate) -> Floats:
         """Row losses (n,), summed over a row's votes, of the candidate out of fold."""
-        if candidate.name not in losses:
+        if candidate not in losses:
             log_p = fitter.out_of_fold(candidate)
-            logs[candidate.name] = log_p
-            losses[candidate.name] = -np.where(fitter.votes > 0, fitter.votes * log_p, 0.0).sum(axis=1)
-        return losses[candidate.name]
+            logs[candidate] = log_p
+            losses[candidate] = -np.where(fitter.votes > 0, fitter.votes * log_p, 0.0).sum(axis=1)
+        return losses[candidate]
 
     def better(candidate: _Candidate, best: _Candidate) -> Trial:
         gain, error = paired_error(loss(best), loss(candidate), weights, fitter.keys)
@@ -414,7 +414,7 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
     used = () if best.blank else members
     if best.blank:
         useless = tuple(range(data.members)) if data.members > 1 else ()
-    p = np.exp(logs[best.name])
+    p = np.exp(logs[best])
     return Fit(
         link=fitter.link(best, repeats, seed),
         chosen=best.name,
@@ -431,8 +431,8 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
         groups=fitter.groups,
         validated=len(fitter.sample),
         shares=tuple((fitter.mass / fitter.weight).tolist()),
-        log_loss=weighted_mean(losses[best.name], weights, fitter.keys),
-        gain=weighted_mean(loss(prior) - losses[best.name], weights, fitter.keys),
+        log_loss=weighted_mean(losses[best], weights, fitter.keys),
+        gain=weighted_mean(loss(prior) - losses[best], weights, fitter.keys),
         calibration=measure_calibration(
             p,
             fitter.votes,
