@@ -399,3 +399,13 @@ def test_a_hostile_models_name_in_the_slices_is_shown_harmless(prefcast: Run, tm
     assert done.returncode == 0
     assert "red" in done.stdout
     assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)
+
+
+def test_scores_that_are_brought_are_not_tried_in_the_other_order(prefcast: Run, tmp_path: Path) -> None:
+    pairs = list(read_pairs(EXAMPLES))
+    rows = [f"{pair.id},{0.5 + 0.1 * (pair.outcome == 0)},{0.3},{0.2 - 0.1 * (pair.outcome == 0)}\n" for pair in pairs]
+    (tmp_path / "s.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n" + "".join(rows))
+    assert prefcast("fit", EXAMPLES, "--scores", "s.csv", "-o", "f").returncode == 0
+    done = prefcast("evaluate", EXAMPLES, "--scores", "s.csv", "--forecaster", "f")
+    assert done.returncode == 0
+    assert "A and B exchanged" not in done.stdout

@@ -107,9 +107,7 @@ class Measured:
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
         other = np.full((len(pairs), 3), np.nan)
         if self._against is not None:
-            for row, pair in enumerate(pairs):
-                if (found := self._against[1].find(pair.id)) is not None:
-                    other[row] = self._against[1].probabilities[found]
+            other = self._against[1].rows_of([pair.id for pair in pairs])
         length = self._length.evidence(pairs).margin
         self._table.append(np.column_stack([p, y, keys.view(np.float64), length, np.array(codes), other]))
         self._remember(pairs, p, y)
@@ -139,6 +137,8 @@ class Measured:
         scorer = forecaster.scorer
         scorer.on_progress = None
         parts = [member.scorer for member in scorer.members] if isinstance(scorer, BlendScorer) else [scorer]
+        if any(isinstance(part, GivenScorer) for part in parts):
+            return  # scores that are brought are those of one order
         counts = [(part.reused, part.computed) for part in parts]
         again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
         # What this trial found or scored is not the user's work.
