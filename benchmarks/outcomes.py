@@ -243,8 +243,6 @@ def coverage(pool: Executor, count: int) -> list[dict[str, Any]]:
             found = np.array(repeated(pool, partial(figures_trial, n, clustered), count))
             for place, (name, value) in enumerate(population(clustered)[0].items()):
                 rows.append(covered(f"{name} (truly {value:.4f})", n, clustered, found[:, place]))
-    # Two hundred fits each: the dear part.
-    count = max(2, count // 2)
     print(f"\n{f'{count} repeats: one forecast of A, of B, of a tie':49} coverage and width of each")
     for n, clustered in ((200, False), (588, False), (588, True)):
         found = np.array(repeated(pool, partial(link_trial, n, clustered), count))

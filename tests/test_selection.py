@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prefcast.errors import FitError, UsageError
 from prefcast.fitting import selection
 from prefcast.fitting.selection import LEAST_LABELS, Fit, LabelledEvidence, davidson_link, fit_link
-from prefcast.outcomes import FITTED_MODELS, Davidson, Link, RaoKupper
+from prefcast.outcomes import FITTED_MODELS, Davidson, Link, RaoKupper, drawn_interval
+from prefcast.statistics.likelihood import maximise
 
 SWAPPED = [1, 0, 2]
 
@@ -272,6 +273,43 @@ def test_memory_of_a_prompt_would_show() -> None:
         evidence(rng.normal(size=40)[keys], 0.0 * keys, rng.integers(0, 3, 40)[keys], keys=keys), repeats=5
     )
     assert not found.useful
+
+
+def test_an_interval_leaves_out_as_many_draws_as_it_says() -> None:
+    """A further draw falls below the k-th of B with chance k / (B + 1)."""
+    draws = np.random.default_rng(0).permutation(np.arange(1.0, 200.0))
+    assert drawn_interval(draws) == pytest.approx((5.0, 195.0), rel=1e-12)
+    link = Link("davidson", ("margin",), ("tie",), np.zeros(3), np.column_stack([draws, draws * 0, draws * 0]))
+    low, high = link.interval(np.ones((1, 1)), np.zeros((1, 1)))
+    ends = Davidson(1.0).probabilities([5.0, 195.0])
+    np.testing.assert_allclose([low[0], high[0]], [ends.min(axis=0), ends.max(axis=0)], rtol=1e-12)
+
+
+def test_the_prior_does_not_narrow_the_draws_of_few_labels() -> None:
+    """They vary as the posterior does; the bootstrap of the penalised fit alone varies 0.8 times as much."""
+    shares = []
+    for seed in range(20):
+        margin, _, y = simulated(30, seed, scale=0.3)
+        nothing = np.zeros(len(margin))
+        unit = np.sqrt((margin**2).mean())
+        block = (margin / unit)[:, None], np.zeros((len(margin), 0)), np.eye(3)[y]
+        found = maximise(
+            Davidson.log_probabilities, lambda block=block: [block], np.eye(2), np.zeros(2), penalty=np.array([1, 0.1])
+        )
+        draws = davidson_link(evidence(margin, nothing, y), repeats=100, seed=seed).draws[:, 0] * unit
+        shares.append(draws.std() / np.sqrt(np.linalg.inv(found.information)[0, 0]))
+    assert 0.97 < np.mean(shares) / selection._expanded(30) < 1.15
+
+
+def test_few_groups_make_the_draws_wider() -> None:
+    # Student's quantile for the normal one, n - 1 for n: of the tables.
+    assert selection._expanded(2) == pytest.approx(12.706 / 1.960 * np.sqrt(2), rel=1e-3)
+    assert selection._expanded(30) == pytest.approx(2.045 / 1.960 * np.sqrt(30 / 29), rel=1e-3)
+    assert selection._expanded(1_000_000) == pytest.approx(1.0, abs=1e-5)
+    margin, tie, y = simulated(240)
+    few, many = (davidson_link(evidence(margin, tie, y, keys=np.arange(240) // size)) for size in (80, 1))
+    assert (few.draws.std(axis=0) > many.draws.std(axis=0)).all()
+    assert np.isfinite(few.interval(np.ones((1, 1)), np.zeros((1, 1)))).all()
 
 
 @settings(max_examples=5)

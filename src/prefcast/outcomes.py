@@ -225,8 +225,7 @@ class Link:
 
     def interval(self, m: Floats, t: Floats) -> tuple[Floats, Floats]:
         """The 2.5 % and 97.5 % quantiles (n, 3) of the probabilities over the draws."""
-        low, high = np.quantile(self.drawn(m, t), _QUANTILES, axis=0)
-        return low, high
+        return drawn_interval(self.drawn(m, t))
 
     def renamed(self, names: Mapping[str, str]) -> Link:
         """The same with columns under other names."""
@@ -240,6 +239,16 @@ class Link:
         theta[place] += by
         draws[:, place] += by
         return Link(self.kind, self.margin, self.tie, theta, draws)
+
+
+def drawn_interval(draws: Floats) -> tuple[Floats, Floats]:
+    """The 2.5 % and 97.5 % quantiles over the first axis of `draws` (repeats, ...).
+
+    Of B draws the k-th smallest is the k / (B + 1) quantile (Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997, section 5.2): the interval between NumPy's default ones of 200 draws holds 94 %.
+    """
+    low, high = np.quantile(draws, _QUANTILES, axis=0, method="weibull")
+    return low, high
 
 
 def parameter_names(model: type[OutcomeModel]) -> tuple[str, ...]:

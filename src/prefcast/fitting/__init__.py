@@ -17,7 +17,7 @@ from prefcast.fitting.selection import Fit, LabelledEvidence, fit_link
 from prefcast.fitting.soft_labels import read_votes, read_weights
 from prefcast.forecaster import Forecaster
 from prefcast.formats import PairFile
-from prefcast.outcomes import FITTED_MODELS, Link
+from prefcast.outcomes import FITTED_MODELS, Link, drawn_interval
 from prefcast.pairs import Outcome, Pair
 from prefcast.resolve import is_reward_model, resolve_scorer
 from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
@@ -441,7 +441,7 @@ def _card(
     found: Fit, link: Link, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
 ) -> dict[str, Any]:
     """What the folder says of the fit; `link` is the one that is shipped, its tie level moved or not."""
-    low, high = np.quantile(link.draws, [0.025, 0.975], axis=0)
+    low, high = drawn_interval(link.draws)
     columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
     card: dict[str, Any] = {
         "fitted_on": {
