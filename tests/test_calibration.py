@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefcast.metrics.calibration import Calibration, measure_calibration
+from prefcast.metrics.calibration import Calibration, _expected_variance, measure_calibration
 from prefcast.outcomes import Davidson
 
 
@@ -83,3 +83,37 @@ def test_bins_see_a_forecast_that_is_too_sure() -> None:
 def test_a_model_against_itself_says_nothing() -> None:
     p, votes, keys, a, _ = planted(0.05, n=3000)
     assert measure_calibration(p, votes, keys, a, a).source == "bins"
+
+
+def test_no_bias_seen_in_few_labels_is_not_no_bias() -> None:
+    """The measured variance is on average at least the planted one, and never 0, where noise hides it half of the time."""
+    bias = 0.03
+    found = np.array([measure_calibration(*planted(bias, n=6000, models=40, seed=seed)).net for seed in range(40)])
+    assert found.min() > 0.01
+    assert bias * np.sqrt(2) < np.sqrt((found**2).mean()) < 2 * bias * np.sqrt(2)
+
+
+def test_the_expected_variance_is_that_of_its_posterior() -> None:
+    """Against sums over a fine grid."""
+    for estimate, noise, models in ((0.0, 1.0, 40.0), (-0.2, 1.0, 12.5), (3.0, 0.5, 8.0), (0.001, 0.002, 100.0)):
+        v = noise * np.exp(np.linspace(0, 12, 400_001))
+        # The grid is even in log v: the prior 1 / v is flat on it.
+        log_density = -models / 2 * (np.log(v) + (estimate + noise) / v)
+        density = np.exp(log_density - log_density.max())
+        expected = float((density * v).sum() / density.sum()) - noise
+        assert _expected_variance(estimate, noise, models) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_expected_variance_at_its_limits() -> None:
+    # Many labels of many models: the estimate itself.
+    assert _expected_variance(0.5, 1e-9, 1e6) == pytest.approx(0.5, rel=1e-4)
+    assert _expected_variance(0.5, 0.0, 1e6) == pytest.approx(0.5, rel=1e-4)
+    assert _expected_variance(0.0, 0.0, 5.0) == 0
+    # Estimates that noise can hardly make.
+    for estimate in (-1.0, -5.0, -0.999999, -0.9):
+        for models in (1.0, 3.0, 10.0, 2000.0):
+            assert 0 < _expected_variance(estimate, 1.0, models) < 2.01
+    # A larger estimate says more, fewer models leave more open.
+    values = [_expected_variance(estimate, 1.0, 20.0) for estimate in np.linspace(-0.9, 5, 50)]
+    assert (np.diff(values) > 0).all()
+    assert _expected_variance(1.0, 0.1, 5.0) > _expected_variance(1.0, 0.1, 50.0) > 1.0

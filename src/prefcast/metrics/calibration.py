@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 
 # Fewer pairs of rows that share a model say too little about differences between models.
 _LEAST_PAIRS = 2000
+_LEAST_CHANCE = 1e-200
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def measure_calibration(
 
     With u a model's own bias, a row's residual is u_b - u_a plus noise that is independent between prompts; the
     variance of u is the mean product of residuals of rows that share a model (method of moments, as in DerSimonian and Laird,
-    1986, for one-way effects). Two systems differ by two such biases.
+    1986, for one-way effects), and what it may be in spite of that estimate (`_expected_variance`). Two systems differ by
+    two such biases.
     """
     error = _expected_calibration_error(probabilities, votes)
     weights = votes.sum(axis=1)
@@ -65,7 +67,7 @@ def measure_calibration(
 def _variance(
     residual: Floats, a: NDArray[np.int64], b: NDArray[np.int64], sign: int, models: int, keys: NDArray[np.uint64]
 ) -> float | None:
-    """The variance between models; None where too few rows share one.
+    """The expected variance between models; None where too few rows share one.
 
     Rows of one prompt are left out of the products: what they share may be the prompt.
     """
@@ -79,7 +81,33 @@ def _variance(
     within, few = _products(residual, inner_a, inner_b, sign, len(cells))
     if pairs - few < _LEAST_PAIRS:
         return None
-    return max(0.0, (total - within) / (pairs - few))
+    rows = np.bincount(np.concatenate([a, b]), minlength=models).astype(np.float64)
+    # Each model counts as the square of its rows: so many like the largest would say as much.
+    effective = float((rows**2).sum() ** 2 / (rows**4).sum())
+    noise = float((residual**2).mean()) * np.sqrt(effective / (pairs - few))
+    return _expected_variance((total - within) / (pairs - few), noise, effective)
+
+
+def _expected_variance(estimate: float, noise: float, models: float) -> float:
+    """What the variance of `models` biases is expected to be, given its moment `estimate`, which may be negative, and
+    the variance `noise` with which each bias is seen.
+
+    v = variance + noise is at least `noise`, and (estimate + noise) / v is a mean of `models` squared normals; under the
+    prior 1 / v the mean of v is a ratio of chi-squared probabilities (Hill, "Inference about variance components in the
+    one-way model", JASA 60, 1965; Box and Tiao, "Bayesian Inference in Statistical Analysis", 1973, section 5.2). So an
+    estimate of 0 from few labels does not say that there is no bias, and few models do not say how large it is.
+    """
+    from scipy.special import chdtr
+
+    # The mean is finite from three models on.
+    models = max(models, 3.0)
+    total = models * max(estimate + noise, 0.0)
+    if noise <= 0:
+        return total / (models - 2)
+    lower, upper = (float(chdtr(freedom, total / noise)) for freedom in (models - 2, models))
+    # Far below the noise both vanish, and v decays from `noise` on as its power -models / 2 - 1.
+    mean = total / (models - 2) * lower / upper if upper > _LEAST_CHANCE else noise * models / (models - 2)
+    return mean - noise
 
 
 def _products(
