@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from conftest import labelled, write_csv
+from conftest import Run, labelled, write_csv
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
 from prefcast.pairs import Outcome, Pair
@@ -398,10 +398,11 @@ def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Pat
 
 
 SCRIPT = """
-import sys, torch
+import sys, time, torch
 torch.set_num_threads(1)
 from prefcast.training.embedded import train_embedded
 data, out, base, seed, pace = sys.argv[1:]
+
 def progress(step):
     print(step.done, flush=True)
     time.sleep(float(pace))
@@ -416,19 +417,19 @@ def begin(data: Path, out: Path, base: Path, seed: int = 0, pace: float = 0.0) -
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, checkpoint: Path) -> None:
     data = write(tmp_path / "mine.csv", 500)
-    undisturbed = begin(data, tmp_path / "whole", checkpoint)
-    killed = begin(data, tmp_path / "killed", checkpoint, pace=0.2)
-    assert killed.stdout is not None
-    for line in killed.stdout:
-        if line.strip() == "20":
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    with begin(data, tmp_path / "whole", checkpoint) as whole:
+        _, problem = whole.communicate()
+    assert whole.returncode == 0, problem
+    # Slowly, so that it cannot end before it is killed.
+    with begin(data, tmp_path / "killed", checkpoint, pace=0.1) as killed:
+        assert killed.stdout is not None
+        for line in killed.stdout:
+            if line.strip() == "12":
+                break
+        killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     room = tmp_path / "killed" / ".training"
     assert [path.name for path in room.iterdir() if path.suffix != ".part"] == ["state.safetensors"]
-    _, problem = undisturbed.communicate()
-    assert undisturbed.returncode == 0, problem
     for options, message in (
         ({"seed": 1}, "begun with settings seed 0, now 1"),
         ({"epochs": 5}, "begun with settings epochs 2"),
@@ -438,14 +439,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, checkpoin
     other = write(tmp_path / "other" / "mine.csv", 500, seed=5)
     with pytest.raises(UsageError, match="begun with data mine sha256"):
         train_embedded(other, tmp_path / "killed", base=checkpoint, tokens=32, epochs=2)
-    resumed = begin(data, tmp_path / "killed", checkpoint)
-    out, problem = resumed.communicate()
+    with begin(data, tmp_path / "killed", checkpoint) as resumed:
+        out, problem = resumed.communicate()
     assert resumed.returncode == 0, problem
     assert "going on after step " in out
-    assert "\n19\n" not in out
+    assert "\n11\n" not in out
     for name in ("encoder.onnx", "head.onnx", "surface.json", "uncertainty.json"):
-        whole, other_whole = (tmp_path / folder / name for folder in ("whole", "killed"))
-        assert whole.read_bytes() == other_whole.read_bytes(), name
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not room.exists()
 
 
@@ -457,3 +457,15 @@ def test_fresh_starts_over(tmp_path: Path, checkpoint: Path) -> None:
         train_embedded(data, tmp_path / "out", base=checkpoint, tokens=32, epochs=0.1)
     train_embedded(data, tmp_path / "out", base=checkpoint, tokens=32, epochs=0.1, fresh=True)
     assert not room.exists()
+
+
+def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast: Run, tmp_path: Path, checkpoint: Path) -> None:
+    data, options = write(tmp_path / "mine.csv", 500), ("--base", checkpoint, "--epochs", "0.1")
+    done = prefcast("train", "embedded", "--data", data, "-o", "out", *options, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settings"]["epochs"] == 0.1
+    assert "step 3 of 3, loss 1." in done.stderr
+    done = prefcast("train", "embedded", "--data", write(tmp_path / "few.csv", 20), "-o", "few", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "has 20 labelled pairs; training takes at least 500" in done.stderr

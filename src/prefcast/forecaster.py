@@ -205,8 +205,8 @@ class Forecaster:
     def save(self, folder: str | os.PathLike[str], *, replacing: Collection[str] = ()) -> None:
         """Write the forecaster as a folder, whole or not at all; a forecaster that is there is replaced.
 
-        A folder that holds anything else is left alone, but for things of the names in `replacing`, which may go with what is
-        replaced. Raises UsageError.
+        A folder that holds anything else is left alone, but for things of the names in `replacing`, which may go with
+        what is replaced. Raises UsageError.
         """
         shown = shown_path(folder)
         try:

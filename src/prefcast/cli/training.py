@@ -69,8 +69,8 @@ def embedded(
 ) -> None:
     """Train the embedded forecaster: from 500 labelled pairs on, better with thousands.
 
-    DIR/dev/ holds the pairs that fit the probabilities; without it 15 % of the prompts are held out. DIR/votes/NAME.votes.csv
-    holds vote counts for the pairs in NAME. What was killed goes on when it is called again.
+    DIR/dev/ holds the pairs that fit the probabilities; without it 15 % of the prompts are held out.
+    DIR/votes/NAME.votes.csv holds vote counts for the pairs in NAME. What was killed goes on when it is called again.
 
     \b
     Examples:

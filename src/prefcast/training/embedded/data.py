@@ -2,9 +2,9 @@
 their labels are.
 
 A folder with `train/` that holds the sources named here is the project's own; anything else is a person's: every file
-is a source, and all of them count alike. Labelled files in `dev/` beside them fit the link; where there are none, part of the
-prompts is held out for that. `votes/NAME.votes.csv` (id, votes_a, votes_b, votes_tie) says how people were divided over the
-rows of source NAME.
+is a source, and all of them count alike. Labelled files in `dev/` beside them fit the link; where there are none, part
+of the prompts is held out for that. `votes/NAME.votes.csv` (id, votes_a, votes_b, votes_tie) says how people were
+divided over the rows of source NAME.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _ENDINGS = tuple(
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the label and
-    `target` (n, 3) what the encoder learns of it.
+    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the
+    label and `target` (n, 3) what the encoder learns of it.
 
-    `calibration` (n,) marks the rows that fit the link and nothing else; `probability` (n,) is a row's chance to be in an
-    epoch. `own` says whether they are a person's own and not the project's.
+    `calibration` (n,) marks the rows that fit the link and nothing else; `probability` (n,) is a row's chance to be in
+    an epoch. `own` says whether they are a person's own and not the project's.
     """
 
     pairs: list[Pair]
@@ -80,9 +80,16 @@ class Labelled:
 
     @property
     def tieless(self) -> NDArray[np.bool_]:
-        """Which sources (k,) hold no tie at all: ties were left out there, which says nothing of how likely they are."""
-        ties: Floats = np.bincount(self.source, self.target[:, Outcome.TIE], len(self.names))
-        return ties == 0
+        """Which sources (k,) hold no tie at all: ties were left out there, which says nothing of how likely they
+        are."""
+        ties = np.bincount(self.source, self.target[:, Outcome.TIE], len(self.names))
+        tieless: NDArray[np.bool_] = ties == 0
+        return tieless
+
+    @property
+    def left_out(self) -> int:
+        """How many rows teach neither the encoder nor the link: their first prompts are among the link's."""
+        return int(((self.probability == 0) & ~self.calibration).sum())
 
     def summary(self) -> dict[str, dict[str, object]]:
         """Each source's rows and what tells them from others: the card says the first, a resumed run compares both."""
@@ -101,10 +108,11 @@ class Labelled:
 
 
 def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -> Labelled:
-    """The labelled pairs of one folder or of files; `seed` draws the prompts that are held out where there is no `dev/`.
+    """The labelled pairs of one folder or of files; `seed` draws the prompts that are held out where there is no
+    `dev/`.
 
-    Raises UsageError for rows without labels, for fewer than LEAST_PAIRS of them or too few to fit a link, and what reading a
-    file raises.
+    Raises UsageError for rows without labels, for fewer than LEAST_PAIRS of them or too few to fit a link, and what
+    reading a file raises.
     """
     folder = given[0] if len(given) == 1 and given[0].is_dir() else None
     own = folder is None or not any((folder / "train" / f"{name}.csv.gz").exists() for name in PROBABILITY)
@@ -200,8 +208,8 @@ def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
 def softened(labelled: Labelled, share: float) -> Labelled:
     """The same with `share` of each target given by how strong the two models are among the source's rows.
 
-    Strengths are Davidson's, with a standard normal prior, fitted on the rows of training. A source without ties, or with few rows
-    that name both models, stays as it is.
+    Strengths are Davidson's, with a standard normal prior, fitted on the rows of training. A source without ties, or
+    with few rows that name both models, stays as it is.
     """
     target = labelled.target.copy()
     named = np.array([pair.model_a is not None and pair.model_b is not None for pair in labelled.pairs])

@@ -1,5 +1,5 @@
-"""How much the encoder and the surface of the texts count, and how good the two are together: fitted on rows that neither was
-trained on, measured by cross-fitting over their first prompts."""
+"""How much the encoder and the surface of the texts count, and how good the two are together: fitted on rows that
+neither was trained on, measured by cross-fitting over their first prompts."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Joined:
 
 
 def fit_join(parts: Sequence[Floats], pairs: Sequence[Pair], group: NDArray[np.int64]) -> Joined:
-    """Davidson's model of the two parts' evidence: `parts` as `EmbeddedScorer.parts` gives them for labelled `pairs`, whose first
-    prompts `group` (n,) numbers. Raises FitError."""
+    """Davidson's model of the two parts' evidence: `parts` as `EmbeddedScorer.parts` gives them for labelled
+    `pairs`, whose first prompts `group` (n,) numbers. Raises FitError."""
     outcome = np.array([pair.outcome for pair in pairs], dtype=np.int64)
     votes, keys = np.eye(len(Outcome))[outcome], group.astype(np.uint64)
     labelled = LabelledEvidence(2, names=("surface", "encoder"))

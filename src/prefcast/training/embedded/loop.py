@@ -1,8 +1,8 @@
 """The training loop: seeded, so that the same call ends at the same weights, wherever it was interrupted.
 
-Batches are planned up front; what a step draws depends on the seed and the step's number alone. The network learns what the
-surface of the texts leaves unexplained: the surface's margin and tie enter as offsets, each with a weight a source. The
-likelihood is Davidson's; sources without ties teach A against B alone. This module knows nothing of files.
+Batches are planned up front; what a step draws depends on the seed and the step's number alone. The network learns what
+the surface of the texts leaves unexplained: the surface's margin and tie enter as offsets, each with a weight a source.
+The likelihood is Davidson's; sources without ties teach A against B alone. This module knows nothing of files.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ _LEAST_RATE = 0.02
 
 @dataclass(frozen=True)
 class Settings:
-    """How the network is trained; rates are AdamW's (Loshchilov and Hutter, 2019), linearly up over `warm_up` of the steps and
-    down to the end. `average` is the decay of the exponential average of the weights, which is what is kept in the end."""
+    """How the network is trained; rates are AdamW's (Loshchilov and Hutter, 2019), linearly up over `warm_up` of the
+    steps and down to the end. `average` is the decay of the exponential average of the weights, which is what is
+    kept in the end."""
 
     seed: int = 0
     epochs: float = 3.0
@@ -61,8 +62,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows to learn from: conversations, targets (n, 3), sources (n,), their chance to be in an epoch (n,), the surface's evidence
-    (n,) each; `tieless` (k,) marks the sources that hold no tie."""
+    """Rows to learn from: conversations, targets (n, 3), sources (n,), their chance to be in an epoch (n,), the
+    surface's evidence (n,) each; `tieless` (k,) marks the sources that hold no tie."""
 
     conversations: Conversations
     target: Floats

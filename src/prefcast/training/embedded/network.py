@@ -2,8 +2,8 @@
 
     margin = (w.a + f(a, b)) - (w.b + f(b, a))    tie = g((a + b) / 2, |a - b|, a * b, cos(a, b))
 
-with a and b normalised: exchanging them negates the margin and leaves the tie alone, whatever the weights. This module knows
-nothing of tokens' meaning, nor of how it is trained.
+with a and b normalised: exchanging them negates the margin and leaves the tie alone, whatever the weights. This module
+knows nothing of tokens' meaning, nor of how it is trained.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ class Head(nn.Module):
 
 
 class SourceLevels(nn.Module):
-    """What differs between sources, needed in training alone: how often people call a tie (`level`), how sharply they judge
-    (`scale`, in logs), and how much the surface of a text counts with them (`om` for the margin, `ot` for the tie)."""
+    """What differs between sources, needed in training alone: how often people call a tie (`level`), how sharply
+    they judge (`scale`, in logs), and how much the surface of a text counts with them (`om` for the margin, `ot` for
+    the tie)."""
 
     def __init__(self, sources: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """A training that was begun: everything it takes to go on as if nothing had happened, in one file.
 
-`.training/state.safetensors` in the output's folder holds the weights, their averages and the optimizer's moments; its header
-says, as JSON, at which step, with what settings and with what data. It is written whole or not at all.
+`.training/state.safetensors` in the output's folder holds the weights, their averages and the optimizer's moments; its
+header says, as JSON, at which step, with what settings and with what data. It is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Begun:
-    """A training after `step` steps and `seconds`: `plan` says what it is a training of (settings, start, data), `machine` on
-    what it ran, `tensors` holds its numbers."""
+    """A training after `step` steps and `seconds`: `plan` says what it is a training of (settings, start, data),
+    `machine` on what it ran, `tensors` holds its numbers."""
 
     step: int
     seconds: float
@@ -58,6 +58,8 @@ def read_state(room: Path) -> Begun | None:
     from safetensors import SafetensorError, safe_open
 
     path = room / _FILE
+    for torn in room.glob(".prefcast-*.part"):
+        torn.unlink()  # a kill in mid-writing left it
     if not path.exists():
         return None
     try:
