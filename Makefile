@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward train-surface wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward train-surface train-embedded wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WH
 
 train-surface: $(VENV)/.dev ## Train the shipped forecasters anew from DATA
 	$(BIN)/python -m prefcast.training.surface --data $(DATA) -o src/prefcast/builtin
+
+train-embedded: $(VENV)/.dev ## Train the shipped default anew from DATA (hours; goes on if it was stopped)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,train]'
+	$(BIN)/prefcast train embedded --data $(DATA) -o src/prefcast/builtin/embedded
 
 package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run it there
 	@rm -rf dist $(OUT)/wheel-venv

@@ -23,6 +23,8 @@ VERBS = (
     "quantize",
     "models",
     "models show",
+    "train",
+    "train embedded",
 )
 HEAD = f"""# The command line
 

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -202,15 +202,16 @@ class Forecaster:
         influences.sort(key=lambda influence: -max(map(abs, influence.change)))
         return Explanation(forecast, influences)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, replacing: Collection[str] = ()) -> None:
         """Write the forecaster as a folder, whole or not at all; a forecaster that is there is replaced.
 
-        A folder that holds anything else is left alone. Raises UsageError.
+        A folder that holds anything else is left alone, but for things of the names in `replacing`, which may go with
+        what is replaced. Raises UsageError.
         """
         shown = shown_path(folder)
         try:
             target = Path(os.path.realpath(folder))
-            there = _check_folder(target, shown)
+            there = _check_folder(target, shown, replacing).difference(replacing)
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=target.parent) as room:
                 made, old = Path(room) / "new", Path(room) / "old"
@@ -302,19 +303,19 @@ class Forecaster:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
 
 
-def check_folder(folder: str | os.PathLike[str]) -> None:
+def check_folder(folder: str | os.PathLike[str], *, replacing: Collection[str] = ()) -> None:
     """UsageError if `save` would refuse the folder for what it holds."""
     try:
-        _check_folder(Path(os.path.realpath(folder)), shown_path(folder))
+        _check_folder(Path(os.path.realpath(folder)), shown_path(folder), replacing)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{shown_path(folder)}: cannot be written: {getattr(error, 'strerror', None) or error}"
         ) from None
 
 
-def _check_folder(target: Path, shown: str) -> set[str]:
+def _check_folder(target: Path, shown: str, replacing: Collection[str]) -> set[str]:
     there = {path.name for path in target.iterdir()} if target.exists() else set()
-    if not all(name in (_CARD, _DRAWS) or is_scorer_file(name) for name in there):
+    if not all(name in (_CARD, _DRAWS, *replacing) or is_scorer_file(name) for name in there):
         raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
     return there
 

@@ -11,7 +11,7 @@ import signal
 import sys
 
 # The verbs add themselves to the program.
-from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting  # noqa: F401
+from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 

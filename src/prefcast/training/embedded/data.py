@@ -1,0 +1,235 @@
+"""What the embedded forecaster learns from: labelled pairs by source, which of them are kept for the link, and how sure
+their labels are.
+
+A folder with `train/` that holds the sources named here is the project's own; anything else is a person's: every file
+is a source, and all of them count alike. Labelled files in `dev/` beside them fit the link; where there are none, part
+of the prompts is held out for that. `votes/NAME.votes.csv` (id, votes_a, votes_b, votes_tie) says how people were
+divided over the rows of source NAME.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import UsageError, shown_path
+from prefcast.fitting.selection import LEAST_LABELS
+from prefcast.fitting.soft_labels import read_votes
+from prefcast.formats import open_pairs, read_pairs
+from prefcast.outcomes import Davidson
+from prefcast.pairs import Outcome, Pair
+from prefcast.statistics.likelihood import linear, maximise
+from prefcast.training.surface import prompt_key
+
+__all__ = ["LEAST_PAIRS", "PROBABILITY", "Labelled", "read_labelled", "softened"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# How likely a row of each source is to be in an epoch. The first five are Arena votes or as good as.
+PROBABILITY = {
+    "arena33k_sample574": 1.0,
+    "arena33k_writing1277": 1.0,
+    "arena_100k_first50": 1.0,
+    "autoj_pairwise": 1.0,
+    "arena_llama3_70b": 1.0,
+    "mtbench_human": 0.6,
+    "tulu_human_eval": 0.6,
+    "faireval80": 0.6,
+    "pandalm_test": 0.4,
+    "vicuna80_human": 0.25,
+    "oasst_ranked": 0.25,
+    "llmfao_crowd": 0.1,
+    "hh_harmless_test": 0.08,
+    "qafeedback_dev": 0.08,
+}
+# Fewer pairs than this teach the encoder less than they make it forget.
+LEAST_PAIRS = 500
+HELD_OUT = 0.15
+# A source with fewer rows that name their models says too little of the models' strengths.
+_LEAST_NAMED = 200
+_ENDINGS = tuple(
+    kind + packed for kind in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet") for packed in ("", ".gz", ".zst")
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the
+    label and `target` (n, 3) what the encoder learns of it.
+
+    `calibration` (n,) marks the rows that fit the link and nothing else; `probability` (n,) is a row's chance to be in
+    an epoch. `own` says whether they are a person's own and not the project's.
+    """
+
+    pairs: list[Pair]
+    names: tuple[str, ...]
+    source: Ints
+    group: Ints
+    outcome: Ints
+    target: Floats
+    calibration: NDArray[np.bool_]
+    probability: Floats
+    own: bool
+
+    @property
+    def tieless(self) -> NDArray[np.bool_]:
+        """Which sources (k,) hold no tie at all: ties were left out there, which says nothing of how likely they
+        are."""
+        ties = np.bincount(self.source, self.target[:, Outcome.TIE], len(self.names))
+        tieless: NDArray[np.bool_] = ties == 0
+        return tieless
+
+    @property
+    def left_out(self) -> int:
+        """How many rows teach neither the encoder nor the link: their first prompts are among the link's."""
+        return int(((self.probability == 0) & ~self.calibration).sum())
+
+    def summary(self) -> dict[str, dict[str, object]]:
+        """Each source's rows and what tells them from others: the card says the first, a resumed run compares both."""
+        found: dict[str, dict[str, object]] = {}
+        for number, name in enumerate(self.names):
+            digest, rows = hashlib.sha256(), np.flatnonzero(self.source == number)
+            for row in rows.tolist():
+                pair = self.pairs[row]
+                said = (
+                    [(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns],
+                    self.target[row].tolist(),
+                )
+                digest.update(repr((said, bool(self.calibration[row]), float(self.probability[row]))).encode())
+            found[name] = {"n": len(rows), "sha256": digest.hexdigest()[:16]}
+        return found
+
+
+def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -> Labelled:
+    """The labelled pairs of one folder or of files; `seed` draws the prompts that are held out where there is no
+    `dev/`.
+
+    Raises UsageError for rows without labels, for fewer than LEAST_PAIRS of them or too few to fit a link, and what
+    reading a file raises.
+    """
+    folder = given[0] if len(given) == 1 and given[0].is_dir() else None
+    own = folder is None or not any((folder / "train" / f"{name}.csv.gz").exists() for name in PROBABILITY)
+    if folder is None:
+        files = given
+    elif own:
+        files = _files(folder / "train" if (folder / "train").is_dir() else folder)
+    else:
+        files = [folder / "train" / f"{name}.csv.gz" for name in PROBABILITY]
+    kept = [] if folder is None else _files(folder / "dev")
+    by_source = {name: _read(path) for name, path in _named(files).items()}
+    for_link = {f"dev/{name}": _read(path) for name, path in _named(kept).items()}
+    total = sum(map(len, [*by_source.values(), *for_link.values()]))
+    shown = ", ".join(map(shown_path, given))
+    if total < LEAST_PAIRS:
+        raise UsageError(
+            f"{shown}: has {total} labelled pairs; training takes at least {LEAST_PAIRS} (`prefcast fit` from 50)"
+        )
+    found = _joined(by_source, for_link, own, seed)
+    link_rows = found.calibration
+    if link_rows.sum() < LEAST_LABELS or len(np.unique(found.group[link_rows])) < 2:
+        raise UsageError(
+            f"{shown}: leaves {int(link_rows.sum())} pairs to fit the link; that takes at least {LEAST_LABELS}, with different "
+            "first prompts (put more into dev/)"
+        )
+    if not (found.probability > 0).any():
+        raise UsageError(f"{shown}: leaves no pair to train on: every first prompt is one of dev/")
+    return _with_votes(found, folder / "votes") if votes and folder is not None else found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.name.lower().endswith(_ENDINGS))
+
+
+def _named(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by the name of their source: that of the file up to the first dot."""
+    found: dict[str, Path] = {}
+    for path in files:
+        name = path.name.partition(".")[0]
+        if name in found:
+            raise UsageError(
+                f"{shown_path(path)}: {shown_path(found[name].name)} is the same source, {name}; rename one"
+            )
+        found[name] = path
+    return found
+
+
+def _read(path: Path) -> list[Pair]:
+    with open_pairs(path) as file:
+        if not file.may_have_labels:
+            raise UsageError(f"{shown_path(path)}: has no label columns; training takes labelled pairs")
+    pairs = list(read_pairs(path))
+    for pair in pairs:
+        if pair.outcome is None:
+            raise UsageError(f"{shown_path(path)}: row {pair.row}: has no label; every row needs one")
+    return pairs
+
+
+def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], own: bool, seed: int) -> Labelled:
+    named = {**by_source, **for_link}
+    pairs = [pair for rows in named.values() for pair in rows]
+    source = np.repeat(np.arange(len(named)), [len(rows) for rows in named.values()])
+    groups: dict[str, int] = {}
+    group = np.array([groups.setdefault(prompt_key(pair), len(groups)) for pair in pairs])
+    outcome = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+    calibration = source >= len(by_source)
+    if not for_link:
+        drawn = np.random.default_rng(seed).permutation(len(groups))[: ceil(HELD_OUT * len(groups))]
+        calibration = np.isin(group, drawn)
+    # A prompt that the link is fitted on must not be one that the encoder has learned.
+    unseen = ~np.isin(group, group[calibration])
+    chance = np.array([1.0 if own else PROBABILITY.get(name, 0.0) for name in named])
+    target = np.eye(len(Outcome))[outcome]
+    return Labelled(
+        pairs, tuple(named), source, group, outcome, target, calibration, np.where(unseen, chance[source], 0.0), own
+    )
+
+
+def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
+    """The same with shares of votes as targets where there are any."""
+    target = labelled.target.copy()
+    for number, name in enumerate(labelled.names):
+        path = folder / f"{name}.votes.csv"
+        if not path.exists():
+            continue
+        counts = read_votes(path)
+        for row in np.flatnonzero(labelled.source == number).tolist():
+            if (found := counts.get(str(labelled.pairs[row].id))) is not None:
+                target[row] = np.array(found) / sum(found)
+    return replace(labelled, target=target)
+
+
+def softened(labelled: Labelled, share: float) -> Labelled:
+    """The same with `share` of each target given by how strong the two models are among the source's rows.
+
+    Strengths are Davidson's, with a standard normal prior, fitted on the rows of training. A source without ties, or
+    with few rows that name both models, stays as it is.
+    """
+    target = labelled.target.copy()
+    named = np.array([pair.model_a is not None and pair.model_b is not None for pair in labelled.pairs])
+    for number in np.flatnonzero(~labelled.tieless).tolist():
+        rows = np.flatnonzero((labelled.source == number) & named & (labelled.probability > 0))
+        if len(rows) < _LEAST_NAMED:
+            continue
+        models = [(str(labelled.pairs[row].model_a), str(labelled.pairs[row].model_b)) for row in rows.tolist()]
+        place = {model: index for index, model in enumerate(sorted({model for both in models for model in both}))}
+        sides = np.eye(len(place))[[[place[model] for model in both] for both in models]]
+        block = sides[:, 0] - sides[:, 1], np.zeros((len(rows), 0)), labelled.target[rows]
+        size = len(place) + 1
+        found = maximise(
+            Davidson.log_probabilities,
+            lambda block=block: [block],  # type: ignore[misc]
+            np.eye(size),
+            np.zeros(size),
+            penalty=np.append(np.ones(len(place)), 0.0),
+            name=f"the strengths of {labelled.names[number]}'s models",
+        )
+        by_strength = np.exp(Davidson.log_probabilities(*linear(found.theta, *block[:2]))[0])
+        target[rows] = (1 - share) * target[rows] + share * by_strength
+    return replace(labelled, target=target)
