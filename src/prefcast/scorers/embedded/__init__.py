@@ -1,4 +1,4 @@
-"""The default scorer: a small text encoder and the surface of the texts, joined."""
+"""A small text encoder and the surface of the texts, joined: what `prefcast train embedded` makes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import ForecasterError
+from prefcast.errors import ForecasterError, MissingExtraError
 from prefcast.pairs import Pair
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.embedded.conversations import ConversationReader
@@ -44,7 +45,7 @@ class EmbeddedScorer(Scorer):
     """Evidence from what the answers say and how they look.
 
     `folder` holds encoder.onnx, head.onnx and tokenizer.json; a conversation is read up to `tokens` tokens. Raw numbers
-    are the parts' own evidence. Needs onnxruntime and tokenizers, which the plain install brings.
+    are the parts' own evidence. Raises MissingExtraError without onnxruntime and tokenizers (extra `train`).
     """
 
     name: ClassVar[str] = "embedded"
@@ -52,6 +53,9 @@ class EmbeddedScorer(Scorer):
     raw_names = ("margin:surface", "tie:surface", "margin:encoder", "tie:encoder")
 
     def __init__(self, surface: SurfaceModel, folder: Path, join: Join, tokens: int = 448) -> None:
+        for module in ("onnxruntime", "tokenizers"):
+            if find_spec(module) is None:
+                raise MissingExtraError(module, "train")
         self.surface = SurfaceScorer(surface)
         self.join = join
         self.folder = folder

@@ -8,10 +8,11 @@ value, so a batch would leak from one conversation into another.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +46,13 @@ class Network:
         margin, tie = np.zeros(len(pairs)), np.zeros(len(pairs))
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="prefcast-encoder")
-        for row, (a, b) in enumerate(self._pool.map(self._vectors, pairs)):
-            found = self._head.run(["margin", "tie"], {"a": a, "b": b})
-            margin[row], tie[row] = float(found[0][0]), float(found[1][0])
-            if on_progress:
-                on_progress(row + 1)
+        # Closing it cancels what has not begun, so that an interrupt does not wait for all the rest.
+        with closing(cast("Generator[Any, None, None]", self._pool.map(self._vectors, pairs))) as vectors:
+            for row, (a, b) in enumerate(vectors):
+                found = self._head.run(["margin", "tie"], {"a": a, "b": b})
+                margin[row], tie[row] = float(found[0][0]), float(found[1][0])
+                if on_progress:
+                    on_progress(row + 1)
         return margin, tie
 
     def _vectors(self, pair: tuple[Conversation, Conversation]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -96,7 +96,7 @@ def train_embedded(
     """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.embedded.data`) and write the
     forecaster's folder `output`.
 
-    `start` is an embedded forecaster to go on from (`embedded`, the shipped one, or a folder), otherwise the encoder
+    `start` is the folder of an embedded forecaster to go on from, otherwise the encoder
     starts from the checkpoint in the folder `base` (default: the one that the extra brings). `tokens` is how much of a
     conversation is read (default: as `start` does, or 448, or all that the base can). With `votes`, shares of votes are
     learned where there are any; `strength` is how much of a target the strengths of the two models give. `members` encoders
@@ -146,7 +146,10 @@ def train_embedded(
     network.mkdir(exist_ok=True)
     export(origin.members, network, shared=origin.frozen)
     shutil.copyfile(origin.tokenizer, network / _TOKENIZER)
-    forecaster = _linked(labelled, EmbeddedScorer(surface, network, Join(), settings.tokens))
+    whole = room / "float32"
+    whole.mkdir(exist_ok=True)
+    export(origin.members, whole, shared=origin.frozen, quantized=False)
+    forecaster = _linked(labelled, EmbeddedScorer(surface, network, Join(), settings.tokens), whole)
     card = _card(labelled, settings, origin, seconds, dict(forecaster.card))
     replace(forecaster, card=card).save(target, replacing=(ROOM,))
     forecaster.scorer.close()
@@ -183,18 +186,23 @@ def _seed_of(seed: int, member: int) -> int:
     return seed + _SEEDS * (member - 1)
 
 
-def _linked(labelled: Labelled, scorer: EmbeddedScorer) -> Forecaster:
-    """The forecaster of a scorer whose parts are joined on the rows kept for that; its card has the figures."""
+def _linked(labelled: Labelled, scorer: EmbeddedScorer, whole: Path) -> Forecaster:
+    """The forecaster of a scorer whose parts are joined on the rows kept for that; its card has the figures, and what int8
+    changed against the network in the folder `whole`."""
     from prefcast.forecaster import Forecaster, load_forecaster
     from prefcast.outcomes import Davidson
     from prefcast.pairs import Outcome
-    from prefcast.training.embedded.join import fit_join
+    from prefcast.scorers.embedded.encoder import Network
+    from prefcast.training.embedded.join import fit_join, precision_cost
 
     rows = np.flatnonzero(labelled.calibration)
     pairs = [labelled.pairs[row] for row in rows.tolist()]
     reader = Forecaster(scorer, Davidson())  # what its budget lets through is what will be forecast
-    joined = fit_join(scorer.parts([reader.read(pair)[0] for pair in pairs]), pairs, labelled.group[rows])
+    read = [reader.read(pair)[0] for pair in pairs]
+    parts = scorer.parts(read)
+    joined = fit_join(parts, pairs, labelled.group[rows])
     scorer.join = joined.join
+    exact = Network(whole).evidence(scorer.reader.read(read))
     calibration, shipped = joined.calibration, load_forecaster("surface").calibration
     if calibration.source != "models" and shipped is not None:
         # These rows do not name their models. What the surface part alone does to whole systems is measured, and large.
@@ -204,7 +212,7 @@ def _linked(labelled: Labelled, scorer: EmbeddedScorer) -> Forecaster:
         scorer,
         joined.outcome,
         prior_tie=round(float((labelled.outcome[rows] == Outcome.TIE).mean()), 4),
-        card=joined.figures,
+        card={"cross_fitted": joined.figures, "int8_against_float32": precision_cost(joined, parts, exact, pairs)},
         link=joined.link,
         calibration=calibration,
     )
@@ -247,11 +255,12 @@ def _origin(
     scorer = load_forecaster(start).scorer
     if not isinstance(scorer, EmbeddedScorer):
         raise UsageError(
-            f"{shown_path(start)}: is a {scorer.name} forecaster; --from takes `embedded` or one that was trained"
+            f"{shown_path(start)}: is a {scorer.name} forecaster; --from takes one that `prefcast train embedded` made"
         )
     folder = scorer.folder
     files = sorted(folder.glob("*.onnx"))
-    made, frozen = load_exported(folder)
+    members_there, frozen = load_exported(folder)
+    made = list(members_there)
     if members not in (None, len(made)):
         raise UsageError(
             f"{shown_path(start)}: has {len(made)} encoders; a training that starts there cannot have {members}"
@@ -368,5 +377,5 @@ def _card(
         "settings": asdict(settings),
         "seconds": round(seconds),
         "versions": versions,
-        "figures": {"cross_fitted": figures},
+        "figures": figures,
     }

@@ -18,7 +18,7 @@ from prefcast.outcomes import Davidson, Link
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.embedded import Join
 
-__all__ = ["Joined", "fit_join"]
+__all__ = ["Joined", "fit_join", "precision_cost"]
 
 Floats = NDArray[np.float64]
 
@@ -68,6 +68,29 @@ def fit_join(parts: Sequence[Floats], pairs: Sequence[Pair], group: NDArray[np.i
         measure_calibration(both, votes, keys, *models),
         _figures(both, by[_SURFACE,], by[_ENCODER,], outcome, group),
     )
+
+
+def precision_cost(
+    joined: Joined, parts: Sequence[Floats], whole: Sequence[Floats], pairs: Sequence[Pair]
+) -> dict[str, float]:
+    """What int8 changed on labelled `pairs`: `parts` are the shipped evidence, `whole` that of the encoder in float32
+    (margin, tie). The change of the log loss, and the 99th percentile and the largest change of a probability."""
+    join, outcome = joined.join, np.array([pair.outcome for pair in pairs], dtype=np.int64)
+    found = [
+        joined.outcome.probabilities(
+            join.surface_margin * parts[0] + join.encoder_margin * margin,
+            join.surface_tie * parts[1] + join.encoder_tie * tie,
+        )
+        for margin, tie in (parts[2:], whole)
+    ]
+    change = np.abs(found[0] - found[1])
+    shipped, exact = (float(row_log_loss(each, outcome).mean()) for each in found)
+    return {
+        "n": len(outcome),
+        "log_loss_change": round(shipped - exact, 5),
+        "probability_change_p99": round(float(np.quantile(change, 0.99)), 5),
+        "probability_change_max": round(float(change.max()), 5),
+    }
 
 
 def _figures(
