@@ -119,15 +119,10 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def start_up(path: Path, forecaster: Path) -> float:
-    """Seconds from nothing to the first forecast of one pair, as a process."""
-    began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--forecaster", str(forecaster)],
-        check=True,
-        capture_output=True,
-    )
-    return time.perf_counter() - began
+def predicted(path: Path, forecaster: Path, *more: str) -> None:
+    """`prefcast predict` as a process of its own."""
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--forecaster", str(forecaster), *more]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def main() -> None:
@@ -155,26 +150,16 @@ def main() -> None:
             "prefcast": ours(pairs, options.forecaster),
         }
         seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for name, call in calls.items():
-            call() if name == "prefcast" else None
+        calls["prefcast"]()
         for _ in range(options.runs):
             for name, call in calls.items():
                 seconds[name].append(timed(call))
         file, one = folder / "pairs.jsonl", folder / "one.jsonl"
         written(pairs, file)
         written(pairs[:1], one)
-        command = [
-            sys.executable,
-            "-m",
-            "prefcast.cli",
-            "predict",
-            str(file),
-            "-o",
-            str(folder / "out.csv"),
-            "--overwrite",
-        ]
-        whole = [timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(options.runs)]
-        first = [start_up(one, options.forecaster) for _ in range(5)]
+        output = folder / "out.csv"
+        whole = [timed(lambda: predicted(file, options.forecaster, "-o", str(output))) for _ in range(options.runs)]
+        first = [timed(lambda: predicted(one, options.forecaster)) for _ in range(5)]
     from prefcast.forecaster import load_forecaster
 
     scorer: Any = load_forecaster(options.forecaster).scorer
