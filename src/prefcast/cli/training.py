@@ -27,7 +27,7 @@ app.add_typer(train, name="train")
 
 @train.callback()
 def _train() -> None:
-    """Train a built-in forecaster on labelled pairs of your own."""
+    """Train a forecaster on labelled pairs of your own."""
 
 
 @train.command()

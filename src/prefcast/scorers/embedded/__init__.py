@@ -22,11 +22,13 @@ from prefcast.scorers.embedded.encoder import ENCODER, HEAD, Network
 from prefcast.scorers.surface import SurfaceScorer
 from prefcast.scorers.surface.model import SurfaceModel
 
-__all__ = ["EmbeddedScorer", "Join"]
+__all__ = ["LEAST_TOKENS", "MOST_TOKENS", "TOKENIZER", "EmbeddedScorer", "Join"]
 
 Floats = NDArray[np.float64]
 
 TOKENIZER = "tokenizer.json"
+# How much of a conversation may be read: with less no text would be left, more places the networks do not have.
+LEAST_TOKENS, MOST_TOKENS = 16, 512
 _FILE = "embedded.json"
 _FORMAT = 1
 
@@ -72,8 +74,10 @@ class EmbeddedScorer(Scorer):
             tokens = int(said["tokens"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ForecasterError(f"{folder / _FILE}: damaged: {type(error).__name__}: {error}") from None
-        if not np.isfinite(list(asdict(join).values())).all() or not 16 <= tokens <= 512:
-            raise ForecasterError(f"{folder / _FILE}: damaged: weights must be finite, tokens from 16 to 512")
+        if not np.isfinite(list(asdict(join).values())).all() or not LEAST_TOKENS <= tokens <= MOST_TOKENS:
+            raise ForecasterError(
+                f"{folder / _FILE}: damaged: weights must be finite, tokens from {LEAST_TOKENS} to {MOST_TOKENS}"
+            )
         return cls(SurfaceModel.load(folder / "surface.json"), folder, join, tokens)
 
     def save(self, folder: Path) -> None:

