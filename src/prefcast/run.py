@@ -204,7 +204,7 @@ def predict(
     All is held in memory, texts included; `predict_to` is for what does not fit.
     `source` is a path (any format that `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow
     table. Paths and pairs give Forecasts; a table gives a table of its own kind, a row a forecast in the same order
-    (a data frame keeps its index). `model` names a built-in forecaster (default `surface`) or, with
+    (a data frame keeps its index). `model` names a built-in forecaster (default `embedded`) or, with
     `preset="notebook"`, a reward model; `forecaster` is a Forecaster or its folder. Raises PrefcastError.
     """
     chosen = resolve(model, forecaster, budget, preset)

@@ -39,7 +39,7 @@ def fit(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A built-in model, a folder with a reward model, or its hub id; several make an ensemble.  [default: surface]",
+            help="A built-in model, a folder with a reward model, or its hub id; several make an ensemble.  [default: embedded]",
             metavar="NAME|PATH|ID",
             show_default=False,
         ),

@@ -29,6 +29,7 @@ from prefcast.cli.shared import (
     say_truncated,
 )
 from prefcast.errors import UsageError
+from prefcast.scorers import DEFAULT
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def measure_as_asked(
     elif labelled is None:
         raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
     else:
-        title = Path(model).name if model else forecaster.name if forecaster else "surface"
+        title = Path(model).name if model else forecaster.name if forecaster else DEFAULT
         with opened(labelled, columns, cells) as file, progress(file) as show:
             chosen = resolve(model, forecaster, budget, preset, options, scores)
             with closing(chosen.scorer):

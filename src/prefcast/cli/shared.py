@@ -72,7 +72,7 @@ CellKind = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A built-in model (`prefcast models` lists them), a folder with a reward model, or its hub id.  [default: surface]",
+        help="A built-in model (`prefcast models` lists them), a folder with a reward model, or its hub id.  [default: embedded]",
         metavar="NAME|PATH|ID",
         show_default=False,
     ),

@@ -14,7 +14,7 @@ import typer
 from prefcast.cli.shared import app, say
 
 if TYPE_CHECKING:
-    from prefcast.training.embedded.loop import Step
+    from prefcast.training.embedded.vectors import Step
 
 # Without a terminal: a line so often.
 _LINE_SECONDS = 30.0
@@ -41,33 +41,28 @@ def embedded(
         str | None,
         typer.Option(
             "--from",
-            help="Go on from a forecaster that was trained before.",
+            help="The forecaster to start from.  [default: the shipped one]",
             metavar="DIR",
-        ),
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            help="A BERT checkpoint to start from.  [default: all-MiniLM-L6-v2]", metavar="DIR", show_default=False
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and data give the same forecaster.", min=0)] = 0,
-    epochs: Annotated[
-        float | None, typer.Option(help="How often every pair is seen.  [default: 1.5]", show_default=False)
-    ] = None,
-    members: Annotated[
-        int | None,
-        typer.Option(
-            help="How many encoders are trained and averaged.  [default: 2, or as --from has]",
-            min=1,
-            max=8,
             show_default=False,
         ),
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from nothing, with the encoder.onnx and tokenizer.json in this folder.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Draws the prompts that are held out where there is no DIR/dev.", min=0)
+    ] = 0,
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="How much of a conversation is read.  [default: 448, or as --from does]", min=16, show_default=False
+            help="How much of the prompts and of each side's responses is read.  [default: as --from does]",
+            min=16,
+            show_default=False,
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over where a training was begun.")] = False,
@@ -76,7 +71,7 @@ def embedded(
         typer.Option("--json", help="Write the forecaster's card as JSON; - is standard output.", metavar="OUT"),
     ] = None,
 ) -> None:
-    """Train the embedded forecaster: from 500 labelled pairs on, better with thousands.
+    """Move the embedded forecaster towards labelled pairs of your own: from 500 on, better with thousands.
 
     DIR/dev/ holds the pairs that fit the probabilities; without it 15 % of the prompts are held out.
     DIR/votes/NAME.votes.csv holds vote counts for the pairs in NAME. What was killed goes on when it is called again.
@@ -94,10 +89,8 @@ def embedded(
             data,
             folder,
             start=start,
-            base=base,
+            encoder=encoder,
             seed=seed,
-            epochs=epochs,
-            members=members,
             tokens=tokens,
             fresh=fresh,
             say=say,
@@ -110,10 +103,9 @@ def embedded(
         print(f"log loss on the {found['n']} pairs that fitted the link ({found['prompts']} prompts), cross-fitted\n")
         for name, shown in (
             ("log_loss", "embedded"),
-            ("log_loss_of_encoder", "  its encoder alone"),
-            ("log_loss_of_surface", "  its surface part alone"),
+            ("log_loss_of_surface", "the shipped surface model"),
             ("log_loss_of_class_prior", "class prior"),
-            ("gain_over_surface", "gain over the surface part"),
+            ("gain_over_surface", "gain over it, paired"),
         ):
             print(f"{shown:<28}{found[name]['value']:.4f} [{found[name]['low']:.4f}, {found[name]['high']:.4f}]")
     say(f"forecaster in {folder}; use it with --forecaster {folder}")
@@ -122,22 +114,18 @@ def embedded(
 @contextmanager
 def _shown() -> Iterator[Callable[[Step], None]]:
     """A bar on a terminal, a line now and then elsewhere."""
-    losses: list[float] = []
 
     def line(step: Step) -> str:
-        mean = sum(losses) / len(losses)
-        return f"step {step.done} of {step.of}, loss {mean:.4f}, {step.rate:.1f} pairs a second, {step.left / 60:.0f} min left"
+        return f"read {step.done} of {step.of} pairs, {step.rate:.0f} a second, {step.left / 60:.0f} min left"
 
     if not sys.stderr.isatty():
         last = time.monotonic()
 
         def tell(step: Step) -> None:
             nonlocal last
-            losses.append(step.loss)
-            if time.monotonic() - last >= _LINE_SECONDS or step.done == step.of:
+            if time.monotonic() - last >= _LINE_SECONDS:
                 say(line(step))
                 last = time.monotonic()
-                losses.clear()
 
         yield tell
         return
@@ -148,9 +136,6 @@ def _shown() -> Iterator[Callable[[Step], None]]:
         task = bar.add_task("", total=None)
 
         def draw(step: Step) -> None:
-            losses.append(step.loss)
-            # The loss of one batch says little.
-            del losses[:-50]
             bar.update(task, completed=step.done, total=step.of, description=line(step))
 
         yield draw

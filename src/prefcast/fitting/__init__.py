@@ -21,7 +21,7 @@ from prefcast.outcomes import FITTED_MODELS, Link, drawn_interval
 from prefcast.pairs import Outcome, Pair
 from prefcast.resolve import is_reward_model, resolve_scorer
 from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
-from prefcast.scorers import Scorer
+from prefcast.scorers import DEFAULT, Scorer
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
@@ -83,7 +83,7 @@ def fit(
 ) -> Fitted:
     """Fit an outcome model to labelled pairs: what `predict` takes, with labels or with `votes` (a file of vote counts).
 
-    `model` names a scorer or several (an ensemble; default `surface`); `scores` is a file of scores instead, which may have
+    `model` names a scorer or several (an ensemble; default `embedded`); `scores` is a file of scores instead, which may have
     labels of its own, so that `source` may be left out. `weights` is a file of row weights. `target_prior` is the
     share of ties where the forecaster will be used, or `target` are unlabelled pairs from there.
 
@@ -103,7 +103,7 @@ def fit(
             if scores is not None:
                 members, names = [(read_scores(scores), WHOLE)], ["scores"]
             else:
-                names = models or ["surface"]
+                names = models or [DEFAULT]
                 members = _resolved(names, budget, options or Options())
             for scorer, _ in members:
                 stack.enter_context(closing(scorer))

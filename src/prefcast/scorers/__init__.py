@@ -12,26 +12,43 @@ from prefcast.errors import ForecasterError, UsageError, shown_path
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.reward import require_extra
 
-__all__ = ["REWARD_MODEL", "SCORERS", "Evidence", "Push", "Scorer", "is_scorer_file", "load_moved", "scorer_class"]
+__all__ = [
+    "DEFAULT",
+    "REWARD_MODEL",
+    "SCORERS",
+    "Evidence",
+    "Push",
+    "Scorer",
+    "is_scorer_file",
+    "load_moved",
+    "scorer_class",
+]
 
 # name -> (module:Class, what it is, what it needs)
 SCORERS: dict[str, tuple[str, str, str]] = {
+    "embedded": (
+        "prefcast.scorers.embedded:EmbeddedScorer",
+        "a small text encoder's vectors beside the features of surface; explains itself",
+        "nothing more",
+    ),
     "surface": (
         "prefcast.scorers.surface:SurfaceScorer",
-        "features of the texts into a small additive model; explains itself",
+        "features of the texts into a small additive model; explains itself; instant",
         "nothing more",
     ),
     "length": ("prefcast.scorers.length:LengthScorer", "the lengths of the two answers: the floor", "nothing more"),
 }
 
+# What people get who name no model.
+DEFAULT = "embedded"
+
 # What a forecaster folder calls any reward model; its own file says which.
 REWARD_MODEL = "reward-model"
 _REWARD_MODEL_FILE = "reward-model.json"
-# Scorers that only a fit or a training makes: several as one, scores that a person brings, a text encoder.
+# Scorers that only a fit makes: several as one, scores that a person brings.
 _MADE = {
     "blend": "prefcast.scorers.blend:BlendScorer",
     "scores": "prefcast.scorers.given:GivenScorer",
-    "embedded": "prefcast.scorers.embedded:EmbeddedScorer",
 }
 
 

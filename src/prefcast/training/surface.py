@@ -107,31 +107,40 @@ def prompt_key(pair: Pair) -> str:
 
 
 def fit_davidson(
-    margin: Floats, tie: Floats, source: Ints, outcome: Ints, weight: Floats, tieless: NDArray[np.bool_], penalty: float
+    margin: Floats,
+    tie: Floats,
+    source: Ints,
+    target: Floats,
+    weight: Floats,
+    tieless: NDArray[np.bool_],
+    penalty: float,
+    offset: tuple[Floats, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """Weights of the margin's design (n, d) and the tie's (n, k), with a free tie level a source; `tieless` rows are
-    A against B only.
+    """Weights of the margin's design (n, d) and the tie's (n, k), with a free tie level a source; `target` (n, 3) are shares of
+    outcomes, `tieless` rows are A against B only, `offset` is evidence (n,), (n,) that is there already.
 
-    Minimises -sum(weight * log P) + penalty / 2 * |weights|^2. Raises FitError unless it converges.
+    Minimises -sum(weight * target * log P) + penalty / 2 * |weights|^2. Raises FitError unless it converges.
     """
     from scipy.optimize import minimize
 
     d, k, sources = margin.shape[1], tie.shape[1], int(source.max()) + 1
-    happened = np.arange(len(outcome)), outcome
+    known_margin, known_tie = (0.0, 0.0) if offset is None else offset
+    wanted = weight[:, None] * target
 
     def objective(theta: Floats) -> tuple[float, Floats]:
         by_margin, by_tie, level = theta[:d], theta[d : d + k], theta[d + k :]
         log_p, by_s, by_t = Davidson.log_probabilities(
-            margin @ by_margin, np.where(tieless, -np.inf, tie @ by_tie + level[source])
+            known_margin + margin @ by_margin, np.where(tieless, -np.inf, known_tie + tie @ by_tie + level[source])
         )
-        slope_s, slope_t = -weight * by_s[happened], np.where(tieless, 0.0, -weight * by_t[happened])
+        slope_s, slope_t = -(wanted * by_s).sum(axis=1), np.where(tieless, 0.0, -(wanted * by_t).sum(axis=1))
         loss = penalty / 2 * (by_margin @ by_margin + by_tie @ by_tie) + 0.01 * (level @ level)
         gradient = [
             margin.T @ slope_s + penalty * by_margin,
             tie.T @ slope_t + penalty * by_tie,
             np.bincount(source, slope_t, sources) + 0.02 * level,
         ]
-        return float(loss - (weight * log_p[happened]).sum()), np.concatenate(gradient)
+        # Where nothing is wanted, the logarithm may be that of 0.
+        return float(loss - (wanted * np.where(wanted > 0, log_p, 0.0)).sum()), np.concatenate(gradient)
 
     found = minimize(
         objective,
@@ -141,7 +150,7 @@ def fit_davidson(
         options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-3},
     )
     if not found.success:
-        raise FitError(f"the fit of the surface model did not converge: {found.message}")
+        raise FitError(f"the fit did not converge: {found.message}")
     return found.x[:d], found.x[d : d + k]
 
 
@@ -169,7 +178,7 @@ def train(rows: Rows, mask: NDArray[np.bool_], penalty: float = PENALTY) -> Surf
         np.concatenate([z, bent], axis=1),
         np.concatenate([np.abs(bent), u], axis=1),
         rows.source[mask],
-        rows.outcome[mask],
+        np.eye(len(Outcome))[rows.outcome[mask]],
         weight,
         _tieless(rows)[mask],
         penalty,
@@ -199,7 +208,7 @@ def length_evidence(rows: Rows, fitted_on: NDArray[np.bool_], mask: NDArray[np.b
         margin[fitted_on],
         tie[fitted_on],
         rows.source[fitted_on],
-        rows.outcome[fitted_on],
+        np.eye(len(Outcome))[rows.outcome[fitted_on]],
         np.ones(int(fitted_on.sum())),
         _tieless(rows)[fitted_on],
         _LENGTH_PENALTY,

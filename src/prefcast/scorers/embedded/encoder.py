@@ -1,71 +1,80 @@
-"""The network: conversations -> vectors -> margin and tie evidence, by ONNX Runtime.
+"""The network: texts -> vectors, by ONNX Runtime.
 
-One conversation a run, on one thread each, as many runs at a time as there are processors: nothing is padded, and a
-vector does not depend on what else is scored, to the last bit. int8 activations are scaled by a run's own largest
-value, so a batch would leak from one conversation into another.
+One text a run, on one thread each, as many runs at a time as there are processors: nothing is padded, and a vector does
+not depend on what else is read, to the last bit. int8 activations are scaled by a run's own largest value, so a batch
+would leak from one text into another. This module knows nothing of what the vectors mean.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import ForecasterError
-from prefcast.scorers.embedded.conversations import Conversation
+from prefcast.scorers.embedded.texts import PairTexts
 
-__all__ = ["ENCODER", "HEAD", "Network", "processors"]
+__all__ = ["ENCODER", "Encoder", "Vectors", "processors"]
 
-ENCODER, HEAD = "encoder.onnx", "head.onnx"
+ENCODER = "encoder.onnx"
 
-Floats = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
 
-class Network:
-    """The encoder and the head in `folder`.
+class Vectors(NamedTuple):
+    """The vectors (h,) of a pair's prompt and responses."""
 
-    Raises ForecasterError if they cannot be read.
+    prompt: Vector
+    a: Vector
+    b: Vector
+
+
+class Encoder:
+    """The encoder in a file. `width` is h.
+
+    Raises ForecasterError if the file cannot be read.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
         self.threads = threads or processors()
-        self._encoder = _session(folder / ENCODER, {"ids", "types"}, {"vector"})
-        self._head = _session(folder / HEAD, {"a", "b"}, {"margin", "tie"})
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        # Texts have every length: a memory pattern for each would only grow.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's exceptions have no common base but this
+            raise ForecasterError(f"{path}: not a network that ONNX Runtime reads: {str(error)[:200]}") from None
+        names = [each.name for each in (*self._session.get_inputs(), *self._session.get_outputs())]
+        if names != ["ids", "vector"]:
+            raise ForecasterError(f"{path}: not an encoder: it goes from {names[0]} to {names[-1]}, not ids to vector")
+        self.width = int(self._session.get_outputs()[0].shape[1])
         self._pool: ThreadPoolExecutor | None = None
 
-    def evidence(
-        self, pairs: Sequence[tuple[Conversation, Conversation]], on_progress: Callable[[int], None] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Margin and tie evidence (n,) of each pair of conversations."""
-        margin, tie = np.zeros(len(pairs)), np.zeros(len(pairs))
+    def vectors(self, pairs: Iterable[PairTexts]) -> Iterator[Vectors]:
+        """The vectors of each pair, in order, as they come."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="prefcast-encoder")
         # Closing it cancels what has not begun, so that an interrupt does not wait for all the rest.
-        with closing(cast("Generator[Any, None, None]", self._pool.map(self._vectors, pairs))) as vectors:
-            for row, (a, b) in enumerate(vectors):
-                found = self._head.run(["margin", "tie"], {"a": a, "b": b})
-                margin[row], tie[row] = float(found[0][0]), float(found[1][0])
-                if on_progress:
-                    on_progress(row + 1)
-        return margin, tie
+        with closing(cast("Generator[Vectors, None, None]", self._pool.map(self._of_pair, pairs))) as found:
+            yield from found
 
-    def _vectors(self, pair: tuple[Conversation, Conversation]) -> tuple[NDArray[Any], NDArray[Any]]:
-        a, b = pair
-        of_a = self._vector(a)
-        same = np.array_equal(a.ids, b.ids) and np.array_equal(a.types, b.types)
-        return of_a, of_a if same else self._vector(b)
+    def _of_pair(self, texts: PairTexts) -> Vectors:
+        a = self._vector(texts.a)
+        return Vectors(self._vector(texts.prompt), a, a if np.array_equal(texts.a, texts.b) else self._vector(texts.b))
 
-    def _vector(self, conversation: Conversation) -> NDArray[Any]:
-        vector: NDArray[Any] = self._encoder.run(
-            ["vector"], {"ids": conversation.ids[None], "types": conversation.types[None]}
-        )[0]
-        return vector
+    def _vector(self, ids: NDArray[np.int32]) -> Vector:
+        found: NDArray[Any] = self._session.run(["vector"], {"ids": ids[None]})[0][0]
+        return found.astype(np.float64)
 
     def close(self) -> None:
         """Let the threads go; the next call starts new ones."""
@@ -79,21 +88,3 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
-
-
-def _session(path: Path, inputs: set[str], outputs: set[str]) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # Conversations have every length: a memory pattern for each would only grow.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the library's exceptions have no common base but this
-        raise ForecasterError(f"{path}: not a network that ONNX Runtime reads: {str(error)[:200]}") from None
-    found = {each.name for each in session.get_inputs()}, {each.name for each in session.get_outputs()}
-    if found != (inputs, outputs):
-        raise ForecasterError(f"{path}: not an embedded model's network: its inputs are {sorted(found[0])}")
-    return session

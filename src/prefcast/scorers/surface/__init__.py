@@ -22,7 +22,7 @@ from prefcast.scorers.surface.features import (
 )
 from prefcast.scorers.surface.model import SurfaceModel
 
-__all__ = ["SurfaceScorer", "feature_arrays"]
+__all__ = ["SurfaceScorer", "feature_arrays", "pushes"]
 
 Floats = NDArray[np.float64]
 
@@ -67,24 +67,30 @@ class SurfaceScorer(Scorer):
     def explain(self, pair: Pair) -> list[Push]:
         a, b, both = feature_arrays([pair])
         margin, likeness, shared = (terms[0] for terms in self.model.terms(a, b, both))
-        pushes = []
-        for name, features in GROUPS.items():
-            index = [RESPONSE_FEATURES.index(feature) for feature in features]
-            values = tuple(
-                _value(RESPONSE_FEATURES[i], float(a[0, i]), float(b[0, i]))
-                for i in index
-                if a[0, i] != b[0, i] and RESPONSE_FEATURES[i] not in UNREADABLE
-            )
-            pushes.append(Push(name, float(margin[index].sum()), float(likeness[index].sum()), values))
-        for name, features in PAIR_GROUPS.items():
-            index = [PAIR_FEATURES.index(feature) for feature in features]
-            values = tuple(
-                _value(PAIR_FEATURES[i], float(both[0, i]), float(both[0, i]))
-                for i in index
-                if both[0, i] and PAIR_FEATURES[i] not in UNREADABLE
-            )
-            pushes.append(Push(name, 0.0, float(shared[index].sum()), values))
-        return sorted(pushes, key=lambda push: -(abs(push.margin) + abs(push.tie)))
+        return pushes(a[0], b[0], both[0], margin, likeness, shared)
+
+
+def pushes(a: Floats, b: Floats, both: Floats, margin: Floats, likeness: Floats, shared: Floats) -> list[Push]:
+    """One pair's terms by group, the strongest first: features of A and B (r,) and of the pair (p,), terms of the margin (r,),
+    of the tie by response feature (r,) and by pair feature (p,)."""
+    found = []
+    for name, features in GROUPS.items():
+        index = [RESPONSE_FEATURES.index(feature) for feature in features]
+        values = tuple(
+            _value(RESPONSE_FEATURES[i], float(a[i]), float(b[i]))
+            for i in index
+            if a[i] != b[i] and RESPONSE_FEATURES[i] not in UNREADABLE
+        )
+        found.append(Push(name, float(margin[index].sum()), float(likeness[index].sum()), values))
+    for name, features in PAIR_GROUPS.items():
+        index = [PAIR_FEATURES.index(feature) for feature in features]
+        values = tuple(
+            _value(PAIR_FEATURES[i], float(both[i]), float(both[i]))
+            for i in index
+            if both[i] and PAIR_FEATURES[i] not in UNREADABLE
+        )
+        found.append(Push(name, 0.0, float(shared[index].sum()), values))
+    return sorted(found, key=lambda push: -(abs(push.margin) + abs(push.tie)))
 
 
 def _value(name: str, a: float, b: float) -> tuple[str, float, float]:

@@ -9,7 +9,6 @@ divided over the rows of source NAME.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -22,38 +21,32 @@ from prefcast.errors import UsageError, shown_path
 from prefcast.fitting.selection import LEAST_LABELS
 from prefcast.fitting.soft_labels import read_votes
 from prefcast.formats import open_pairs, read_pairs
-from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome, Pair
-from prefcast.statistics.likelihood import linear, maximise
 from prefcast.training.surface import prompt_key
 
-__all__ = ["LEAST_PAIRS", "PROBABILITY", "Labelled", "read_labelled", "softened"]
+__all__ = ["LEAST_PAIRS", "WEIGHT", "Labelled", "read_labelled"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# How likely a row of each source is to be in an epoch. The first five are Arena votes or as good as.
-PROBABILITY = {
+# How much a row of each source counts. The first five are Arena votes or as good as.
+WEIGHT = {
     "arena33k_sample574": 1.0,
     "arena33k_writing1277": 1.0,
     "arena_100k_first50": 1.0,
     "autoj_pairwise": 1.0,
     "arena_llama3_70b": 1.0,
-    "mtbench_human": 0.9,
-    "tulu_human_eval": 0.9,
-    "faireval80": 0.9,
-    "pandalm_test": 0.6,
-    "vicuna80_human": 0.4,
-    "oasst_ranked": 0.4,
-    "llmfao_crowd": 0.15,
-    "hh_harmless_test": 0.12,
-    "qafeedback_dev": 0.12,
+    "mtbench_human": 0.15,
+    "tulu_human_eval": 0.15,
+    "faireval80": 0.5,
+    "pandalm_test": 0.1,
+    "vicuna80_human": 0.06,
+    "oasst_ranked": 0.2,
+    "llmfao_crowd": 0.1,
 }
-# Fewer pairs than this teach the encoder less than they make it forget.
+# With fewer pairs than this the shipped weights are better left as they are.
 LEAST_PAIRS = 500
 HELD_OUT = 0.15
-# A source with fewer rows that name their models says too little of the models' strengths.
-_LEAST_NAMED = 200
 _ENDINGS = tuple(
     kind + packed for kind in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet") for packed in ("", ".gz", ".zst")
 )
@@ -62,10 +55,10 @@ _ENDINGS = tuple(
 @dataclass(frozen=True)
 class Labelled:
     """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the
-    label and `target` (n, 3) what the encoder learns of it.
+    label and `target` (n, 3) the shares of outcomes that are learned.
 
-    `calibration` (n,) marks the rows that fit the link and nothing else; `probability` (n,) is a row's chance to be in
-    an epoch. `own` says whether they are a person's own and not the project's.
+    `calibration` (n,) marks the rows that fit the link and nothing else; `weight` (n,) how much a row counts in training, 0 for those that teach
+    nothing. `own` says whether they are a person's own and not the project's.
     """
 
     pairs: list[Pair]
@@ -75,7 +68,7 @@ class Labelled:
     outcome: Ints
     target: Floats
     calibration: NDArray[np.bool_]
-    probability: Floats
+    weight: Floats
     own: bool
 
     @property
@@ -88,23 +81,8 @@ class Labelled:
 
     @property
     def left_out(self) -> int:
-        """How many rows teach neither the encoder nor the link: their first prompts are among the link's."""
-        return int(((self.probability == 0) & ~self.calibration).sum())
-
-    def summary(self) -> dict[str, dict[str, object]]:
-        """Each source's rows and what tells them from others: the card says the first, a resumed run compares both."""
-        found: dict[str, dict[str, object]] = {}
-        for number, name in enumerate(self.names):
-            digest, rows = hashlib.sha256(), np.flatnonzero(self.source == number)
-            for row in rows.tolist():
-                pair = self.pairs[row]
-                said = (
-                    [(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns],
-                    self.target[row].tolist(),
-                )
-                digest.update(repr((said, bool(self.calibration[row]), float(self.probability[row]))).encode())
-            found[name] = {"n": len(rows), "sha256": digest.hexdigest()[:16]}
-        return found
+        """How many rows teach neither the weights nor the link: their first prompts are among the link's."""
+        return int(((self.weight == 0) & ~self.calibration).sum())
 
 
 def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -> Labelled:
@@ -115,13 +93,13 @@ def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -
     reading a file raises.
     """
     folder = given[0] if len(given) == 1 and given[0].is_dir() else None
-    own = folder is None or not any((folder / "train" / f"{name}.csv.gz").exists() for name in PROBABILITY)
+    own = folder is None or not any((folder / "train" / f"{name}.csv.gz").exists() for name in WEIGHT)
     if folder is None:
         files = given
     elif own:
         files = _files(folder / "train" if (folder / "train").is_dir() else folder)
     else:
-        files = [folder / "train" / f"{name}.csv.gz" for name in PROBABILITY]
+        files = [folder / "train" / f"{name}.csv.gz" for name in WEIGHT]
     kept = [] if folder is None else _files(folder / "dev")
     by_source = {name: _read(path) for name, path in _named(files).items()}
     for_link = {f"dev/{name}": _read(path) for name, path in _named(kept).items()}
@@ -138,7 +116,7 @@ def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -
             f"{shown}: leaves {int(link_rows.sum())} pairs to fit the link; that takes at least {LEAST_LABELS}, with different "
             "first prompts (put more into dev/)"
         )
-    if not (found.probability > 0).any():
+    if not (found.weight > 0).any():
         raise UsageError(f"{shown}: leaves no pair to train on: every first prompt is one of dev/")
     return _with_votes(found, folder / "votes") if votes and folder is not None else found
 
@@ -182,12 +160,12 @@ def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], o
     if not for_link:
         drawn = np.random.default_rng(seed).permutation(len(groups))[: ceil(HELD_OUT * len(groups))]
         calibration = np.isin(group, drawn)
-    # A prompt that the link is fitted on must not be one that the encoder has learned.
+    # A prompt that the link is fitted on must not be one that the weights were learned on.
     unseen = ~np.isin(group, group[calibration])
-    chance = np.array([1.0 if own else PROBABILITY.get(name, 0.0) for name in named])
+    weight = np.array([1.0 if own else WEIGHT.get(name, 0.0) for name in named])
     target = np.eye(len(Outcome))[outcome]
     return Labelled(
-        pairs, tuple(named), source, group, outcome, target, calibration, np.where(unseen, chance[source], 0.0), own
+        pairs, tuple(named), source, group, outcome, target, calibration, np.where(unseen, weight[source], 0.0), own
     )
 
 
@@ -202,34 +180,4 @@ def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
         for row in np.flatnonzero(labelled.source == number).tolist():
             if (found := counts.get(str(labelled.pairs[row].id))) is not None:
                 target[row] = np.array(found) / sum(found)
-    return replace(labelled, target=target)
-
-
-def softened(labelled: Labelled, share: float) -> Labelled:
-    """The same with `share` of each target given by how strong the two models are among the source's rows.
-
-    Strengths are Davidson's, with a standard normal prior, fitted on the rows of training. A source without ties, or
-    with few rows that name both models, stays as it is.
-    """
-    target = labelled.target.copy()
-    named = np.array([pair.model_a is not None and pair.model_b is not None for pair in labelled.pairs])
-    for number in np.flatnonzero(~labelled.tieless).tolist():
-        rows = np.flatnonzero((labelled.source == number) & named & (labelled.probability > 0))
-        if len(rows) < _LEAST_NAMED:
-            continue
-        models = [(str(labelled.pairs[row].model_a), str(labelled.pairs[row].model_b)) for row in rows.tolist()]
-        place = {model: index for index, model in enumerate(sorted({model for both in models for model in both}))}
-        sides = np.eye(len(place))[[[place[model] for model in both] for both in models]]
-        block = sides[:, 0] - sides[:, 1], np.zeros((len(rows), 0)), labelled.target[rows]
-        size = len(place) + 1
-        found = maximise(
-            Davidson.log_probabilities,
-            lambda block=block: [block],  # type: ignore[misc]
-            np.eye(size),
-            np.zeros(size),
-            penalty=np.append(np.ones(len(place)), 0.0),
-            name=f"the strengths of {labelled.names[number]}'s models",
-        )
-        by_strength = np.exp(Davidson.log_probabilities(*linear(found.theta, *block[:2]))[0])
-        target[rows] = (1 - share) * target[rows] + share * by_strength
     return replace(labelled, target=target)

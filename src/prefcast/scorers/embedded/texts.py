@@ -1,0 +1,91 @@
+"""A pair as the encoder reads it: the token ids of its prompts, of A's responses and of B's.
+
+    <s> query: prompt prompt ... </s>        <s> passage: response response ... </s>
+
+What is too long loses its middle. This module knows nothing of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import ForecasterError
+from prefcast.pairs import Pair
+
+__all__ = ["TOKENIZER", "PairTexts", "TextReader"]
+
+Ids = NDArray[np.int32]
+
+TOKENIZER = "tokenizer.json"
+# What multilingual-e5 was trained to read before a question and before an answer (Wang et al., 2024).
+_PROMPT, _RESPONSE = "query: ", "passage: "
+# Of a text that is cut, one part in so many is its end.
+_END = 3
+# No text needs more characters than these, from its start and its end, to fill its tokens.
+_HEAD_CHARACTERS, _TAIL_CHARACTERS = 4_000, 2_000
+
+
+class PairTexts(NamedTuple):
+    """Token ids (l,), int32, of each text."""
+
+    prompt: Ids
+    a: Ids
+    b: Ids
+
+
+class TextReader:
+    """Turns pairs into texts of at most `limit` tokens, start and end not counted, with the tokenizer in a file of the
+    tokenizers library.
+
+    Raises ForecasterError if the file is no tokenizer or lacks <s> and </s>.
+    """
+
+    def __init__(self, tokenizer: Path, limit: int) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # the library raises bare Exception
+            raise ForecasterError(f"{tokenizer}: not a tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # "</s>" in a text is four characters, never the token.
+        self._tokenizer.encode_special_tokens = True
+        start, end = (self._tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
+        if start is None or end is None:
+            raise ForecasterError(f"{tokenizer}: has no <s> or no </s>")
+        self._start, self._end = start, end
+        self.vocabulary: int = self._tokenizer.get_vocab_size()
+        self.limit = limit
+
+    def read(self, pairs: Sequence[Pair]) -> list[PairTexts]:
+        """The texts of each pair."""
+        texts = [
+            kind + _shortened("\n".join(turns))
+            for pair in pairs
+            for kind, turns in (
+                (_PROMPT, pair.prompt),
+                (_RESPONSE, [turn.response_a for turn in pair.turns]),
+                (_RESPONSE, [turn.response_b for turn in pair.turns]),
+            )
+        ]
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [self._cut(each.ids) for each in encoded]
+        return [PairTexts(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
+
+    def _cut(self, ids: list[int]) -> Ids:
+        if len(ids) > self.limit:
+            end = self.limit // _END
+            ids = ids[: self.limit - end] + ids[len(ids) - end :]
+        return np.array([self._start, *ids, self._end], dtype=np.int32)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _HEAD_CHARACTERS + _TAIL_CHARACTERS:
+        return text
+    return text[:_HEAD_CHARACTERS] + text[-_TAIL_CHARACTERS:]
