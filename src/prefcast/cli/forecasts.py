@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefcast.cli.running import Running, attempted, end_failed, isolated, run_options, say_finished
+from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
     LOG,
     ROWS_FAILED,
@@ -108,6 +108,8 @@ def predict(
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
     chosen = resolve(model, forecaster, budget, preset, options, scores)
     if running.isolated:
+        from prefcast.runs.isolated import isolated
+
         chosen = replace(chosen, scorer=isolated(chosen.scorer, running.time_limit))
     rehearsal: Rehearsal | None = None
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from prefcast.cli.running import Running, attempted, end_failed, isolated, run_options, say_finished
+from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
     LOG,
     BudgetText,
@@ -85,6 +85,8 @@ def score(
         return
     scorer, read = resolve_scorer(model, budget, options)
     if running.isolated:
+        from prefcast.runs.isolated import isolated
+
         scorer = isolated(scorer, running.time_limit)
     with closing(scorer), opened(pairs, columns, cells) as file:
         report = attempted(

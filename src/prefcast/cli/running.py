@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from prefcast.pairs import Pair
     from prefcast.runs.attempt import Open
     from prefcast.runs.loop import Job, RunReport
-    from prefcast.scorers import Scorer
 
 _LONG = 60.0
 
@@ -93,11 +92,6 @@ def run_options(verb: Callable[..., None]) -> Callable[..., None]:
         return running
 
     return with_options(verb, "running", RUN_OPTIONS, made)
-
-
-def isolated(scorer: Scorer, time_limit: float | None) -> Scorer:
-    """The scorer in a process of its own."""
-    raise UsageError("not yet")
 
 
 def attempted(

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from prefcast.errors import RowError, ScoringError, printable
+from prefcast.processes import CRASHED, TOO_SLOW
 
 __all__ = ["Log", "Watch", "duration_text", "kind_of"]
 
@@ -22,8 +23,8 @@ PARTS = ("reading", "tokenising", "scoring", "writing")
 # A sample of so many seconds is enough for an estimate; a run that ends within the other needs none.
 _SAMPLE, _SHORT = 5.0, 60.0
 _BYTES_A_ROW = 16  # what is remembered of each id
-# The words that name the end of a worker process in a row's error, and the kinds they stand for.
-CRASHED, TOO_SLOW, TOO_LARGE = "ended its worker process", "took longer than", "needs more memory"
+# What is wrong with the scoring of a row, by the words that its error has.
+_KINDS = {CRASHED: "crash", "was killed by": "crash", TOO_SLOW: "time limit", "needs more memory": "memory"}
 
 T = TypeVar("T")
 
@@ -106,8 +107,8 @@ class Watch:
             if error is not None:
                 kind = kind_of(error)
                 self.errors[kind] += 1
-                # What is wrong with a text may quote it; what is wrong with its scoring does not.
-                why = {"problem": printable(error.problem)} if isinstance(error, ScoringError) else {}
+                # Other problems may quote a text.
+                why = {"problem": printable(error.problem)} if kind in _KINDS.values() else {}
                 self.log.event("row_failed", row=error.row, field=printable(error.field), kind=kind, **why)
 
     def done(self, rows: int | None, all_rows: int) -> None:
@@ -158,8 +159,7 @@ def kind_of(error: RowError) -> str:
     """What kind of error a row has, in a word or two."""
     if not isinstance(error, ScoringError):
         return "reading"
-    kinds = {CRASHED: "crash", TOO_SLOW: "time limit", TOO_LARGE: "memory"}
-    return next((kind for words, kind in kinds.items() if words in error.problem), "scoring")
+    return next((kind for words, kind in _KINDS.items() if words in error.problem), "scoring")
 
 
 def peak_memory() -> int:

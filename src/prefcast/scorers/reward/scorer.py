@@ -231,10 +231,12 @@ class RewardScorer(Scorer):
         """The loaded model, in this process or in one a device."""
         if self._replicas is None:
             recipe = self._recipe
-            if self.options.shard or len(self.devices) == 1:
+            one = self.options.shard or len(self.devices) == 1
+            if one and not self.options.isolate:
                 self._replicas = LocalReplica(recipe)
             else:
-                self._replicas = Replicas([replace(recipe, devices=(device,)) for device in recipe.devices])
+                each = [recipe] if one else [replace(recipe, devices=(device,)) for device in recipe.devices]
+                self._replicas = Replicas(each, self.options.time_limit)
         return self._replicas
 
     @property
@@ -315,4 +317,4 @@ class RewardScorer(Scorer):
 
 
 # Where a model runs and what is kept of it is the machine's affair, not the forecaster's; remote code is trusted anew each time.
-_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep"}
+_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep", "isolate", "time_limit"}
