@@ -20,6 +20,7 @@ VERBS = (
     "rank",
     "compare",
     "score",
+    "merge",
     "quantize",
     "models",
     "models show",
@@ -30,7 +31,8 @@ HEAD = f"""# The command line
 
 Written by `make docs` from `prefcast --help`, with Typer {TYPER}.
 
-Exit status: 0, done; 2, a fault of the call or of the file, and nothing was written; 3, done, but some rows failed.
+Exit status: 0, done; 2, a fault of the call, of the file or of the machine, and nothing was written; 3, done, but some rows
+failed; 129, 130 and 143, stopped by SIGHUP, SIGINT or SIGTERM.
 """
 
 

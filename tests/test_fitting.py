@@ -517,7 +517,7 @@ def test_figures_of_scores_are_those_of_the_forecasts(prefcast: Run, tmp_path: P
     assert json.loads(done.stdout)["log_loss"]["value"] == pytest.approx(-np.log(p[np.arange(300), y]).mean())
     done = prefcast("evaluate", "--scores", "s.csv")
     assert done.returncode == 2
-    assert "was fitted to the model surface, not to scores that are brought" in done.stderr
+    assert "was fitted to the model embedded, not to scores that are brought" in done.stderr
 
 
 def test_forecaster_fit_leaves_no_old_uncertainty() -> None:

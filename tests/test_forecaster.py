@@ -47,7 +47,7 @@ def test_saving_replaces_a_forecaster_but_nothing_else(tmp_path: Path) -> None:
 def test_a_file_laid_beside_a_forecaster_does_not_matter_and_is_not_lost(tmp_path: Path) -> None:
     load_forecaster().save(tmp_path / "f")
     (tmp_path / "f" / "notes.txt").write_text("hello")
-    assert load_forecaster(tmp_path / "f").scorer.name == "surface"
+    assert load_forecaster(tmp_path / "f").scorer.name == "embedded"
     with pytest.raises(UsageError, match="holds other things than a forecaster"):
         load_forecaster().save(tmp_path / "f")
     assert (tmp_path / "f" / "notes.txt").read_text() == "hello"
@@ -137,7 +137,7 @@ def test_folders_that_are_none(tmp_path: Path, change: object, message: str) -> 
 def test_names_and_folders_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown model 'lenght'; did you mean 'length'"):
         load_forecaster("lenght")
-    with pytest.raises(ForecasterError, match="no such forecaster folder; built in are surface, length"):
+    with pytest.raises(ForecasterError, match="no such forecaster folder; built in are embedded, surface, length"):
         load_forecaster(tmp_path / "none")
     with pytest.raises(ForecasterError, match="not a forecaster folder: No such file"):
         load_forecaster(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from conftest import EXAMPLES, kaggle_row
 
 HEAVY = ("torch", "transformers", "ray", "onnxruntime", "pyarrow", "pandas", "scipy")
+INSTANT = {"model": "surface"}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_starting_up_loads_nothing_heavy(code: str) -> None:
 
 
 def test_forecasting_a_csv_loads_nothing_heavy() -> None:
-    code = f"import prefcast, sys; prefcast.predict({str(EXAMPLES)!r}); print([name for name in {HEAVY} if name in sys.modules])"
+    code = f"import prefcast, sys; prefcast.predict({str(EXAMPLES)!r}, **{INSTANT}); print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -44,7 +45,7 @@ def peak_memory(path: Path, output: Path) -> int:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "predict", str(path), "-o", str(output)],
+        [sys.executable, "-c", code, "predict", str(path), "--model", "surface", "-o", str(output)],
         capture_output=True,
         text=True,
         check=True,

@@ -349,7 +349,7 @@ def test_report_from_the_command_line(prefcast: Run, tmp_path: Path) -> None:
     page = (tmp_path / "out.html").read_text("utf-8")
     read(page)
     assert "<title>Our &lt;b&gt;votes&lt;/b&gt;</title>" in page
-    assert "forecaster <bdi>surface</bdi>" in page
+    assert "forecaster <bdi>embedded</bdi>" in page
     assert page.count("<li><details>") == 20
     figures = json.loads((tmp_path / "out.json").read_text())
     assert f"{figures['log_loss']['value']:.3f}" in page

@@ -148,7 +148,7 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     collector, seen = Collector(), []
     with prefcast.open_pairs(path) as file:
         report = predict_to(
-            collector, file, prefcast.load_forecaster().with_budget(KeepLast(100)), progress=seen.append
+            collector, file, prefcast.load_forecaster("surface").with_budget(KeepLast(100)), progress=seen.append
         )
     assert (report.rows, report.failed, report.truncated) == (500, 2, 1)
     assert report.first_error is not None

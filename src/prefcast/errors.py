@@ -7,6 +7,8 @@ PrefcastError
 ├── UsageError          the call is wrong: an unknown model, a budget that does not parse
 ├── MissingExtraError   an optional dependency is not installed; the message names the pip command
 ├── ModelError          a model's checkpoint cannot be used: unsupported, damaged, weights missing
+├── JournalError        a run's journal or shard cannot be used: another run's, held, damaged, or its input changed
+├── ResourceError       the machine has no more of what is needed: disk, memory
 ├── WorkerError         no worker process is left to score with
 ├── ForecasterError     a forecaster folder cannot be loaded or does not fit its scorer
 └── FitError            an outcome model could not be fitted: too little data, no convergence
@@ -23,9 +25,11 @@ __all__ = [
     "FileError",
     "FitError",
     "ForecasterError",
+    "JournalError",
     "MissingExtraError",
     "ModelError",
     "PrefcastError",
+    "ResourceError",
     "RowError",
     "ScoringError",
     "UsageError",
@@ -120,6 +124,14 @@ class MissingExtraError(PrefcastError):
 
 class ModelError(PrefcastError):
     """A checkpoint that is not supported, is damaged or lacks weights; the message says what would do."""
+
+
+class JournalError(PrefcastError):
+    """A run's journal, or a shard, that cannot be used; the message says what would do."""
+
+
+class ResourceError(PrefcastError):
+    """Disk or memory ran out; the message says what is kept."""
 
 
 class WorkerError(PrefcastError):

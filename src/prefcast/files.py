@@ -15,11 +15,11 @@ __all__ = ["atomic_file", "umask"]
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str], room: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write that takes its name only when the block ends well; otherwise nothing is left and an older file
     stays as it was.
 
-    A link is followed. Raises UsageError where the folder cannot be written or the name is taken by something that is
+    A link is followed. Until then it lies in `room`, a folder on the same disk: by default the target's own. Raises UsageError where the folder cannot be written or the name is taken by something that is
     not a file.
     """
     shown = shown_path(path)
@@ -27,7 +27,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
             raise UsageError(f"{shown}: cannot be written: it is not a regular file")
-        handle, name = tempfile.mkstemp(prefix=".prefcast-", suffix=".part", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=".prefcast-", suffix=".part", dir=room or target.parent)
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
     part = Path(name)

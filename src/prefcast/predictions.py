@@ -342,15 +342,15 @@ def output_kind(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[Writer]:
+def open_writer(path: str | os.PathLike[str], *, with_text: bool = False, room: Path | None = None) -> Iterator[Writer]:
     """A writer for `path` by its ending.
 
-    The file appears when the block ends well, and never half. Raises UsageError.
+    The file appears when the block ends well, and never half; until then it lies in `room`. Raises UsageError.
     """
     kind = output_kind(path)
     if with_text and kind == ".csv":
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
-    with atomic_file(path) as file:
+    with atomic_file(path, room) as file:
         if kind == ".csv":
             yield _Submission(file)
         elif kind == ".jsonl":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
+from hashlib import sha256
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,100 +23,86 @@ from prefcast.formats import PairFile, open_pairs, pairs_of_records
 from prefcast.pairs import Pair
 from prefcast.predictions import Forecasts, Writer
 from prefcast.resolve import resolve
+from prefcast.runs.log import Watch
+from prefcast.runs.loop import (
+    CHUNK_CHARACTERS,
+    CHUNK_ROWS,
+    Job,
+    Progress,
+    RunReport,
+    Tally,
+    chunks,
+    pieces,
+    run_to,
+)
+from prefcast.runs.packed import link_as_json
 from prefcast.scorers import Scorer
-from prefcast.scores import RawScores, ScoreWriter, score_pairs
+from prefcast.scores import ScoreWriter, column_names, score_pairs
 
 __all__ = [
+    "Progress",
     "RunReport",
     "Tally",
     "chunks",
     "find_pair",
+    "forecasting",
     "forecasts_of",
     "opened_pairs",
     "predict",
     "predict_to",
     "rehearsal_rows",
     "score_to",
+    "scoring",
 ]
 
-ON_ERROR = ("keep", "stop")
-# A chunk ends at whichever comes first; texts of many megabytes then travel in small company.
-_CHUNK_ROWS = 256
-_CHUNK_CHARACTERS = 4_000_000
 _NEAR = 3
 _STUB_ROWS, _REHEARSED_ROWS = 3, 1000
 LABEL_COLUMNS = "winner_model_a, winner_model_b, winner_tie or winner"
 
-Progress = Callable[[int], None]
+
+def forecasting(forecaster: Forecaster) -> Job:
+    """Forecasting as a run's job; its header says all that a forecast depends on."""
+    link = forecaster.link
+    return Job(
+        forecaster.forecast,
+        forecaster.scorer,
+        {
+            "verb": "predict",
+            **_scorer_header(forecaster.scorer, forecaster.budget),
+            "outcome model": f"{forecaster.outcome.kind} {forecaster.outcome.parameters()}",
+            "prior": list(forecaster.prior),
+            "uncertainty": None if link is None else sha256(repr(link_as_json(link)).encode()).hexdigest()[:16],
+        },
+        link,
+    )
 
 
-@dataclass(frozen=True)
-class RunReport:
-    """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds it took."""
-
-    rows: int
-    failed: int
-    truncated: int
-    first_error: RowError | None
-    seconds: float
+def scoring(scorer: Scorer, budget: Budget) -> Job:
+    """Raw scores as a run's job."""
+    return Job(
+        lambda items: score_pairs(items, scorer, budget),
+        scorer,
+        {"verb": "score", **_scorer_header(scorer, budget), "numbers": list(column_names(scorer))},
+    )
 
 
-def chunks(items: Iterable[Pair | RowError]) -> Iterator[list[Pair | RowError]]:
-    """The items in pieces of bounded rows and characters; formed by position alone."""
-    chunk: list[Pair | RowError] = []
-    characters = 0
-    for item in items:
-        chunk.append(item)
-        characters += item.characters if isinstance(item, Pair) else 0
-        if len(chunk) >= _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ON_ERROR:
-        raise UsageError(f"unknown on_error {on_error!r}; there are {', '.join(ON_ERROR)}")
-
-
-def _follow(scorer: Scorer, before: int, progress: Progress | None) -> None:
-    """Let a slow scorer tell its progress within a piece, after the `before` rows of those that are done."""
-    scorer.on_progress = (lambda done: progress(before + done)) if progress else None
-
-
-class Tally:
-    """Counts what went by."""
-
-    def __init__(self) -> None:
-        self.rows = self.failed = self.truncated = 0
-        self.first: RowError | None = None
-
-    def add(self, piece: Forecasts | RawScores, on_error: str) -> None:
-        """Count a piece; with `on_error="stop"` its first error is raised."""
-        first = next(filter(None, piece.errors), None)
-        if on_error == "stop" and first is not None:
-            raise first
-        self.rows += len(piece)
-        self.failed += piece.failed
-        self.truncated += sum(truncation is not None and truncation.truncated for truncation in piece.truncations)
-        self.first = self.first or first
-
-    def report(self, seconds: float) -> RunReport:
-        return RunReport(self.rows, self.failed, self.truncated, self.first, seconds)
+def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:
+    return {
+        "version of prefcast": version("prefcast"),
+        "piece": f"{CHUNK_ROWS} rows, {CHUNK_CHARACTERS} characters",
+        "model": scorer.name,
+        "scorer": scorer.identity(),
+        "budget": str(budget),
+        "limit": None if scorer.limit is None else str(scorer.limit),
+    }
 
 
 def forecasts_of(
     items: Iterable[Pair | RowError], forecaster: Forecaster, tally: Tally, on_error: str, progress: Progress | None
 ) -> Iterator[Forecasts]:
-    _check_on_error(on_error)
-    for chunk in chunks(items):
-        _follow(forecaster.scorer, tally.rows, progress)
-        forecasts = forecaster.forecast(chunk)
-        tally.add(forecasts, on_error)
-        yield forecasts
-        if progress:
-            progress(tally.rows)
+    job = Job(forecaster.forecast, forecaster.scorer)
+    found = pieces(items, job, tally, on_error=on_error, watch=Watch(progress=progress))
+    return cast(Iterator[Forecasts], found)
 
 
 def predict_to(
@@ -131,11 +117,8 @@ def predict_to(
 
     With `on_error="stop"` the first row that fails raises its RowError.
     """
-    start = time.perf_counter()
-    tally = Tally()
-    for forecasts in forecasts_of(pairs, forecaster, tally, on_error, progress):
-        writer.write(forecasts)
-    return tally.report(time.perf_counter() - start)
+    job = Job(forecaster.forecast, forecaster.scorer)
+    return run_to(writer, pairs, job, on_error=on_error, watch=Watch(progress=progress))
 
 
 def score_to(
@@ -148,17 +131,8 @@ def score_to(
     progress: Progress | None = None,
 ) -> RunReport:
     """Write the raw scores of `pairs`, a piece at a time; as `predict_to`."""
-    _check_on_error(on_error)
-    start = time.perf_counter()
-    tally = Tally()
-    for chunk in chunks(pairs):
-        _follow(scorer, tally.rows, progress)
-        scores = score_pairs(chunk, scorer, budget)
-        tally.add(scores, on_error)
-        writer.write(scores)
-        if progress:
-            progress(tally.rows)
-    return tally.report(time.perf_counter() - start)
+    job = Job(lambda items: score_pairs(items, scorer, budget), scorer)
+    return run_to(writer, pairs, job, on_error=on_error, watch=Watch(progress=progress))
 
 
 def rehearsal_rows(
@@ -283,7 +257,7 @@ def opened_pairs(source: Any, columns: Mapping[str, str] | None, cells: str) -> 
         records = (dict(zip(names, map(_plain, row), strict=True)) for row in source.itertuples(index=False, name=None))
         return pairs_of_records(records, names, mapping=columns, cells=cells)
     if _is_table(source, "pyarrow", "Table"):
-        rows = chain.from_iterable(batch.to_pylist() for batch in source.to_batches(max_chunksize=_CHUNK_ROWS))
+        rows = chain.from_iterable(batch.to_pylist() for batch in source.to_batches(max_chunksize=CHUNK_ROWS))
         return pairs_of_records(rows, source.column_names, mapping=columns, cells=cells)
     return _Given(source)
 

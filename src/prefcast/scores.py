@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
@@ -29,7 +30,15 @@ from prefcast.statistics.bootstrap import group_key
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["GivenScores", "RawScores", "open_score_writer", "read_scores", "score_blocks", "score_pairs"]
+__all__ = [
+    "GivenScores",
+    "RawScores",
+    "column_names",
+    "open_score_writer",
+    "read_scores",
+    "score_blocks",
+    "score_pairs",
+]
 
 _TEXTS = ("model_a", "model_b", "error")
 _TAIL = ("label", "model_a", "model_b", "characters_kept", "characters", "turns_kept", "turns", "error")
@@ -117,13 +126,15 @@ class _Csv:
 
 
 @contextmanager
-def open_score_writer(path: str | os.PathLike[str], scorer: Scorer) -> Iterator[ScoreWriter]:
-    """A writer for `path` by its ending (.csv, .jsonl, .parquet); the file appears whole or not at all.
+def open_score_writer(
+    path: str | os.PathLike[str], names: Sequence[str], *, room: Path | None = None
+) -> Iterator[ScoreWriter]:
+    """A writer for `path` by its ending (.csv, .jsonl, .parquet) of the numbers `names` (see `column_names`); the file
+    appears whole or not at all, until then it lies in `room`.
 
     Raises UsageError.
     """
     kind = output_kind(path)
-    names = column_names(scorer)
 
     def schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
         import pyarrow
@@ -137,7 +148,7 @@ def open_score_writer(path: str | os.PathLike[str], scorer: Scorer) -> Iterator[
             ]
         )
 
-    with atomic_file(path) as file:
+    with atomic_file(path, room) as file:
         if kind == ".csv":
             yield _Csv(file, names)
         elif kind == ".jsonl":

@@ -1,6 +1,7 @@
 """The command line: one short function a verb.
 
-Exit status 0: done; 2: a fault of the call or the file, nothing written; 3: done, but rows failed.
+Exit status 0: done; 2: a fault of the call, the file or the machine, nothing written; 3: done, but rows failed; 128 and
+the signal's number (130, 143, 129): stopped by it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import signal
 import sys
 
 # The verbs add themselves to the program.
-from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting, training  # noqa: F401
+from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting, running, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 
 __all__ = ["app", "main"]
 
-_ORDER = ("predict", "explain", "check", "fit", "evaluate", "report", "rank", "compare", "score", "quantize")
+_ORDER = ("predict", "explain", "check", "fit", "evaluate", "report", "rank", "compare", "score", "merge", "quantize")
 app.registered_commands.sort(key=lambda verb: _ORDER.index(verb.callback.__name__ if verb.callback else ""))
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         app()
     except PrefcastError as error:
-        say(str(error))
+        say("; ".join([str(error), *getattr(error, "__notes__", [])]))
         raise SystemExit(2) from None
     except BrokenPipeError:
         # The reader of a pipe has gone; nothing more can be said to it.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
+    LOG,
     ROWS_FAILED,
     BudgetText,
     CellKind,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 @app.command()
 @reward_options
+@run_options
 def predict(
     pairs: Pairs,
     output: Annotated[
@@ -70,8 +75,11 @@ def predict(
     ] = None,
     *,
     options: Options,
+    running: Running,
 ) -> None:
     """Forecast every pair of a file.
+
+    Stopped or killed, the same command goes on where it was (docs/runs.md).
 
     \b
     Examples:
@@ -84,7 +92,7 @@ def predict(
     from prefcast.figures import evaluation_text
     from prefcast.predictions import open_writer, output_kind
     from prefcast.resolve import resolve
-    from prefcast.run import predict_to, rehearsal_rows, same_file
+    from prefcast.run import forecasting, rehearsal_rows, same_file
     from prefcast.show import TableWriter
 
     if output is None and with_text:
@@ -95,18 +103,42 @@ def predict(
             raise UsageError(f"{output}: is the input; write the forecasts to another file")
         if rehearse is not None and same_file(rehearse, output):
             raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
+    if rehearse is not None and running.part is not None:
+        raise UsageError("--rehearse is one small run; --shard has no part in it")
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
     chosen = resolve(model, forecaster, budget, preset, options, scores)
-    with ExitStack() as stack:
-        file = stack.enter_context(opened(pairs, columns, cells))
-        show = stack.enter_context(progress(file))
-        stack.enter_context(closing(chosen.scorer))
-        writer: Writer = (
-            TableWriter(sys.stdout) if output is None else stack.enter_context(open_writer(output, with_text=with_text))
-        )
-        rehearsal = None if train is None else Rehearsal(writer)
-        report = predict_to(
-            rehearsal or writer, file if train is None else train, chosen, on_error=on_error.value, progress=show
+    if running.isolated:
+        from prefcast.runs.isolated import isolated
+
+        chosen = replace(chosen, scorer=isolated(chosen.scorer, running.time_limit))
+    rehearsal: Rehearsal | None = None
+
+    @contextmanager
+    def open_output(room: Path | None) -> Iterator[Writer]:
+        nonlocal rehearsal
+        with (
+            nullcontext(TableWriter(sys.stdout))
+            if output is None
+            else open_writer(output, with_text=with_text, room=room) as writer
+        ):
+            rehearsal = None if train is None else Rehearsal(writer)
+            yield rehearsal or writer
+
+    with opened(pairs, columns, cells) as file, closing(chosen.scorer):
+        report = attempted(
+            forecasting(chosen),
+            file if train is None else train,
+            file,
+            output,
+            open_output,
+            running,
+            facts={
+                "input": file.name if train is None else f"{rehearse} for {file.name}",
+                "columns": columns,
+                "cells": cells.value,
+            },
+            on_error=on_error.value,
+            with_text=with_text,
         )
     if rehearse is not None and train is None:
         say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
@@ -114,16 +146,12 @@ def predict(
         say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
-    if output is not None and sys.stderr.isatty():
-        say(
-            f"{report.rows} forecasts in {output} ({report.seconds:.1f} s, {report.rows / report.seconds:.0f} pairs a second)"
-        )
-    say_truncated(report.truncated, report.rows, chosen)
-    say_reused(chosen.scorer)
-    if report.failed:
-        got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
-        say(f"{report.failed} of {report.rows} rows failed and got {got}; the first: {report.first_error}")
-        raise typer.Exit(ROWS_FAILED)
+    say_finished(report, "forecasts", output, running)
+    if not LOG.as_json:
+        say_truncated(report.truncated, report.rows, chosen)
+        say_reused(chosen.scorer)
+    got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
+    end_failed(report, f" and got {got}")
 
 
 @app.command()

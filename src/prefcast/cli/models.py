@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
-    ROWS_FAILED,
+    LOG,
     BudgetText,
     CellKind,
     Cells,
@@ -22,7 +23,6 @@ from prefcast.cli.shared import (
     Quantize,
     app,
     opened,
-    progress,
     reward_options,
     say,
     say_reused,
@@ -33,6 +33,7 @@ from prefcast.scorers.reward import Options
 
 @app.command()
 @reward_options
+@run_options
 def score(
     pairs: Pairs,
     model: Annotated[
@@ -55,8 +56,11 @@ def score(
     ] = None,
     *,
     options: Options,
+    running: Running,
 ) -> None:
     """Keep a model's raw scores: no outcome model, nothing squashed.
+
+    Stopped or killed, the same command goes on where it was (docs/runs.md).
 
     \b
     Examples:
@@ -66,8 +70,8 @@ def score(
     """
     from prefcast.predictions import output_kind
     from prefcast.resolve import resolve_scorer
-    from prefcast.run import same_file, score_to
-    from prefcast.scores import open_score_writer
+    from prefcast.run import same_file, scoring
+    from prefcast.scores import column_names, open_score_writer
 
     if output is None and check_drift is None:
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
@@ -80,21 +84,25 @@ def score(
     if output is None:
         return
     scorer, read = resolve_scorer(model, budget, options)
-    with (
-        closing(scorer),
-        opened(pairs, columns, cells) as file,
-        progress(file) as show,
-        open_score_writer(output, scorer) as writer,
-    ):
-        report = score_to(writer, file, scorer, read, on_error=on_error.value, progress=show)
-    truncated = f", {report.truncated} truncated" if report.truncated else ""
-    say(
-        f"{report.rows} pairs scored in {report.seconds:.1f} s ({report.rows / report.seconds:{',.0f' if report.rows > 10 * report.seconds else '.2g'}} a second{truncated}): {output}"
-    )
-    say_reused(scorer)
-    if report.failed:
-        say(f"{report.failed} of {report.rows} rows failed; the first: {report.first_error}")
-        raise typer.Exit(ROWS_FAILED)
+    if running.isolated:
+        from prefcast.runs.isolated import isolated
+
+        scorer = isolated(scorer, running.time_limit)
+    with closing(scorer), opened(pairs, columns, cells) as file:
+        report = attempted(
+            scoring(scorer, read),
+            file,
+            file,
+            output,
+            lambda room: open_score_writer(output, column_names(scorer), room=room),
+            running,
+            facts={"input": file.name, "columns": columns, "cells": cells.value},
+            on_error=on_error.value,
+        )
+    say_finished(report, "pairs scored", output, running, always=True)
+    if not LOG.as_json:
+        say_reused(scorer)
+    end_failed(report)
 
 
 def _print_drift(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_type_hints
 
 import typer
 
-from prefcast.errors import UsageError, printable
+from prefcast.errors import UsageError
+from prefcast.runs.log import Log
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ REWARD_OPTIONS: dict[str, tuple[Any, Any]] = {
         str | None,
         typer.Option(help="Where: auto, cpu, cuda:0,cuda:1; one replica on each.  [default: auto]", metavar="LIST"),
     ),
-    "shard": (bool, typer.Option("--shard", help="Spread one model over the devices instead.")),
+    "shard": (bool, typer.Option("--spread", help="Spread one model over the devices instead.")),
     "special_tokens": (
         SpecialTokens | None,
         typer.Option(help="Special tokens inside a text: read letter by letter, or parsed.  [default: literal]"),
@@ -167,30 +168,41 @@ REWARD_OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def reward_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of reward models; it receives them as one `options`."""
+def with_options(
+    verb: Callable[..., None], name: str, table: dict[str, tuple[Any, Any]], made: Callable[[dict[str, Any]], Any]
+) -> Callable[..., None]:
+    """Give a verb the options of a table; it receives what `made` makes of them as its argument `name`, whose default
+    they take theirs from."""
     hints = get_type_hints(verb, include_extras=True)
     own = [
-        each.replace(annotation=hints[each.name])
-        for each in signature(verb).parameters.values()
-        if each.name != "options"
+        each.replace(annotation=hints[each.name]) for each in signature(verb).parameters.values() if each.name != name
     ]
+    defaults = hints[name]()
     more = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(Options(), name), annotation=Annotated[kind, option])
-        for name, (kind, option) in REWARD_OPTIONS.items()
+        Parameter(option, Parameter.KEYWORD_ONLY, default=getattr(defaults, option), annotation=Annotated[kind, said])
+        for option, (kind, said) in table.items()
     ]
 
     def command(**given: Any) -> None:
-        said = {name: given.pop(name) for name in REWARD_OPTIONS}
-        said = {name: value.value if isinstance(value, StrEnum) else value for name, value in said.items()}
-        if said["labels"] is not None:
-            said["labels"] = tuple(label.strip() for label in said["labels"].split(","))
-        verb(**given, options=Options(**said))
+        said = {option: given.pop(option) for option in table}
+        said = {option: value.value if isinstance(value, StrEnum) else value for option, value in said.items()}
+        verb(**given, **{name: made(said)})
 
     command.__name__, command.__doc__ = verb.__name__, verb.__doc__
-    command.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in own] + more)  # type: ignore[attr-defined]
+    command.__signature__ = Signature([each.replace(kind=Parameter.KEYWORD_ONLY) for each in [*own, *more]])  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in [*own, *more]}
     return command
+
+
+def reward_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of reward models; it receives them as one `options`."""
+
+    def made(said: dict[str, Any]) -> Options:
+        if said["labels"] is not None:
+            said["labels"] = tuple(label.strip() for label in said["labels"].split(","))
+        return Options(**said)
+
+    return with_options(verb, "options", REWARD_OPTIONS, made)
 
 
 def say_truncated(truncated: int, rows: int, forecaster: Forecaster) -> None:
@@ -245,7 +257,7 @@ class _Read(Protocol):
 @contextmanager
 def progress(file: _Read) -> Iterator[Callable[[int], None] | None]:
     """A bar on a terminal, nothing in a pipe."""
-    if not sys.stderr.isatty():
+    if LOG.as_json or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -269,5 +281,9 @@ def progress(file: _Read) -> Iterator[Callable[[int], None] | None]:
         yield show
 
 
+# Standard error; a run may want it as JSON.
+LOG = Log()
+
+
 def say(text: str) -> None:
-    print(f"prefcast: {printable(text)}", file=sys.stderr)
+    LOG.say(text)

@@ -71,6 +71,11 @@ class PairFile:
         """Bytes read, of how many; (0, 0) where that is not known."""
         return (self._file.position, self._file.size) if self._file is not None else (0, 0)
 
+    @property
+    def changed(self) -> bool:
+        """Whether the file was written to or replaced since it was opened; ask before it is closed."""
+        return self._file is not None and self._file.changed
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -65,6 +65,8 @@ class Records:
     _rows: Iterator[Row]
     _raw: BinaryIO
     _open: ExitStack
+    _path: str = ""
+    _was: tuple[int, ...] | None = None
 
     def __iter__(self) -> Iterator[Row]:
         return self._rows
@@ -73,6 +75,16 @@ class Records:
     def position(self) -> int:
         """Bytes of the file read so far, of `size` (0 where it is not known)."""
         return self._raw.tell() if self.size and not self._raw.closed else 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file was written to or replaced since it was opened; ask before it is closed."""
+        if self._was is None or self._raw.closed:
+            return False
+        with suppress(OSError):
+            if _stamp(os.stat(self._path)) != self._was:  # noqa: PTH116 - one like fstat's
+                return True
+        return _stamp(os.fstat(self._raw.fileno())) != self._was
 
     def close(self) -> None:
         self._open.close()
@@ -114,8 +126,14 @@ def open_records(path: str | os.PathLike[str]) -> Records:
             columns, rows = _json_lines(stream, name)
         else:
             columns, rows = _separated(stream, name, "\t" if kind == "tsv" else ",")
-        records = Records(name, kind, compression, columns, size, rows, raw, stack.pop_all())
+        was = _stamp(os.fstat(raw.fileno())) if size else None
+        records = Records(name, kind, compression, columns, size, rows, raw, stack.pop_all(), os.fspath(path), was)
     return records
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    """What is another once a file has been written to or replaced."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,8 @@ class Scorer(ABC):
     # How many sequences of tokens it took from earlier runs, and how many it scored itself; 0 where it keeps none.
     reused: int = 0
     computed: int = 0
+    # Seconds that it spent on tokenising so far, where it counts them.
+    tokenising: float = 0.0
 
     @abstractmethod
     def evidence(self, pairs: Sequence[Pair]) -> Evidence:
@@ -80,6 +83,12 @@ class Scorer(ABC):
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs into `folder`."""
+
+    def identity(self) -> str:
+        """What its numbers depend on besides the pair, as a digest: by default that of the files that `save` writes."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder))
+            return fingerprint(Path(folder), type(self))
 
     def close(self) -> None:
         """Give back what the scorer holds: processes, memory of devices."""

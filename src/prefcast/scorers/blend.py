@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,6 +97,23 @@ class BlendScorer(Scorer):
     @property
     def computed(self) -> int:  # type: ignore[override]
         return sum(member.scorer.computed for member in self.members)
+
+    @property
+    def tokenising(self) -> float:  # type: ignore[override]
+        return sum(member.scorer.tokenising for member in self.members)
+
+    def identity(self) -> str:
+        said = [
+            (
+                member.scorer.identity(),
+                str(member.budget),
+                member.margin_weight,
+                member.tie_weight,
+                member.alone and [member.alone.kind, member.alone.parameters()],
+            )
+            for member in self.members
+        ]
+        return hashlib.sha256(json.dumps([said, self.weights]).encode()).hexdigest()
 
     def close(self) -> None:
         for member in self.members:

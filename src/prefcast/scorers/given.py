@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,12 @@ class GivenScorer(Scorer):
     def save(self, folder: Path) -> None:
         text = json.dumps({"format": _FORMAT, "columns": self.columns})
         (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+    def identity(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.columns, self._where]).encode())
+        for values in (self._margin, self._tie):
+            digest.update(b"" if values is None else values.tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> Self:

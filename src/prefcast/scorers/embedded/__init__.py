@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,15 +59,31 @@ class EmbeddedScorer(Scorer):
     def save(self, folder: Path) -> None:
         for name in (ENCODER, TOKENIZER):
             shutil.copyfile(self.folder / name, folder / name)
+        self._save_weights(folder)
+
+    def _save_weights(self, folder: Path) -> None:
         self.model.surface.save(folder / _SURFACE)
         self.model.save(folder / _FILE, tokens=self.reader.limit)
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for name in (ENCODER, TOKENIZER):
+            digest.update((self.folder / name).read_bytes())
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_weights(Path(folder))
+            for name in (_FILE, _SURFACE):
+                digest.update((Path(folder) / name).read_bytes())
+        return digest.hexdigest()
 
     def evidence(self, pairs: Sequence[Pair]) -> Evidence:
         # The features are Python's work, the encoder releases the interpreter: they overlap.
         with ThreadPoolExecutor(1) as other:
             features = other.submit(feature_arrays, pairs)
             vectors = []
-            for found in self.encoder.vectors(self.reader.read(pairs)):
+            start = time.perf_counter()
+            texts = self.reader.read(pairs)
+            self.tokenising += time.perf_counter() - start
+            for found in self.encoder.vectors(texts):
                 vectors.append(found)
                 if self.on_progress:
                     self.on_progress(len(vectors))

@@ -37,6 +37,8 @@ class Options:
     batch_tokens: int | None = None
     trust_remote_code: bool = False
     keep: bool = True
+    isolate: bool = False
+    time_limit: float | None = None
 
 
 def require_extra() -> None:

@@ -71,7 +71,7 @@ class Recipe:
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{checkpoint.name}: its weights do not fit {', '.join(self.devices)}: {one_line(error)}; --quantize nf4 "
-                "takes a quarter of the memory, --shard spreads one model over all devices"
+                "takes a quarter of the memory, --spread spreads one model over all devices"
             ) from None
         except PrefcastError:
             raise

@@ -201,5 +201,5 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
         # Configs of strangers may be wrong in any way.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
     if options.shard and len(scorer.devices) < 2:
-        raise UsageError("--shard spreads a model over several devices; name them with --devices")
+        raise UsageError("--spread spreads a model over several devices; name them with --devices")
     return scorer

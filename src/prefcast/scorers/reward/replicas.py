@@ -1,26 +1,22 @@
 """One replica of a model a process, one queue of batches, longest first; results in the order asked for.
 
 Knows nothing of models: it hands batches to whoever is free. A worker that dies is named, its batch goes back into the
-queue and a new worker takes its place; a batch that has killed two is given up, with the reason.
+queue and a new worker takes its place; a batch that has killed two is halved, and a pair that alone has killed two is given
+up, with the reason.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import torch
 
 from prefcast.errors import ModelError, PrefcastError, WorkerError
+from prefcast.processes import Child
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
 from prefcast.scorers.reward.worker import read_scores, write_groups
 
@@ -64,28 +60,14 @@ class LocalReplica:
             torch.cuda.empty_cache()
 
 
-class _Worker:
-    """A process with one replica."""
+class _Worker(Child):
+    """A process with one replica, `time_limit` seconds a batch."""
 
-    def __init__(self, recipe: Recipe, number: int) -> None:
+    def __init__(self, recipe: Recipe, number: int, time_limit: float | None = None) -> None:
+        super().__init__("prefcast.scorers.reward.worker", recipe.to_json())
         self.number, self.device = number, recipe.devices[0]
-        root = str(Path(__file__).parents[3])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        # -P: a file in the current folder is never taken for a module.
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", "prefcast.scorers.reward.worker", recipe.to_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C on the terminal is the parent's affair.
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        self._to, self._from = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        self._limit = time_limit
         self._loaded = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def loaded(self) -> bool:
@@ -95,52 +77,22 @@ class _Worker:
     def run(self, batch: Sequence[Group]) -> list[Scores | None]:
         """EOFError, OSError or ValueError if the process is gone."""
         if not self._loaded:
-            read_scores(self._from)
+            read_scores(self.answers)
             self._loaded = True
-        write_groups(self._to, batch)
-        return read_scores(self._from)
+        with self.within(self._limit):
+            write_groups(self.to, batch)
+            return read_scores(self.answers)
 
     def name(self) -> str:
         return f"worker {self.number} ({self.device}, process {self.pid})"
-
-    def end(self) -> str:
-        """How the process ended, after it has."""
-        self.kill()
-        code = self._process.wait()
-        if code < 0:
-            try:
-                return f"was killed by {signal.Signals(-code).name}"
-            except ValueError:
-                return f"was killed by signal {-code}"
-        return f"ended with status {code}"
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """End the process; one that has died keeps its own status."""
-        with suppress(OSError):
-            self._to.close()
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self.stop()
-        with suppress(OSError):
-            self._from.close()
-
-    def stop(self) -> None:
-        """End the process at once, whoever waits for it."""
-        self._process.kill()
-        self._process.wait()
 
 
 class Replicas:
     """Workers on several devices."""
 
-    def __init__(self, recipes: Sequence[Recipe]) -> None:
-        self._recipes = recipes
-        self._workers = [_Worker(recipe, number) for number, recipe in enumerate(recipes, 1)]
+    def __init__(self, recipes: Sequence[Recipe], time_limit: float | None = None) -> None:
+        self._recipes, self._limit = recipes, time_limit
+        self._workers = [_Worker(recipe, number, time_limit) for number, recipe in enumerate(recipes, 1)]
 
     @property
     def pids(self) -> list[int]:
@@ -173,7 +125,7 @@ class Replicas:
         if board.failure is not None:
             self.close()
             raise board.failure
-        return cast(list[list[Result]], board.results)
+        return cast(list[list[Result]], board.results[: len(batches)])
 
     def _serve(self, place: int, board: _Board) -> None:
         """Let one worker take batches until none is left."""
@@ -196,7 +148,7 @@ class Replicas:
             board.fail(error)
 
     def _replace(self, place: int) -> _Worker:
-        self._workers[place] = _Worker(self._recipes[place], self._workers[place].number)
+        self._workers[place] = _Worker(self._recipes[place], self._workers[place].number, self._limit)
         return self._workers[place]
 
     @staticmethod
@@ -220,12 +172,20 @@ class _Board:
     """The batches of a run: those that wait, those that are done. All methods may be called from any thread."""
 
     def __init__(self, batches: Sequence[Sequence[Group]], workers: int, done: Done | None) -> None:
-        self.batches = batches
+        # Halves of batches get numbers after those of the batches.
+        self.batches = list(batches)
+        self._halves: dict[int, tuple[int, int]] = {}
+        self._whole: dict[int, int] = {}
+        self._asked = len(batches)
         self.results: list[list[Result] | None] = [None] * len(batches)
         self.failure: BaseException | None = None
         self._waiting = deque(range(len(batches)))
         self._left = len(batches)
         self._deaths = [0] * len(batches)
+        self._deaths_explained = 0
+        # To find one pair in the longest batch takes two deaths a halving.
+        longest = max((len(batch) for batch in batches), default=1)
+        self._most_deaths = _DEATHS_A_RUN + _DEATHS_A_BATCH * longest.bit_length()
         self._false_starts = [0] * workers
         self._done = done
         self._changed = threading.Condition()
@@ -242,12 +202,21 @@ class _Board:
 
     def put(self, number: int, results: list[Result]) -> None:
         """A batch is done."""
+        whole: int | None = number
         with self._changed:
             self.results[number] = results
-            self._left -= 1
+            # The second half that is done makes its batch whole, and so on up.
+            while whole is not None and whole >= self._asked:
+                whole = self._whole[whole]
+                first, second = (self.results[half] for half in self._halves[whole])
+                if first is None or second is None:
+                    whole = None
+                else:
+                    self.results[whole] = results = first + second
+            self._left -= whole is not None
             self._changed.notify_all()
-        if self._done:
-            self._done(number, results)
+        if self._done and whole is not None:
+            self._done(whole, results)
 
     def fail(self, error: BaseException) -> None:
         """The run cannot go on."""
@@ -265,13 +234,39 @@ class _Board:
                 return
         else:
             self._deaths[number] += 1
-        if sum(self._deaths) >= _DEATHS_A_RUN:
+        if sum(self._deaths) - self._deaths_explained >= self._most_deaths:
             self.fail(WorkerError(f"workers keep dying; the last: {problem}"))
+        elif self._deaths[number] >= _DEATHS_A_BATCH and len(self.batches[number]) > 1:
+            _log.warning("%s; its batch has ended %d workers and is halved", problem, self._deaths[number])
+            self._halve(number)
         elif self._deaths[number] >= _DEATHS_A_BATCH:
-            _log.warning("%s; its batch has ended %d workers and is given up", problem, self._deaths[number])
-            self.put(number, [f"{problem} while scoring it or a pair of its batch"] * len(self.batches[number]))
+            # What is found so says nothing of the machine.
+            self._deaths_explained += self._deaths_of(number)
+            _log.warning("%s; its pair has ended %d workers and is given up", problem, self._deaths[number])
+            self.put(number, [f"{problem} while scoring it"] * len(self.batches[number]))
         else:
             _log.warning("%s; its batch of %d pairs goes back into the queue", problem, len(self.batches[number]))
             with self._changed:
                 self._waiting.appendleft(number)
                 self._changed.notify_all()
+
+    def _halve(self, number: int) -> None:
+        """Let its halves wait instead of a batch."""
+        batch, place = self.batches[number], len(self.batches)
+        middle = len(batch) // 2
+        with self._changed:
+            self.batches += [batch[:middle], batch[middle:]]
+            self.results += [None, None]
+            self._deaths += [0, 0]
+            self._halves[number] = place, place + 1
+            self._whole |= {place: number, place + 1: number}
+            self._waiting.extendleft((place + 1, place))
+            self._changed.notify_all()
+
+    def _deaths_of(self, number: int) -> int:
+        """How many workers a pair has ended, those that had its batches too."""
+        deaths = self._deaths[number]
+        while (whole := self._whole.get(number)) is not None:
+            deaths += self._deaths[whole]
+            number = whole
+        return deaths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -85,11 +86,15 @@ class RewardScorer(Scorer):
         self._group((Turn("Why?", "Because.", "No idea."),))
 
     def _longest(self, turns: Sequence[Turn]) -> int:
-        return max(len(ids) for ids in self._group(turns).ids)
+        start = time.perf_counter()
+        longest = max(len(ids) for ids in self._group(turns).ids)
+        self.tokenising += time.perf_counter() - start
+        return longest
 
     def evidence(self, pairs: Sequence[Pair]) -> Evidence:
         groups: dict[int, Group] = {}
         problems: dict[int, str] = {}
+        start = time.perf_counter()
         for index, pair in enumerate(pairs):
             try:
                 group = self._group(pair.turns)
@@ -97,6 +102,7 @@ class RewardScorer(Scorer):
                 groups[index] = group
             except (UsageError, ModelError) as error:
                 problems[index] = str(error)
+        self.tokenising += time.perf_counter() - start
         results = dict(zip(groups, self._run(list(groups.values())), strict=True))
         for index, result in results.items():
             if isinstance(result, str):
@@ -225,10 +231,12 @@ class RewardScorer(Scorer):
         """The loaded model, in this process or in one a device."""
         if self._replicas is None:
             recipe = self._recipe
-            if self.options.shard or len(self.devices) == 1:
+            one = self.options.shard or len(self.devices) == 1
+            if one and not self.options.isolate:
                 self._replicas = LocalReplica(recipe)
             else:
-                self._replicas = Replicas([replace(recipe, devices=(device,)) for device in recipe.devices])
+                each = [recipe] if one else [replace(recipe, devices=(device,)) for device in recipe.devices]
+                self._replicas = Replicas(each, self.options.time_limit)
         return self._replicas
 
     @property
@@ -287,6 +295,11 @@ class RewardScorer(Scorer):
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
         return scorer  # type: ignore[return-value]
 
+    def identity(self) -> str:
+        options = {name: value for name, value in vars(self.options).items() if name not in _NOT_SAVED}
+        said = [self.fingerprint(), options, str(self._recipe.precision(self.checkpoint)), self.devices[0].type]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
     def fingerprint(self) -> str:
         """SHA-256 over what the scores depend on: the checkpoint, and a template that was named."""
         digest = hashlib.sha256(self.checkpoint.fingerprint().encode())
@@ -304,4 +317,4 @@ class RewardScorer(Scorer):
 
 
 # Where a model runs and what is kept of it is the machine's affair, not the forecaster's; remote code is trusted anew each time.
-_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep"}
+_NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep", "isolate", "time_limit"}
