@@ -347,6 +347,9 @@ def write_checkpoint(network: Network, folder: Path) -> None:
     """The same network as others read it: config.json and model.safetensors of a BERT encoder, float32."""
     words, weights = network.words, network.weights
     tensors = {"embeddings.word_embeddings.weight": words, **weights}
+    # Tools expect a second type of text, which nothing here uses.
+    types = "embeddings.token_type_embeddings.weight"
+    tensors[types] = np.repeat(weights[types], 2, axis=0)
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -358,7 +361,7 @@ def write_checkpoint(network: Network, folder: Path) -> None:
         "num_attention_heads": network.heads,
         "num_hidden_layers": network.layers,
         "pad_token_id": _SPECIAL.index("<pad>"),
-        "type_vocab_size": 1,
+        "type_vocab_size": 2,
         "vocab_size": len(words),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
