@@ -201,7 +201,7 @@ def test_every_cut_row_is_reported(folder: Path, prefcast: Run, tmp_path: Path) 
         assert (record["characters_kept"] < record["characters"]) == long
         assert record["margin"] == record["score_a"] - record["score_b"]
     cut = sum(record["characters_kept"] < record["characters"] for record in records)
-    assert f", {cut} truncated)" in done.stderr
+    assert f", {cut} truncated; " in done.stderr
 
 
 def test_scores_of_rows_that_fail(folder: Path, prefcast: Run, tmp_path: Path) -> None:
