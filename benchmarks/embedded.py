@@ -49,9 +49,7 @@ def checkpoint(folder: Path, tokenizer: Path) -> None:
 
     from prefcast.training.embedded import encoder as making
 
-    full, small = making.bundled()
-    _, wanted = making.read_weights(small, 1)
-    network, _ = making.pruned(*making.read_weights(full), set(wanted.pieces))
+    network, _ = making.shipped()
     plain = folder / "plain"
     plain.mkdir()
     making.write_checkpoint(network, plain)

@@ -255,7 +255,8 @@ def cross_validate(
     return cross_fitted(margin[target], tie[target], rows.outcome[target], rows.group[target])
 
 
-def _figure(figure: Figure) -> dict[str, float]:
+def plain_figure(figure: Figure) -> dict[str, float]:
+    """A figure as a card holds it."""
     return {"value": round(figure.value, 4), "low": round(figure.low, 4), "high": round(figure.high, 4)}
 
 
@@ -268,13 +269,15 @@ def report(probabilities: Floats, length: Floats, outcome: Ints, group: Ints) ->
     return {
         "n": surface.n,
         "prompts": surface.groups,
-        "log_loss": _figure(surface.scores.log_loss),
-        "accuracy": _figure(surface.scores.accuracy),
-        "brier_score": _figure(surface.scores.brier_score),
-        "log_loss_by_outcome": {name: _figure(value) for name, value in surface.scores.log_loss_by_outcome.items()},
-        "log_loss_of_lengths": _figure(yardstick.scores.log_loss),
-        "log_loss_of_class_prior": _figure(surface.baselines["class_prior"].log_loss),
-        "gain_over_lengths": _figure(paired_difference(losses[1], losses[0], groups)),
+        "log_loss": plain_figure(surface.scores.log_loss),
+        "accuracy": plain_figure(surface.scores.accuracy),
+        "brier_score": plain_figure(surface.scores.brier_score),
+        "log_loss_by_outcome": {
+            name: plain_figure(value) for name, value in surface.scores.log_loss_by_outcome.items()
+        },
+        "log_loss_of_lengths": plain_figure(yardstick.scores.log_loss),
+        "log_loss_of_class_prior": plain_figure(surface.baselines["class_prior"].log_loss),
+        "gain_over_lengths": plain_figure(paired_difference(losses[1], losses[0], groups)),
     }
 
 
@@ -288,7 +291,7 @@ def slices(rows: Rows, mask: NDArray[np.bool_], probabilities: Floats) -> dict[s
     for name, part in parts.items():
         if part.any():
             found = evaluate_probabilities(probabilities[part], outcome[part], group[part].tolist())
-            losses[name] = {"n": found.n, "log_loss": _figure(found.scores.log_loss)}
+            losses[name] = {"n": found.n, "log_loss": plain_figure(found.scores.log_loss)}
     decided = (outcome != Outcome.TIE) & (longer != 0)
     favoured = probabilities[:, Outcome.A] > probabilities[:, Outcome.B]
     shares = {
@@ -371,7 +374,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     floor_card = {
         "link_fitted_on": card["link_fitted_on"],
-        "figures": {"dev_cross_fitted": {"n": floor_figures.n, "log_loss": _figure(floor_figures.scores.log_loss)}},
+        "figures": {
+            "dev_cross_fitted": {"n": floor_figures.n, "log_loss": plain_figure(floor_figures.scores.log_loss)}
+        },
     }
     replace(
         floor,

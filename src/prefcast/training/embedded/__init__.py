@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError, shown_path
 from prefcast.fitting.selection import LabelledEvidence, cross_fitted, davidson_link
 from prefcast.forecaster import Forecaster, check_folder, load_forecaster
-from prefcast.metrics import Figure, row_log_loss
+from prefcast.metrics import row_log_loss
 from prefcast.metrics.calibration import measure_calibration
 from prefcast.metrics.measure import evaluate_probabilities, paired_difference
 from prefcast.outcomes import Davidson
@@ -36,6 +36,7 @@ from prefcast.scorers.surface import feature_arrays
 from prefcast.training.embedded.data import Labelled, read_labelled
 from prefcast.training.embedded.fit import Rows, evidence, fit, refit
 from prefcast.training.embedded.vectors import Step, read_vectors
+from prefcast.training.surface import plain_figure
 
 __all__ = ["Step", "train_embedded"]
 
@@ -210,7 +211,7 @@ def _cross_validated(
         outcome = labelled.outcome[used[of]]
         data.add(margin[of, None], tie[of, None], np.eye(len(Outcome))[outcome], group[of].astype(np.uint64))
         scores = evaluate_probabilities(cross_fitted(data, (0,)), outcome, group[of].tolist()).scores
-        found[name] = {"n": int(of.sum()), "log_loss": _plain(scores.log_loss)}
+        found[name] = {"n": int(of.sum()), "log_loss": plain_figure(scores.log_loss)}
     return found
 
 
@@ -223,19 +224,15 @@ def _figures(embedded: Floats, surface: Floats, outcome: NDArray[np.int64], grou
     return {
         "n": found.n,
         "prompts": found.groups,
-        "log_loss": _plain(scores.log_loss),
-        "accuracy": _plain(scores.accuracy),
-        "brier_score": _plain(scores.brier_score),
-        "expected_calibration_error": _plain(scores.expected_calibration_error),
-        "log_loss_by_outcome": {name: _plain(value) for name, value in scores.log_loss_by_outcome.items()},
-        "log_loss_of_class_prior": _plain(found.baselines["class_prior"].log_loss),
-        "log_loss_of_surface": _plain(shipped.log_loss),
-        "gain_over_surface": _plain(gain),
+        "log_loss": plain_figure(scores.log_loss),
+        "accuracy": plain_figure(scores.accuracy),
+        "brier_score": plain_figure(scores.brier_score),
+        "expected_calibration_error": plain_figure(scores.expected_calibration_error),
+        "log_loss_by_outcome": {name: plain_figure(value) for name, value in scores.log_loss_by_outcome.items()},
+        "log_loss_of_class_prior": plain_figure(found.baselines["class_prior"].log_loss),
+        "log_loss_of_surface": plain_figure(shipped.log_loss),
+        "gain_over_surface": plain_figure(gain),
     }
-
-
-def _plain(figure: Figure) -> dict[str, float]:
-    return {"value": round(figure.value, 4), "low": round(figure.low, 4), "high": round(figure.high, 4)}
 
 
 def _card(labelled: Labelled, origin: _Origin, seconds: float, figures: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,16 @@ from prefcast.errors import MissingExtraError, ModelError, shown_path
 from prefcast.scorers.embedded.encoder import ENCODER
 from prefcast.scorers.embedded.texts import TOKENIZER
 
-__all__ = ["Network", "Vocabulary", "bundled", "export", "read_weights", "write_checkpoint", "write_tokenizer"]
+__all__ = [
+    "Network",
+    "Vocabulary",
+    "bundled",
+    "export",
+    "read_weights",
+    "shipped",
+    "write_checkpoint",
+    "write_tokenizer",
+]
 
 Array = NDArray[Any]
 
@@ -345,6 +354,8 @@ class _Graph:
 
 def write_checkpoint(network: Network, folder: Path) -> None:
     """The same network as others read it: config.json and model.safetensors of a BERT encoder, float32."""
+    from safetensors.numpy import save_file
+
     words, weights = network.words, network.weights
     tensors = {"embeddings.word_embeddings.weight": words, **weights}
     # Tools expect a second type of text, which nothing here uses.
@@ -365,22 +376,22 @@ def write_checkpoint(network: Network, folder: Path) -> None:
         "vocab_size": len(words),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    _save_safetensors(tensors, folder / "model.safetensors")
+    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _save_safetensors(tensors: dict[str, Array], path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata={"format": "pt"})
+def shipped() -> tuple[Network, Vocabulary]:
+    """The network and the vocabulary of the shipped encoder. Raises MissingExtraError and ModelError."""
+    full, small = bundled()
+    _, wanted = read_weights(small, 1)
+    return pruned(*read_weights(full), set(wanted.pieces))
 
 
 def make(folder: Path, *, quantized: bool = True) -> Network:
     """Write encoder.onnx and tokenizer.json into `folder`. Raises MissingExtraError and ModelError."""
     if find_spec("onnx") is None:
         raise MissingExtraError("onnx", "train")
-    full, small = bundled()
-    _, wanted = read_weights(small, 1)
-    network, vocabulary = pruned(*read_weights(full), set(wanted.pieces))
+    network, vocabulary = shipped()
     folder.mkdir(parents=True, exist_ok=True)
     export(network, folder / ENCODER, quantized=quantized)
     write_tokenizer(vocabulary, folder / TOKENIZER)
