@@ -66,7 +66,7 @@ def program(*arguments: str | Path) -> tuple[float, float, float]:
 
 def commits(folder: Path, source: Path, pieces: int) -> None:
     """Milliseconds of CPU and bytes a piece, either way."""
-    job = forecasting(load_forecaster())
+    job = forecasting(load_forecaster("surface"))
     with open_pairs(source) as file:
         chunk = next(chunks(file))
     packed, digest = pack(job.score(chunk)), digest_of(chunk)
@@ -111,7 +111,7 @@ def main() -> None:
         found: dict[str, list[tuple[float, float, float]]] = {"--journal": [], "--no-journal": []}
         for _ in range(options.runs):
             for way, results in found.items():
-                results.append(program("predict", many, "-o", folder / "o.csv", way))
+                results.append(program("predict", many, "--model", "surface", "-o", folder / "o.csv", way))
         for way, results in found.items():
             wall, cpu, peak = (statistics.median(column) for column in zip(*results, strict=True))
             print(
@@ -120,7 +120,7 @@ def main() -> None:
         print("CPU with a journal over CPU without, turn by turn:", end=" ")
         pairs = zip(found["--journal"], found["--no-journal"], strict=True)
         print(", ".join(f"{with_[1] / without[1]:.3f}" for with_, without in pairs))
-        peak = program("predict", few, "-o", folder / "o.csv")[2]
+        peak = program("predict", few, "--model", "surface", "-o", folder / "o.csv")[2]
         identifiers = 16 * (options.rows - options.few) / 2**20
         most = max(result[2] for result in found["--journal"])
         print(
