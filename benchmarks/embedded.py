@@ -47,12 +47,13 @@ def checkpoint(folder: Path, tokenizer: Path) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    from prefcast.training.embedded import encoder as making
+    from prefcast.training.embedded.encoder import shipped
+    from prefcast.training.embedded.network import write_checkpoint
 
-    network, _ = making.shipped()
+    network, _ = shipped()
     plain = folder / "plain"
     plain.mkdir()
-    making.write_checkpoint(network, plain)
+    write_checkpoint(network, plain)
     found = Tokenizer.from_file(str(tokenizer))
     found.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}

