@@ -355,14 +355,16 @@ def test_report_from_the_command_line(prefcast_here: Run, tmp_path: Path) -> Non
     assert f"{figures['log_loss']['value']:.3f}" in page
     assert {path.name for path in tmp_path.iterdir()} == {"out.html", "out.json"}
     dates = [
-        prefcast_here("report", EXAMPLES, "-o", "dated.html", SOURCE_DATE_EPOCH="86400").returncode,
+        prefcast_here(
+            "report", EXAMPLES, "--model", "surface", "-o", "dated.html", SOURCE_DATE_EPOCH="86400"
+        ).returncode,
         "<span>1970-01-02</span>" in (tmp_path / "dated.html").read_text("utf-8"),
     ]
     assert dates == [0, True]
 
 
 def test_predictions_alone_show_no_pairs(prefcast_here: Run, tmp_path: Path) -> None:
-    assert prefcast_here("predict", EXAMPLES, "-o", "p.jsonl").returncode == 0
+    assert prefcast_here("predict", EXAMPLES, "--model", "surface", "-o", "p.jsonl").returncode == 0
     assert prefcast_here("predict", EXAMPLES, "--model", "length", "-o", "other.jsonl").returncode == 0
     done = prefcast_here("report", "--predictions", "p.jsonl", "--against", "other.jsonl", "-o", "out.html")
     assert done.returncode == 0
@@ -400,7 +402,7 @@ def test_faults_are_one_line_and_leave_nothing(
 def test_failed_rows_end_with_3(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [labelled(n % 3, id=n, prompt=(f"Why {n}?",)) for n in range(6)]
     write_jsonl(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "id": 9, "prompt": 5}])
-    done = prefcast_here("report", "pairs.jsonl", "-o", "out.html")
+    done = prefcast_here("report", "pairs.jsonl", "--model", "surface", "-o", "out.html")
     assert done.returncode == 3
     assert "1: rows without a forecast" in (tmp_path / "out.html").read_text("utf-8")
 
