@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
+# How many processes run the tests, each with about 1 GB.
+WORKERS ?= 2
 
 .PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean
 
@@ -38,7 +40,7 @@ demo: $(VENV)/.light ## Set up, then forecast, measure and explain the example p
 	$(BIN)/prefcast explain examples/pairs.csv --id ex-10
 
 test: $(VENV)/.dev ## Install what the tests need and run them (minutes)
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist worksteal
 
 test-long: $(VENV)/.dev ## Run the long tests too
 	$(BIN)/python -m pytest

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +27,9 @@ __all__ = ["EXAMPLES", "ROOT", "Run", "kaggle_row", "labelled", "write_csv", "wr
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "pairs.csv"
+
+# The networks here are tiny: more threads only wait for each other, and for the other test process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("prefcast", deadline=None)
@@ -65,6 +71,8 @@ def labelled(outcome: int, **row: Any) -> dict[str, Any]:
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture(autouse=True)
 def kept_scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -92,5 +100,45 @@ def prefcast(tmp_path: Path) -> Run:
         )
         out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def prefcast_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """As `prefcast`, in this process, which has loaded already what takes seconds: torch, transformers, pandas.
+
+    For what the program says and writes; not for signals, standard input and variables that are read on import. A
+    traceback is an exception of the test.
+    """
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        from prefcast.cli import main
+        from prefcast.cli.shared import LOG
+
+        logger = logging.getLogger("prefcast")
+        handlers, stopping = logger.handlers[:], {number: signal.getsignal(number) for number in _STOPPING}
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        command = ["prefcast", *map(str, arguments)]
+        status = 0
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            patch.setattr(LOG, "as_json", False)
+            try:
+                main()
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            finally:
+                logger.handlers[:] = handlers
+                for number, handler in stopping.items():
+                    signal.signal(number, handler)
+        said = (stream.buffer.getvalue().decode("utf-8") for stream in (out, err))  # type: ignore[attr-defined]
+        return subprocess.CompletedProcess(command, status, *said)
 
     return run

@@ -448,7 +448,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_no_fault_of_a_file_shows_a_traceback_or_leaves_output(prefcast: Run, tmp_path: Path, verb: str) -> None:
     data = GOOD_CSV.replace(b"response_b\n", b"response_b,winner\n").replace(b']"\n', b']",tie\n')
     (tmp_path / "f.csv").write_bytes(data + b'2,"[""p""]\n3,x,y,z\n')
-    done = prefcast(verb, "f.csv", *(["-o", "out.csv"] if verb == "predict" else []))
+    done = prefcast(verb, "f.csv", *(["-o", "out.csv", "--model", "surface"] if verb == "predict" else []))
     assert done.returncode == 2
     assert (
         done.stderr
@@ -460,7 +460,7 @@ def test_no_fault_of_a_file_shows_a_traceback_or_leaves_output(prefcast: Run, tm
 def test_messages_do_not_pass_on_terminal_escapes(prefcast: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "f.csv", [kaggle_row("\x1b[2J1", prompt='["\x1b]0;owned\x07', a="\x1b[31m", b="\u202e")])
     for verb in ("predict", "check"):
-        done = prefcast(verb, "f.csv")
+        done = prefcast(verb, "f.csv", "--model", "surface")
         assert done.returncode == 3
         assert "\x1b" not in done.stdout + done.stderr
         assert "\u202e" not in done.stdout + done.stderr

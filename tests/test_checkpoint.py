@@ -71,8 +71,8 @@ def test_sizes(tmp_path: Path) -> None:
     )
 
 
-def test_show(prefcast: Run, tmp_path: Path) -> None:
-    shown = prefcast("models", "show", save_gemma2_pair(tmp_path / "m")).stdout
+def test_show(prefcast_here: Run, tmp_path: Path) -> None:
+    shown = prefcast_here("models", "show", save_gemma2_pair(tmp_path / "m")).stdout
     assert "m: pair classifier" in shown
     assert "architecture  Gemma2ForSequenceClassification (gemma2)" in shown
     assert "reads         at most 2048 tokens" in shown
@@ -85,7 +85,7 @@ def test_show(prefcast: Run, tmp_path: Path) -> None:
         "int8",
         "nf4",
     ]
-    shown = prefcast("models", "show", INTERNLM2).stdout
+    shown = prefcast_here("models", "show", INTERNLM2).stdout
     assert "its own code  named in config.json; never imported without --trust-remote-code" in shown
 
 
@@ -154,13 +154,13 @@ def damaged(folder: Path, how: str) -> None:
         ("outside", "names files outside the folder"),
     ],
 )
-def test_weights_that_cannot_be_read(tmp_path: Path, prefcast: Run, how: str, message: str) -> None:
+def test_weights_that_cannot_be_read(tmp_path: Path, prefcast_here: Run, how: str, message: str) -> None:
     folder = save_decoder(tmp_path / "m")
     damaged(folder, how)
     with pytest.raises(ModelError, match=message):
         _ = open_checkpoint(folder).tensors
     for verb in (["models", "show", folder], ["quantize", folder, "q"]):
-        done = prefcast(*verb)
+        done = prefcast_here(*verb)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
         assert message in done.stderr

@@ -19,6 +19,8 @@ import pytest
 
 from conftest import EXAMPLES, ROOT, Run, kaggle_row, labelled, write_csv, write_jsonl
 
+# Starts in no time; what the default model needs is proved where its forecasts are.
+SURFACE = ("--model", "surface")
 STUB = ROOT.parent / "shared" / "data" / "kaggle_stub"
 
 
@@ -44,22 +46,22 @@ def test_the_competitions_stub(prefcast: Run, tmp_path: Path) -> None:
 
 
 def test_a_table_where_no_output_is_named(prefcast: Run) -> None:
-    done = prefcast("predict", EXAMPLES)
+    done = prefcast("predict", EXAMPLES, *SURFACE)
     assert done.returncode == 0
     assert done.stdout.splitlines()[0].split() == ["id", "A", "B", "tie", "prompt"]
     assert len(done.stdout.splitlines()) == 43
 
 
 def test_standard_input(prefcast: Run, tmp_path: Path) -> None:
-    assert prefcast("predict", EXAMPLES, "-o", "file.csv").returncode == 0
-    done = prefcast("predict", "-", "-o", "pipe.csv", stdin=gzip.compress(EXAMPLES.read_bytes()))
+    assert prefcast("predict", EXAMPLES, *SURFACE, "-o", "file.csv").returncode == 0
+    done = prefcast("predict", "-", *SURFACE, "-o", "pipe.csv", stdin=gzip.compress(EXAMPLES.read_bytes()))
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "pipe.csv").read_bytes() == (tmp_path / "file.csv").read_bytes()
 
 
 def test_rows_at_fault_are_kept_counted_and_told_by_the_status(prefcast: Run, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "f.jsonl", [kaggle_row("a"), kaggle_row("b", prompt=5), kaggle_row("c", a=7)])
-    done = prefcast("predict", "f.jsonl", "-o", "out.jsonl")
+    done = prefcast("predict", "f.jsonl", *SURFACE, "-o", "out.jsonl")
     assert done.returncode == 3
     assert done.stderr == (
         "prefcast: 2 of 3 rows failed and got the class prior; the first: f.jsonl: row 2, prompt: is a number; "
@@ -70,7 +72,7 @@ def test_rows_at_fault_are_kept_counted_and_told_by_the_status(prefcast: Run, tm
     assert rows[0]["error"] is None
     assert rows[1]["error"].startswith("f.jsonl: row 2, prompt: is a number")
     assert rows[1]["winner_model_a"] == rows[1]["winner_model_b"] == pytest.approx(0.35, abs=0.03)
-    stopped = prefcast("predict", "f.jsonl", "-o", "none.jsonl", "--on-error", "stop")
+    stopped = prefcast("predict", "f.jsonl", *SURFACE, "-o", "none.jsonl", "--on-error", "stop")
     assert stopped.returncode == 2
     assert stopped.stderr.startswith("prefcast: f.jsonl: row 2, prompt: is a number")
     assert not (tmp_path / "none.jsonl").exists()
@@ -78,7 +80,7 @@ def test_rows_at_fault_are_kept_counted_and_told_by_the_status(prefcast: Run, tm
 
 def test_a_duplicate_id_at_the_end_leaves_no_output(prefcast: Run, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number % 600) for number in range(601)])
-    done = prefcast("predict", "f.jsonl", "-o", "out.csv")
+    done = prefcast("predict", "f.jsonl", *SURFACE, "-o", "out.csv")
     assert done.returncode == 2
     assert done.stderr == (
         "prefcast: f.jsonl: row 601: id 0 is the same as in row 1; every row needs an id of its own; 512 rows are kept: "
@@ -89,7 +91,7 @@ def test_a_duplicate_id_at_the_end_leaves_no_output(prefcast: Run, tmp_path: Pat
 
 def test_chosen_and_rejected_say_that_their_order_was_drawn(prefcast: Run, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "f.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "So."}])
-    done = prefcast("predict", "f.jsonl", "-o", "out.csv")
+    done = prefcast("predict", "f.jsonl", *SURFACE, "-o", "out.csv")
     assert (done.returncode, done.stderr) == (
         0,
         "prefcast: f.jsonl: which of chosen and rejected is A was drawn from each id with a fixed seed\n",
@@ -99,13 +101,13 @@ def test_chosen_and_rejected_say_that_their_order_was_drawn(prefcast: Run, tmp_p
 def test_own_columns(prefcast: Run, tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("key,question,left,right\nk,Why?,Because.,So.\n")
     mapping = "id=key,prompt=question,response_a=left,response_b=right"
-    done = prefcast("predict", "f.csv", "-o", "s.csv", "--columns", mapping, "--cells", "text")
+    done = prefcast("predict", "f.csv", *SURFACE, "-o", "s.csv", "--columns", mapping, "--cells", "text")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "s.csv").read_text().splitlines()[1].startswith("k,")
 
 
 def test_evaluate(prefcast: Run, tmp_path: Path) -> None:
-    done = prefcast("evaluate", EXAMPLES, "--json", "figures.json")
+    done = prefcast("evaluate", EXAMPLES, *SURFACE, "--json", "figures.json")
     assert done.returncode == 0
     assert "42 labelled pairs (A 36%, B 36%, tie 29%)" in done.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -115,14 +117,14 @@ def test_evaluate(prefcast: Run, tmp_path: Path) -> None:
     )
     assert f"{figures['log_loss']['value']:.4f} [" in done.stdout
     assert {"uniform", "class_prior", "length"} == set(figures["baselines"])
-    prefcast("predict", EXAMPLES, "-o", "s.csv")
+    prefcast("predict", EXAMPLES, *SURFACE, "-o", "s.csv")
     again = prefcast("evaluate", EXAMPLES, "--predictions", "s.csv", "--json", "-")
     assert json.loads(again.stdout)["log_loss"]["value"] == pytest.approx(figures["log_loss"]["value"], abs=1e-12)
 
 
 def test_evaluating_rows_at_fault(prefcast: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "f.csv", [labelled(0, id=1), labelled(1, id=2), labelled(2, id=3, prompt=5)])
-    done = prefcast("evaluate", "f.csv")
+    done = prefcast("evaluate", "f.csv", *SURFACE)
     assert done.returncode == 3
     assert "2 labelled pairs" in done.stdout
     assert done.stderr == "prefcast: 1 rows failed and are not in the figures; prefcast check names them\n"
@@ -147,12 +149,12 @@ def test_check(prefcast: Run, tmp_path: Path) -> None:
 
 
 def test_explain(prefcast: Run) -> None:
-    done = prefcast("explain", EXAMPLES, "--id", "ex-10")
+    done = prefcast("explain", EXAMPLES, *SURFACE, "--id", "ex-10")
     assert done.returncode == 0
     assert "the label says: B" in done.stdout
     assert "what moved it" in done.stdout
     assert "length" in done.stdout
-    missing = prefcast("explain", EXAMPLES, "--id", "ex-99")
+    missing = prefcast("explain", EXAMPLES, *SURFACE, "--id", "ex-99")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "has no row with the id 'ex-99'; its first ids are 'ex-01', 'ex-02', 'ex-03'" in missing.stderr
 
@@ -213,7 +215,7 @@ def test_a_signal_leaves_no_half_output(tmp_path: Path, name: str) -> None:
     """And without a journal nothing at all; tests/test_runs.py has those with one."""
     path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(20_000)])
     command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "-o", str(tmp_path / "out.csv")]
-    process = subprocess.Popen([*command, "--no-journal"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *SURFACE, "--no-journal"], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while time.monotonic() < end and not list(tmp_path.glob(".prefcast-*")):
         time.sleep(0.01)
@@ -251,7 +253,7 @@ def test_standard_input_that_is_closed(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(EXAMPLES)]
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(EXAMPLES), *SURFACE]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
@@ -262,7 +264,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_is_no_error_message(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number) for number in range(5000)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "prefcast.cli", "predict", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "prefcast.cli", "predict", str(path), *SURFACE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -278,7 +282,10 @@ def test_a_bar_on_a_terminal_and_a_summary(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "-o", str(tmp_path / "out.csv")]
     process = subprocess.Popen(
-        command, stderr=follower, stdout=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+        [*command, *SURFACE],
+        stderr=follower,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
     )
     os.close(follower)
     shown, end = b"", time.monotonic() + 60

@@ -273,7 +273,7 @@ def test_any_row_is_a_pair_or_a_clear_error(tmp_path_factory: pytest.TempPathFac
 HOSTILE = "\x1b[31mred\x07\u202e\r\nnext line"
 
 
-def test_the_program(prefcast: Run, tmp_path: Path) -> None:
+def test_the_program(prefcast_here: Run, tmp_path: Path) -> None:
     prompts = [f"How does thing {n} work? {HOSTILE}" for n in range(30)]
     write_jsonl(
         tmp_path / "old.jsonl",
@@ -283,7 +283,7 @@ def test_the_program(prefcast: Run, tmp_path: Path) -> None:
     write_jsonl(
         tmp_path / "new.jsonl", [answer(text, f"{long} {n}", id=f"{n}{HOSTILE}") for n, text in enumerate(prompts)]
     )
-    done = prefcast("compare", "old.jsonl", "new.jsonl", "-o", "pairs.jsonl", "--with-text", "--json", "c.json")
+    done = prefcast_here("compare", "old.jsonl", "new.jsonl", "-o", "pairs.jsonl", "--with-text", "--json", "c.json")
     assert (done.returncode, done.stderr) == (0, "")
     # The shipped forecaster is off by so much for whole systems that it leaves this open.
     assert "no difference that this forecaster can see" in done.stdout
@@ -300,19 +300,19 @@ def test_the_program(prefcast: Run, tmp_path: Path) -> None:
     rates = np.mean([[row[f"winner_{name}"] for name in ("model_a", "model_b", "tie")] for row in kept], axis=0)
     assert [found[name]["value"] for name in ("loss", "win", "tie")] == pytest.approx(rates)
     # The forecasts are a predictions file like any other.
-    again = prefcast("compare", "old.jsonl", "old.jsonl", "--json", "-")
+    again = prefcast_here("compare", "old.jsonl", "old.jsonl", "--json", "-")
     assert again.returncode == 0
     same = json.loads(again.stdout, parse_constant=pytest.fail)
     assert (same["net"]["value"], same["verdict"]) == (0, "none")
 
 
-def test_an_output_is_whole_or_not_at_all(prefcast: Run, tmp_path: Path) -> None:
+def test_an_output_is_whole_or_not_at_all(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [answer(f"q{n}", f"a{n}") for n in range(600)]
     write_jsonl(tmp_path / "left.jsonl", rows)
     # A fault of the file in its last row, after two pieces were forecast.
     write_jsonl(tmp_path / "right.jsonl", [*rows, rows[0]])
     (tmp_path / "out.jsonl").write_text("kept")
-    done = prefcast("compare", "left.jsonl", "right.jsonl", "-o", "out.jsonl", "--json", "c.json")
+    done = prefcast_here("compare", "left.jsonl", "right.jsonl", "-o", "out.jsonl", "--json", "c.json")
     assert done.returncode == 2
     assert done.stderr == "prefcast: right.jsonl: row 601: has the prompt of row 1 again; give both files ids\n"
     assert (tmp_path / "out.jsonl").read_text() == "kept"
@@ -323,20 +323,20 @@ def test_an_output_is_whole_or_not_at_all(prefcast: Run, tmp_path: Path) -> None
         (("--with-text",), "--with-text needs an output file"),
         (("-o", "x.txt"), "the ending tells the format"),
     ):
-        done = prefcast("compare", "left.jsonl", "right.jsonl", *arguments)
+        done = prefcast_here("compare", "left.jsonl", "right.jsonl", *arguments)
         assert done.returncode == 2
         assert message in done.stderr
 
 
-def test_csv_with_plain_text_and_own_names(prefcast: Run, tmp_path: Path) -> None:
+def test_csv_with_plain_text_and_own_names(prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "l.csv", [{"instruction": f"[q{n}", "output": "[1] yes"} for n in range(5)])
     write_csv(tmp_path / "r.csv", [{"instruction": f"[q{n}", "output": "null"} for n in range(4)])
     mapping = ("--columns", "prompt=instruction,response=output")
-    done = prefcast("compare", "l.csv", "r.csv", *mapping, "--cells", "text", "--json", "c.json")
+    done = prefcast_here("compare", "l.csv", "r.csv", *mapping, "--cells", "text", "--json", "c.json")
     assert (done.returncode, done.stderr) == (0, "")
     join = json.loads((tmp_path / "c.json").read_text())["join"]
     assert (join["by"], join["only_left"], join["only_right"]) == ("prompt", 1, 0)
     assert "1 only in l.csv" in done.stdout
-    done = prefcast("compare", "l.csv", "r.csv", "--cells", "text", "--columns", "prompt=nothing")
+    done = prefcast_here("compare", "l.csv", "r.csv", "--cells", "text", "--columns", "prompt=nothing")
     assert done.returncode == 2
     assert "column 'nothing' is missing" in done.stderr

@@ -71,10 +71,10 @@ def scores(path: Path, n: int = 400, seed: int = 0, truth: Any = None, **more: A
     return write_csv(path, rows), values, y
 
 
-def test_a_forecaster_is_made_and_used(prefcast: Run, tmp_path: Path) -> None:
+def test_a_forecaster_is_made_and_used(prefcast_here: Run, tmp_path: Path) -> None:
     write_pairs(tmp_path / "train.csv", pairs())
     write_pairs(tmp_path / "new.csv", pairs(5, 1), labels=False)
-    done = prefcast("fit", "train.csv", "--model", "length", "-o", "mine", "--json", "found.json")
+    done = prefcast_here("fit", "train.csv", "--model", "length", "-o", "mine", "--json", "found.json")
     assert done.returncode == 0, done.stderr
     assert "chosen: " in done.stdout
     assert "over the class prior" in done.stdout
@@ -82,7 +82,7 @@ def test_a_forecaster_is_made_and_used(prefcast: Run, tmp_path: Path) -> None:
     made = load_forecaster(tmp_path / "mine")
     assert made.link is not None
     for output in ("f.jsonl", "f.parquet", "f.csv"):
-        done = prefcast("predict", "new.csv", "--forecaster", "mine", "-o", output)
+        done = prefcast_here("predict", "new.csv", "--forecaster", "mine", "-o", output)
         assert (done.returncode, done.stderr) == (0, "")
     expected = made.forecast(pairs(5, 1))
     lines = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
@@ -280,7 +280,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("joined", [False, True])
-def test_scores_of_ones_own(prefcast: Run, tmp_path: Path, shape: str, joined: bool) -> None:
+def test_scores_of_ones_own(prefcast_here: Run, tmp_path: Path, shape: str, joined: bool) -> None:
     rng = np.random.default_rng(0)
     given = pairs(400)
     margin, tie = rng.normal(size=400), rng.normal(size=400)
@@ -308,9 +308,9 @@ def test_scores_of_ones_own(prefcast: Run, tmp_path: Path, shape: str, joined: b
         found = resolve(forecaster=loaded, scores=tmp_path / "s.jsonl").forecast(given[:20])
         np.testing.assert_allclose(found.probabilities, p[:20], atol=1e-9)
     if shape == "margins":
-        done = prefcast("predict", "train.csv", "--forecaster", "f", "--scores", "s.jsonl", "-o", "out.jsonl")
+        done = prefcast_here("predict", "train.csv", "--forecaster", "f", "--scores", "s.jsonl", "-o", "out.jsonl")
         assert (done.returncode, done.stderr) == (0, "")
-        done = prefcast("predict", "train.csv", "--forecaster", "f", "-o", "none.jsonl")
+        done = prefcast_here("predict", "train.csv", "--forecaster", "f", "-o", "none.jsonl")
         assert done.returncode == 2
         assert "bring those of these pairs with --scores" in done.stderr
 
@@ -450,27 +450,27 @@ def test_data_that_hold_no_labels(tmp_path: Path) -> None:
         fit(pairs(19), model="length")
 
 
-def test_the_program_refuses_before_it_scores(prefcast: Run, tmp_path: Path) -> None:
+def test_the_program_refuses_before_it_scores(prefcast_here: Run, tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "f.csv", pairs(30))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter-1.txt").write_text("years of work")
-    done = prefcast("fit", "nowhere.csv", "--model", "length", "-o", "thesis")
+    done = prefcast_here("fit", "nowhere.csv", "--model", "length", "-o", "thesis")
     assert done.returncode == 2
     assert "holds other things than a forecaster" in done.stderr
     assert (tmp_path / "thesis" / "chapter-1.txt").read_text() == "years of work"
     before = path.read_bytes()
-    done = prefcast("fit", "f.csv", "--model", "length", "-o", "mine", "--json", "f.csv")
+    done = prefcast_here("fit", "f.csv", "--model", "length", "-o", "mine", "--json", "f.csv")
     assert done.returncode == 2
     assert "f.csv: is the input" in done.stderr
     assert path.read_bytes() == before
     assert not (tmp_path / "mine").exists()
-    done = prefcast("fit", "f.csv", "--model", "length")
+    done = prefcast_here("fit", "f.csv", "--model", "length")
     assert done.returncode == 2
     assert "name the folder of the forecaster: -o DIR" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_rows_that_fail_are_told(prefcast: Run, tmp_path: Path) -> None:
+def test_rows_that_fail_are_told(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [
         kaggle_row(pair.id, list(pair.prompt), list(pair.response_a), list(pair.response_b))
         | {name: int(pair.outcome == index) for index, name in enumerate(LABELS)}
@@ -478,44 +478,44 @@ def test_rows_that_fail_are_told(prefcast: Run, tmp_path: Path) -> None:
     ]
     rows[7]["prompt"] = 5
     write_jsonl(tmp_path / "f.jsonl", rows)
-    done = prefcast("fit", "f.jsonl", "--model", "length", "-o", "mine")
+    done = prefcast_here("fit", "f.jsonl", "--model", "length", "-o", "mine")
     assert done.returncode == 3
     assert "1 of 40 rows failed and are not in the fit; the first: f.jsonl: row 8, prompt: is a number" in done.stderr
     assert (tmp_path / "mine" / "forecaster.json").exists()
 
 
-def test_scrambled_labels_are_told_to_the_person(prefcast: Run, tmp_path: Path) -> None:
+def test_scrambled_labels_are_told_to_the_person(prefcast_here: Run, tmp_path: Path) -> None:
     path, _, y = scores(tmp_path / "s.csv", 300)
     order = np.random.default_rng(0).permutation(300)
     head, *rows = path.read_text().splitlines()
     path.write_text("\n".join([head, *(f"{row.rsplit(',', 1)[0]},{y[order[n]]}" for n, row in enumerate(rows))]) + "\n")
-    done = prefcast("fit", "--scores", "s.csv", "-o", "mine")
+    done = prefcast_here("fit", "--scores", "s.csv", "-o", "mine")
     assert done.returncode == 0
     assert "it is no better than the class prior" in done.stdout
     assert load_forecaster(tmp_path / "mine").card["cross_validated"]["better_than_class_prior"] is False
 
 
-def test_no_ties_are_told(prefcast: Run, tmp_path: Path) -> None:
+def test_no_ties_are_told(prefcast_here: Run, tmp_path: Path) -> None:
     path, _, _ = scores(tmp_path / "s.csv", 300)
     head, *rows = path.read_text().splitlines()
     path.write_text("\n".join([head, *(row for row in rows if not row.endswith(",2"))]) + "\n")
-    done = prefcast("fit", "--scores", "s.csv", "-o", "mine")
+    done = prefcast_here("fit", "--scores", "s.csv", "-o", "mine")
     assert done.returncode == 0
     assert "there is no tie among the labels" in done.stderr
-    done = prefcast("fit", "--scores", "s.csv", "-o", "mine", "--target-prior", "0.3")
+    done = prefcast_here("fit", "--scores", "s.csv", "-o", "mine", "--target-prior", "0.3")
     assert done.returncode == 2
     assert "says nothing about ties that could be moved" in done.stderr
 
 
-def test_figures_of_scores_are_those_of_the_forecasts(prefcast: Run, tmp_path: Path) -> None:
+def test_figures_of_scores_are_those_of_the_forecasts(prefcast_here: Run, tmp_path: Path) -> None:
     path, values, y = scores(tmp_path / "s.csv", 300)
     fitted = fit(scores=path)
     fitted.save(tmp_path / "mine")
-    done = prefcast("evaluate", "--scores", "s.csv", "--forecaster", "mine", "--json", "-")
+    done = prefcast_here("evaluate", "--scores", "s.csv", "--forecaster", "mine", "--json", "-")
     assert done.returncode == 0, done.stderr
     p = fitted.forecaster.outcome.probabilities(values[:, 0] - values[:, 1])
     assert json.loads(done.stdout)["log_loss"]["value"] == pytest.approx(-np.log(p[np.arange(300), y]).mean())
-    done = prefcast("evaluate", "--scores", "s.csv")
+    done = prefcast_here("evaluate", "--scores", "s.csv")
     assert done.returncode == 2
     assert "was fitted to the model embedded, not to scores that are brought" in done.stderr
 

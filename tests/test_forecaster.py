@@ -18,7 +18,7 @@ PAIRS = list(read_pairs(EXAMPLES))
 
 
 def test_a_forecaster_survives_its_folder(tmp_path: Path) -> None:
-    made = Forecaster(load_forecaster().scorer, RaoKupper(1.2, 0.3, 0.1), Notebook(), 0.25, {"data": "mine"})
+    made = Forecaster(load_forecaster("surface").scorer, RaoKupper(1.2, 0.3, 0.1), Notebook(), 0.25, {"data": "mine"})
     made.save(tmp_path / "deep" / "f")
     found = load_forecaster(tmp_path / "deep" / "f")
     assert (found.outcome, found.budget, found.prior, dict(found.card)) == (
@@ -45,11 +45,11 @@ def test_saving_replaces_a_forecaster_but_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_file_laid_beside_a_forecaster_does_not_matter_and_is_not_lost(tmp_path: Path) -> None:
-    load_forecaster().save(tmp_path / "f")
+    load_forecaster("surface").save(tmp_path / "f")
     (tmp_path / "f" / "notes.txt").write_text("hello")
-    assert load_forecaster(tmp_path / "f").scorer.name == "embedded"
+    assert load_forecaster(tmp_path / "f").scorer.name == "surface"
     with pytest.raises(UsageError, match="holds other things than a forecaster"):
-        load_forecaster().save(tmp_path / "f")
+        load_forecaster("surface").save(tmp_path / "f")
     assert (tmp_path / "f" / "notes.txt").read_text() == "hello"
 
 
@@ -125,7 +125,7 @@ def test_a_link_to_a_forecaster_is_followed(tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_are_none(tmp_path: Path, change: object, message: str) -> None:
-    load_forecaster().save(tmp_path / "f")
+    load_forecaster("surface").save(tmp_path / "f")
     path = tmp_path / "f" / "forecaster.json"
     card = json.loads(path.read_text())
     change(card)  # type: ignore[operator]
@@ -149,7 +149,7 @@ def test_names_and_folders_that_are_not_there(tmp_path: Path) -> None:
 
 def test_rows_that_failed_keep_their_place_with_the_class_prior(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row("a"), kaggle_row("b", prompt=5), kaggle_row("c")])
-    forecaster = load_forecaster()
+    forecaster = load_forecaster("surface")
     with open_pairs(path) as file:
         forecasts = forecaster.forecast(file)
     assert forecasts.ids == ["a", "b", "c"]
@@ -170,7 +170,7 @@ def test_the_budget_decides_what_is_read() -> None:
 
 
 def test_fitting_moves_the_link_and_not_the_evidence() -> None:
-    before = load_forecaster()
+    before = load_forecaster("surface")
     after = before.fit(PAIRS)
     assert isinstance(after.outcome, Davidson)
     assert after.prior_tie == 12 / 42

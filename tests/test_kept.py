@@ -300,7 +300,7 @@ def test_several_threads_at_once() -> None:
     assert len(kept.get([f"{own} {n}".encode() for own in range(4) for n in range(50)])) == 200
 
 
-def test_a_killed_run_keeps_its_finished_batches(folder: Path, tmp_path: Path, prefcast: Run) -> None:
+def test_a_killed_run_keeps_its_finished_batches(folder: Path, tmp_path: Path, prefcast_here: Run) -> None:
     rows = [kaggle_row(id=n, prompt=("q",), a=("a " * 300 + str(n),), b=("b " * 300,)) for n in range(250)]
     table = write_csv(tmp_path / "in.csv", rows)
     command = [
@@ -324,7 +324,7 @@ def test_a_killed_run_keeps_its_finished_batches(folder: Path, tmp_path: Path, p
     process.wait()
     kept = _count()
     assert 5 <= kept < 250
-    done = prefcast("score", table, "--model", folder, "--devices", "cpu", "-o", "s.csv")
+    done = prefcast_here("score", table, "--model", folder, "--devices", "cpu", "-o", "s.csv")
     assert done.returncode == 0
     assert f"{2 * kept} of 500 sequences were scored before and not again (--no-keep-scores scores anew)" in done.stderr
 
@@ -341,11 +341,11 @@ def _count() -> int:
         return 0
 
 
-def test_the_command_line_tells(folder: Path, tmp_path: Path, prefcast: Run, kept_scores: Path) -> None:
+def test_the_command_line_tells(folder: Path, tmp_path: Path, prefcast_here: Run, kept_scores: Path) -> None:
     told = r"^prefcast: (\d+) of \1 sequences were scored before and not again \(--no-keep-scores scores anew\)$"
 
     def run(*arguments: str | Path) -> bool:
-        done = prefcast(*arguments)
+        done = prefcast_here(*arguments)
         assert done.returncode == 0, done.stderr
         return bool(re.search(told, done.stderr, re.MULTILINE))
 

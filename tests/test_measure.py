@@ -122,7 +122,7 @@ def test_the_class_prior_is_that_of_the_other_rows() -> None:
 
 
 def test_a_length_baseline_that_cannot_know_its_own_row() -> None:
-    found = prefcast.evaluate(EXAMPLES)
+    found = prefcast.evaluate(EXAMPLES, model="surface")
     base = found.baselines["length"]
     assert base.gain.value == pytest.approx(base.log_loss.value - found.scores.log_loss.value, abs=1e-9)
     # Lengths that say nothing: cross-fitted, they cannot beat the prior.
@@ -148,7 +148,7 @@ def test_a_length_baseline_that_cannot_know_its_own_row() -> None:
 
 
 def test_slices_add_up_and_small_ones_are_marked() -> None:
-    found = prefcast.evaluate(EXAMPLES)
+    found = prefcast.evaluate(EXAMPLES, model="surface")
     assert found.slices
     kinds = {part.kind for part in found.slices}
     for kind in kinds - {"models"}:
@@ -160,7 +160,7 @@ def test_slices_add_up_and_small_ones_are_marked() -> None:
         assert gain == pytest.approx(found.baselines["class_prior"].gain.value, abs=1e-9)
     assert all(part.small for part in found.slices)
     measured = Measured()
-    measured.add_pairs(PAIRS * 3, np.tile(prefcast.predict(PAIRS).probabilities, (3, 1)))
+    measured.add_pairs(PAIRS * 3, np.tile(prefcast.predict(PAIRS, model="surface").probabilities, (3, 1)))
     parts = measured.evaluation(repeats=20).slices
     assert all(part.small == (part.n < 100) for part in parts)
     assert any(not part.small for part in parts)
@@ -176,10 +176,10 @@ def test_against_another_forecast_is_a_paired_difference(tmp_path: Path) -> None
     other = prefcast.predict(EXAMPLES, model="length")
     path = write_predictions(tmp_path / "other.jsonl", other)
     with prefcast.open_pairs(EXAMPLES) as file:
-        measured = measured_forecasts(file, load_forecaster(), against=("other.jsonl", read_predictions(path)))
+        measured = measured_forecasts(file, load_forecaster("surface"), against=("other.jsonl", read_predictions(path)))
     found = measured.evaluation().against
     y = np.array([pair.outcome for pair in PAIRS])
-    losses = [row_log_loss(each.probabilities, y) for each in (prefcast.predict(EXAMPLES), other)]
+    losses = [row_log_loss(each.probabilities, y) for each in (prefcast.predict(EXAMPLES, model="surface"), other)]
     expected = paired_difference(*losses, groups=[pair.prompt[0] for pair in PAIRS])
     assert found is not None
     assert (found.n, found.name) == (42, "other.jsonl")
@@ -210,25 +210,25 @@ def test_exchanging_a_and_b_changes_nothing_of_ours() -> None:
     assert swap.largest_change < 1e-12
 
 
-def test_forecasts_that_depend_on_the_order_are_told(prefcast: Run, tmp_path: Path) -> None:
+def test_forecasts_that_depend_on_the_order_are_told(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [f"{row},0.6,0.2,0.2,{row % 3}" for row in range(30)]
     head = "id,winner_model_a,winner_model_b,winner_tie,label"
     (tmp_path / "p.csv").write_text("\n".join([head, *rows]) + "\n")
     # It always says A: ten rows of the exchanged file follow the sides, twenty do not.
     back = [f"{row},0.2,0.6,0.2,{row % 3}" if row < 10 else rows[row] for row in range(30)]
     (tmp_path / "q.csv").write_text("\n".join([head, *back]) + "\n")
-    done = prefcast("evaluate", "--predictions", "p.csv", "--swapped", "q.csv", "--json", "-")
+    done = prefcast_here("evaluate", "--predictions", "p.csv", "--swapped", "q.csv", "--json", "-")
     assert done.returncode == 0, done.stderr
     swap = json.loads(done.stdout)["order_swap"]
     assert swap["n"] == 30
     assert swap["flips"] == pytest.approx(2 / 3)
     assert swap["largest_change"] == pytest.approx(0.4)
-    done = prefcast("evaluate", "--predictions", "p.csv", "--swapped", "q.csv")
+    done = prefcast_here("evaluate", "--predictions", "p.csv", "--swapped", "q.csv")
     assert "66.7% of 30 favourites change" in done.stdout
-    done = prefcast("evaluate", EXAMPLES, "--swapped", "q.csv")
+    done = prefcast_here("evaluate", EXAMPLES, "--swapped", "q.csv")
     assert done.returncode == 2
     assert "--swapped goes with --predictions" in done.stderr
-    done = prefcast("evaluate", "--predictions", "p.csv", "--scores", "q.csv")
+    done = prefcast_here("evaluate", "--predictions", "p.csv", "--scores", "q.csv")
     assert done.returncode == 2
     assert "give one of them" in done.stderr
 
@@ -347,17 +347,17 @@ def test_the_json_form_is_strict(p: Any, y: Any) -> None:
     assert data["log_loss"]["value"] <= 37
 
 
-def test_one_labelled_pair_can_be_evaluated(prefcast: Run, tmp_path: Path) -> None:
+def test_one_labelled_pair_can_be_evaluated(prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "f.csv", [labelled(2)])
-    done = prefcast("evaluate", "f.csv", "--slices", "--json", "figures.json")
+    done = prefcast_here("evaluate", "f.csv", "--model", "surface", "--slices", "--json", "figures.json")
     assert (done.returncode, done.stderr) == (0, "")
     json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("with_text", [False, True])
 def test_a_file_of_forecasts_measures_as_the_forecasts(tmp_path: Path, with_text: bool) -> None:
-    path = write_predictions(tmp_path / "p.parquet", prefcast.predict(EXAMPLES), with_text)
-    found, expected = evaluate_predictions(path), prefcast.evaluate(EXAMPLES)
+    path = write_predictions(tmp_path / "p.parquet", prefcast.predict(EXAMPLES, model="surface"), with_text)
+    found, expected = evaluate_predictions(path), prefcast.evaluate(EXAMPLES, model="surface")
     assert found.resampled == ("prompts" if with_text else "rows")
     for name in ("log_loss", "accuracy", "brier_score", "expected_calibration_error"):
         assert getattr(found.scores, name).value == pytest.approx(getattr(expected.scores, name).value, abs=1e-9)
@@ -383,7 +383,7 @@ def test_forecasts_that_all_failed_say_so(tmp_path: Path) -> None:
 
 def test_surprises_are_the_worst_rows() -> None:
     measured = Measured(surprises=5)
-    p = prefcast.predict(PAIRS).probabilities
+    p = prefcast.predict(PAIRS, model="surface").probabilities
     for start in range(0, 42, 10):
         measured.add_pairs(PAIRS[start : start + 10], p[start : start + 10])
     losses = row_log_loss(p, np.array([pair.outcome for pair in PAIRS]))
@@ -391,21 +391,21 @@ def test_surprises_are_the_worst_rows() -> None:
     assert measured.surprises[0].pair is PAIRS[int(losses.argmax())]
 
 
-def test_a_hostile_models_name_in_the_slices_is_shown_harmless(prefcast: Run, tmp_path: Path) -> None:
+def test_a_hostile_models_name_in_the_slices_is_shown_harmless(prefcast_here: Run, tmp_path: Path) -> None:
     evil = "\x1b[31mred\x07\u202e"
     rows = [labelled(row % 3, id=row, model_a=evil, model_b="plain") for row in range(6)]
     write_jsonl(tmp_path / "f.jsonl", rows)
-    done = prefcast("evaluate", "f.jsonl", "--slices")
+    done = prefcast_here("evaluate", "f.jsonl", "--model", "surface", "--slices")
     assert done.returncode == 0
     assert "red" in done.stdout
     assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)
 
 
-def test_scores_that_are_brought_are_not_tried_in_the_other_order(prefcast: Run, tmp_path: Path) -> None:
+def test_scores_that_are_brought_are_not_tried_in_the_other_order(prefcast_here: Run, tmp_path: Path) -> None:
     pairs = list(read_pairs(EXAMPLES))
     rows = [f"{pair.id},{0.5 + 0.1 * (pair.outcome == 0)},{0.3},{0.2 - 0.1 * (pair.outcome == 0)}\n" for pair in pairs]
     (tmp_path / "s.csv").write_text("id,winner_model_a,winner_model_b,winner_tie\n" + "".join(rows))
-    assert prefcast("fit", EXAMPLES, "--scores", "s.csv", "-o", "f").returncode == 0
-    done = prefcast("evaluate", EXAMPLES, "--scores", "s.csv", "--forecaster", "f")
+    assert prefcast_here("fit", EXAMPLES, "--scores", "s.csv", "-o", "f").returncode == 0
+    done = prefcast_here("evaluate", EXAMPLES, "--scores", "s.csv", "--forecaster", "f")
     assert done.returncode == 0
     assert "A and B exchanged" not in done.stdout

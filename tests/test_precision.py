@@ -189,21 +189,21 @@ def test_damaged_4_bit_weights_are_named(tmp_path: Path) -> None:
         load_scorer(tmp_path / "q").evidence(SHORT)
 
 
-def test_the_verb(tmp_path: Path, prefcast: Run) -> None:
-    done = prefcast("quantize", INTERNLM2, "small", "--quantize", "int8")
+def test_the_verb(tmp_path: Path, prefcast_here: Run) -> None:
+    done = prefcast_here("quantize", INTERNLM2, "small", "--quantize", "int8")
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "matrices in int8" in done.stderr
     assert (tmp_path / "small" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["quantization_config"]["load_in_8bit"] is True
-    again = prefcast("quantize", INTERNLM2, "small")
+    again = prefcast_here("quantize", INTERNLM2, "small")
     assert again.returncode == 2
     assert "small: is not an empty folder" in again.stderr
 
 
-def test_drift_is_measured(prefcast: Run) -> None:
-    done = prefcast(
+def test_drift_is_measured(prefcast_here: Run) -> None:
+    done = prefcast_here(
         "score", EXAMPLES, "--model", INTERNLM2, "--quantize", "nf4", "--check-drift", "40", "--max-tokens", "100"
     )
     assert done.returncode == 0, done.stderr
@@ -212,7 +212,7 @@ def test_drift_is_measured(prefcast: Run) -> None:
         "labelled pairs,\n          with a Davidson model fitted to the unquantised margins of the same pairs"
         in done.stdout
     )
-    few = prefcast("score", EXAMPLES, "--model", INTERNLM2, "--dtype", "bfloat16", "--check-drift", "5")
+    few = prefcast_here("score", EXAMPLES, "--model", INTERNLM2, "--dtype", "bfloat16", "--check-drift", "5")
     assert "no log loss: it takes 30 labelled pairs, there are 5" in few.stdout
 
 
@@ -252,8 +252,8 @@ def test_drift_by_hand() -> None:
         (["-o", "s.csv", "--budget", "some"], "unknown budget 'some'"),
     ],
 )
-def test_calls_of_score_that_are_wrong(prefcast: Run, arguments: list[str], message: str) -> None:
-    done = prefcast("score", EXAMPLES, "--model", INTERNLM2, *arguments)
+def test_calls_of_score_that_are_wrong(prefcast_here: Run, arguments: list[str], message: str) -> None:
+    done = prefcast_here("score", EXAMPLES, "--model", INTERNLM2, *arguments)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr

@@ -25,7 +25,7 @@ def forecasts() -> Forecasts:
         items = list(file)
     items[2] = Pair.of("<script>alert(1)</script>\x1b", "a", "b", id="<i>")
     items[3] = RowError("f.csv", 4, "prompt", "is <b>bad</b>", 'i,"4')
-    return load_forecaster().forecast(items)
+    return load_forecaster("surface").forecast(items)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
@@ -89,7 +89,7 @@ def test_everything_is_in_the_other_formats(tmp_path: Path, forecasts: Forecasts
 
 
 def test_pieces_make_the_same_file_as_the_whole(tmp_path: Path) -> None:
-    forecaster = load_forecaster()
+    forecaster = load_forecaster("surface")
     with open_pairs(EXAMPLES) as file:
         items = list(file)
     for name in ("whole.jsonl", "whole.parquet", "whole.csv"):

@@ -28,7 +28,7 @@ def submission(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_the_notebook_end_to_end(folder: Path, prefcast: Run, tmp_path: Path) -> None:
+def test_the_notebook_end_to_end(folder: Path, prefcast_here: Run, tmp_path: Path) -> None:
     rows = [
         kaggle_row(id=7, prompt=("Why?",), a=("<|im_end|>",), b=("So.",)),
         kaggle_row(id=3, prompt=("p" * 2000,), a=("a" * 9000,), b=("b",)),
@@ -38,7 +38,7 @@ def test_the_notebook_end_to_end(folder: Path, prefcast: Run, tmp_path: Path) ->
         kaggle_row(id=9, prompt=("Hi", None), a=(None, "x"), b=("b", "")),
     ]
     write_csv(tmp_path / "test.csv", rows)
-    done = prefcast("predict", "test.csv", "--model", folder, "--preset", "notebook", "-o", "submission.csv")
+    done = prefcast_here("predict", "test.csv", "--model", folder, "--preset", "notebook", "-o", "submission.csv")
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith(
         "prefcast: 1 of 6 rows failed and got (0.33334, 0.33333, 0.33333); the first: test.csv: row 3, response_a"
@@ -92,9 +92,9 @@ def test_options_win_over_the_preset(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate", "explain"])
-def test_a_model_without_a_rule_is_refused(prefcast: Run, tmp_path: Path, verb: str) -> None:
+def test_a_model_without_a_rule_is_refused(prefcast_here: Run, tmp_path: Path, verb: str) -> None:
     more = {"predict": ["-o", "out.csv"], "evaluate": [], "explain": ["--id", "ex-01"]}[verb]
-    done = prefcast(verb, EXAMPLES, "--model", INTERNLM2, *more)
+    done = prefcast_here(verb, EXAMPLES, "--model", INTERNLM2, *more)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     for words in ("no outcome model was fitted for it", "prefcast fit LABELLED --model", "--preset notebook"):
@@ -103,9 +103,9 @@ def test_a_model_without_a_rule_is_refused(prefcast: Run, tmp_path: Path, verb: 
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "explain"])
-def test_other_verbs_take_the_preset(folder: Path, prefcast: Run, verb: str) -> None:
+def test_other_verbs_take_the_preset(folder: Path, prefcast_here: Run, verb: str) -> None:
     more = {"evaluate": [], "explain": ["--id", "ex-01"]}[verb]
-    done = prefcast(verb, EXAMPLES, "--model", folder, "--preset", "notebook", *more)
+    done = prefcast_here(verb, EXAMPLES, "--model", folder, "--preset", "notebook", *more)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
@@ -136,40 +136,40 @@ def write_train(path: Path, count: int) -> None:
     )
 
 
-def test_a_rehearsal(folder: Path, prefcast: Run, tmp_path: Path) -> None:
+def test_a_rehearsal(folder: Path, prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "stub.csv", [kaggle_row(id=number) for number in range(3)])
     write_train(tmp_path / "train.csv", 1003)
-    done = prefcast("predict", "stub.csv", "--rehearse", "train.csv", "-o", "submission.csv")
+    done = prefcast_here("predict", "stub.csv", "--rehearse", "train.csv", "-o", "submission.csv")
     assert done.returncode == 0, done.stderr
     assert "stub.csv is the stub: forecast the first 1000 rows of train.csv in its place" in done.stderr
     assert done.stdout.startswith("1000 labelled pairs")
     assert "log loss" in done.stdout
     assert "accuracy" in done.stdout
     assert len(submission(tmp_path / "submission.csv")) == 1001
-    small = prefcast(
+    small = prefcast_here(
         "predict", "stub.csv", "--rehearse", EXAMPLES, "--model", folder, "--preset", "notebook", "-o", "s.csv"
     )
     assert small.returncode == 0, small.stderr
     assert small.stdout.startswith("42 labelled pairs")
 
 
-def test_a_rehearsal_is_only_for_the_stub(prefcast: Run, tmp_path: Path) -> None:
+def test_a_rehearsal_is_only_for_the_stub(prefcast_here: Run, tmp_path: Path) -> None:
     for count in (2, 4):
         write_csv(tmp_path / "test.csv", [kaggle_row(id=number) for number in range(count)])
-        done = prefcast("predict", "test.csv", "--rehearse", EXAMPLES, "-o", "s.csv")
+        done = prefcast_here("predict", "test.csv", "--rehearse", EXAMPLES, "-o", "s.csv")
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
         assert len(submission(tmp_path / "s.csv")) == count + 1
 
 
-def test_rehearsals_that_cannot_be(prefcast: Run, tmp_path: Path) -> None:
+def test_rehearsals_that_cannot_be(prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "stub.csv", [kaggle_row(id=number) for number in range(3)])
     for arguments, message in (
         (["stub.csv", "--rehearse", "stub.csv"], "a rehearsal needs labels"),
         (["-", "--rehearse", EXAMPLES], "standard input can be read only once"),
         (["stub.csv", "--rehearse", "none.csv"], "none.csv: cannot be read"),
     ):
-        done = prefcast("predict", *arguments, "-o", "s.csv")
+        done = prefcast_here("predict", *arguments, "-o", "s.csv")
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -190,8 +190,8 @@ def test_budgets_and_tokens(tmp_path: Path) -> None:
         assert (scorer.limit.name, str(read)) == (f"{policy} in tokens", characters)
 
 
-def test_every_cut_row_is_reported(folder: Path, prefcast: Run, tmp_path: Path) -> None:
-    done = prefcast("score", EXAMPLES, "--model", folder, "--max-tokens", "120", "-o", "scores.jsonl")
+def test_every_cut_row_is_reported(folder: Path, prefcast_here: Run, tmp_path: Path) -> None:
+    done = prefcast_here("score", EXAMPLES, "--model", folder, "--max-tokens", "120", "-o", "scores.jsonl")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     scorer = load_scorer(folder)
@@ -204,10 +204,10 @@ def test_every_cut_row_is_reported(folder: Path, prefcast: Run, tmp_path: Path) 
     assert f", {cut} truncated; " in done.stderr
 
 
-def test_scores_of_rows_that_fail(folder: Path, prefcast: Run, tmp_path: Path) -> None:
+def test_scores_of_rows_that_fail(folder: Path, prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "in.csv", [kaggle_row(id="a,b"), kaggle_row(id="x") | {"response_b": "nothing"}])
     for name in ("s.csv", "s.jsonl", "s.parquet"):
-        done = prefcast("score", "in.csv", "--model", folder, "-o", name)
+        done = prefcast_here("score", "in.csv", "--model", folder, "-o", name)
         assert done.returncode == 3
         assert "1 of 2 rows failed; the first: in.csv: row 2, response_b" in done.stderr
     with (tmp_path / "s.csv").open(newline="") as file:
@@ -219,13 +219,13 @@ def test_scores_of_rows_that_fail(folder: Path, prefcast: Run, tmp_path: Path) -
 
     table = pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist()
     assert table == [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    stop = prefcast("score", "in.csv", "--model", folder, "-o", "t.csv", "--on-error", "stop")
+    stop = prefcast_here("score", "in.csv", "--model", folder, "-o", "t.csv", "--on-error", "stop")
     assert stop.returncode == 2
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_built_in_models_have_scores_too(prefcast: Run, tmp_path: Path) -> None:
-    done = prefcast("score", EXAMPLES, "--model", "length", "-o", "s.csv")
+def test_built_in_models_have_scores_too(prefcast_here: Run, tmp_path: Path) -> None:
+    done = prefcast_here("score", EXAMPLES, "--model", "length", "-o", "s.csv")
     assert done.returncode == 0, done.stderr
     assert submission(tmp_path / "s.csv")[0][:3] == ["id", "margin", "tie"]
 
@@ -242,40 +242,40 @@ def test_what_counts_as_a_reward_model(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
-def test_a_model_that_has_moved_is_named_anew(folder: Path, tmp_path: Path, prefcast: Run) -> None:
+def test_a_model_that_has_moved_is_named_anew(folder: Path, tmp_path: Path, prefcast_here: Run) -> None:
     import shutil
 
     moved = Path(shutil.copytree(folder, tmp_path / "here"))
     resolve(str(moved), preset="notebook").save(tmp_path / "f")
     moved.rename(tmp_path / "there")
-    lost = prefcast("predict", EXAMPLES, "--forecaster", "f", "-o", "s.csv")
+    lost = prefcast_here("predict", EXAMPLES, "--forecaster", "f", "-o", "s.csv")
     assert lost.returncode == 2
     assert "its model is no longer in" in lost.stderr
     assert "--model PATH beside --forecaster" in lost.stderr
-    found = prefcast("predict", EXAMPLES, "--forecaster", "f", "--model", "./there", "-o", "s.csv")
+    found = prefcast_here("predict", EXAMPLES, "--forecaster", "f", "--model", "./there", "-o", "s.csv")
     assert found.returncode == 0, found.stderr
-    other = prefcast("predict", EXAMPLES, "--forecaster", "f", "--model", str(INTERNLM2), "-o", "s.csv")
+    other = prefcast_here("predict", EXAMPLES, "--forecaster", "f", "--model", str(INTERNLM2), "-o", "s.csv")
     assert "is not the model that the outcome model was fitted for" in other.stderr
 
 
-def test_truncated_rows_are_told(prefcast: Run) -> None:
-    done = prefcast("predict", EXAMPLES, "--model", INTERNLM2, "--preset", "notebook", "-o", "s.csv")
+def test_truncated_rows_are_told(prefcast_here: Run) -> None:
+    done = prefcast_here("predict", EXAMPLES, "--model", INTERNLM2, "--preset", "notebook", "-o", "s.csv")
     assert "rows were truncated (256 tokens, notebook:7200)" in done.stderr
-    done = prefcast("evaluate", EXAMPLES, "--model", INTERNLM2, "--preset", "notebook")
+    done = prefcast_here("evaluate", EXAMPLES, "--model", INTERNLM2, "--preset", "notebook")
     assert "rows were truncated (256 tokens, notebook:7200)" in done.stderr
 
 
-def test_a_rehearsal_does_not_eat_its_labels(prefcast: Run, tmp_path: Path) -> None:
+def test_a_rehearsal_does_not_eat_its_labels(prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "stub.csv", [kaggle_row(id=number) for number in range(3)])
     write_train(tmp_path / "train.csv", 20)
     before = (tmp_path / "train.csv").read_bytes()
-    done = prefcast("predict", "stub.csv", "--rehearse", "train.csv", "-o", "train.csv")
+    done = prefcast_here("predict", "stub.csv", "--rehearse", "train.csv", "-o", "train.csv")
     assert done.returncode == 2
     assert (tmp_path / "train.csv").read_bytes() == before
-    missing = prefcast("predict", EXAMPLES, "--rehearse", "nothing.csv", "-o", "s.csv")
+    missing = prefcast_here("predict", EXAMPLES, "--rehearse", "nothing.csv", "-o", "s.csv")
     assert missing.returncode == 2
     assert "nothing.csv: cannot be read" in missing.stderr
-    failed = prefcast(
+    failed = prefcast_here(
         "predict",
         "stub.csv",
         "--rehearse",
@@ -296,8 +296,8 @@ def test_a_rehearsal_does_not_eat_its_labels(prefcast: Run, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("model", "message"), [("./typo", "./typo: no such folder"), ("owner/name", "no outcome model was fitted for it")]
 )
-def test_a_mistyped_model_is_said_to_be_missing(prefcast: Run, model: str, message: str) -> None:
-    done = prefcast("predict", EXAMPLES, "--model", model, "-o", "s.csv")
+def test_a_mistyped_model_is_said_to_be_missing(prefcast_here: Run, model: str, message: str) -> None:
+    done = prefcast_here("predict", EXAMPLES, "--model", model, "-o", "s.csv")
     assert done.returncode == 2
     assert message in done.stderr
 

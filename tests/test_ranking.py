@@ -500,10 +500,10 @@ def hostile_rows() -> list[dict[str, Any]]:
     return [vote(HOSTILE[i], HOSTILE[j], OUTCOMES[(i + 2 * j) % 3]) for i, j in pairs for _ in range(2)]
 
 
-def test_the_verb_writes_everything(tmp_path: Path, prefcast: Run) -> None:
+def test_the_verb_writes_everything(tmp_path: Path, prefcast_here: Run) -> None:
     path = write_csv(tmp_path / "votes.csv", hostile_rows())
     outputs = ("-o", "board.csv", "--plot", "board.svg", "--matrix", "matrix.csv", "--json", "board.json")
-    done = prefcast("rank", path, *outputs, "--repeats", "20")
+    done = prefcast_here("rank", path, *outputs, "--repeats", "20")
     assert (done.returncode, done.stderr) == (0, "")
     assert "112 votes between 8 models; 95 % intervals by bootstrap over 112 rows" in done.stdout
     assert "\x1b" not in done.stdout
@@ -540,10 +540,10 @@ def test_json_on_standard_output_from_standard_input(prefcast: Run) -> None:
     assert (figures["n"], figures["repeats"], figures["seed"], figures["source"]) == (15, 9, 3, "votes")
 
 
-def test_rows_at_fault_end_with_3(tmp_path: Path, prefcast: Run) -> None:
+def test_rows_at_fault_end_with_3(tmp_path: Path, prefcast_here: Run) -> None:
     rows, _ = simulated(3, 50, 4)
     path = write_csv(tmp_path / "votes.csv", [*rows, vote("m00", "", "tie"), vote("m00", "m01", "me")])
-    done = prefcast("rank", path, "--repeats", "5", "-o", "board.jsonl")
+    done = prefcast_here("rank", path, "--repeats", "5", "-o", "board.jsonl")
     assert done.returncode == 3
     assert f"2 rows are at fault and not in the ratings; the first: {path}: row 51, model_b: is missing" in done.stderr
     assert "50 votes between 3 models, 2 at fault" in done.stdout
@@ -562,11 +562,11 @@ def test_rows_at_fault_end_with_3(tmp_path: Path, prefcast: Run) -> None:
         (["--min-votes", "999"], "no two models have 999 votes or more"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(tmp_path: Path, prefcast: Run, arguments: list[str], says: str) -> None:
+def test_what_cannot_be_done_is_one_line(tmp_path: Path, prefcast_here: Run, arguments: list[str], says: str) -> None:
     rows, _ = simulated(3, 50, 4)
     write_csv(tmp_path / "votes.csv", rows)
     before = sorted(tmp_path.iterdir())
-    done = prefcast("rank", "votes.csv", "--repeats", "2", *arguments)
+    done = prefcast_here("rank", "votes.csv", "--repeats", "2", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,15 +34,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_internlm2(tmp_path_factory.mktemp("replicas") / "m", changes={"max_position_embeddings": 4096})
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """One replica in this process computes with two threads, each of two replicas with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def groups(count: int, tokens: int = 200) -> list[list[Group]]:
     generator = np.random.default_rng(0)
     return [[Group((generator.integers(3, 900, tokens, dtype=np.int32),))] for _ in range(count)]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.parquet"])
-def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast: Run, name: str) -> None:
+def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast_here: Run, name: str) -> None:
     for devices in ("cpu", "cpu,cpu"):
-        done = prefcast(
+        done = prefcast_here(
             "score",
             EXAMPLES,
             "--model",
@@ -173,10 +184,10 @@ def test_workers_that_keep_dying_end_the_run(folder: Path, caplog: pytest.LogCap
         replicas.close()
 
 
-def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path: Path, prefcast: Run) -> None:
+def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path: Path, prefcast_here: Run) -> None:
     folder = save_decoder(tmp_path / "m")
     change_weights(folder, lambda weights: weights.pop("score.weight"))
-    done = prefcast("score", EXAMPLES, "--model", folder, "--devices", "cpu,cpu", "-o", "s.csv")
+    done = prefcast_here("score", EXAMPLES, "--model", folder, "--devices", "cpu,cpu", "-o", "s.csv")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "its weights lack score.weight" in done.stderr
@@ -313,6 +324,7 @@ def test_an_interrupt_ends_every_process(folder: Path, tmp_path: Path, number: s
     assert not (tmp_path / "s.csv").exists()
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 def test_odd_lengths_and_sizes_give_the_same_bytes_too(tmp_path: Path, family: str) -> None:
     folder = save_decoder(tmp_path / "m", family)

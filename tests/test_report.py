@@ -342,8 +342,8 @@ def test_the_browser_test_sees_what_it_looks_for(
     assert "http://localhost:9/x.png" not in addresses
 
 
-def test_report_from_the_command_line(prefcast: Run, tmp_path: Path) -> None:
-    done = prefcast("report", EXAMPLES, "-o", "out.html", "--json", "out.json", "--title", "Our <b>votes</b>")
+def test_report_from_the_command_line(prefcast_here: Run, tmp_path: Path) -> None:
+    done = prefcast_here("report", EXAMPLES, "-o", "out.html", "--json", "out.json", "--title", "Our <b>votes</b>")
     assert (done.returncode, done.stderr) == (0, "")
     assert "report in out.html" in done.stdout
     page = (tmp_path / "out.html").read_text("utf-8")
@@ -355,22 +355,24 @@ def test_report_from_the_command_line(prefcast: Run, tmp_path: Path) -> None:
     assert f"{figures['log_loss']['value']:.3f}" in page
     assert {path.name for path in tmp_path.iterdir()} == {"out.html", "out.json"}
     dates = [
-        prefcast("report", EXAMPLES, "-o", "dated.html", SOURCE_DATE_EPOCH="86400").returncode,
+        prefcast_here(
+            "report", EXAMPLES, "--model", "surface", "-o", "dated.html", SOURCE_DATE_EPOCH="86400"
+        ).returncode,
         "<span>1970-01-02</span>" in (tmp_path / "dated.html").read_text("utf-8"),
     ]
     assert dates == [0, True]
 
 
-def test_predictions_alone_show_no_pairs(prefcast: Run, tmp_path: Path) -> None:
-    assert prefcast("predict", EXAMPLES, "-o", "p.jsonl").returncode == 0
-    assert prefcast("predict", EXAMPLES, "--model", "length", "-o", "other.jsonl").returncode == 0
-    done = prefcast("report", "--predictions", "p.jsonl", "--against", "other.jsonl", "-o", "out.html")
+def test_predictions_alone_show_no_pairs(prefcast_here: Run, tmp_path: Path) -> None:
+    assert prefcast_here("predict", EXAMPLES, "--model", "surface", "-o", "p.jsonl").returncode == 0
+    assert prefcast_here("predict", EXAMPLES, "--model", "length", "-o", "other.jsonl").returncode == 0
+    done = prefcast_here("report", "--predictions", "p.jsonl", "--against", "other.jsonl", "-o", "out.html")
     assert done.returncode == 0
     assert done.stderr.startswith("prefcast: the report shows no pairs")
     page = (tmp_path / "out.html").read_text("utf-8")
     assert "came without the texts" in page
     assert "Less <bdi>other.jsonl</bdi>" in page
-    assert prefcast("report", EXAMPLES, "--predictions", "p.jsonl", "-o", "out.html").stderr == ""
+    assert prefcast_here("report", EXAMPLES, "--predictions", "p.jsonl", "-o", "out.html").stderr == ""
     assert (tmp_path / "out.html").read_text("utf-8").count("<li><details>") == 20
 
 
@@ -386,21 +388,21 @@ def test_predictions_alone_show_no_pairs(prefcast: Run, tmp_path: Path) -> None:
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(
-    prefcast: Run, tmp_path: Path, arguments: tuple[str, ...], words: str
+    prefcast_here: Run, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", [labelled(n % 3, id=n) for n in range(6)])
     write_jsonl(tmp_path / "unlabelled.jsonl", [{"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}])
-    done = prefcast("report", *arguments)
+    done = prefcast_here("report", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.jsonl", "unlabelled.jsonl"}
 
 
-def test_failed_rows_end_with_3(prefcast: Run, tmp_path: Path) -> None:
+def test_failed_rows_end_with_3(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [labelled(n % 3, id=n, prompt=(f"Why {n}?",)) for n in range(6)]
     write_jsonl(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "id": 9, "prompt": 5}])
-    done = prefcast("report", "pairs.jsonl", "-o", "out.html")
+    done = prefcast_here("report", "pairs.jsonl", "--model", "surface", "-o", "out.html")
     assert done.returncode == 3
     assert "1: rows without a forecast" in (tmp_path / "out.html").read_text("utf-8")
 

@@ -23,12 +23,12 @@ from prefcast.run import chunks, predict_to
 
 
 def test_a_path_pairs_and_tables_give_the_same_forecasts() -> None:
-    by_path = prefcast.predict(EXAMPLES)
-    by_pairs = prefcast.predict(read_pairs(EXAMPLES))
+    by_path = prefcast.predict(EXAMPLES, model="surface")
+    by_pairs = prefcast.predict(read_pairs(EXAMPLES), model="surface")
     np.testing.assert_array_equal(by_path.probabilities, by_pairs.probabilities)
     frame = pd.read_csv(EXAMPLES).set_index(np.arange(100, 142))
     table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    from_frame, from_table = prefcast.predict(frame), prefcast.predict(table)
+    from_frame, from_table = prefcast.predict(frame, model="surface"), prefcast.predict(table, model="surface")
     assert isinstance(from_frame, pd.DataFrame)
     assert isinstance(from_table, pyarrow.Table)
     assert from_frame.index.tolist() == list(range(100, 142))
@@ -48,7 +48,7 @@ def test_frames_with_lists_arrays_and_holes() -> None:
             "model_a": [np.nan, "m"],
         }
     )
-    found = prefcast.predict(frame)
+    found = prefcast.predict(frame, model="surface")
     assert found["id"].tolist() == [3, 4]
     assert found["error"].isna().all()
     assert found["label"].iloc[0] == 0
@@ -66,32 +66,34 @@ def test_an_arena_export_read_with_pandas(tmp_path: Path) -> None:
 
     rows = [{"id": "x", "conversation_a": talk("Because."), "conversation_b": talk("So, so."), "winner": "tie"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
-    from_frame = prefcast.predict(pd.read_parquet(tmp_path / "f.parquet"))
+    from_frame = prefcast.predict(pd.read_parquet(tmp_path / "f.parquet"), model="surface")
     assert from_frame["error"].isna().all()
     np.testing.assert_array_equal(
-        from_frame[list(PROBABILITIES)], prefcast.predict(tmp_path / "f.parquet").probabilities
+        from_frame[list(PROBABILITIES)], prefcast.predict(tmp_path / "f.parquet", model="surface").probabilities
     )
 
 
 def test_tables_with_odd_columns() -> None:
     frame = pd.DataFrame([[("p",), ["a"], ["b"]]], columns=[0, 1, 2])
-    found = prefcast.predict(frame, columns={"prompt": "0", "response_a": "1", "response_b": "2"})
+    found = prefcast.predict(frame, columns={"prompt": "0", "response_a": "1", "response_b": "2"}, model="surface")
     assert found["error"].isna().all()
     twice = pd.DataFrame([[["p"], ["a"], ["b"], ["c"]]], columns=["prompt", "response_a", "response_b", "response_b"])
     with pytest.raises(FileError, match="column 'response_b' appears twice"):
-        prefcast.predict(twice)
+        prefcast.predict(twice, model="surface")
     for empty in (
         frame.iloc[:0].rename(columns=dict(enumerate(["prompt", "response_a", "response_b"]))),
         twice.iloc[:0, :3],
     ):
-        assert len(prefcast.predict(empty)) == 0
-        assert "winner_tie" in prefcast.predict(empty).columns
+        assert len(prefcast.predict(empty, model="surface")) == 0
+        assert "winner_tie" in prefcast.predict(empty, model="surface").columns
 
 
 def test_a_frame_with_own_names_and_plain_text() -> None:
     frame = pd.DataFrame({"q": ["Why?"], "left": ["Because."], "right": ["So."]})
-    found = prefcast.predict(frame, columns={"prompt": "q", "response_a": "left", "response_b": "right"}, cells="text")
-    expected = prefcast.predict([Pair.of("Why?", "Because.", "So.")])
+    found = prefcast.predict(
+        frame, columns={"prompt": "q", "response_a": "left", "response_b": "right"}, cells="text", model="surface"
+    )
+    expected = prefcast.predict([Pair.of("Why?", "Because.", "So.")], model="surface")
     np.testing.assert_array_equal(found[list(PROBABILITIES)].to_numpy(), expected.probabilities)
 
 
@@ -110,19 +112,19 @@ def test_models_forecasters_and_budgets(tmp_path: Path) -> None:
 
 def test_rows_that_fail_are_kept_or_stop_the_run(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(1), kaggle_row(2, prompt=5)])
-    assert prefcast.predict(path).failed == 1
+    assert prefcast.predict(path, model="surface").failed == 1
     with pytest.raises(RowError, match="row 2, prompt: is a number"):
-        prefcast.predict(path, on_error="stop")
+        prefcast.predict(path, on_error="stop", model="surface")
     with pytest.raises(UsageError, match="unknown on_error 'ignore'; there are keep, stop"):
-        prefcast.predict(path, on_error="ignore")
+        prefcast.predict(path, on_error="ignore", model="surface")
 
 
 def test_what_is_no_pair() -> None:
     with pytest.raises(UsageError, match=r"expected pairs, found 'Why\?'"):
-        prefcast.predict(["Why?"])
+        prefcast.predict(["Why?"], model="surface")
     with pytest.raises(UsageError, match="expected a path, pairs or a table, found 5"):
-        prefcast.predict(5)
-    assert len(prefcast.predict([])) == 0
+        prefcast.predict(5, model="surface")
+    assert len(prefcast.predict([], model="surface")) == 0
 
 
 def test_chunks_are_bounded_in_rows_and_characters() -> None:
@@ -158,13 +160,13 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
 
 
 def test_evaluating(tmp_path: Path) -> None:
-    found = prefcast.evaluate(EXAMPLES)
-    forecasts = prefcast.predict(EXAMPLES)
+    found = prefcast.evaluate(EXAMPLES, model="surface")
+    forecasts = prefcast.predict(EXAMPLES, model="surface")
     labels = [pair.outcome for pair in read_pairs(EXAMPLES)]
     expected = -np.log(forecasts.probabilities[np.arange(42), labels]).mean()
     assert found.scores.log_loss.value == pytest.approx(expected, abs=1e-12)
     assert (found.n, found.failed, found.unlabelled) == (42, 0, 0)
-    assert prefcast.evaluate(read_pairs(EXAMPLES)).scores == found.scores
+    assert prefcast.evaluate(read_pairs(EXAMPLES), model="surface").scores == found.scores
 
 
 def test_rows_that_fail_or_have_no_label_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -174,15 +176,15 @@ def test_rows_that_fail_or_have_no_label_are_left_out_and_counted(tmp_path: Path
         {**kaggle_row(8), **dict.fromkeys(("winner_model_a", "winner_model_b", "winner_tie"), "")},
     ]
     path = write_csv(tmp_path / "f.csv", [*good, *bad])
-    found = prefcast.evaluate(path)
+    found = prefcast.evaluate(path, model="surface")
     assert (found.n, found.failed, found.unlabelled) == (6, 1, 1)
-    assert found.scores == prefcast.evaluate(write_csv(tmp_path / "g.csv", good)).scores
+    assert found.scores == prefcast.evaluate(write_csv(tmp_path / "g.csv", good), model="surface").scores
     with pytest.raises(UsageError, match="of 1 rows 0 failed and 1 have no label"):
-        prefcast.evaluate(write_jsonl(tmp_path / "h.jsonl", [kaggle_row(winner=None)]))
+        prefcast.evaluate(write_jsonl(tmp_path / "h.jsonl", [kaggle_row(winner=None)]), model="surface")
     with pytest.raises(UsageError, match="nothing to evaluate: it has no label columns"):
-        prefcast.evaluate(write_csv(tmp_path / "i.csv", [kaggle_row()]))
+        prefcast.evaluate(write_csv(tmp_path / "i.csv", [kaggle_row()]), model="surface")
     late = [kaggle_row(number) for number in range(20)] + [labelled(2, id=20)]
-    assert prefcast.evaluate(write_jsonl(tmp_path / "j.jsonl", late)).n == 1
+    assert prefcast.evaluate(write_jsonl(tmp_path / "j.jsonl", late), model="surface").n == 1
 
 
 def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:
@@ -190,10 +192,10 @@ def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:
     from prefcast.predictions import open_writer
 
     with open_writer(path) as writer, prefcast.open_pairs(EXAMPLES) as file:
-        predict_to(writer, file, prefcast.load_forecaster())
+        predict_to(writer, file, prefcast.load_forecaster("surface"))
     with prefcast.open_pairs(EXAMPLES) as file:
         by_id = evaluate_predictions(path, file)
-    expected = prefcast.evaluate(EXAMPLES)
+    expected = prefcast.evaluate(EXAMPLES, model="surface")
     assert by_id.scores.log_loss.value == pytest.approx(expected.scores.log_loss.value, abs=1e-12)
     own = evaluate_predictions(path)
     assert own.scores.log_loss.value == pytest.approx(expected.scores.log_loss.value, abs=1e-12)

@@ -508,11 +508,13 @@ def test_a_journal_holds_what_was_put(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_pieces_survive_as_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "part"), [("surface", slice(None)), ("embedded", slice(395, None, 5))])
+def test_pieces_survive_as_bytes(tmp_path: Path, model: str, part: slice) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [*rows_of(450), kaggle_row("last", prompt=("\ud800",), a=("x" * 30_000,))])
     with open_pairs(path) as file:
-        items = list(file)
-    forecaster = load_forecaster()
+        items = list(file)[part]
+    assert any(isinstance(item, RowError) for item in items)
+    forecaster = load_forecaster(model)
     for job in (forecasting(forecaster), scoring(forecaster.scorer, forecaster.budget)):
         piece = job.score(items)
         for again in (
@@ -547,7 +549,7 @@ def test_a_digest_tells_rows_apart() -> None:
 def test_a_run_in_the_library_without_files(tmp_path: Path) -> None:
     """Who scores elsewhere and out of order gives the journal its pieces; the run then only collects them."""
     pairs = [Pair.of("Why?", f"Because {number}.", "So.", id=number) for number in range(600)]
-    forecaster = load_forecaster()
+    forecaster = load_forecaster("surface")
     job = forecasting(forecaster)
     journal = Journal(tmp_path / "o", job.header)
     every = list(enumerate(chunks(pairs)))

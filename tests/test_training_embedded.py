@@ -346,15 +346,15 @@ def test_a_torn_part_is_read_again(tmp_path: Path) -> None:
     assert np.array_equal(read(), first)
 
 
-def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast: Run, tmp_path: Path) -> None:
+def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast_here: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "mine.csv", 500)
-    done = prefcast("train", "embedded", "--data", data, "-o", "out", "--tokens", "30", "--json", "-")
+    done = prefcast_here("train", "embedded", "--data", data, "-o", "out", "--tokens", "30", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained_on"]["mine"]["weight"] == 1.0
-    done = prefcast("train", "embedded", "--data", data, "-o", "out", "--from", "out")
+    done = prefcast_here("train", "embedded", "--data", data, "-o", "out", "--from", "out")
     assert done.returncode == 0, done.stderr
     assert "gain over it, paired" in done.stdout
-    done = prefcast("train", "embedded", "--data", write(tmp_path / "few.csv", 20), "-o", "few")
+    done = prefcast_here("train", "embedded", "--data", write(tmp_path / "few.csv", 20), "-o", "few")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "has 20 labelled pairs; training takes at least 500" in done.stderr
