@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefcast.cli.clusters import Remote, check_engine, remote_forecasts
 from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
     LOG,
@@ -103,11 +104,15 @@ def predict(
             raise UsageError(f"{output}: is the input; write the forecasts to another file")
         if rehearse is not None and same_file(rehearse, output):
             raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
+    by_ray = check_engine(running, pairs, output, rehearse=rehearse, scores=scores)
     if rehearse is not None and running.part is not None:
         raise UsageError("--rehearse is one small run; --shard has no part in it")
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
     chosen = resolve(model, forecaster, budget, preset, options, scores)
-    if running.isolated:
+    remote = None
+    if by_ray:
+        remote = Remote(*remote_forecasts(chosen, options, running), pairs, columns_of(columns), cells.value)
+    elif running.isolated:
         from prefcast.runs.isolated import isolated
 
         chosen = replace(chosen, scorer=isolated(chosen.scorer, running.time_limit))
@@ -139,6 +144,7 @@ def predict(
             },
             on_error=on_error.value,
             with_text=with_text,
+            remote=remote,
         )
     if rehearse is not None and train is None:
         say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from prefcast.cli.clusters import Remote, check_engine, remote_scores
 from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
     LOG,
@@ -22,6 +23,7 @@ from prefcast.cli.shared import (
     Pairs,
     Quantize,
     app,
+    columns_of,
     opened,
     reward_options,
     say,
@@ -79,12 +81,16 @@ def score(
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):
             raise UsageError(f"{output}: is the input; write the scores to another file")
+    by_ray = check_engine(running, pairs, output)
     if check_drift is not None:
         _print_drift(pairs, model, budget, columns, cells, check_drift, options)
     if output is None:
         return
     scorer, read = resolve_scorer(model, budget, options)
-    if running.isolated:
+    remote = None
+    if by_ray:
+        remote = Remote(*remote_scores(scorer, read, options, running), pairs, columns_of(columns), cells.value)
+    elif running.isolated:
         from prefcast.runs.isolated import isolated
 
         scorer = isolated(scorer, running.time_limit)
@@ -98,6 +104,7 @@ def score(
             running,
             facts={"input": file.name, "columns": columns, "cells": cells.value},
             on_error=on_error.value,
+            remote=remote,
         )
     say_finished(report, "pairs scored", output, running, always=True)
     if not LOG.as_json:

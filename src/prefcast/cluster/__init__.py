@@ -1,0 +1,150 @@
+"""The same forecaster inside Ray Data actors (extra `ray`): many processors, many machines.
+
+What is scored, how, and what is written is what the local engine says; Ray places, starts and restarts the actors. Knows
+nothing of the command line. Importing this package does not load Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from prefcast.errors import MissingExtraError, UsageError, WorkerError, excerpt
+from prefcast.scorers.embedded.encoder import processors
+
+__all__ = ["Cluster", "Pool", "connected", "require_ray"]
+
+_START_SECONDS = 120
+# The first to find a cluster that was named by nothing else, as Ray's own tools do.
+_ADDRESS = "RAY_ADDRESS"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How many actors, where, and what each gets.
+
+    `address` is a cluster that runs (host:port, auto); None starts one on this machine for this run. `actors` None: as
+    many as the cluster has room for now. An actor computes on `cpus` threads and sees `gpus` GPUs. Raises UsageError.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of them")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise UsageError(
+                f"--ray-address: {excerpt(self.address)} is a Ray Client's address; run the command on a machine of the "
+                "cluster (ray job submit does) and give host:port, or auto"
+            )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A cluster that is connected: how many actors it gets, and the node of this process."""
+
+    cluster: Cluster
+    actors: int
+    node: str
+
+    def map(self, data: Any, actor: type, *arguments: Any) -> Any:
+        """`data`, a Ray dataset, through the actors, a row a batch."""
+        import ray
+
+        return data.map_batches(
+            actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            # A long queue before each actor would leave the others idle at the end.
+            compute=ray.data.ActorPoolStrategy(size=self.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=self.cluster.cpus,
+            num_gpus=self.cluster.gpus or None,
+            fn_constructor_args=arguments,
+        )
+
+
+def require_ray() -> None:
+    """MissingExtraError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray")
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[Pool]:
+    """While it is entered, this process is connected to the cluster; one that was started for it ends with it.
+
+    Nothing is reported to Ray's makers, no dashboard is started, and what Ray logs stays in its own files. Raises
+    MissingExtraError, UsageError and WorkerError.
+    """
+    require_ray()
+    # Read when Ray is imported; what a person has set holds.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    address = cluster.address or os.environ.get(_ADDRESS) or "local"
+    own: dict[str, Any] = {}
+    if address == "local":
+        # What is asked for is what there is: an actor for which there is no room would be waited for without end.
+        own = {"num_cpus": max(processors(), (cluster.actors or 1) * cluster.cpus), "include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+    except Exception as error:  # Ray raises plain exceptions here
+        ray.shutdown()
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = "a cluster on this machine" if own else f"the cluster at {excerpt(address)}"
+        raise WorkerError(f"Ray: {where} cannot be reached: {said[:200]}") from None
+    try:
+        _keep_quiet()
+        yield Pool(cluster, _actors(cluster, bool(own)), ray.get_runtime_context().get_node_id())
+    finally:
+        ray.shutdown()
+
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+
+
+def _keep_quiet() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A row is a piece of a run: each is a block of its own, and given on as soon as it is done.
+    context.target_max_block_size = 1
+    for name in ("ray", "ray.data"):
+        log = logging.getLogger(name)
+        for handler in [each for each in log.handlers if hasattr(each, "stream") or "Plain" in type(each).__name__]:
+            log.removeHandler(handler)
+
+
+def _actors(cluster: Cluster, own: bool) -> int:
+    """How many actors; UsageError where our own cluster could never start one."""
+    import ray
+
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if own and cluster.gpus > gpus:
+        raise UsageError(f"--gpus-per-actor {cluster.gpus:g}: Ray sees {gpus:g} GPUs on this machine")
+    if own and cluster.gpus and (cluster.actors or 1) * cluster.gpus > gpus:
+        raise UsageError(
+            f"--actors {cluster.actors} --gpus-per-actor {cluster.gpus:g}: Ray sees {gpus:g} GPUs on this machine"
+        )
+    if cluster.actors is not None:
+        return cluster.actors
+    room = min(cpus / cluster.cpus, gpus / cluster.gpus if cluster.gpus else math.inf)
+    return max(1, int(room))
