@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcast.cli.shared import LOG, progress
+from prefcast.cli.shared import LOG, columns_of
 from prefcast.errors import UsageError
 from prefcast.scorers.reward import Options
 
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from prefcast.forecaster import Forecaster
     from prefcast.formats import PairFile
     from prefcast.runs.attempt import Gather
-    from prefcast.runs.loop import Job
+    from prefcast.runs.loop import Job, RunReport
     from prefcast.scorers import Scorer
 
-__all__ = ["Remote", "check_engine", "on_cluster", "remote_forecasts", "remote_scores"]
+__all__ = ["Remote", "check_engine", "on_cluster", "parts_asked", "parts_run", "remote_forecasts", "remote_scores"]
 
 _RAY = "ray"
 
@@ -108,4 +109,72 @@ def on_cluster(remote: Remote, job: Job, file: PairFile, on_error: str) -> Itera
             replace(job, header=header),
             arrivals,
             partial(gather, pool, recipe, source, arrivals, on_error),
+        )
+
+
+def parts_asked(by_ray: bool, pairs: str, output: str | Path | None) -> bool:
+    """Whether a folder of parts is to be written. Raises UsageError where input and output do not go together."""
+    from prefcast.cluster.parts import are_parts
+
+    many = "://" in pairs or Path(pairs).is_dir()
+    parts = output is not None and are_parts(str(output))
+    if not by_ray:
+        if many:
+            raise UsageError(f"{pairs}: folders and URIs are read by --engine ray, into a folder (-o DIR)")
+        return False
+    if many and not parts:
+        raise UsageError(f"{output}: the parts of a folder or a URI go into a folder: -o DIR, or a URI")
+    if parts and not many and not pairs.endswith(".parquet"):
+        raise UsageError(
+            f"{pairs}: only Parquet is read in parts; write to one file (-o OUT.csv, OUT.jsonl or OUT.parquet), or convert it"
+        )
+    return parts
+
+
+def parts_run(
+    cluster: Cluster,
+    recipe: Recipe,
+    pairs: str,
+    output: str,
+    columns: str | None,
+    cells: str,
+    running: Running,
+    *,
+    on_error: str,
+    with_text: bool = False,
+) -> RunReport:
+    """A run from Parquet parts to Parquet parts, with a bar where people look."""
+    from prefcast.cluster import connected
+    from prefcast.cluster.parts import Folder, Parts, score_parts
+    from prefcast.cluster.pieces import header_of_actors
+    from prefcast.runs.stopping import Interrupted, Stopping
+
+    source, target = Folder.of(pairs), Folder.of(output)
+    if f"{target.shown}/".startswith(f"{source.shown}/"):
+        raise UsageError(f"{target.shown}: lies in the input; write the parts to another folder")
+    parts = Parts(source, target, columns_of(columns), cells, on_error, with_text)
+    with connected(cluster) as pool, _bar() as show, Stopping():
+        try:
+            recipe = replace(recipe, header=header_of_actors(pool, recipe))
+            LOG.event("cluster", actors=pool.actors, cpus=cluster.cpus, gpus=cluster.gpus)
+            return score_parts(pool, recipe, parts, fresh=running.fresh, log=LOG, progress=show)
+        except Interrupted as stopped:
+            said = f"stopped by {stopped.name}; parts that are there are whole; the same command goes on from there"
+            LOG.tell("interrupted", said, signal=stopped.name)
+            raise
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, int], None]]:
+    if LOG.as_json or not sys.stderr.isatty():
+        yield lambda rows, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda rows, done, total: bar.update(
+            task, description=f"{rows} rows, {done} of {total} parts", completed=done, total=total
         )

@@ -9,20 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from prefcast.errors import MissingExtraError, UsageError, WorkerError, excerpt
 from prefcast.scorers.embedded.encoder import processors
 
 __all__ = ["Cluster", "Pool", "connected", "require_ray"]
 
-_START_SECONDS = 120
 # The first to find a cluster that was named by nothing else, as Ray's own tools do.
 _ADDRESS = "RAY_ADDRESS"
+_ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -93,27 +96,31 @@ def connected(cluster: Cluster) -> Iterator[Pool]:
     import ray.data
 
     address = cluster.address or os.environ.get(_ADDRESS) or "local"
+    _check_listening(address)
     own: dict[str, Any] = {}
     if address == "local":
         # What is asked for is what there is: an actor for which there is no room would be waited for without end.
         own = {"num_cpus": max(processors(), (cluster.actors or 1) * cluster.cpus), "include_dashboard": False}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except Exception as error:  # Ray raises plain exceptions here
-        ray.shutdown()
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "a cluster on this machine" if own else f"the cluster at {excerpt(address)}"
-        raise WorkerError(f"Ray: {where} cannot be reached: {said[:200]}") from None
-    try:
-        _keep_quiet()
-        yield Pool(cluster, _actors(cluster, bool(own)), ray.get_runtime_context().get_node_id())
-    finally:
-        ray.shutdown()
+    with _aside():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        except Exception as error:  # Ray raises plain exceptions here
+            ray.shutdown()
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            where = "a cluster on this machine" if own else f"the cluster at {excerpt(address)}"
+            raise WorkerError(f"Ray: {where} cannot be reached: {said[:200]}") from None
+        try:
+            _keep_quiet()
+            yield Pool(cluster, _actors(cluster, bool(own)), ray.get_runtime_context().get_node_id())
+        finally:
+            ray.shutdown()
 
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Held back until the end, they would be printed there.
+    "RAY_DEDUP_LOGS": "0",
+    # Without GPUs of its own an actor sees none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
@@ -130,6 +137,50 @@ def _keep_quiet() -> None:
         log = logging.getLogger(name)
         for handler in [each for each in log.handlers if hasattr(each, "stream") or "Plain" in type(each).__name__]:
             log.removeHandler(handler)
+
+
+def _check_listening(address: str) -> None:
+    """WorkerError where nobody answers at host:port: Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    if not host or not port.isdigit():
+        raise UsageError(f"--ray-address: {excerpt(address)} is not of the form HOST:PORT; auto finds a cluster here")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise WorkerError(f"Ray: the cluster at {excerpt(address)} cannot be reached: {why}") from None
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """What Ray prints, natively to standard error and from its threads to standard output, is in its log files too: here it
+    goes nowhere. What this program says to standard error stays."""
+    python = sys.stderr
+    if python is not None:
+        python.flush()
+    own, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        if python is not None and _is_stderr(python):
+            sys.stderr = os.fdopen(own, "w", encoding=python.encoding, errors=python.errors, closefd=False, buffering=1)
+        with Path(os.devnull).open("w", encoding="utf-8") as sink, redirect_stdout(sink):
+            yield
+    finally:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        sys.stderr = python
+        os.dup2(own, 2)
+        os.close(own)
+
+
+def _is_stderr(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):
+        return False  # in memory, as tests have it
 
 
 def _actors(cluster: Cluster, own: bool) -> int:

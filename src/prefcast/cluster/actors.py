@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from prefcast import errors
 from prefcast.errors import JournalError, PrefcastError, ResourceError, WorkerError, printable
 from prefcast.forecaster import Forecaster
-from prefcast.outcomes import NotebookRule
 from prefcast.formats import open_pairs
+from prefcast.outcomes import NotebookRule
 from prefcast.run import forecasting, scoring
 from prefcast.runs.isolated import isolated
 from prefcast.runs.journal import differences
@@ -94,7 +94,9 @@ class Recipe:
             forecaster = replace(forecaster, scorer=scorer)
             job = forecasting(forecaster) if self.verb == "predict" else scoring(scorer, forecaster.budget)
         if self.header is not None and (differ := differences(self.header, job.header)):
-            raise JournalError(f"{os.uname().nodename}: is not like the other machines of the cluster: {'; '.join(differ)}")
+            raise JournalError(
+                f"{os.uname().nodename}: is not like the other machines of the cluster: {'; '.join(differ)}"
+            )
         return job
 
 

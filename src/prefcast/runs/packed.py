@@ -23,7 +23,17 @@ from prefcast.pairs import Outcome, Pair, Turn
 from prefcast.predictions import Forecasts
 from prefcast.scores import RawScores
 
-__all__ = ["Items", "Piece", "digest_of", "link_as_json", "link_of_json", "pack", "pack_items", "unpack", "unpack_items"]
+__all__ = [
+    "Items",
+    "Piece",
+    "digest_of",
+    "link_as_json",
+    "link_of_json",
+    "pack",
+    "pack_items",
+    "unpack",
+    "unpack_items",
+]
 
 Piece = Forecasts | RawScores
 Items = Sequence[Pair | RowError]
