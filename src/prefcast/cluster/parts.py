@@ -149,7 +149,7 @@ def score_parts(
     """
     import ray
 
-    start, tally, watch = time.perf_counter(), _Counted(), Watch(log)
+    start, tally, watch, firsts = time.perf_counter(), _Counted(), Watch(log), dict[str, str]()
     todo = listed(parts.source)
     there = _prepare(parts, recipe.header or {}, todo, fresh)
     if there:
@@ -175,11 +175,15 @@ def score_parts(
                     continue
                 said = json.loads(row["done"])
                 tally.count(said, row["there"])
+                if said["first"] is not None:
+                    firsts[row["part"]] = said["first"]
                 for name, seconds in said["seconds"].items():
                     watch.spent(name, seconds)
                 watch.errors.update(said["errors"])
                 log.event("part", part=row["part"], rows=said["rows"], failed=said["failed"], there=row["there"])
                 progress(tally.rows, done, len(todo))
+    if firsts:
+        tally.first = _ReportedError(firsts[min(firsts)])
     if faulty:
         try:
             raise_fault(sorted(faulty)[0])
@@ -198,8 +202,6 @@ class _Counted(Tally):
         self.failed += said["failed"]
         self.truncated += said["truncated"]
         self.restored += said["rows"] if restored else 0
-        if said["first"] is not None and self.first is None:
-            self.first = _ReportedError(said["first"])
 
 
 class _ReportedError(RowError):
