@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip 
 # Read by every process of the cluster: a scorer that a row slows down or ends, and that tells what it was given.
 SITE = """
 import os, signal, sys, time
-if "MARKS" in os.environ:
+if "MARKS" in os.environ and any("default_worker" in each or "runs.worker" in each for each in sys.orig_argv):
     import prefcast.scorers.surface as surface
     plain = surface.SurfaceScorer.evidence
 
@@ -76,18 +77,25 @@ class RayCluster:
     """A cluster of two processors; `marks` is what its scorers tell: a process and the first id of a batch each."""
 
     def __init__(self, folder: Path) -> None:
+        # Ray lets nobody in without a token; this one is the cluster's own.
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(SITE)
         self.marks_file = folder / "marks"
         path = os.pathsep.join(filter(None, (str(folder / "site"), os.environ.get("PYTHONPATH"))))
-        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path, "MARKS": str(self.marks_file)}
+        quiet = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+            "PYTHONPATH": path,
+            "MARKS": str(self.marks_file),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **quiet},
+            env={**os.environ, **quiet, **self.environment},
         )
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
@@ -102,10 +110,11 @@ class RayCluster:
         lines = self.marks_file.read_text().splitlines() if self.marks_file.exists() else []
         return [(int(pid), id) for pid, id in (line.split(" ", 1) for line in lines)]
 
-    def wait_for_marks(self, count: int) -> list[tuple[int, str]]:
-        end = time.monotonic() + 90
+    def wait_for_marks(self, count: int, process: subprocess.Popen[str]) -> list[tuple[int, str]]:
+        end = time.monotonic() + 100
         while len(found := self.marks()) < count:
-            assert time.monotonic() < end
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, process.kill()
             time.sleep(0.02)
         return found
 
@@ -133,9 +142,12 @@ def slow_rows(count: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def start(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prefcast.cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, ray_cluster: RayCluster, *arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "prefcast.cli", *ray_cluster.arguments(*arguments)]
+    environment = {**os.environ, **ray_cluster.environment}
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @needs_ray
@@ -153,8 +165,8 @@ def test_a_killed_actor_costs_no_row(prefcast: Run, tmp_path: Path, ray_cluster:
     path = write_jsonl(tmp_path / "f.jsonl", slow_rows(2000, 0.4))
     local = prefcast("predict", path, "-o", "local.jsonl", "--model", "surface")
     ray_cluster.forget()
-    process = start(tmp_path, ray_cluster.arguments("predict", path, "-o", "out.jsonl", "--log", "json"))
-    killed = ray_cluster.wait_for_marks(3)[-1][0]
+    process = start(tmp_path, ray_cluster, "predict", path, "-o", "out.jsonl", "--log", "json")
+    killed = ray_cluster.wait_for_marks(3, process)[-1][0]
     os.kill(killed, signal.SIGKILL)
     out, said = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, ""), said
@@ -173,14 +185,14 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice(prefcast: Run, tmp_path: 
     path = write_jsonl(tmp_path / "f.jsonl", slow_rows(2000, 0.4))
     assert prefcast("predict", path, "-o", "local.csv", "--model", "surface").returncode == 3
     ray_cluster.forget()
-    process = start(tmp_path, ray_cluster.arguments("predict", path, "-o", "out.csv"))
-    ray_cluster.wait_for_marks(5)
+    process = start(tmp_path, ray_cluster, "predict", path, "-o", "out.csv")
+    ray_cluster.wait_for_marks(5, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     # The journal is the local engine's: another model is refused, whoever asks.
     done = prefcast("predict", path, "-o", "out.csv", "--model", "length")
     assert (done.returncode, "its model is 'surface', here it is 'length'" in done.stderr) == (2, True)
-    process = start(tmp_path, ray_cluster.arguments("predict", path, "-o", "out.csv"))
+    process = start(tmp_path, ray_cluster, "predict", path, "-o", "out.csv")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 3, said
     resumed, failed = said.splitlines()[0], said.splitlines()[-1]
@@ -198,7 +210,7 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice(prefcast: Run, tmp_path: 
 def test_isolated_rows_are_found_on_a_cluster_too(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
     rows = [kaggle_row(number, prompt=("crash" if number == 3 else "Why?",)) for number in range(6)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)
-    done = prefcast(*ray_cluster.arguments("predict", path, "-o", "out.csv", "--isolate"))
+    done = prefcast(*ray_cluster.arguments("predict", path, "-o", "out.csv", "--isolate"), **ray_cluster.environment)
     assert done.returncode == 3, done.stderr
     assert done.stderr == (
         "prefcast: 1 of 6 rows failed and got the class prior; the first: forecast: row 4: ended its worker process, which "
@@ -211,7 +223,7 @@ def test_isolated_rows_are_found_on_a_cluster_too(prefcast: Run, tmp_path: Path,
 def test_a_row_that_ends_every_actor_ends_the_run(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
     rows = [kaggle_row(number, prompt=("crash" if number == 300 else "Why?",)) for number in range(700)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)
-    done = prefcast(*ray_cluster.arguments("predict", path, "-o", "out.csv"))
+    done = prefcast(*ray_cluster.arguments("predict", path, "-o", "out.csv"), **ray_cluster.environment)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(
@@ -234,7 +246,7 @@ def test_folders_of_parts(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster
     (folder / "x" / "bad.parquet").write_bytes(b"PAR1 and no more")
     (folder / "_SUCCESS").touch()
     arguments = ray_cluster.arguments("predict", "in", "-o", f"{tmp_path.as_uri()}/out")
-    done = prefcast(*arguments)
+    done = prefcast(*arguments, **ray_cluster.environment)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("prefcast: in/x/bad.parquet: not a readable Parquet file, perhaps truncated: ")
@@ -248,7 +260,7 @@ def test_folders_of_parts(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster
     # What was a fault of the file is mended: the run goes on, the others are left as they are.
     before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in ("a.parquet", "x/b.parquet")}
     write_part(folder / "x" / "bad.parquet", 2000, 20)
-    done = prefcast(*arguments)
+    done = prefcast(*arguments, **ray_cluster.environment)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.splitlines() == [
         f"prefcast: file://{tmp_path}/out: 2 of 3 parts are there and are not scored again (--fresh starts over)",

@@ -107,8 +107,10 @@ def connected(cluster: Cluster) -> Iterator[Pool]:
         except Exception as error:  # Ray raises plain exceptions here
             ray.shutdown()
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "AuthToken" in str(error.__cause__):
+                said += "; it wants its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN)"
             where = "a cluster on this machine" if own else f"the cluster at {excerpt(address)}"
-            raise WorkerError(f"Ray: {where} cannot be reached: {said[:200]}") from None
+            raise WorkerError(f"Ray: {where} cannot be reached: {said[:300]}") from None
         try:
             _keep_quiet()
             yield Pool(cluster, _actors(cluster, bool(own)), ray.get_runtime_context().get_node_id())
@@ -120,6 +122,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Held back until the end, they would be printed there.
     "RAY_DEDUP_LOGS": "0",
+    # Ray would give its workers the processors that all others leave; on this machine they are this run.
+    "RAY_worker_niceness": "0",
     # Without GPUs of its own an actor sees none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
