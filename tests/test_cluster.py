@@ -129,6 +129,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
     assert made.process.stdin is not None
     made.process.stdin.close()
     made.process.wait(60)
+    assert made.process.stdout is not None
+    made.process.stdout.close()
 
 
 def slow_rows(count: int, seconds: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -170,7 +171,13 @@ def _aside() -> Iterator[None]:
     try:
         if python is not None and _is_stderr(python):
             sys.stderr = os.fdopen(own, "w", encoding=python.encoding, errors=python.errors, closefd=False, buffering=1)
-        with Path(os.devnull).open("w", encoding="utf-8") as sink, redirect_stdout(sink):
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as sink,
+            redirect_stdout(sink),
+            warnings.catch_warnings(),
+        ):
+            # Advice on the code that calls Ray, which is none of the user's.
+            warnings.filterwarnings("ignore", module=r"ray\.")
             yield
     finally:
         if sys.stderr is not None:
