@@ -112,6 +112,7 @@ def predict(
         say_forecast(report, chosen, Path(output), running)
         return
     if output is not None:
+        output = str(Path(output))
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):
             raise UsageError(f"{output}: is the input; write the forecasts to another file")

@@ -93,6 +93,7 @@ def score(
         end_failed(report)
         return
     if output is not None:
+        output = str(Path(output))
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):
             raise UsageError(f"{output}: is the input; write the scores to another file")
