@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, remote_forecasts
 from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
     LOG,
@@ -39,7 +40,9 @@ from prefcast.errors import UsageError, printable
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
+    from prefcast.forecaster import Forecaster
     from prefcast.predictions import Writer
+    from prefcast.runs.loop import RunReport
 
 
 @app.command()
@@ -48,11 +51,12 @@ if TYPE_CHECKING:
 def predict(
     pairs: Pairs,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
-            help=".csv: Kaggle submission; .jsonl, .parquet: everything. Without it, a table is printed.",
+            help=".csv: Kaggle submission; .jsonl, .parquet: everything. Without it, a table is printed. With --engine ray also a folder or URI, for Parquet parts.",
+            metavar="PATH",
         ),
     ] = None,
     model: Model = None,
@@ -97,7 +101,18 @@ def predict(
 
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
+    by_ray = check_engine(running, pairs, output, rehearse=rehearse, scores=scores)
+    if output is not None and parts_asked(by_ray, pairs, output):
+        chosen = resolve(model, forecaster, budget, preset, options)
+        with closing(chosen.scorer):
+            made = remote_forecasts(chosen, options, running)
+        report = parts_run(
+            *made, pairs, output, columns, cells.value, running, on_error=on_error.value, with_text=with_text
+        )
+        say_forecast(report, chosen, Path(output), running)
+        return
     if output is not None:
+        output = str(Path(output))
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):
             raise UsageError(f"{output}: is the input; write the forecasts to another file")
@@ -107,7 +122,10 @@ def predict(
         raise UsageError("--rehearse is one small run; --shard has no part in it")
     train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
     chosen = resolve(model, forecaster, budget, preset, options, scores)
-    if running.isolated:
+    remote = None
+    if by_ray:
+        remote = Remote(*remote_forecasts(chosen, options, running), pairs, columns_of(columns), cells.value)
+    elif running.isolated:
         from prefcast.runs.isolated import isolated
 
         chosen = replace(chosen, scorer=isolated(chosen.scorer, running.time_limit))
@@ -129,7 +147,7 @@ def predict(
             forecasting(chosen),
             file if train is None else train,
             file,
-            output,
+            None if output is None else Path(output),
             open_output,
             running,
             facts={
@@ -139,6 +157,7 @@ def predict(
             },
             on_error=on_error.value,
             with_text=with_text,
+            remote=remote,
         )
     if rehearse is not None and train is None:
         say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
@@ -146,6 +165,11 @@ def predict(
         say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
+    say_forecast(report, chosen, None if output is None else Path(output), running)
+
+
+def say_forecast(report: RunReport, chosen: Forecaster, output: Path | None, running: Running) -> None:
+    """What is said at the end; exit status 3 if rows failed."""
     say_finished(report, "forecasts", output, running)
     if not LOG.as_json:
         say_truncated(report.truncated, report.rows, chosen)

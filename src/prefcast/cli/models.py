@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, remote_scores
 from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
 from prefcast.cli.shared import (
     LOG,
@@ -22,6 +23,7 @@ from prefcast.cli.shared import (
     Pairs,
     Quantize,
     app,
+    columns_of,
     opened,
     reward_options,
     say,
@@ -40,7 +42,13 @@ def score(
         str, typer.Option(help="A folder with a reward model, its hub id, or a built-in model.", metavar="PATH|ID|NAME")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help=".csv, .jsonl or .parquet: the scores of each pair.")
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help=".csv, .jsonl or .parquet: the scores of each pair. With --engine ray also a folder or URI.",
+            metavar="PATH",
+        ),
     ] = None,
     budget: BudgetText = None,
     columns: Columns = None,
@@ -75,7 +83,17 @@ def score(
 
     if output is None and check_drift is None:
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
+    by_ray = check_engine(running, pairs, output, **{"check-drift": check_drift})
+    if output is not None and parts_asked(by_ray, pairs, output):
+        scorer, read = resolve_scorer(model, budget, options)
+        with closing(scorer):
+            made = remote_scores(scorer, read, options, running)
+        report = parts_run(*made, pairs, output, columns, cells.value, running, on_error=on_error.value)
+        say_finished(report, "pairs scored", Path(output), running, always=True)
+        end_failed(report)
+        return
     if output is not None:
+        output = str(Path(output))
         output_kind(output)
         if pairs != "-" and same_file(pairs, output):
             raise UsageError(f"{output}: is the input; write the scores to another file")
@@ -84,7 +102,10 @@ def score(
     if output is None:
         return
     scorer, read = resolve_scorer(model, budget, options)
-    if running.isolated:
+    remote = None
+    if by_ray:
+        remote = Remote(*remote_scores(scorer, read, options, running), pairs, columns_of(columns), cells.value)
+    elif running.isolated:
         from prefcast.runs.isolated import isolated
 
         scorer = isolated(scorer, running.time_limit)
@@ -93,13 +114,14 @@ def score(
             scoring(scorer, read),
             file,
             file,
-            output,
+            Path(output),
             lambda room: open_score_writer(output, column_names(scorer), room=room),
             running,
             facts={"input": file.name, "columns": columns, "cells": cells.value},
             on_error=on_error.value,
+            remote=remote,
         )
-    say_finished(report, "pairs scored", output, running, always=True)
+    say_finished(report, "pairs scored", Path(output), running, always=True)
     if not LOG.as_json:
         say_reused(scorer)
     end_failed(report)

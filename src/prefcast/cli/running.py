@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefcast.cli.shared import LOG, ROWS_FAILED, app, progress, say, with_options
+from prefcast.cli.clusters import Remote, on_cluster
+from prefcast.cli.shared import LOG, ROWS_FAILED, HowFar, app, progress, say, with_options
 from prefcast.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class LogKind(StrEnum):
     json = "json"
 
 
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 @dataclass(frozen=True)
 class Running:
     """How a run is carried out."""
@@ -42,6 +48,11 @@ class Running:
     isolate: bool = False
     time_limit: float | None = None
     log: str = LogKind.text
+    engine: str = Engine.local
+    ray_address: str | None = None
+    actors: int | None = None
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float | None = None
 
     @property
     def isolated(self) -> bool:
@@ -80,6 +91,29 @@ RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
         ),
     ),
     "log": (LogKind, typer.Option(help="What standard error gets: text for people, or a JSON object an event.")),
+    "engine": (
+        Engine,
+        typer.Option(help="local: this process. ray: Ray Data actors (pip install 'prefcast[ray]'; docs/runs.md)."),
+    ),
+    "ray_address": (
+        str | None,
+        typer.Option(
+            help="A Ray cluster that runs: HOST:PORT, or auto.  [default: one of its own on this machine]",
+            metavar="ADDRESS",
+        ),
+    ),
+    "actors": (
+        int | None,
+        typer.Option(help="How many Ray actors.  [default: as many as there is room for]", min=1, metavar="N"),
+    ),
+    "cpus_per_actor": (
+        int | None,
+        typer.Option(help="Processors, and threads, of each Ray actor.  [default: 1]", min=1, metavar="C"),
+    ),
+    "gpus_per_actor": (
+        float | None,
+        typer.Option(help="GPUs of each Ray actor; 0.5: two share one.  [default: 0]", min=0.0, metavar="G"),
+    ),
 }
 
 
@@ -105,8 +139,9 @@ def attempted(
     facts: dict[str, Any],
     on_error: str,
     with_text: bool = False,
+    remote: Remote | None = None,
 ) -> RunReport:
-    """One attempt at the run, with a bar where people look."""
+    """One attempt at the run, here or on a cluster, with a bar where people look."""
     from prefcast.runs.attempt import attempt
     from prefcast.runs.log import Watch
     from prefcast.runs.shards import ShardOf
@@ -116,7 +151,12 @@ def attempted(
         raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
     if shard is not None and not running.journal:
         raise UsageError("a shard is its journal: --shard and --no-journal exclude each other")
-    with progress(file) as show:
+    read: HowFar = file
+    gather = None
+    with ExitStack() as stack:
+        if remote is not None:
+            job, read, gather = stack.enter_context(on_cluster(remote, job, file, on_error))
+        show = stack.enter_context(progress(read))
         return attempt(
             job,
             items,
@@ -124,12 +164,13 @@ def attempted(
             output,
             facts,
             log=LOG,
-            watch=Watch(LOG, show, lambda: file.progress, 1 / shard.count if shard else 1.0),
+            watch=Watch(LOG, show, lambda: read.progress, 1 / shard.count if shard else 1.0),
             on_error=on_error,
             journalled=running.journal,
             fresh=running.fresh,
             shard=shard,
             with_text=with_text,
+            gather=gather,
         )
 
 

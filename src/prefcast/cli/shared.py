@@ -247,7 +247,7 @@ def columns_of(columns: str | None) -> dict[str, str]:
     return mapping
 
 
-class _Read(Protocol):
+class HowFar(Protocol):
     """What says how far it has been read."""
 
     @property
@@ -255,7 +255,7 @@ class _Read(Protocol):
 
 
 @contextmanager
-def progress(file: _Read) -> Iterator[Callable[[int], None] | None]:
+def progress(file: HowFar) -> Iterator[Callable[[int], None] | None]:
     """A bar on a terminal, nothing in a pipe."""
     if LOG.as_json or not sys.stderr.isatty():
         yield None

@@ -11,13 +11,13 @@ from typing import Any
 from uuid import UUID
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
-from prefcast.formats.containers import Records, no_duplicates, open_records
+from prefcast.formats.containers import Records, no_duplicates, open_records, parquet_records
 from prefcast.formats.fields import Fault
 from prefcast.formats.ids import SeenIds
 from prefcast.formats.shapes import SHAPES, Shape, all_columns
 from prefcast.pairs import Pair, clean
 
-__all__ = ["CELLS", "PairFile", "open_pairs", "pairs_of_records", "read_pairs"]
+__all__ = ["CELLS", "PairFile", "open_pairs", "open_parquet", "pairs_of_records", "read_pairs"]
 
 CELLS = ("json", "text")
 # Ids of these types are kept as their text.
@@ -256,6 +256,12 @@ def open_pairs(
     except BaseException:
         records.close()
         raise
+
+
+def open_parquet(stream: Any, name: str, *, columns: Mapping[str, str] | None = None, cells: str = "json") -> PairFile:
+    """As `open_pairs`, of a Parquet file called `name` that is open already, on whatever filesystem."""
+    records = parquet_records(stream, name)
+    return PairFile(records, name, records.columns, columns or {}, cells)
 
 
 def pairs_of_records(

@@ -24,7 +24,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from prefcast.errors import FileError, RowError, excerpt, shown_path
 
-__all__ = ["Records", "no_duplicates", "open_records"]
+__all__ = ["Records", "no_duplicates", "open_records", "parquet_records"]
 
 Record = dict[str, Any]
 Row = tuple[int, Record | RowError]
@@ -129,6 +129,15 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         was = _stamp(os.fstat(raw.fileno())) if size else None
         records = Records(name, kind, compression, columns, size, rows, raw, stack.pop_all(), os.fspath(path), was)
     return records
+
+
+def parquet_records(stream: Any, name: str) -> Records:
+    """The records of a Parquet file that is open for reading and can seek, wherever it lies; whoever opened it closes it.
+
+    Raises FileError.
+    """
+    columns, rows = _parquet(stream, name)
+    return Records(name, "parquet", "", columns, 0, rows, stream, ExitStack())
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:

@@ -6,26 +6,30 @@ Whatever ends it, the output is whole or not there, and what was scored is kept 
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefcast.errors import FileError, JournalError, PrefcastError, ResourceError, RowError, shown_path
+from prefcast.errors import FileError, JournalError, PrefcastError, ResourceError, RowError, WorkerError, shown_path
 from prefcast.pairs import Pair
 from prefcast.runs.journal import Journal
 from prefcast.runs.log import Log, Watch
 from prefcast.runs.loop import Job, RunReport, Sink, run_to
-from prefcast.runs.packed import link_as_json
+from prefcast.runs.packed import Items, Piece, link_as_json
 from prefcast.runs.shards import ShardOf
 from prefcast.runs.stopping import Interrupted, Stopping
 
-__all__ = ["attempt"]
+__all__ = ["Gather", "attempt"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # A writer, given the folder where its file lies until it is whole.
 Open = Callable[[Path | None], AbstractContextManager[Sink]]
+# Fills a journal with all pieces of the input that it lacks, wherever they are scored.
+Gather = Callable[[Journal, Watch, Stopping], None]
 
 
 def attempt(
@@ -42,11 +46,13 @@ def attempt(
     fresh: bool = False,
     shard: ShardOf | None = None,
     with_text: bool = False,
+    gather: Gather | None = None,
 ) -> RunReport:
     """Do `job` for `items` into `output`; go on where an earlier attempt at the same was stopped.
 
     `facts` say, besides the job's own header, what the output depends on. A shard's output is its journal, called
-    `output`.shard-I-of-N. Without an output, or with `journalled` off, nothing is kept. Raises Interrupted after a signal,
+    `output`.shard-I-of-N. Without an output, or with `journalled` off, nothing is kept. With `gather` nothing is scored
+    here: it fills the journal first. Raises Interrupted after a signal,
     and PrefcastError: JournalError where the journal is another run's, another process holds it, or the input is no longer
     what it was; ResourceError where disk or memory run out.
     """
@@ -64,6 +70,10 @@ def attempt(
                 if shard is not None:
                     # Who merges has no forecaster.
                     journal.note(link=link_as_json(job.link))
+            before, start = 0 if journal is None else journal.rows, time.perf_counter()
+            if gather is not None and journal is not None:
+                gather(journal, watch, stopping)
+                job = replace(job, score=_nothing_here)
             with ExitStack() as stack:
                 room = None if journal is None else journal.folder
                 writer = None if shard is not None else stack.enter_context(open_output(room))
@@ -80,6 +90,8 @@ def attempt(
                 )
                 if getattr(items, "changed", False):
                     raise FileError(items.name, "changed while it was read, so nothing was written")  # type: ignore[attr-defined]
+            if gather is not None:
+                report = replace(report, restored=before, seconds=time.perf_counter() - start)
             if journal is not None and shard is not None and target is not None:
                 journal.become(target)
             elif journal is not None:
@@ -88,6 +100,11 @@ def attempt(
             _end(error, journal, target, watch, log)
             raise
     return report
+
+
+def _nothing_here(items: Items) -> Piece:
+    """In the place of a job's scoring where others have done it."""
+    raise WorkerError(f"{len(items)} rows did not come back from the cluster")
 
 
 _WAITING = "stopping once the piece in flight is scored; a second signal stops at once"

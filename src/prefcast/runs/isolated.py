@@ -54,6 +54,7 @@ class IsolatedScorer(Scorer):
         self.limit, self.raw_names = scorer.limit, scorer.raw_names
         self._folder = tempfile.TemporaryDirectory(prefix="prefcast-")
         scorer.save(Path(self._folder.name))
+        self._threads: int | None = None
         self._child: Child | None = None
         self._false_starts = self._at_fault = 0
 
@@ -114,7 +115,8 @@ class IsolatedScorer(Scorer):
     def _start(self) -> None:
         """A worker that has loaded its scorer. Raises WorkerError."""
         while True:
-            child = Child("prefcast.runs.worker", json.dumps({"scorer": self.name, "folder": self._folder.name}))
+            said = {"scorer": self.name, "folder": self._folder.name, "threads": self._threads}
+            child = Child("prefcast.runs.worker", json.dumps(said))
             try:
                 header, _ = receive(child.answers)
             except (EOFError, OSError, ValueError):
@@ -131,6 +133,10 @@ class IsolatedScorer(Scorer):
                 raise WorkerError(str(header["refused"]))
             self._child, self._false_starts = child, 0
             return
+
+    def use_threads(self, threads: int) -> None:
+        # A worker that runs already keeps its own.
+        self._threads = threads
 
     @property
     def pid(self) -> int | None:

@@ -124,6 +124,10 @@ class Journal:
             raise self._fault(error) from None
         return None if row is None else entry_of(row, self.shown)
 
+    def digests(self) -> dict[int, bytes]:
+        """The digest of each piece that is there, by its number."""
+        return dict(self._db.execute("SELECT number, digest FROM pieces"))
+
     def put(self, entry: Entry) -> None:
         """Keep a piece: afterwards it is there, whatever happens to this process."""
         payload = entry.payload + _check(entry.payload)

@@ -23,7 +23,17 @@ from prefcast.pairs import Outcome, Pair, Turn
 from prefcast.predictions import Forecasts
 from prefcast.scores import RawScores
 
-__all__ = ["Items", "Piece", "digest_of", "link_as_json", "link_of_json", "pack", "unpack"]
+__all__ = [
+    "Items",
+    "Piece",
+    "digest_of",
+    "link_as_json",
+    "link_of_json",
+    "pack",
+    "pack_items",
+    "unpack",
+    "unpack_items",
+]
 
 Piece = Forecasts | RawScores
 Items = Sequence[Pair | RowError]
@@ -93,6 +103,37 @@ def _arrays(piece: Piece) -> dict[str, NDArray[np.float64]]:
     if piece.spread is not None:
         arrays["spread"] = piece.spread
     return arrays
+
+
+def pack_items(items: Items) -> bytes:
+    """Rows with their texts as bytes, for whoever scores them elsewhere."""
+    said = [
+        ["!", type(item).__name__, item.file, item.row, item.field, item.problem, item.id]
+        if isinstance(item, RowError)
+        else [
+            item.id,
+            None if item.outcome is None else int(item.outcome),
+            item.model_a,
+            item.model_b,
+            item.row,
+            [(turn.prompt, turn.response_a, turn.response_b) for turn in item.turns],
+        ]
+        for item in items
+    ]
+    return json.dumps(said).encode()
+
+
+def unpack_items(data: bytes) -> list[Pair | RowError]:
+    """The rows that `pack_items` made into bytes."""
+    items: list[Pair | RowError] = []
+    for said in json.loads(data):
+        if len(said) == 7:
+            items.append(_ERRORS[said[1]](*said[2:]))
+            continue
+        id, outcome, model_a, model_b, row, turns = said
+        label = None if outcome is None else Outcome(outcome)
+        items.append(Pair(tuple(Turn(*turn) for turn in turns), id, label, model_a, model_b, row))
+    return items
 
 
 def unpack(data: bytes, items: Items | None = None, link: Link | None = None) -> Piece:

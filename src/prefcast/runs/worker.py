@@ -23,6 +23,8 @@ def main() -> None:
     try:
         said = json.loads(sys.argv[1])
         scorer = scorer_class(said["scorer"]).load(Path(said["folder"]))
+        if said["threads"] is not None:
+            scorer.use_threads(said["threads"])
         send(answers, {"ready": True})
         while True:
             header, _ = receive(sys.stdin.buffer)

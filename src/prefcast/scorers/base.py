@@ -73,6 +73,10 @@ class Scorer(ABC):
         Every pair has at least one turn.
         """
 
+    def use_threads(self, threads: int) -> None:
+        """Compute on so many threads of the CPU from now on; where it is not asked, on as many as there are
+        processors."""
+
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The scorer whose files lie in `folder`.

@@ -119,6 +119,10 @@ class BlendScorer(Scorer):
         for member in self.members:
             member.scorer.close()
 
+    def use_threads(self, threads: int) -> None:
+        for member in self.members:
+            member.scorer.use_threads(threads)
+
     def explain(self, pair: Pair) -> list[Push]:
         pushes = []
         for member in self.members:

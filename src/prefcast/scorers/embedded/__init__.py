@@ -98,6 +98,9 @@ class EmbeddedScorer(Scorer):
         margin, tie = (raw[f"{what}:surface"] + raw[f"{what}:encoder"] for what in ("margin", "tie"))
         return Evidence(margin, tie, raw=raw)
 
+    def use_threads(self, threads: int) -> None:
+        self.encoder.use_threads(threads)
+
     def explain(self, pair: Pair) -> list[Push]:
         a, b, both = (rows[0] for rows in feature_arrays([pair]))
         vectors = next(iter(self.encoder.vectors(self.reader.read([pair]))))

@@ -60,6 +60,11 @@ class Encoder:
         self.width = int(self._session.get_outputs()[0].shape[1])
         self._pool: ThreadPoolExecutor | None = None
 
+    def use_threads(self, threads: int) -> None:
+        """Read so many texts at a time from now on."""
+        self.close()
+        self.threads = threads
+
     def vectors(self, pairs: Iterable[PairTexts]) -> Iterator[Vectors]:
         """The vectors of each pair, in order, as they come."""
         if self._pool is None:

@@ -59,6 +59,11 @@ class RewardScorer(Scorer):
         self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader)
         self._replicas: LocalReplica | Replicas | None = None
         self._kept: KeptScores | None = None
+        self._threads: int | None = None
+
+    def use_threads(self, threads: int) -> None:
+        # The network is not loaded yet, or it keeps what it was loaded with.
+        self._threads = threads
 
     def _max_tokens(self) -> int:
         asked, limit, most = self.options.max_tokens, self.checkpoint.limit, self.checkpoint.positions
@@ -222,7 +227,7 @@ class RewardScorer(Scorer):
             self.options.dtype,
             self.options.quantize,
             self._columns(),
-            threads_each(self.devices) if not self.options.shard else None,
+            self._threads or (threads_each(self.devices) if not self.options.shard else None),
             self.options.trust_remote_code,
         )
 

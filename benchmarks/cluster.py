@@ -1,0 +1,71 @@
+"""How much faster two Ray actors are than one, for `embedded` with one thread each: python benchmarks/cluster.py
+
+In turns, the same made-up rows go through `prefcast predict --engine ray` with one and with two actors. The rate is that of the
+steady state: the clock starts when as many pieces as there are actors have come, and stops before the last of each. So neither
+the start of cluster and actors nor loading the model counts. Prints each turn and the medians. Run it with nothing else
+running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from journal import write
+
+
+def rate(pairs: Path, output: Path, actors: int) -> tuple[float, float]:
+    """Pairs a second in the steady state, and seconds in all."""
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(pairs), "-o", str(output), "--model", "embedded"]
+    command += ["--engine", "ray", "--actors", str(actors), "--cpus-per-actor", "1", "--log", "json", "--fresh"]
+    start = time.perf_counter()
+    came: list[tuple[float, int]] = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None  # noqa: S101 - for the type checker
+        for line in process.stderr:
+            event = json.loads(line)
+            if event["event"] == "chunk":
+                came.append((time.perf_counter(), event["rows"]))
+    if process.returncode:
+        raise SystemExit(f"prefcast ended with {process.returncode}")
+    # From when each actor has given its first piece, to when one may have no more to do.
+    begin, end = actors, len(came) - actors
+    if end <= begin:
+        raise SystemExit("too few rows for a steady state: --rows")
+    rows = sum(count for _, count in came[begin:end])
+    return rows / (came[end - 1][0] - came[begin - 1][0]), time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    print(f"{platform.platform()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {options.rows} rows")
+    with tempfile.TemporaryDirectory() as scratch:
+        pairs = write(Path(scratch) / "pairs.jsonl", options.rows)
+        found: dict[int, list[float]] = {1: [], 2: []}
+        for turn in range(options.turns):
+            for actors, rates in found.items():
+                steady, seconds = rate(pairs, Path(scratch) / "out.csv", actors)
+                rates.append(steady)
+                print(
+                    f"turn {turn + 1}, {actors} actors: {steady:6.1f} pairs a second, {seconds:.0f} s in all",
+                    flush=True,
+                )
+        one, two = (statistics.median(found[actors]) for actors in (1, 2))
+        print(
+            f"medians of {options.turns}: 1 actor {one:.1f}, 2 actors {two:.1f} pairs a second: {two / one:.2f} times"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The same forecaster inside Ray Data actors (extra `ray`): many processors, many machines.
+
+What is scored, how, and what is written is what the local engine says; Ray places, starts and restarts the actors. Knows
+nothing of the command line. Importing this package does not load Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from prefcast.errors import MissingExtraError, UsageError, WorkerError, excerpt
+from prefcast.scorers.embedded.encoder import processors
+
+__all__ = ["Cluster", "Pool", "connected", "require_ray"]
+
+# The first to find a cluster that was named by nothing else, as Ray's own tools do.
+_ADDRESS = "RAY_ADDRESS"
+_ANSWER_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How many actors, where, and what each gets.
+
+    `address` is a cluster that runs (host:port, auto); None starts one on this machine for this run. `actors` None: as
+    many as the cluster has room for now. An actor computes on `cpus` threads and sees `gpus` GPUs. Raises UsageError.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of them")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise UsageError(
+                f"--ray-address: {excerpt(self.address)} is a Ray Client's address; run the command on a machine of the "
+                "cluster (ray job submit does) and give host:port, or auto"
+            )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A cluster that is connected: how many actors it gets, and the node of this process."""
+
+    cluster: Cluster
+    actors: int
+    node: str
+
+    def map(self, data: Any, actor: type, *arguments: Any) -> Any:
+        """`data`, a Ray dataset, through the actors, a row a batch."""
+        import ray
+
+        return data.map_batches(
+            actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            # A long queue before each actor would leave the others idle at the end.
+            compute=ray.data.ActorPoolStrategy(size=self.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=self.cluster.cpus,
+            num_gpus=self.cluster.gpus or None,
+            fn_constructor_args=arguments,
+        )
+
+
+def require_ray() -> None:
+    """MissingExtraError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray")
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[Pool]:
+    """While it is entered, this process is connected to the cluster; one that was started for it ends with it.
+
+    Nothing is reported to Ray's makers, no dashboard is started, and what Ray logs stays in its own files. Raises
+    MissingExtraError, UsageError and WorkerError.
+    """
+    require_ray()
+    # Read when Ray is imported; what a person has set holds.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    address = cluster.address or os.environ.get(_ADDRESS) or "local"
+    _check_listening(address)
+    own: dict[str, Any] = {}
+    if address == "local":
+        # What is asked for is what there is: an actor for which there is no room would be waited for without end.
+        own = {"num_cpus": max(processors(), (cluster.actors or 1) * cluster.cpus), "include_dashboard": False}
+    with _aside():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        except Exception as error:  # Ray raises plain exceptions here
+            ray.shutdown()
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "AuthToken" in str(error.__cause__):
+                said += "; it wants its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN)"
+            where = "a cluster on this machine" if own else f"the cluster at {excerpt(address)}"
+            raise WorkerError(f"Ray: {where} cannot be reached: {said[:300]}") from None
+        try:
+            _keep_quiet()
+            yield Pool(cluster, _actors(cluster, bool(own)), ray.get_runtime_context().get_node_id())
+        finally:
+            ray.shutdown()
+
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Held back until the end, they would be printed there.
+    "RAY_DEDUP_LOGS": "0",
+    # Ray would give its workers the processors that all others leave; on this machine they are this run.
+    "RAY_worker_niceness": "0",
+    # Without GPUs of its own an actor sees none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+
+
+def _keep_quiet() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A row is a piece of a run: each is a block of its own, and given on as soon as it is done.
+    context.target_max_block_size = 1
+    for name in ("ray", "ray.data"):
+        log = logging.getLogger(name)
+        for handler in [each for each in log.handlers if hasattr(each, "stream") or "Plain" in type(each).__name__]:
+            log.removeHandler(handler)
+
+
+def _check_listening(address: str) -> None:
+    """WorkerError where nobody answers at host:port: Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    if not host or not port.isdigit():
+        raise UsageError(f"--ray-address: {excerpt(address)} is not of the form HOST:PORT; auto finds a cluster here")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise WorkerError(f"Ray: the cluster at {excerpt(address)} cannot be reached: {why}") from None
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """What Ray prints, natively to standard error and from its threads to standard output, is in its log files too: here it
+    goes nowhere. What this program says to standard error stays."""
+    python = sys.stderr
+    if python is not None:
+        python.flush()
+    own, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        if python is not None and _is_stderr(python):
+            sys.stderr = os.fdopen(own, "w", encoding=python.encoding, errors=python.errors, closefd=False, buffering=1)
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as sink,
+            redirect_stdout(sink),
+            warnings.catch_warnings(),
+        ):
+            # Advice on the code that calls Ray, which is none of the user's.
+            warnings.filterwarnings("ignore", module=r"ray\.")
+            yield
+    finally:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        sys.stderr = python
+        os.dup2(own, 2)
+        os.close(own)
+
+
+def _is_stderr(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError):
+        return False  # in memory, as tests have it
+
+
+def _actors(cluster: Cluster, own: bool) -> int:
+    """How many actors; UsageError where our own cluster could never start one."""
+    import ray
+
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if own and cluster.gpus > gpus:
+        raise UsageError(f"--gpus-per-actor {cluster.gpus:g}: Ray sees {gpus:g} GPUs on this machine")
+    if own and cluster.gpus and (cluster.actors or 1) * cluster.gpus > gpus:
+        raise UsageError(
+            f"--actors {cluster.actors} --gpus-per-actor {cluster.gpus:g}: Ray sees {gpus:g} GPUs on this machine"
+        )
+    if cluster.actors is not None:
+        return cluster.actors
+    room = min(cpus / cluster.cpus, gpus / cluster.gpus if cluster.gpus else math.inf)
+    return max(1, int(room))
