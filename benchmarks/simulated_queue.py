@@ -201,5 +201,5 @@ def from_shards(pieces: Seconds, workers: Workers, *, reading: float = 0.0, comm
             now, place = workers.back(gone) + numbers[through] * reading, through
         found.useful += float(scoring.sum())
         found.done += len(numbers)
-        found.makespan = max(found.makespan, now if len(numbers) else 0.0)
+        found.makespan = max(found.makespan, now if numbers else 0.0)
     return found
