@@ -48,8 +48,8 @@ RECORDED = Measured(
     by_chance=0.0291,
     noise=0.69,
     start_up=0.7,
-    reading=0.0102,
-    writing=0.0725,
+    reading=0.0109,
+    writing=0.0107,
     commit=0.0001,
     kept=157.5,
     written=133.0,
@@ -170,7 +170,11 @@ def print_one_file(m: Measured, seed: int) -> None:
     print(
         f"\nOne file, `embedded`, a core a worker ({rate:.0f} pairs/s), pieces of {ROWS}; {SLOW_SHARE:.0%} of the workers at half speed"
     )
-    print(f"one reader feeds at most {ROWS / feed:,.0f} pairs/s, {ROWS / feed / rate:,.0f} workers")
+    closing = feed + m.writing
+    print(
+        f"one reader feeds at most {ROWS / feed:,.0f} pairs/s, {ROWS / feed / rate:,.0f} workers; at the end one process reads "
+        f"and writes {ROWS / closing:,.0f} pairs/s, which is not in the times: 10,000,000 take {_time(1e7 / ROWS * closing)}"
+    )
     for pairs, counts, losses in ((1e4, (2, 8, 16, 40), 0.0), (1e7, (64, 256, 1024), LOSSES_AN_HOUR)):
         pieces = piece_seconds(m, ROWS, math.ceil(pairs / ROWS), rate, seed)
         print(f"\n{pairs:,.0f} pairs, {len(pieces):,} pieces, {losses:g} losses a node-hour")
