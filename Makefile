@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 2
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench-outcomes: $(VENV)/.dev ## Measure fits, intervals and comparisons against 
 
 bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulated rows (minutes)
 	$(BIN)/python benchmarks/scale.py
+
+bench-queue: $(VENV)/.dev ## Measure workers on DATA (train files), then simulate the plans of docs/scale.md (minutes)
+	$(BIN)/python benchmarks/work_queue.py --data $(DATA)
 
 bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (dev files)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check sentence-transformers
