@@ -18,7 +18,20 @@ from prefcast.errors import PrefcastError
 
 __all__ = ["app", "main"]
 
-_ORDER = ("predict", "explain", "check", "fit", "evaluate", "report", "rank", "compare", "score", "merge", "quantize", "serve")
+_ORDER = (
+    "predict",
+    "explain",
+    "check",
+    "fit",
+    "evaluate",
+    "report",
+    "rank",
+    "compare",
+    "score",
+    "merge",
+    "quantize",
+    "serve",
+)
 app.registered_commands.sort(key=lambda verb: _ORDER.index(verb.callback.__name__ if verb.callback else ""))
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")

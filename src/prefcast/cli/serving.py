@@ -38,7 +38,9 @@ def serve(
     ] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="A name under which clients reach a server on loopback, say through a proxy.", metavar="NAME"),
+        typer.Option(
+            help="A name under which clients reach a server on loopback, say through a proxy.", metavar="NAME"
+        ),
     ] = None,
     budget: BudgetText = None,
     preset: Preset = None,
@@ -106,7 +108,11 @@ def serve(
         local = is_loopback(shown)
         # Beyond loopback the machine's names are unknown; there the token keeps strange pages out.
         service = create_service(
-            chosen, limits=fitted(limits), token=secret, hosts=(allow_host or ()) if local or allow_host else None, log=LOG
+            chosen,
+            limits=fitted(limits),
+            token=secret,
+            hosts=(allow_host or ()) if local or allow_host else None,
+            log=LOG,
         )
         url = f"http://{shown}:{number}"
         try:
@@ -127,7 +133,9 @@ def _token(said: str | None, file: Path | None) -> str | None:
         try:
             given["--token-file"] = file.read_text(encoding="utf-8").partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--token-file {shown_path(file)}: {getattr(error, 'strerror', None) or 'is not text'}") from None
+            raise UsageError(
+                f"--token-file {shown_path(file)}: {getattr(error, 'strerror', None) or 'is not text'}"
+            ) from None
     places = [place for place, value in given.items() if value is not None]
     if len(places) > 1:
         raise UsageError(f"the token is said twice: {' and '.join(places)}")
@@ -135,5 +143,7 @@ def _token(said: str | None, file: Path | None) -> str | None:
         return None
     token = given[places[0]] or ""
     if len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"{places[0]}: expected a token of at least {_LEAST_TOKEN} letters, digits or signs, without spaces")
+        raise UsageError(
+            f"{places[0]}: expected a token of at least {_LEAST_TOKEN} letters, digits or signs, without spaces"
+        )
     return token

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
 
 from prefcast.best import ranked_answers
 from prefcast.budget import cuts
 from prefcast.forecaster import Forecaster, Influence
+from prefcast.predictions import Forecast
+from prefcast.scorers import Scorer
 from prefcast.service import schema
 from prefcast.service.engine import Failed, Found, Result
 from prefcast.service.reading import Asked, Ranked
@@ -28,15 +31,9 @@ def said(forecaster: Forecaster, *, pointwise: bool) -> schema.ForecasterSaid:
         budget=str(forecaster.budget),
         outcome_model=forecaster.outcome.kind,
         interval_level=None if forecaster.link is None else _LEVEL,
-        explains=type(scorer).explain is not _base().explain,
+        explains=type(scorer).explain is not Scorer.explain,
         pointwise=pointwise,
     )
-
-
-def _base() -> type:
-    from prefcast.scorers.base import Scorer
-
-    return Scorer
 
 
 def refusal_of(failed: Failed, field: str = "") -> Refusal:
@@ -45,45 +42,45 @@ def refusal_of(failed: Failed, field: str = "") -> Refusal:
 
 def forecast_document(asked: Asked, found: Found, swapped: Found | None) -> schema.Forecast:
     """The answer to one pair; `swapped` is what was found of the exchanged pair."""
-    forecast, pair = found.forecast, asked.pair
-    cut = forecast.truncation
-    probabilities = _probabilities(forecast.probabilities)
-    interval = None
-    if forecast.interval is not None:
-        a, b, tie = ((low, high) for low, high in forecast.interval)
-        interval = schema.Interval(level=_LEVEL, a=a, b=b, tie=tie)
-    back = None
-    if swapped is not None:
-        b, a, tie = swapped.forecast.probabilities  # type: ignore[assignment]
-        exchanged = (a, b, tie)
-        back = schema.Swapped(
-            probabilities=_probabilities(exchanged),  # type: ignore[arg-type]
-            largest_difference=max(abs(x - y) for x, y in zip(forecast.probabilities, exchanged, strict=True)),  # type: ignore[operator]
-        )
-    truncation = None
-    if cut is not None and pair is not None:
-        texts = cuts(pair.turns, found.read.turns) if cut.truncated else []
-        truncation = schema.Truncation(
-            truncated=cut.truncated,
-            characters_kept=cut.kept,
-            characters=cut.total,
-            turns_kept=cut.turns_kept,
-            turns=cut.turns_total,
-            texts=[
-                schema.CutText(turn=each.turn, field=each.field, characters=each.characters, head=each.head, tail=each.tail)  # type: ignore[arg-type]
-                for each in texts
-            ],
-        )
+    forecast = found.forecast
     return schema.Forecast(
         id=asked.id,
-        probabilities=probabilities,
-        interval=interval,
+        probabilities=_probabilities(forecast.probabilities),
+        interval=_interval(forecast),
         margin=forecast.margin,
         tie=forecast.tie,
-        swapped=back,
-        truncation=truncation,
+        swapped=None if swapped is None else _exchanged_back(forecast, swapped.forecast),
+        truncation=_truncation(asked, found),
         influences=None if found.influences is None else list(map(_influence, found.influences)),
         error=None,
+    )
+
+
+def _interval(forecast: Forecast) -> schema.Interval | None:
+    if forecast.interval is None:
+        return None
+    a, b, tie = ((low, high) for low, high in forecast.interval)
+    return schema.Interval(level=_LEVEL, a=a, b=b, tie=tie)
+
+
+def _exchanged_back(forecast: Forecast, swapped: Forecast) -> schema.Swapped:
+    b, a, tie = swapped.probabilities
+    differences = (x - y for x, y in zip(forecast.probabilities, (a, b, tie), strict=True))
+    return schema.Swapped(probabilities=_probabilities((a, b, tie)), largest_difference=max(map(abs, differences)))
+
+
+def _truncation(asked: Asked, found: Found) -> schema.Truncation | None:
+    cut, pair = found.forecast.truncation, asked.pair
+    if cut is None or pair is None:
+        return None
+    texts = cuts(pair.turns, found.read.turns) if cut.truncated else []
+    return schema.Truncation(
+        truncated=cut.truncated,
+        characters_kept=cut.kept,
+        characters=cut.total,
+        turns_kept=cut.turns_kept,
+        turns=cut.turns_total,
+        texts=[schema.CutText(**asdict(each)) for each in texts],
     )
 
 

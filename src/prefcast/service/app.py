@@ -35,7 +35,11 @@ _PAGE = Path(__file__).parent / "page"
 # A body above this is parsed on another thread, so that others are read meanwhile.
 _LARGE = 64_000
 _STATUS = {404: "not_found", 405: "method_not_allowed"}
-_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
 
 T = TypeVar("T")
 
@@ -68,7 +72,11 @@ class Service:
     async def lifespan(self, api: FastAPI) -> AsyncIterator[None]:
         limits = self.limits
         self.batcher = Batcher(
-            self.engine.run, most=limits.batch, company=limits.company_seconds, room=limits.queue, seen=self.metrics.batch
+            self.engine.run,
+            most=limits.batch,
+            company=limits.company_seconds,
+            room=limits.queue,
+            seen=self.metrics.batch,
         )
         self.batcher.start()
         warming = asyncio.create_task(self._warm_up())
@@ -116,7 +124,9 @@ class Service:
                 return done.result()
             if left.done():
                 raise Refusal("gone", "the client left")
-            raise Refusal("time_limit", f"took longer than {self.limits.seconds:g} seconds; ask for fewer pairs at a time")
+            raise Refusal(
+                "time_limit", f"took longer than {self.limits.seconds:g} seconds; ask for fewer pairs at a time"
+            )
         except Full as full:
             problem = f"{self.batcher.waiting} pairs wait already; ask again in {full.seconds} s"
             raise Refusal("too_busy", problem, headers={"Retry-After": str(full.seconds)}) from None
@@ -154,7 +164,12 @@ def create_service(
     besides loopback's, None any."""
     service = Service(forecaster, limits or Limits(), log or Log(), token, hosts)
     api = FastAPI(
-        title="prefcast", lifespan=service.lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+        title="prefcast",
+        lifespan=service.lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
     )
     service.api = api
     api.exception_handler(Refusal)(_refused)
@@ -164,9 +179,7 @@ def create_service(
     document = openapi.document(api, service.limits, secured=token is not None)
     _add_files(api, document)
     routes = {route.path for route in api.routes}  # type: ignore[attr-defined]
-    service.app = Guard(
-        api, token=token, hosts=hosts, routes=routes, seen=service.seen, failed=service._failed
-    )
+    service.app = Guard(api, token=token, hosts=hosts, routes=routes, seen=service.seen, failed=service._failed)
     return service
 
 
@@ -237,11 +250,10 @@ def _add_v1(api: FastAPI, service: Service) -> None:
             schema.Models(
                 forecaster=service.said,
                 models=[
-                    schema.BuiltIn(name=each, title=title, served=each == name) for each, (_, title, _) in SCORERS.items()
+                    schema.BuiltIn(name=each, title=title, served=each == name)
+                    for each, (_, title, _) in SCORERS.items()
                 ],
-                limits=schema.LimitsSaid(
-                    **{field: getattr(limits, field) for field in schema.LimitsSaid.model_fields}
-                ),
+                limits=schema.LimitsSaid(**{field: getattr(limits, field) for field in schema.LimitsSaid.model_fields}),
             )
         )
 
@@ -266,7 +278,9 @@ def _add_files(api: FastAPI, document: dict[str, Any]) -> None:
     """The OpenAPI document, its page, and the page of the service: all of it in memory, from fixed names."""
     described = json.dumps(document).encode()
     shown = docs.page(document, openapi.EXAMPLES).encode()
-    files = {path.name: _file(path) for path in sorted(_PAGE.iterdir()) if path.suffix in (*_TYPES, ".svg", ".png", ".woff2")}
+    files = {
+        path.name: _file(path) for path in sorted(_PAGE.iterdir()) if path.suffix in (*_TYPES, ".svg", ".png", ".woff2")
+    }
 
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi_json() -> Response:
@@ -320,5 +334,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """What the framework refuses, in the form of everything else."""
     assert isinstance(error, HTTPException)  # noqa: S101
     kind = _STATUS.get(error.status_code, "bad_request")
-    problems = {"not_found": "there is no such route; /docs lists them", "method_not_allowed": "the route has another method"}
-    return await _refused(request, Refusal(kind, problems.get(kind, "the request is not understood"), headers=error.headers))
+    problems = {
+        "not_found": "there is no such route; /docs lists them",
+        "method_not_allowed": "the route has another method",
+    }
+    return await _refused(
+        request, Refusal(kind, problems.get(kind, "the request is not understood"), headers=error.headers)
+    )

@@ -49,8 +49,9 @@ def _operation(path: str, method: str, operation: dict[str, Any], example: str |
         parts.append(f"<pre>{escape(example)}</pre>")
     rows = []
     for status, answer in sorted(operation["responses"].items()):
-        content = next(iter(answer.get("content", {}).values()), {}).get("schema")
-        what = _type(content) if content else ""
+        what = "".join(
+            _type(content["schema"]) for content in answer.get("content", {}).values() if content.get("schema")
+        )
         rows.append(f"<tr><td>{escape(status)}<td>{escape(answer.get('description', ''))}<td>{what}")
     return "".join([*parts, "<table><tr><th>Status<th>When<th>Answer", *rows, "</table>"])
 

@@ -81,7 +81,13 @@ class Bodies:
 
         most = self._limits.body_bytes
         # What would be thrown away again need not come.
-        if declared is not None and declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > _DRAINED * most:
+        if (
+            declared is not None
+            and declared.isascii()
+            and declared.isdigit()
+            and len(declared) < 20
+            and int(declared) > _DRAINED * most
+        ):
             raise self._too_large()
         try:
             async with asyncio.timeout(_STOPPING_SECONDS if self._stopping else self._limits.body_seconds) as timeout:
@@ -102,7 +108,9 @@ class Bodies:
                                 raise self._too_large()
                             continue
                         if self._held + len(part) > self._limits.buffered_bytes:
-                            raise Refusal("too_busy", "too many large requests at a time", headers={"Retry-After": "1", **_CLOSE})
+                            raise Refusal(
+                                "too_busy", "too many large requests at a time", headers={"Retry-After": "1", **_CLOSE}
+                            )
                         held += len(part)
                         self._held += len(part)
                         parts.append(part)
@@ -199,13 +207,15 @@ class Guard:
         if self._hosts is not None and not is_loopback(host) and _name(host) not in self._hosts:
             return Refusal("wrong_host", "this server does not answer to that name (--allow-host NAME lets it)")
         path: str = scope["path"]
-        if self._token is None or not (path == "/metrics" or path == "/v1" or path.startswith("/v1/")):
+        if self._token is None or not (path in ("/metrics", "/v1") or path.startswith("/v1/")):
             return None
         scheme, _, token = given.get(b"authorization", b"").partition(b" ")
         # Of equal length and compared whole: the time it takes tells nothing of the token.
         if hmac.compare_digest(_digest(token.strip()), self._token) and scheme.lower() == b"bearer":
             return None
-        return Refusal("unauthorized", "expected the header Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+        return Refusal(
+            "unauthorized", "expected the header Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"}
+        )
 
 
 def _name(host: str) -> str:

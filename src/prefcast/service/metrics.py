@@ -23,7 +23,11 @@ class Metrics:
             "prefcast_requests", "Requests answered.", ("route", "status"), registry=self._registry
         )
         self._seconds = Histogram(
-            "prefcast_request_seconds", "From the head of a request to its answer.", ("route",), buckets=_SECONDS, registry=self._registry
+            "prefcast_request_seconds",
+            "From the head of a request to its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._batches = Histogram("prefcast_batch_items", "Items in a batch.", buckets=_ITEMS, registry=self._registry)
         self._scoring = Counter("prefcast_scoring_seconds", "Seconds spent on scoring.", registry=self._registry)

@@ -38,7 +38,7 @@ _BODIES: dict[str, tuple[type, ...]] = {
 _ROUTES: dict[str, tuple[str, str, Any, tuple[int, ...]]] = {
     "forecast": (
         "Forecast pairs",
-        "Forecast which of two responses people prefer. One pair answers a Forecast; {\"pairs\": [...]} answers Forecasts, the "
+        'Forecast which of two responses people prefer. One pair answers a Forecast; {"pairs": [...]} answers Forecasts, the '
         "fault of a pair in its place. Who else asks at the same time changes nothing.",
         schema.Forecast | schema.Forecasts,
         _BODY,
@@ -57,7 +57,12 @@ _ROUTES: dict[str, tuple[str, str, Any, tuple[int, ...]]] = {
     ),
     "models": ("Models", "What answers here, what else there is, and what a request may hold.", schema.Models, ()),
     "health": ("Health", "Whether the process lives.", schema.Health, ()),
-    "ready": ("Ready", "Whether it answers: the forecaster is loaded and nobody told it to stop.", schema.Health, (503,)),
+    "ready": (
+        "Ready",
+        "Whether it answers: the forecaster is loaded and nobody told it to stop.",
+        schema.Health,
+        (503,),
+    ),
     "metrics": ("Metrics", "What was counted, in Prometheus' text form.", None, ()),
 }
 EXAMPLES = {

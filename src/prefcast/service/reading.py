@@ -55,18 +55,20 @@ def parsed(body: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise Refusal("bad_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
     except ValueError as error:
-        raise Refusal("bad_json", str(error) if isinstance(error, _Unsound) else "a number is too long to read") from None
+        raise Refusal(
+            "bad_json", str(error) if isinstance(error, _UnsoundError) else "a number is too long to read"
+        ) from None
     if not isinstance(value, dict):
         raise Refusal("invalid", f"the body is {kind(value)}; expected a JSON object")
     return value
 
 
-class _Unsound(ValueError):
+class _UnsoundError(ValueError):
     pass
 
 
 def _constant(name: str) -> NoReturn:
-    raise _Unsound(f"{name} is not JSON")
+    raise _UnsoundError(f"{name} is not JSON")
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(members):
         names = [name for name, _ in members]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _Unsound(f"an object has the field {excerpt(twice)} twice")
+        raise _UnsoundError(f"an object has the field {excerpt(twice)} twice")
     return found
 
 
@@ -94,12 +96,16 @@ def asked_of(document: dict[str, Any], limits: Limits) -> tuple[list[Asked], boo
             id = id if _is_id(id) else None
             place = f"pairs.{number}.{refusal.field}" if refusal.field else f"pairs.{number}"
             found.append(
-                Asked(clean(id) if isinstance(id, str) else id, None, False, False, Refusal(refusal.type, refusal.message, place))
+                Asked(
+                    clean(id) if isinstance(id, str) else id,
+                    None,
+                    False,
+                    False,
+                    Refusal(refusal.type, refusal.message, place),
+                )
             )
         else:
-            found.append(
-                Asked(one.id, one.pair, one.explain or many.explain, one.both_orders or many.both_orders)
-            )
+            found.append(Asked(one.id, one.pair, one.explain or many.explain, one.both_orders or many.both_orders))
     return found, True
 
 
@@ -108,7 +114,8 @@ def _asked(item: Any, limits: Limits) -> Asked:
         raise Refusal("invalid", f"a pair is {kind(item)}; expected an object")
     if "conversation_a" in item or "conversation_b" in item:
         said: schema.ConversationPair | schema.TextPair = _model(schema.ConversationPair, item)
-        fields, shape = ("conversation_a", "conversation_b"), SHAPES["arena"]
+        fields: tuple[str, ...] = ("conversation_a", "conversation_b")
+        shape = SHAPES["arena"]
         for field in fields:
             _messages(item[field], field, limits)
     else:
@@ -144,7 +151,9 @@ def _conversation(item: Any, limits: Limits) -> list[dict[str, str]]:
             raise Refusal("invalid", "expected prompt and response, or a list of messages")
         texts = [_turns(item[field], field, limits) for field in ("prompt", "response")]
         if len(texts[0]) != len(texts[1]):
-            raise Refusal("invalid", f"has {len(texts[1])} turns, the prompt {len(texts[0])}; they must be equal", "response")
+            raise Refusal(
+                "invalid", f"has {len(texts[1])} turns, the prompt {len(texts[0])}; they must be equal", "response"
+            )
         said = list(zip(*texts, strict=True))
     else:
         _messages(item, "", limits)
@@ -247,5 +256,7 @@ def _is_id(id: Any) -> bool:
 
 def _id(id: Any) -> str | int | None:
     if not _is_id(id):
-        raise Refusal("invalid", f"expected a text of at most {_LONGEST_ID} characters or a whole number of 64 bits", "id")
+        raise Refusal(
+            "invalid", f"expected a text of at most {_LONGEST_ID} characters or a whole number of 64 bits", "id"
+        )
     return clean(id) if isinstance(id, str) else id

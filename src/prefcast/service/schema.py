@@ -5,7 +5,7 @@ What a text or a list of messages holds is read as files are (`formats`); the mo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
 
@@ -57,7 +57,10 @@ _MESSAGES = {
 
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, _TURNS], "description": "A text, or one text a turn."})]
 Messages = Annotated[
-    Any, WithJsonSchema({**_MESSAGES, "description": "User and assistant in turn, the assistant last; a system message may begin."})
+    Any,
+    WithJsonSchema(
+        {**_MESSAGES, "description": "User and assistant in turn, the assistant last; a system message may begin."}
+    ),
 ]
 # 64 bits: what every reader of JSON keeps exactly.
 Id = Annotated[
@@ -134,7 +137,10 @@ class ScoreRequest(_In):
                         _MESSAGES,
                         {
                             "type": "object",
-                            "properties": {"prompt": {"anyOf": [_TEXT, _TURNS]}, "response": {"anyOf": [_TEXT, _TURNS]}},
+                            "properties": {
+                                "prompt": {"anyOf": [_TEXT, _TURNS]},
+                                "response": {"anyOf": [_TEXT, _TURNS]},
+                            },
                             "required": ["prompt", "response"],
                             "additionalProperties": False,
                         },
@@ -204,7 +210,7 @@ class CutText(BaseModel):
     """A text that was not read whole: only its first `head` and last `tail` characters (code points) were."""
 
     turn: int = Field(description="Counted from 0.")
-    field: Literal["prompt", "response_a", "response_b"]
+    field: str = Field(json_schema_extra={"enum": ["prompt", "response_a", "response_b"]})
     characters: int
     head: int
     tail: int

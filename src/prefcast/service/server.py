@@ -80,7 +80,7 @@ def serve(service: Service, listening: socket.socket, started: Callable[[], None
 
     Protocol.limits = limits
     config = uvicorn.Config(
-        service.app,  # type: ignore[arg-type]
+        service.app,
         http=Protocol,
         ws="none",
         loop="asyncio",
