@@ -6,18 +6,39 @@ order of Borda counts; on forecasts, which are no votes, a Bradley-Terry model w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import RowError, UsageError
+from prefcast.errors import RowError, UsageError, shown_path
+from prefcast.files import atomic_file
+from prefcast.forecaster import Forecaster
+from prefcast.formats.candidates import Candidates
+from prefcast.formats.forecasts import PROBABILITIES
 from prefcast.pairs import Pair, Turn, clean
-from prefcast.predictions import Forecast
+from prefcast.predictions import Forecast, quoted
 
-__all__ = ["AnswerRanking", "answer_pairs", "ranked_answers"]
+__all__ = [
+    "AnswerRanking",
+    "Choice",
+    "ChoiceWriter",
+    "answer_pairs",
+    "choice_kind",
+    "choices",
+    "open_choice_writer",
+    "ranked_answers",
+]
+
+# Pairs that are forecast at a time.
+_PIECE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +92,119 @@ def ranked_answers(n: int, forecasts: Sequence[Forecast]) -> AnswerRanking:
     strengths = np.nanmean(probabilities[:, :, 0] + probabilities[:, :, 2] / 2, axis=1)
     order = sorted(range(n), key=lambda index: -strengths[index])
     return AnswerRanking(tuple(order), strengths, probabilities)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen among the candidates of one prompt, or the `error` why nothing was; `truncated` counts pairs that were
+    not read whole."""
+
+    id: str | int
+    candidates: Candidates | None
+    ranking: AnswerRanking | None
+    truncated: int
+    error: RowError | None
+
+    def record(self, *, with_text: bool = False) -> dict[str, Any]:
+        """As the .jsonl file holds it: positions counted from 0, `pairwise` in the order of itertools.combinations."""
+        ranking, candidates = self.ranking, self.candidates
+        record: dict[str, Any] = {
+            "id": self.id,
+            "best": None if ranking is None else ranking.best,
+            "strength": None if ranking is None else float(ranking.strengths[ranking.best]),
+            "responses": None if candidates is None else len(candidates.responses),
+            "order": None if ranking is None else list(ranking.order),
+            "strengths": None if ranking is None else ranking.strengths.tolist(),
+            "pairwise": None if ranking is None else list(_pairwise(ranking)),
+            "truncated": self.truncated,
+            "error": None if self.error is None else str(self.error),
+        }
+        if with_text:
+            chosen = None if ranking is None or candidates is None else candidates.responses[ranking.best]
+            record |= {
+                "prompt": None if candidates is None else list(candidates.prompt),
+                "response": None if chosen is None else list(chosen),
+            }
+        return record
+
+
+def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
+    for i, j in combinations(range(len(ranking.order)), 2):
+        a, b, tie = map(float, ranking.probabilities[i, j])
+        yield {"a": i, "b": j, PROBABILITIES[0]: a, PROBABILITIES[1]: b, PROBABILITIES[2]: tie}
+
+
+def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
+    """The choice for each prompt, in their order, a piece of them at a time."""
+    piece: list[Candidates | RowError] = []
+    size = 0
+    for item in items:
+        piece.append(item)
+        if isinstance(item, Candidates):
+            size += len(item.responses) * (len(item.responses) - 1) // 2
+        if size >= _PIECE or len(piece) >= _PIECE:
+            yield from _chosen(piece, forecaster)
+            piece, size = [], 0
+    yield from _chosen(piece, forecaster)
+
+
+def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
+    pairs = [
+        pair
+        for item in piece
+        if isinstance(item, Candidates)
+        for pair in answer_pairs(item.prompt, item.responses, id=item.id, row=item.row)
+    ]
+    forecasts = iter(forecaster.forecast(pairs))
+    for item in piece:
+        if isinstance(item, RowError):
+            yield Choice(item.id, None, None, 0, item)
+            continue
+        n = len(item.responses)
+        found = list(islice(forecasts, n * (n - 1) // 2))
+        truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
+        try:
+            yield Choice(item.id, item, ranked_answers(n, found), truncated, None)
+        except RowError as error:
+            yield Choice(item.id, item, None, truncated, error)
+
+
+class ChoiceWriter:
+    """Choices as they come: .jsonl has everything, .csv a row a prompt without the strengths of all."""
+
+    def __init__(self, file: BinaryIO, kind: str, *, with_text: bool) -> None:
+        self._file, self._kind, self._with_text = file, kind, with_text
+        self._names: tuple[str, ...] = ("id", "best", "strength", "responses", "truncated", "error")
+        self._names += ("prompt", "response") if with_text else ()
+        if kind == ".csv":
+            file.write((",".join(self._names) + "\n").encode())
+
+    def write(self, choice: Choice) -> None:
+        record = choice.record(with_text=self._with_text)
+        if self._kind == ".jsonl":
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        else:
+            line = ",".join(map(_cell, (record[name] for name in self._names)))
+        self._file.write((line + "\n").encode())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return quoted(clean(json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)))
+
+
+def choice_kind(path: str | os.PathLike[str]) -> str:
+    """The ending of an output file; UsageError if no writer has it."""
+    ending = Path(path).suffix.lower()
+    if ending not in (".csv", ".jsonl"):
+        raise UsageError(f"{shown_path(path)}: the ending tells the format of the output: .csv or .jsonl (everything)")
+    return ending
+
+
+@contextmanager
+def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[ChoiceWriter]:
+    """A writer for `path` by its ending; the file appears whole or not at all. Raises UsageError."""
+    kind = choice_kind(path)
+    with atomic_file(path) as file:
+        yield ChoiceWriter(file, kind, with_text=with_text)

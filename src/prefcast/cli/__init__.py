@@ -12,7 +12,7 @@ import signal
 import sys
 
 # The verbs add themselves to the program.
-from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting, running, serving, training  # noqa: F401
+from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, reporting, running, serving, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 
@@ -22,6 +22,7 @@ _ORDER = (
     "predict",
     "explain",
     "check",
+    "best",
     "fit",
     "evaluate",
     "report",
