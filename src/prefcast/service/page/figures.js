@@ -8,7 +8,7 @@ const HEIGHT = 250;
 const LEFT = 44;
 const BOTTOM = 40;
 const TOP = 12;
-const RIGHT = 14;
+const RIGHT = 26;
 const x = (part) => LEFT + part * (WIDTH - LEFT - RIGHT);
 const y = (part) => HEIGHT - BOTTOM - part * (HEIGHT - BOTTOM - TOP);
 

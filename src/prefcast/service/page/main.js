@@ -37,7 +37,7 @@ function theme() {
   const apply = () => {
     if (chosen === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = chosen;
-    button.textContent = `Theme: ${chosen}`;
+    button.textContent = { system: "◐ System", light: "○ Light", dark: "● Dark" }[chosen];
     button.setAttribute("aria-label", `Theme: ${chosen}. Change it`);
   };
   button.addEventListener("click", () => {

@@ -50,11 +50,11 @@ function drawnBar(p, range) {
 function orders(forecast) {
   if (!forecast.swapped) return null;
   const off = 100 * forecast.swapped.largest_difference;
-  const amount = off === 0 ? "not at all" : off < 0.0001 ? "by less than 0.0001 points" : `by ${off.toFixed(off < 0.01 ? 4 : 2)} points at most`;
+  const amount = off === 0 ? "nothing" : off < 0.0001 ? "no probability by 0.0001 points" : `a probability by ${off.toFixed(off < 0.01 ? 4 : 2)} points at most`;
   const fine = off < 0.01;
   return el("p", { class: fine ? "said good" : "said warn" },
     el("span", { class: "sign", "aria-hidden": "true" }, fine ? "✓" : "!"),
-    `Both orders were asked: exchanging A and B changes a probability ${amount}.`);
+    `Both orders were asked: exchanging A and B changes ${amount}.`);
 }
 
 function truncation(read) {
@@ -85,13 +85,13 @@ function influences(forecast) {
   if (!found) return null;
   const evidence = el("p", { class: "quiet small" }, `Evidence before calibration: margin ${signed(forecast.margin)} (above 0 speaks for A), tie ${signed(forecast.tie)}.`);
   if (!found.length) return el("div", { class: "card" }, el("h3", {}, "What pushed it"), el("p", {}, "This forecaster cannot say what moved a forecast."), evidence);
-  const most = Math.max(...found.map(({ change }) => Math.abs(change.a - change.b)), 0.005);
+  const most = Math.max(...found.flatMap(({ change }) => Object.values(change).map(Math.abs)), 0.005);
   const rows = found.map((influence) => influenceRow(influence, most));
   const more = rows.slice(SHOWN);
   return el("div", { class: "card" },
     el("h3", {}, "What pushed it"),
-    el("p", { class: "quiet small" }, "Against the same forecast without it, in percentage points. Bars to the left push towards A, to the right towards B."),
-    el("div", { class: "push push-head quiet", "aria-hidden": "true" }, el("span"), el("span", { class: "sides" }, el("span", {}, "← A"), el("span", {}, "B →"))),
+    el("p", { class: "quiet small" }, "How many percentage points each changed, against the same forecast without it."),
+    el("div", { class: "push push-head quiet", "aria-hidden": "true" }, el("span"), el("span", { class: "sides" }, el("span", {}, "← less likely"), el("span", {}, "more likely →"))),
     el("ul", { class: "pushes" }, rows.slice(0, SHOWN)),
     more.length > 0 && el("details", {}, el("summary", {}, `${counted(more.length, "smaller one")}`), el("ul", { class: "pushes" }, more)),
     evidence);
@@ -99,15 +99,16 @@ function influences(forecast) {
 
 function influenceRow(influence, most) {
   const { change, name, values } = influence;
-  const lean = (change.a - change.b) / most;
-  const width = (50 * Math.min(Math.abs(lean), 1)).toFixed(2);
+  const bars = ["a", "b", "tie"].map((key, at) => {
+    const width = 50 * Math.min(Math.abs(change[key]) / most, 1);
+    return svg("rect", { class: `fill ${key}`, x: (change[key] < 0 ? 50 - width : 50).toFixed(2), y: 1 + 8 * at, width: width.toFixed(2), height: 6 });
+  });
   const shown = (x) => (Number.isInteger(x) ? whole(x) : x.toPrecision(3));
-  const said = values.slice(0, 4).map((value) => `${visible(value.name)} ${shown(value.a)} / ${shown(value.b)}`).join(", ");
+  const said = values.slice(0, 4).map((value) => `${visible(value.name).replaceAll("_", " ")} ${shown(value.a)} / ${shown(value.b)}`).join(", ");
   return el("li", { class: "push" },
     el("span", { class: "push-name" }, visible(name)),
-    svg("svg", { class: "signed", viewBox: "0 0 100 12", preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("line", { class: "axis", x1: 50, x2: 50, y1: 0, y2: 12 }),
-      svg("rect", { class: `fill ${lean > 0 ? "a" : "b"}`, x: lean > 0 ? (50 - width).toFixed(2) : 50, y: 2, width, height: 8 })),
-    el("span", { class: "push-points" }, ["a", "b", "tie"].map((key) => el("span", {}, el("span", { class: "quiet" }, key === "tie" ? "tie " : `${key.toUpperCase()} `), points(change[key]), " "))),
+    svg("svg", { class: "signed", viewBox: "0 0 100 24", preserveAspectRatio: "none", "aria-hidden": "true" },
+      svg("line", { class: "axis", x1: 50, x2: 50, y1: 0, y2: 24 }), bars),
+    el("span", { class: "push-points" }, ["a", "b", "tie"].map((key) => el("span", {}, el("span", { class: `ink-${key}` }, key === "tie" ? "tie " : `${key.toUpperCase()} `), points(change[key]), " "))),
     said && el("span", { class: "quiet small push-values" }, `in A / in B: ${said}${values.length > 4 ? ", …" : ""}`));
 }

@@ -126,7 +126,7 @@ export function wilson(count, n) {
 /** Up to `bins` groups of equal size by the probability of `outcome`: {forecast, observed, low, high, n}. */
 export function reliability(rows, outcome, bins = 10) {
   const points = rows.filter((row) => row.p && row.label >= 0).map((row) => [row.p[outcome], row.label === outcome]).sort((one, other) => one[0] - other[0]);
-  const count = Math.min(bins, Math.floor(points.length / 5));
+  const count = Math.min(bins, Math.floor(points.length / 10));
   return Array.from({ length: count }, (_, at) => {
     const group = points.slice(Math.floor((at * points.length) / count), Math.floor(((at + 1) * points.length) / count));
     const hits = group.filter(([, hit]) => hit).length;

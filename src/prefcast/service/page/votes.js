@@ -117,14 +117,14 @@ export class Voting {
   draw() {
     const { row, at, rows } = this;
     const focused = document.activeElement?.dataset?.key;
-    const check = (name, key, label, then) => el("label", { class: "small" }, el("input", { type: "checkbox", "data-key": key, checked: this[name], onchange: (event) => { this[name] = event.target.checked; then?.(); } }), label);
-    const facts = [row.models.some(Boolean) && !this.blind ? row.models.map(visible).join(" / ") : "", row.label >= 0 && (!this.blind || row.vote >= 0) ? `label: ${NAMES[row.label]}` : ""].filter(Boolean);
+    const check = (name, key, label, then) => el("label", { class: `small ${key}-label` }, el("input", { type: "checkbox", "data-key": key, checked: this[name], onchange: (event) => { this[name] = event.target.checked; then?.(); } }), label);
+    const facts = [row.models.some(Boolean) && (!this.blind || row.vote >= 0) ? row.models.map(visible).join(" / ") : "", row.label >= 0 && (!this.blind || row.vote >= 0) ? `label: ${NAMES[row.label]}` : ""].filter(Boolean);
     byId("voting").replaceChildren(el("section", { class: "vote", "aria-labelledby": "vote-title" },
       el("div", { class: "bar" },
         el("h2", { id: "vote-title", tabindex: "-1" }, `Row ${whole(at + 1)} of ${whole(rows.length)}`),
         el("span", { class: "quiet" }, [`id ${visible(row.id)}`, ...facts].join(" · ")),
         el("div", { class: "bar-end" },
-          el("button", { type: "button", "data-key": "back", onclick: this.home }, "Back to the table"),
+          el("button", { type: "button", "data-key": "back", onclick: this.home }, "Back"),
           el("button", { type: "button", "data-key": "previous", disabled: at === 0, onclick: () => this.go(at - 1) }, "Previous"),
           el("button", { type: "button", "data-key": "next", disabled: at + 1 === rows.length, onclick: () => this.go(at + 1) }, "Next"))),
       el("div", { class: "bar" }, el("div", { class: "choices", role: "group", "aria-label": "Your vote" }, CHOICES.map(([outcome, name, key]) => el("button", {
