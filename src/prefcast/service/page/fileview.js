@@ -48,7 +48,8 @@ export class FileView {
     this.running = running;
     byId("file-problem").replaceChildren();
     try {
-      let table = this.table && { ...this.table };
+      // Two files belong together; one joins what is open, if it has what that lacks.
+      let table = files.length > 1 ? null : this.table;
       for (const file of files.slice(0, 2)) {
         const bar = this.progress(`Reading ${visible(file.name)}`, () => running.abort());
         const read = await readFile(file, (part, count) => bar(part, counted(count, "row")), running.signal);
@@ -195,7 +196,7 @@ export class FileView {
     this.parts.rows.replaceChildren(
       el("div", { class: "pages" }, el("p", { id: "rows-count", role: "status" }, found.length ? `${counted(found.length, "row")}; ${whole(from + 1)} to ${whole(from + shown.length)} shown` : "No row passes these filters."),
         found.length > PAGE && el("div", { role: "group", "aria-label": "Pages" }, turn(0, "First"), turn(page - 1, "Previous"), turn(page + 1, "Next"), turn(last, "Last"))),
-      ...(found.length ? [rowsTable(shown, this.voting.row, (row) => this.open(found.filter((one) => one.texts), row))] : []));
+      ...(found.length ? [rowsTable(shown, this.last, (row) => this.open(found.filter((one) => one.texts), row))] : []));
     this.parts.rows.className = "filters-rows";
   }
 
@@ -212,12 +213,12 @@ export class FileView {
   }
 
   home() {
-    const { row } = this.voting;
+    this.last = this.voting.row;
     this.voting.close();
     this.show("file");
     this.drawFacts();
     this.drawRows();
-    (byId("file-rows").querySelector(`[data-row="${row?.number}"]`) ?? byId("start-votes"))?.focus();
+    (byId("file-rows").querySelector(`[data-row="${this.last?.number}"]`) ?? byId("start-votes"))?.focus();
   }
 
   /** Another pair was opened, by a link: the votes stay, the bar goes. */
