@@ -105,7 +105,7 @@ def serve(
         from prefcast.service.guard import is_loopback
 
         shown = f"[{address}]" if ":" in address else address
-        local = is_loopback(shown)
+        local = is_loopback(address)
         # Beyond loopback the machine's names are unknown; there the token keeps strange pages out.
         service = create_service(
             chosen,

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
@@ -42,22 +43,27 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = tuple(
         "permissions-policy": "camera=(), geolocation=(), microphone=()",
     }.items()
 )
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _STOPPING_SECONDS = 2.0
 # So much more than the limit is read and thrown away, so that the client comes to read the answer.
 _DRAINED = 4
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a Host header, or an address, names this machine's own loopback."""
-    name = host.rpartition(":")[0] if host.count(":") == 1 else host
-    name = name.partition("]")[0].removeprefix("[") if name.startswith("[") else name
-    if name.lower().rstrip(".") == "localhost":
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own loopback."""
+    if name == "localhost":
         return True
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header; empty where there is none."""
+    found = _HOST.fullmatch(header.decode("latin-1").lower())
+    return "" if found is None else found[1] or found[2]
 
 
 class Bodies:
@@ -203,8 +209,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         given: dict[bytes, bytes] = dict(scope["headers"])
-        host = given.get(b"host", b"").decode("latin-1")
-        if self._hosts is not None and not is_loopback(host) and _name(host) not in self._hosts:
+        host = _host(given.get(b"host", b""))
+        if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
             return Refusal("wrong_host", "this server does not answer to that name (--allow-host NAME lets it)")
         path: str = scope["path"]
         if self._token is None or not (path in ("/metrics", "/v1") or path.startswith("/v1/")):
@@ -216,10 +222,6 @@ class Guard:
         return Refusal(
             "unauthorized", "expected the header Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"}
         )
-
-
-def _name(host: str) -> str:
-    return (host.rpartition(":")[0] if host.count(":") == 1 else host).lower()
 
 
 def _digest(token: bytes) -> bytes:

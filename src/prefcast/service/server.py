@@ -52,7 +52,7 @@ def bind(host: str, port: int, *, beyond_loopback: bool) -> socket.socket:
     except OSError as error:
         raise UsageError(f"--host {host}: {error.strerror or error}") from None
     family, kind, protocol, _, address = found[0]
-    if not beyond_loopback and not is_loopback(str(address[0]) if family != socket.AF_INET6 else f"[{address[0]}]"):
+    if not beyond_loopback and not is_loopback(str(address[0])):
         raise UsageError(
             f"--host {host}: other machines could reach that; say who may: --token-file FILE (or PREFCAST_TOKEN), or "
             "--no-token to let everybody"
