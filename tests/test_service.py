@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import EXAMPLES
-from prefcast import Pair, load_forecaster, open_pairs
+from prefcast import Client, Pair, load_forecaster, load_scorer, open_pairs
+from prefcast.errors import UsageError
 from prefcast.forecaster import Forecaster
 from prefcast.outcomes import Link
 from prefcast.predictions import Forecast
@@ -219,3 +221,28 @@ def test_an_interval_does_not_depend_on_the_rows_beside_it() -> None:
         alone = link.interval(m[row : row + 1], t[row : row + 1])
         assert np.array_equal(alone[0][0], low[row])
         assert np.array_equal(alone[1][0], high[row])
+
+
+def test_a_reward_model_scores_conversations() -> None:
+    folder = Path(__file__).parent / "fixtures" / "internlm2_tiny"
+    options = ("--model", str(folder), "--preset", "notebook", "--quantize", "none")
+    chats = [
+        [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]
+        for text in ("Because.", "No idea.")
+    ]
+    expected = load_scorer(folder, keep=False).score(chats)
+    with serving(*options) as server, Client(server.url) as client:
+        assert client.models()["forecaster"]["pointwise"]
+        assert client.score(chats) == pytest.approx(expected, rel=1e-5)
+        items = [chats[0], {"prompt": "Why?", "response": "No idea."}, {"prompt": "Why?"}, chats[0][:1], 3]
+        reply = server.ask("POST", "/v1/score", {"conversations": items})
+        assert reply.status == 200
+        scores = reply.json["scores"]
+        assert [one["score"] for one in scores[:2]] == pytest.approx(list(expected), rel=1e-5)
+        assert [one["error"]["field"] for one in scores[2:]] == [f"conversations.{number}" for number in (2, 3, 4)]
+        with pytest.raises(UsageError, match=r"conversations\.0"):
+            client.score([chats[0][:1]])
+        answer = server.forecast(**PAIR, explain=True)
+        assert (answer["influences"], answer["interval"]) == ([], None)
+        assert answer["margin"] == pytest.approx(client.forecast([Pair.of(**PAIR)])[0].margin)
+    assert "Traceback" not in "".join(server.lines)
