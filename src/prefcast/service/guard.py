@@ -169,6 +169,8 @@ class Guard:
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._routes = routes
         self._seen, self._failed = seen, failed
+        # Once told to stop, every answer says that its connection closes.
+        self.stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -184,6 +186,8 @@ class Guard:
                 headers = list(message.get("headers", ()))
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-store"))
+                if self.stopping and (b"connection", b"close") not in headers:
+                    headers.append((b"connection", b"close"))
                 message["headers"] = [*headers, *HEADERS]
             await send(message)
 
