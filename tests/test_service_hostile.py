@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import random
 import re
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from conftest import Run
+from prefcast import Pair, load_forecaster
 from prefcast.cli.serving import _token
-from prefcast.errors import UsageError
+from prefcast.errors import ModelError, UsageError
+from prefcast.runs.log import Log
+from prefcast.scorers import Evidence
+from prefcast.service.app import Service, create_service
+from prefcast.service.engine import Engine, Failed, Found, ToForecast
+from prefcast.service.guard import Guard
 from prefcast.service.limits import Limits
-from prefcast.service.server import bind
+from prefcast.service.server import _Server, bind, serve
 from servers import PAIR, Server, serving
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
@@ -78,10 +89,6 @@ def test_the_page_and_the_probes_load_without_one(secured: Server, path: str) ->
 
 
 def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hmac
-
-    from prefcast.service.guard import Guard
-
     compared: list[tuple[bytes, bytes]] = []
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
@@ -314,49 +321,72 @@ def test_slow_and_half_open_connections_do_not_block_others() -> None:
         assert closed >= 600 - 512
 
 
-def test_heads_and_bodies_that_do_not_come_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-    import threading
-
-    import prefcast.service.server as module
-    from prefcast import load_forecaster
-    from prefcast.runs.log import Log
-    from prefcast.service.app import create_service
-    from prefcast.service.limits import Limits
-
+@contextmanager
+def in_process(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The service on a thread of this process, for limits that no option sets."""
     monkeypatch.setattr(Log, "say", lambda self, text: None)
-    limits = Limits(header_seconds=0.2, body_seconds=0.2, idle_seconds=1)
-    service = create_service(load_forecaster("surface"), limits=limits)
-    listening = module.bind("127.0.0.1", 0, beyond_loopback=False)
-    port = listening.getsockname()[1]
-    running: list[Any] = []
-    made = module._Server.__init__
-
-    def init(self: Any, *arguments: Any) -> None:
-        made(self, *arguments)
-        running.append(self)
-
-    monkeypatch.setattr(module._Server, "__init__", init)
-    monkeypatch.setattr(module._Server, "capture_signals", __import__("uvicorn").Server.capture_signals)
+    # Signals are the main thread's.
+    monkeypatch.setattr(_Server, "capture_signals", lambda self: nullcontext())
+    running: list[_Server] = []
+    made = _Server.__init__
+    monkeypatch.setattr(_Server, "__init__", lambda self, *given: (running.append(self), made(self, *given))[1])
     up = threading.Event()
-    thread = threading.Thread(target=module.serve, args=(service, listening, up.set))
-    thread.start()
-    try:
-        assert up.wait(60)
-        fake = Server(None, port)  # type: ignore[arg-type]
-        assert raw(fake, b"", close=False) == b""
-        assert raw(fake, b"GET / HTTP/1.1\r\nHost: 127.0", close=False) == b""
-        head = b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
-        late = raw(fake, head + b"{", close=False)
+    with bind("127.0.0.1", 0, beyond_loopback=False) as listening:
+        port = listening.getsockname()[1]
+        thread = threading.Thread(target=serve, args=(service, listening, up.set))
+        thread.start()
+        try:
+            assert up.wait(60)
+            yield Server(None, port)  # type: ignore[arg-type]
+        finally:
+            running[0].should_exit = True
+            thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_heads_and_bodies_that_do_not_come_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(header_seconds=0.2, body_seconds=0.2, idle_seconds=1)
+    with in_process(create_service(load_forecaster("surface"), limits=limits), monkeypatch) as server:
+        assert raw(server, b"", close=False) == b""
+        assert raw(server, b"GET / HTTP/1.1\r\nHost: 127.0", close=False) == b""
+        head = b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        late = raw(server, head + b"Content-Length: 50\r\n\r\n{", close=False)
         assert late.startswith(b"HTTP/1.1 408 ")
         # After an answer, too, the connection is not kept for ever.
-        kept = raw(fake, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", close=False)
+        kept = raw(server, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", close=False)
         assert kept.startswith(b"HTTP/1.1 200 ")
-    finally:
-        running[0].should_exit = True
-        thread.join(60)
-    assert not thread.is_alive()
-    assert asyncio.get_event_loop_policy() is not None
+
+
+def test_bodies_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = create_service(load_forecaster("surface"), limits=Limits(buffered_bytes=2_000))
+    with in_process(service, monkeypatch) as server, socket.create_connection(("127.0.0.1", server.port)) as other:
+        other.sendall(
+            b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1900\r\n\r\n" + b" " * 1800
+        )
+        while service.bodies.held < 1800:
+            time.sleep(0.01)
+        refused = server.ask("POST", "/v1/forecast", PAIR | {"prompt": "x" * 300})
+        assert (refused.status, refused.error["type"], refused.headers["retry-after"]) == (429, "too_busy", "1")
+        other.close()
+        while service.bodies.held:
+            time.sleep(0.01)
+        assert server.ask("POST", "/v1/forecast", PAIR | {"prompt": "x" * 300}).status == 200
+        assert service.bodies.held == 0
+
+
+def test_a_forecaster_that_cannot_work_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    surface = load_forecaster("surface")
+
+    class Broken(type(surface.scorer)):  # type: ignore[misc]
+        def evidence(self, pairs: Any) -> Evidence:
+            raise ModelError("its weights are missing")
+
+    service = create_service(replace(surface, scorer=Broken(surface.scorer.model)))
+    with in_process(service, monkeypatch):
+        pass
+    assert service.broken == "its weights are missing"
+    assert not service.ready
 
 
 def test_nothing_of_the_texts_is_logged(tmp_path: Path) -> None:
@@ -382,12 +412,6 @@ def test_nothing_of_the_texts_is_logged(tmp_path: Path) -> None:
 
 
 def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
-    import numpy as np
-
-    from prefcast import Pair, load_forecaster
-    from prefcast.scorers import Evidence
-    from prefcast.service.engine import Engine, Failed, Found, ToForecast
-
     surface = load_forecaster("surface")
 
     class Scorer(type(surface.scorer)):  # type: ignore[misc]
@@ -397,8 +421,6 @@ def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
             found = super().evidence(pairs)
             bad = np.array([pair.prompt == ("nan",) for pair in pairs])
             return Evidence(np.where(bad, np.nan, found.margin), found.tie, raw=found.raw)
-
-    from dataclasses import replace
 
     reports: list[str] = []
     engine = Engine(replace(surface, scorer=Scorer(surface.scorer.model)), reports.append)

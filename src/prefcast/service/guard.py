@@ -67,11 +67,12 @@ def _host(header: bytes) -> str:
 
 
 class Bodies:
-    """Reads the bodies of requests: counted as they come, all of them together bounded too, in a bounded time."""
+    """Reads the bodies of requests: counted as they come, all of them together bounded too, in a bounded time. `held` is
+    how many bytes they have."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._held = 0
+        self.held = 0
         self._timeouts: set[asyncio.Timeout] = set()
         self._stopping = False
 
@@ -82,7 +83,7 @@ class Bodies:
 
         def release() -> None:
             nonlocal held
-            self._held -= held
+            self.held -= held
             held = 0
 
         most = self._limits.body_bytes
@@ -113,12 +114,12 @@ class Bodies:
                             if size > _DRAINED * most:
                                 raise self._too_large()
                             continue
-                        if self._held + len(part) > self._limits.buffered_bytes:
+                        if self.held + len(part) > self._limits.buffered_bytes:
                             raise Refusal(
                                 "too_busy", "too many large requests at a time", headers={"Retry-After": "1", **_CLOSE}
                             )
                         held += len(part)
-                        self._held += len(part)
+                        self.held += len(part)
                         parts.append(part)
                 finally:
                     self._timeouts.discard(timeout)
