@@ -1,9 +1,9 @@
 """What the service costs: python benchmarks/service.py [--data train.csv.gz]
 
 Prints pairs a second of `prefcast predict` and, in turns with it, of `prefcast serve` at 1, 8 and 32 clients that each ask for a
-pair, wait for the answer and ask again (a process of their own, connections kept open), with batching across clients and
-without (--batch 1 --wait 0); the median and the 99th percentile of their latencies; and CPU seconds of the server a pair, which count where other work shares the
-machine. The rows are made up, 2,200 characters on average, unless --data names real ones.
+pair, wait for the answer and ask again (a process of their own, connections kept open), with batching across clients, without
+the wait for company (--wait 0), and without batching (--batch 1); the median and the 99th percentile of their latencies; and CPU
+seconds of the server a pair, which count where other work shares the machine. The rows are made up, 2,200 characters on average, unless --data names real ones.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).parent))
 from journal import write
 from prefcast import Pair, open_pairs
 
+WAYS = {"batched": (), "no wait": ("--wait", "0"), "alone": ("--batch", "1", "--wait", "0")}
 _PREFCAST = (sys.executable, "-m", "prefcast.cli")
 
 
@@ -77,6 +79,12 @@ def server(*options: str) -> Any:
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pairs_served(port: int) -> float:
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    return sum(float(value) for value in re.findall(r"^prefcast_items_total{.*} (\S+)$", text, re.MULTILINE))
 
 
 async def ask(port: int, bodies: list[bytes], clients: int, seconds: float) -> tuple[float, list[float]]:
@@ -131,7 +139,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--options", nargs="*", default=[], help="more options of serve, without their dashes")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--ask", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ask:
@@ -139,39 +147,33 @@ def main() -> None:
         print(json.dumps(asyncio.run(ask(int(port), bodies_of(Path(rows)), int(count), float(seconds)))))
         return
     print(f"Python {platform.python_version()}, {os.cpu_count()} processors, {arguments.model}")
-    ways = {"batched": [f"--{option}" for option in arguments.options], "alone": ["--batch", "1", "--wait", "0"]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = arguments.data or write(folder / "rows.jsonl", arguments.rows)
-        rates: dict[object, list[float]] = {}
-        costs: dict[object, list[float]] = {}
-        waits: dict[object, list[float]] = {}
+        bases, found = [offline(arguments.model, rows, folder)], {}
         for _ in range(arguments.rounds):
             for count in arguments.clients:
-                for way, options in ways.items():
-                    rate, cost = offline(arguments.model, rows, folder)
-                    rates.setdefault("predict", []).append(rate)
-                    costs.setdefault("predict", []).append(cost)
-                    with server("--model", arguments.model, *options) as (port, pid):
+                for way in arguments.ways:
+                    with server("--model", arguments.model, *WAYS[way]) as (port, pid):
                         before = cpu_seconds(pid)
                         rate, latencies = clients(port, rows, count, arguments.seconds)
-                        spent = cpu_seconds(pid) - before
-                    rates.setdefault((count, way), []).append(rate)
-                    costs.setdefault((count, way), []).append(spent / (rate * arguments.seconds))
-                    waits.setdefault((count, way), []).extend(latencies)
-    base = statistics.median(rates["predict"])
+                        cost = (cpu_seconds(pid) - before) / pairs_served(port)
+                    # What else the machine does changes: the runs before and after are what it could have done.
+                    bases.append(offline(arguments.model, rows, folder))
+                    share = rate / statistics.mean(base for base, _ in bases[-2:])
+                    found.setdefault((count, way), []).append((rate, share, cost, latencies))
+    rate, cost = (statistics.median(part) for part in zip(*bases, strict=True))
     print(
-        f"predict: {base:.1f} pairs a second, {1000 * statistics.median(costs['predict']):.1f} ms of CPU a pair (n = {len(rates['predict'])})"
+        f"predict: {rate:.1f} pairs a second, {1000 * cost:.1f} ms of CPU a pair, start-up included (n = {len(bases)})"
     )
     print("clients  batching   pairs/s  of predict  CPU ms/pair   p50 ms   p99 ms")
-    for count in arguments.clients:
-        for way in ways:
-            rate, cost = statistics.median(rates[count, way]), statistics.median(costs[count, way])
-            ordered = sorted(waits[count, way])
-            middle, most = (1000 * ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
-            print(
-                f"{count:7}  {way:8}  {rate:8.1f}  {rate / base:9.0%}  {1000 * cost:11.1f}  {middle:7.0f}  {most:7.0f}"
-            )
+    for (count, way), runs in found.items():
+        rate, share, cost = (statistics.median(run[part] for run in runs) for part in range(3))
+        ordered = sorted(latency for run in runs for latency in run[3])
+        middle, most = (1000 * ordered[int(part * (len(ordered) - 1))] for part in (0.5, 0.99))
+        print(f"{count:7}  {way:8}  {rate:8.1f}  {share:9.0%}  {1000 * cost:11.1f}  {middle:7.0f}  {most:7.0f}")
+    shares = [round(run[1], 2) for run in next(reversed(found.values()))]
+    print(f"of predict, each round of the last line: {shares}")
 
 
 if __name__ == "__main__":
