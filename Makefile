@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded bench-service train-surface train-embedded encoder wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (t
 	$(PYTHON) -m venv $(OUT)/bench-venv
 	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) -e '.[train]'
 	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
+
+bench-service: $(VENV)/.dev ## Measure the service beside predict at 1, 8 and 32 clients (minutes)
+	$(BIN)/python benchmarks/service.py
 
 wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
 	@rm -rf wheelhouse

@@ -296,6 +296,7 @@ def cuts(turns: Sequence[Turn], read: Sequence[Turn]) -> list[Cut]:
             for number, turn in enumerate(turns)
             if not first <= number < first + len(read)
             for field, text in zip(_FIELDS, _texts(turn), strict=True)
+            if text
         ]
         found.append([*dropped, *(part for part in parts if part is not None and part.head < part.characters)])
         break

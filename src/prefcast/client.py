@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.25, 60.0
 # A request of so many pairs, and so many characters, is large enough to cost little.
 _PAIRS, _CHARACTERS = 64, 2_000_000
 _SHOWN = 300
+# Where among the pairs of one request; the row says where among all.
+_PLACE = re.compile(r"pairs\.\d+\.?")
 _TRUNCATION = ("characters_kept", "characters", "turns_kept", "turns")
 
 
@@ -323,7 +326,7 @@ def _forecast(pair: Pair, said: Mapping[str, Any], row: int) -> Forecast:
         if (fault := said["error"]) is not None:
             kind = ScoringError if fault["type"] == "scoring" else RowError
             field, message = (printable(str(fault[name])) for name in ("field", "message"))
-            error = kind("server", pair.row or row, field.rpartition(".")[2], message, pair.id)
+            error = kind("server", pair.row or row, _PLACE.sub("", field), message, pair.id)
             nan = math.nan
             return Forecast(pair.id, (nan, nan, nan), nan, nan, None, error, pair.outcome)
         interval, cut = said["interval"], said["truncation"]

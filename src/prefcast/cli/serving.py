@@ -10,7 +10,7 @@ import typer
 
 from prefcast.cli.running import LogKind
 from prefcast.cli.shared import LOG, BudgetText, Folder, Model, Preset, app, reward_options
-from prefcast.errors import UsageError, shown_path
+from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.scorers.reward import Options
 
 _LEAST_TOKEN, _VARIABLE = 8, "PREFCAST_TOKEN"
@@ -105,7 +105,7 @@ def serve(
         from prefcast.service.guard import is_loopback
 
         shown = f"[{address}]" if ":" in address else address
-        local = is_loopback(shown)
+        local = is_loopback(address)
         # Beyond loopback the machine's names are unknown; there the token keeps strange pages out.
         service = create_service(
             chosen,
@@ -123,6 +123,8 @@ def serve(
             )
         finally:
             chosen.scorer.close()
+        if service.broken is not None:
+            raise ModelError(service.broken)
         LOG.tell("stopped", f"stopped; {service.answered} requests were answered", answered=service.answered)
 
 

@@ -136,6 +136,7 @@ class CandidateFile:
                     raise Fault("prompt", f"is another than in row {row}, which has the same id")
                 if len(responses) <= _MOST:
                     responses.append(self._texts(fields, "response"))
+            at = row
             return self._candidates(id, prompt, responses, row)
         except Fault as fault:
             return self._error(at, fault, id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from prefcast.best import answer_pairs
+from prefcast.errors import PrefcastError
 from prefcast.forecaster import Forecaster
 from prefcast.runs.log import Log
 from prefcast.scorers import SCORERS
@@ -26,7 +27,7 @@ from prefcast.service.engine import Conversation, Engine, Failed, Found, Item, R
 from prefcast.service.guard import Bodies, Guard, refusal_response
 from prefcast.service.limits import Limits
 from prefcast.service.metrics import CONTENT_TYPE, Metrics
-from prefcast.service.reading import asked_of, conversations_of, parsed, ranked_of
+from prefcast.service.reading import Asked, asked_of, conversations_of, parsed, ranked_of
 from prefcast.service.refusals import Refusal
 
 __all__ = ["Service", "create_service"]
@@ -51,9 +52,9 @@ class Service:
     forecaster: Forecaster
     limits: Limits
     log: Log
-    token: str | None = None
-    hosts: Sequence[str] | None = ()
     ready: bool = False
+    # Why it can never be ready.
+    broken: str | None = None
     answered: int = 0
     bodies: Bodies = field(init=False)
     engine: Engine = field(init=False)
@@ -66,6 +67,7 @@ class Service:
         self.bodies = Bodies(self.limits)
         self.engine = Engine(self.forecaster, self._failed)
         self.metrics = Metrics(lambda: 0 if self.batcher is None else self.batcher.waiting)
+        self._parsing = asyncio.Lock()
         self.said = answers.said(self.forecaster, pointwise=self.engine.pointwise)
 
     @asynccontextmanager
@@ -90,16 +92,22 @@ class Service:
     async def _warm_up(self) -> None:
         # On the scoring thread, before what is asked: some libraries want to be used where they were loaded.
         assert self.batcher is not None  # noqa: S101
-        await self.batcher.alone(self.engine.warm_up)
-        self.ready = True
+        try:
+            await self.batcher.alone(self.engine.warm_up)
+        except PrefcastError as error:
+            self.broken = str(error)
+        else:
+            self.ready = not self.app.stopping
 
     def stop(self) -> None:
         """A signal came: say that no more should be asked."""
         self.ready = False
+        self.app.stopping = True
         self.bodies.stop()
 
-    async def document(self, request: Request, read: Callable[[dict[str, Any]], T]) -> T:
-        """What `read` makes of the JSON object in a request's body. Raises Refusal."""
+    @asynccontextmanager
+    async def document(self, request: Request, read: Callable[[dict[str, Any]], T]) -> AsyncIterator[T]:
+        """What `read` makes of the JSON object in a request's body, whose room is held for the block. Raises Refusal."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refusal("unsupported_media_type", "expected the header Content-Type: application/json")
@@ -107,9 +115,14 @@ class Service:
             raise Refusal("unsupported_media_type", "expected a body without Content-Encoding")
         body, release = await self.bodies.read(request.receive, request.headers.get("content-length"))
         try:
-            if len(body) > _LARGE:
-                return await asyncio.to_thread(lambda: read(parsed(body)))
-            return read(parsed(body))
+            if len(body) <= _LARGE:
+                yield read(parsed(body))
+            else:
+                # One at a time: what JSON becomes before it is read may be many times as large.
+                async with self._parsing:
+                    found = await asyncio.to_thread(lambda: read(parsed(body)))
+                del body
+                yield found
         finally:
             release()
 
@@ -135,6 +148,23 @@ class Service:
         finally:
             left.cancel()
             done.cancel()
+
+    def forecast_of(self, asked: Asked, number: int, results: Iterator[Result], several: bool) -> schema.Forecast:
+        """The answer to pair `number` of a request from the next of its results. The fault of a single pair is raised."""
+        refusal, found, swapped = asked.refusal, None, None
+        if asked.pair is not None:
+            found, swapped = next(results), next(results) if asked.both_orders else None
+            failed = next((each for each in (found, swapped) if isinstance(each, Failed)), None)
+            refusal = None if failed is None else answers.refusal_of(failed, f"pairs.{number}" if several else "")
+        if refusal is not None:
+            if not several:
+                raise refusal
+            self.metrics.item("failed")
+            return answers.failed_forecast(asked.id, refusal)
+        assert isinstance(found, Found)  # noqa: S101
+        cut = found.forecast.truncation
+        self.metrics.item("truncated" if cut is not None and cut.truncated else "forecast")
+        return answers.forecast_document(asked, found, swapped if isinstance(swapped, Found) else None)
 
     def _failed(self, what: str) -> None:
         self.log.tell("failed", f"a request met an unforeseen {what}", exception=what)
@@ -162,7 +192,7 @@ def create_service(
 ) -> Service:
     """The service of one forecaster. `token` is asked for on /v1 and /metrics; `hosts` are names that a Host header may have
     besides loopback's, None any."""
-    service = Service(forecaster, limits or Limits(), log or Log(), token, hosts)
+    service = Service(forecaster, limits or Limits(), log or Log())
     api = FastAPI(
         title="prefcast",
         lifespan=service.lifespan,
@@ -186,34 +216,17 @@ def create_service(
 def _add_v1(api: FastAPI, service: Service) -> None:
     @api.post("/v1/forecast", **openapi.said("forecast"))
     async def forecast(request: Request) -> Response:
-        asked, several = await service.document(request, lambda document: asked_of(document, service.limits))
-        items: list[Item] = []
-        for one in asked:
-            if one.pair is not None:
-                items.append(ToForecast(one.pair, one.explain))
-                items += [ToForecast(one.pair.swapped())] if one.both_orders else []
-        results = iter(await service.work(request, items))
-        forecasts = []
-        for number, one in enumerate(asked):
-            refusal, found, swapped = one.refusal, None, None
-            if one.pair is not None:
-                found, swapped = next(results), next(results) if one.both_orders else None
-                for result in (found, swapped):
-                    if isinstance(result, Failed) and refusal is None:
-                        refusal = answers.refusal_of(result, f"pairs.{number}" if several else "")
-            if refusal is not None:
-                if not several:
-                    raise refusal
-                service.metrics.item("failed")
-                forecasts.append(answers.failed_forecast(one.id, refusal))
-                continue
-            assert isinstance(found, Found) and (swapped is None or isinstance(swapped, Found))  # noqa: S101, PT018
-            forecasts.append(answers.forecast_document(one, found, swapped))
-            cut = found.forecast.truncation
-            service.metrics.item("truncated" if cut is not None and cut.truncated else "forecast")
-        if several:
-            return _json(schema.Forecasts(forecasts=forecasts, forecaster=service.said))
-        return _json(forecasts[0])
+        async with service.document(request, lambda document: asked_of(document, service.limits)) as (asked, several):
+            items: list[Item] = []
+            for one in asked:
+                if one.pair is not None:
+                    items.append(ToForecast(one.pair, one.explain))
+                    items += [ToForecast(one.pair.swapped())] if one.both_orders else []
+            results = iter(await service.work(request, items))
+            forecasts = [service.forecast_of(one, number, results, several) for number, one in enumerate(asked)]
+            if several:
+                return _json(schema.Forecasts(forecasts=forecasts, forecaster=service.said))
+            return _json(forecasts[0])
 
     @api.post("/v1/score", **openapi.said("score"))
     async def score(request: Request) -> Response:
@@ -223,25 +236,25 @@ def _add_v1(api: FastAPI, service: Service) -> None:
                 "reward models have one (prefcast serve --forecaster DIR, fitted to such)"
             )
             raise Refusal("not_pointwise", problem)
-        conversations = await service.document(request, lambda document: conversations_of(document, service.limits))
-        items: list[Item] = [Conversation(each) for each in conversations if not isinstance(each, Refusal)]
-        results = iter(await service.work(request, items))
-        scores = [
-            answers.score_document(number, each if isinstance(each, Refusal) else next(results))
-            for number, each in enumerate(conversations)
-        ]
-        for one in scores:
-            service.metrics.item("scored" if one.error is None else "failed")
-        return _json(schema.Scores(scores=scores, forecaster=service.said))
+        async with service.document(request, lambda document: conversations_of(document, service.limits)) as found:
+            items: list[Item] = [Conversation(each) for each in found if not isinstance(each, Refusal)]
+            results = iter(await service.work(request, items))
+            scores = [
+                answers.score_document(number, each if isinstance(each, Refusal) else next(results))
+                for number, each in enumerate(found)
+            ]
+            for one in scores:
+                service.metrics.item("scored" if one.error is None else "failed")
+            return _json(schema.Scores(scores=scores, forecaster=service.said))
 
     @api.post("/v1/rank", **openapi.said("rank"))
     async def rank(request: Request) -> Response:
-        ranked = await service.document(request, lambda document: ranked_of(document, service.limits))
-        pairs = answer_pairs(ranked.prompt, ranked.responses)
-        results = await service.work(request, [ToForecast(pair) for pair in pairs])
-        ranking = answers.ranking_document(ranked, results, service.said)
-        service.metrics.item("forecast", len(pairs))
-        return _json(ranking)
+        async with service.document(request, lambda document: ranked_of(document, service.limits)) as ranked:
+            pairs = answer_pairs(ranked.prompt, ranked.responses)
+            results = await service.work(request, [ToForecast(pair) for pair in pairs])
+            ranking = answers.ranking_document(ranked, results, service.said)
+            service.metrics.item("forecast", len(pairs))
+            return _json(ranking)
 
     @api.get("/v1/models", **openapi.said("models"))
     async def models() -> Response:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefcast.errors import PrefcastError
+from prefcast.errors import ModelError, PrefcastError
 from prefcast.forecaster import Forecaster, Influence
 from prefcast.pairs import Pair
 from prefcast.predictions import Forecast
@@ -67,8 +67,10 @@ class Engine:
         return self._score is not None
 
     def warm_up(self) -> None:
-        """Forecast something, so that what is loaded late is loaded."""
-        self.run([ToForecast(Pair.of("Why?", "Because.", "No idea."))])
+        """Forecast something, so that what is loaded late is loaded. Raises PrefcastError where that fails."""
+        found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.")])
+        if found.errors[0] is not None:
+            raise ModelError(f"the forecaster fails on a plain pair: {found.errors[0].problem}")
 
     def run(self, items: list[Item]) -> list[Result]:
         """The result of each item, in order."""

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
@@ -42,17 +43,16 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = tuple(
         "permissions-policy": "camera=(), geolocation=(), microphone=()",
     }.items()
 )
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _STOPPING_SECONDS = 2.0
 # So much more than the limit is read and thrown away, so that the client comes to read the answer.
 _DRAINED = 4
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a Host header, or an address, names this machine's own loopback."""
-    name = host.rpartition(":")[0] if host.count(":") == 1 else host
-    name = name.partition("]")[0].removeprefix("[") if name.startswith("[") else name
-    if name.lower().rstrip(".") == "localhost":
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own loopback."""
+    if name == "localhost":
         return True
     try:
         return ipaddress.ip_address(name).is_loopback
@@ -60,12 +60,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _host(header: bytes) -> str:
+    """The name in a Host header; empty where there is none."""
+    found = _HOST.fullmatch(header.decode("latin-1").lower())
+    return "" if found is None else found[1] or found[2]
+
+
 class Bodies:
-    """Reads the bodies of requests: counted as they come, all of them together bounded too, in a bounded time."""
+    """Reads the bodies of requests: counted as they come, all of them together bounded too, in a bounded time. `held` is
+    how many bytes they have."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._held = 0
+        self.held = 0
         self._timeouts: set[asyncio.Timeout] = set()
         self._stopping = False
 
@@ -76,7 +83,7 @@ class Bodies:
 
         def release() -> None:
             nonlocal held
-            self._held -= held
+            self.held -= held
             held = 0
 
         most = self._limits.body_bytes
@@ -107,12 +114,12 @@ class Bodies:
                             if size > _DRAINED * most:
                                 raise self._too_large()
                             continue
-                        if self._held + len(part) > self._limits.buffered_bytes:
+                        if self.held + len(part) > self._limits.buffered_bytes:
                             raise Refusal(
                                 "too_busy", "too many large requests at a time", headers={"Retry-After": "1", **_CLOSE}
                             )
                         held += len(part)
-                        self._held += len(part)
+                        self.held += len(part)
                         parts.append(part)
                 finally:
                     self._timeouts.discard(timeout)
@@ -163,6 +170,8 @@ class Guard:
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._routes = routes
         self._seen, self._failed = seen, failed
+        # Once told to stop, every answer says that its connection closes.
+        self.stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -178,6 +187,8 @@ class Guard:
                 headers = list(message.get("headers", ()))
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-store"))
+                if self.stopping and (b"connection", b"close") not in headers:
+                    headers.append((b"connection", b"close"))
                 message["headers"] = [*headers, *HEADERS]
             await send(message)
 
@@ -203,8 +214,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         given: dict[bytes, bytes] = dict(scope["headers"])
-        host = given.get(b"host", b"").decode("latin-1")
-        if self._hosts is not None and not is_loopback(host) and _name(host) not in self._hosts:
+        host = _host(given.get(b"host", b""))
+        if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
             return Refusal("wrong_host", "this server does not answer to that name (--allow-host NAME lets it)")
         path: str = scope["path"]
         if self._token is None or not (path in ("/metrics", "/v1") or path.startswith("/v1/")):
@@ -216,10 +227,6 @@ class Guard:
         return Refusal(
             "unauthorized", "expected the header Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"}
         )
-
-
-def _name(host: str) -> str:
-    return (host.rpartition(":")[0] if host.count(":") == 1 else host).lower()
 
 
 def _digest(token: bytes) -> bytes:

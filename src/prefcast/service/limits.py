@@ -36,6 +36,7 @@ class Limits:
     connections: int = 512
 
     def __post_init__(self) -> None:
-        most = max(self.pairs, self.responses * (self.responses - 1) // 2)
+        # A pair may be asked in both orders.
+        most = max(2 * self.pairs, self.responses * (self.responses - 1) // 2)
         if self.queue < most:
-            raise UsageError(f"the queue must hold the pairs of one request, {most}; found {self.queue}")
+            raise UsageError(f"--queue must hold the pairs of one request in both orders, {most}; found {self.queue}")

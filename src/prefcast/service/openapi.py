@@ -18,7 +18,7 @@ _REFUSED = {
     401: "The token is missing or wrong.",
     408: "The body did not come in time.",
     409: "The forecaster has no scores of single conversations.",
-    413: "Larger than the server takes; field and message say what.",
+    413: "The body is larger than the server takes.",
     415: "The body is not application/json.",
     421: "The Host header names another machine.",
     422: "A field is at fault, or could not be scored; field and message say which and why.",

@@ -238,14 +238,14 @@ def _length(text: str, field: str, limits: Limits) -> None:
 
 
 def _too_long(length: int, field: str, limits: Limits) -> Refusal:
-    return Refusal("too_large", f"has {length} characters; at most {limits.text_characters} are taken", field)
+    return Refusal("too_long", f"has {length} characters; at most {limits.text_characters} are taken", field)
 
 
 def _count(values: list[Any], least: int, most: int, field: str) -> None:
     if len(values) < least:
         raise Refusal("invalid", f"has {len(values)} items; expected at least {least}", field)
     if len(values) > most:
-        raise Refusal("too_large", f"has {len(values)} items; at most {most} are taken", field)
+        raise Refusal("too_long", f"has {len(values)} items; at most {most} are taken", field)
 
 
 def _is_id(id: Any) -> bool:

@@ -19,6 +19,7 @@ STATUS = {
     "unsupported_media_type": 415,
     "wrong_host": 421,
     "invalid": 422,
+    "too_long": 422,
     "scoring": 422,
     "too_busy": 429,
     # Nobody sees it but the log.

@@ -171,7 +171,7 @@ class RankRequest(_In):
 
 
 class ErrorDetail(BaseModel):
-    type: str = Field(description="A word that programs can compare: invalid, too_large, too_busy, ...")
+    type: str = Field(description="A word that programs can compare: invalid, too_long, too_busy, ...")
     field: str = Field(description="The field at fault, such as pairs.3.response_a; empty where it is none's.")
     message: str
 

@@ -52,7 +52,7 @@ def bind(host: str, port: int, *, beyond_loopback: bool) -> socket.socket:
     except OSError as error:
         raise UsageError(f"--host {host}: {error.strerror or error}") from None
     family, kind, protocol, _, address = found[0]
-    if not beyond_loopback and not is_loopback(str(address[0]) if family != socket.AF_INET6 else f"[{address[0]}]"):
+    if not beyond_loopback and not is_loopback(str(address[0])):
         raise UsageError(
             f"--host {host}: other machines could reach that; say who may: --token-file FILE (or PREFCAST_TOKEN), or "
             "--no-token to let everybody"
@@ -105,6 +105,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._say_started()
 
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._service.broken is not None
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
         await super().shutdown(sockets)
@@ -143,14 +146,21 @@ class _Protocol(H11Protocol):
         """Whether a request is there that has no answer yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def asking(self) -> bool:
+        """Whether no whole request is there: nobody waits for an answer."""
+        return not self.busy or self.cycle.more_body
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
-            quiet = [each for each in self.connections if each is not self and not each.busy]  # type: ignore[union-attr]
-            if not quiet:
-                self._refuse(Refusal("stopping", "too many connections", headers={"Retry-After": "1"}))
+            asking = [
+                each for each in self.connections if isinstance(each, _Protocol) and each.asking and each is not self
+            ]
+            if not asking:
+                self._refuse(Refusal("too_busy", "too many connections", headers={"Retry-After": "1"}))
                 return
-            oldest = min(quiet, key=lambda each: each.since)  # type: ignore[union-attr]
+            oldest = min(asking, key=lambda each: each.since)
             self.connections.discard(oldest)
             oldest.transport.abort()
         self._watch()
