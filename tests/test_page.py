@@ -561,7 +561,7 @@ def test_a_hundred_thousand_rows(visit: Visitor, tmp_path: Path) -> None:
     page.evaluate("window.ticks = 0; setInterval(() => { window.ticks += 1; }, 5)")
     one.load(path)
     expect(page.locator("#rows-count")).to_have_text("100,000 rows; 1 to 50 shown")
-    expect(page.locator("#file-facts")).to_contain_text("The file has more than 100,000 rows; these are the first.")
+    expect(page.locator("#file-facts")).to_contain_text("these are its first 100,000 rows.")
     assert page.evaluate("window.ticks") > 5
     page.fill("#filter-search", "9999")
     expect(page.locator("#rows-count")).to_contain_text("19 rows;")
@@ -668,6 +668,27 @@ def test_votes_become_labels_that_prefcast_reads(visit: Visitor, prefcast: Run, 
     assert fitted.returncode == 0, fitted.stderr
     # And the page reads its own votes as labels.
     one.load(tmp_path / "votes.csv")
+    expect(page.locator(".facts")).to_contain_text("Labelled60")
+
+
+def test_a_vote_speaks_of_the_row_as_it_is(visit: Visitor, tmp_path: Path) -> None:
+    one = visit()
+    page = one.open()
+    one.load(write_csv(tmp_path / "pairs.csv", examples(2)))
+    page.click("#start-votes")
+    shown = page.inner_text(".response_a .text")
+    page.click("#exchange")
+    assert page.inner_text(".response_b .text") == shown
+    page.click("[data-key=A]")
+    expect(page.locator("#agreement")).to_contain_text("The texts had been changed")
+    assert page.inner_text(".response_a .text") == shown
+    expect(page.locator("[data-key=A]")).to_have_attribute("aria-pressed", "false")
+    page.click("[data-key=A]")
+    expect(page.locator("#agreement")).to_contain_text("1 vote")
+    # Another file would take the votes with it: the page asks, and keeps them.
+    one.load(write_csv(tmp_path / "other.csv", examples(3)))
+    assert "were not saved" in one.dialogs.pop()
+    expect(page.locator(".facts")).to_contain_text("Rows2")
 
 
 def test_themes(visit: Visitor) -> None:

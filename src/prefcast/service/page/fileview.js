@@ -17,7 +17,7 @@ export class FileView {
     this.show = show;
     this.table = null;
     this.running = null;
-    this.voting = new Voting(pairView, () => this.home());
+    this.voting = new Voting(pairView, () => this.home(), () => { this.saved = false; });
     this.accept();
     window.addEventListener("beforeunload", (event) => {
       if (this.table?.rows.some((row) => row.vote >= 0) && !this.saved) event.preventDefault();
@@ -100,7 +100,7 @@ export class FileView {
         figures.faults > 0 && fact("With a fault", whole(figures.faults)),
         figures.measured > 0 && fact("Log loss", figures.loss.toFixed(3), `class prior ${figures.prior.toFixed(3)}`),
         figures.measured > 0 && fact("Right", percent(figures.right / figures.measured))),
-      more && el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), "The file has more than 100,000 rows; these are the first."),
+      more && el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), `The file holds more than the page takes (100,000 rows, 400 million characters); these are its first ${counted(figures.rows, "row")}.`),
       joined && el("p", { class: "quiet small" }, `${counted(joined, "row")} joined by id.`),
       !figures.texts && el("p", { class: "quiet small" }, "This file has no texts, so its rows cannot be opened or voted on. Load the file of the pairs too: rows are joined by id.")));
     this.drawTasks(figures);
@@ -207,7 +207,6 @@ export class FileView {
   }
 
   open(rows, row) {
-    this.saved = false;
     this.show("pair");
     this.voting.open(rows, rows.indexOf(row), this.table.rows);
   }

@@ -4,7 +4,8 @@ import { CsvParser } from "./csv.js";
 import { rowOf, shape } from "./records.js";
 
 const MOST = 100_000;
-const LINE = 32_000_000;
+const CHARACTERS = 400_000_000;
+const CELL = 32_000_000;
 const BATCH = 500;
 
 class Enough extends Error {}
@@ -77,7 +78,6 @@ class Lines {
   push(piece) {
     const parts = (this.rest + piece).split("\n");
     this.rest = parts.pop();
-    if (this.rest.length > LINE) throw new Error("A line is longer than 32 million characters.");
     parts.forEach((part) => this.line(part));
   }
 
@@ -100,9 +100,13 @@ async function read(file) {
   if (packed) stream = stream.pipeThrough(new DecompressionStream("gzip"));
   const reader = stream.pipeThrough(new TextDecoderStream("utf-8", { fatal: true })).getReader();
   let more = false;
+  let characters = 0;
   try {
     for (let piece; !(piece = await reader.read()).done;) {
       parser.push(piece.value);
+      if ((parser.cell ?? parser.rest).length > CELL) throw new Error("A cell or a line is longer than 32 million characters; a quote may not be closed.");
+      characters += piece.value.length;
+      if (characters > CHARACTERS) throw new Enough();
       postMessage({ progress: done, total: file.size, count: rows.count });
     }
     if (parser.end()) throw new Error("A quoted cell is not closed: the file was cut off, or a quote is missing.");

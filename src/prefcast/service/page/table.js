@@ -24,8 +24,8 @@ const withForecasts = (table) => table.rows.some((row) => row.p);
 
 /** Two files as one, by id, where each has what the other lacks; null where they do not belong together. */
 export function join(one, other) {
-  const [texts, forecasts] = withTexts(one) && !withForecasts(one) ? [one, other] : [other, one];
-  if (!withTexts(texts) || !withForecasts(forecasts) || (withTexts(forecasts) && withForecasts(texts))) return null;
+  const [texts, forecasts] = withTexts(one) ? [one, other] : [other, one];
+  if (!withTexts(texts) || withForecasts(texts) || withTexts(forecasts) || !withForecasts(forecasts)) return null;
   const byId = new Map(forecasts.rows.map((row) => [row.id, row]));
   let joined = 0;
   const rows = texts.rows.map((row) => {

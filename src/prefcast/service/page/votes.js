@@ -38,10 +38,11 @@ export function saveVotes(rows) {
 
 /** The bar over a pair that was opened from a file. */
 export class Voting {
-  /** `rows` are those to walk through, `all` those of the file; `home()` goes back to the table. */
-  constructor(pairView, home) {
+  /** `home()` goes back to the table; `changed()` hears of each vote. */
+  constructor(pairView, home, changed) {
     this.pairView = pairView;
     this.home = home;
+    this.changed = changed;
     this.rows = [];
     this.blind = true;
     this.keys = true;
@@ -50,6 +51,7 @@ export class Voting {
     pairView.forecastSeen = (forecast) => this.seen(forecast);
   }
 
+  /** `rows` are those to walk through, `all` those of the file. */
   async open(rows, at, all) {
     this.rows = rows;
     this.all = all;
@@ -61,12 +63,16 @@ export class Voting {
     if (at < 0 || at >= this.rows.length) return;
     this.at = at;
     this.row = this.rows[at];
+    this.restore();
+    await this.reveal();
+  }
+
+  restore() {
     const [prompt, response_a, response_b] = this.row.texts;
     this.pairView.editor.set({ prompt, response_a, response_b });
     this.pairView.editor.mode = "read";
     this.pairView.editor.draw();
     this.draw();
-    await this.reveal();
   }
 
   async reveal() {
@@ -89,8 +95,16 @@ export class Voting {
   }
 
   vote(outcome) {
-    if (!this.unchanged()) { this.pairView.editor.set({ prompt: this.row.texts[0], response_a: this.row.texts[1], response_b: this.row.texts[2] }); }
+    // A vote on texts that were edited or exchanged would stand on a row that it does not speak of.
+    if (!this.unchanged()) {
+      this.restore();
+      byId("agreement").textContent = "The texts had been changed; now they are those of the row again. Vote on these.";
+      say(byId("agreement").textContent);
+      this.pairView.hide("The texts are those of the row again.");
+      return;
+    }
     this.row.vote = this.row.vote === outcome ? -1 : outcome;
+    this.changed();
     this.draw();
     say(this.row.vote < 0 ? "Vote taken back." : `Voted: ${NAMES[outcome]}. ${agreementSaid(this.all)}`);
     this.reveal();
