@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-reward bench-embedded bench-service train-surface train-embedded encoder wheelhouse package clean
+.PHONY: help demo test test-long lint format docs screenshots bench bench-outcomes bench-scale bench-reward bench-embedded bench-service train-surface train-embedded encoder wheelhouse package clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ lint: $(VENV)/.dev ## Check style and types
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshots: $(VENV)/.dev ## Make the pictures of the page in docs/images anew (needs Chromium)
+	$(BIN)/python tools/screenshots.py docs/images
 
 docs: $(VENV)/.dev ## Write docs/cli.md anew from --help
 	$(BIN)/python docs/make_cli.py

@@ -99,7 +99,7 @@ export class FileView {
         fact("Rows", whole(figures.rows)), fact("Forecast", whole(figures.forecast)), fact("Labelled", whole(figures.labelled)), fact("With texts", whole(figures.texts)),
         figures.faults > 0 && fact("With a fault", whole(figures.faults)),
         figures.measured > 0 && fact("Log loss", figures.loss.toFixed(3), `class prior ${figures.prior.toFixed(3)}`),
-        figures.measured > 0 && fact("Right", percent(figures.right / figures.measured))),
+        figures.measured > 0 && fact("Accuracy", percent(figures.right / figures.measured))),
       more && el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), `The file holds more than the page takes (100,000 rows, 400 million characters); these are its first ${counted(figures.rows, "row")}.`),
       joined && el("p", { class: "quiet small" }, `${counted(joined, "row")} joined by id.`),
       !figures.texts && el("p", { class: "quiet small" }, "This file has no texts, so its rows cannot be opened or voted on. Load the file of the pairs too: rows are joined by id.")));
