@@ -479,6 +479,20 @@ def test_forecasts_that_prefcast_wrote(visit: Visitor, prefcast: Run, tmp_path: 
     expect(page.locator(".facts")).to_contain_text(f"Log loss{loss:.3f}")
 
 
+def test_a_file_is_dropped(visit: Visitor) -> None:
+    page = visit().open()
+    drop = """([name, text, type]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], name));
+      return !document.body.dispatchEvent(new DragEvent(type, {dataTransfer: data, bubbles: true, cancelable: true}));
+    }"""
+    text = EXAMPLES.read_text("utf-8")
+    # It opens from the other view too, and the browser does not go to the file.
+    assert page.evaluate(drop, ["pairs.csv", text, "dragover"])
+    assert page.evaluate(drop, ["pairs.csv", text, "drop"])
+    expect(page.locator("#rows-count")).to_have_text("42 rows; 1 to 42 shown")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
