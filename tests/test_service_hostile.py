@@ -32,6 +32,8 @@ from prefcast.service.app import Service, create_service
 from prefcast.service.engine import Engine, Failed, Found, ToForecast
 from prefcast.service.guard import Guard
 from prefcast.service.limits import Limits
+from prefcast.service.reading import parsed
+from prefcast.service.refusals import Refusal
 from prefcast.service.server import _Server, bind, serve
 from servers import PAIR, Server, serving
 
@@ -221,6 +223,12 @@ def test_strange_texts_are_texts(server: Server, text: str) -> None:
     reply = server.ask("POST", "/v1/forecast", body.encode())
     assert reply.status == 200, reply.body
     assert reply.json["id"] == text[:900].replace("\ud800", "\ufffd")
+
+
+def test_a_body_of_nothing_but_objects_is_given_up_early() -> None:
+    assert parsed(b'{"pairs": [' + b",".join([b"{}"] * 200_000) + b"]}")
+    with pytest.raises(Refusal, match="more than 300000 objects"):
+        parsed(b'{"pairs": [' + b",".join([b"{}"] * 300_000) + b"]}")
 
 
 def test_what_is_not_json_by_its_header_is_refused(server: Server) -> None:

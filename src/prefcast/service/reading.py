@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +23,7 @@ __all__ = ["Asked", "Ranked", "asked_of", "conversations_of", "parsed", "ranked_
 
 M = TypeVar("M", bound=BaseModel)
 _LONGEST_ID = 1000
+_MOST_OBJECTS = 300_000
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,16 @@ class Ranked:
 
 def parsed(body: bytes) -> dict[str, Any]:
     """The JSON object in a body."""
+    objects = count(1)
+
+    def made(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Objects are what costs: a body of nothing but them would keep a processor busy for long.
+        if next(objects) > _MOST_OBJECTS:
+            raise _UnsoundError(f"the body has more than {_MOST_OBJECTS} objects")
+        return _object(members)
+
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_constant, object_pairs_hook=_object)
+        value = json.loads(body.decode("utf-8"), parse_constant=_constant, object_pairs_hook=made)
     except UnicodeDecodeError:
         raise Refusal("bad_json", "the body is not UTF-8") from None
     except RecursionError:
