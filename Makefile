@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 2
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean
+.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+screenshots: $(VENV)/.dev ## Make the pictures of the page in docs/images anew (needs Chromium)
+	$(BIN)/python tools/screenshots.py docs/images
+
 docs: $(VENV)/.dev ## Write docs/cli.md anew from --help
 	$(BIN)/python docs/make_cli.py
 
@@ -79,6 +82,9 @@ bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (t
 	$(PYTHON) -m venv $(OUT)/bench-venv
 	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) -e '.[train]'
 	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
+
+bench-service: $(VENV)/.dev ## Measure the service beside predict at 1, 8 and 32 clients (minutes)
+	$(BIN)/python benchmarks/service.py
 
 wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WHEELS="--python 3.12 ...")
 	@rm -rf wheelhouse

@@ -14,6 +14,7 @@ VERBS = (
     "predict",
     "explain",
     "check",
+    "best",
     "fit",
     "evaluate",
     "report",
@@ -22,6 +23,7 @@ VERBS = (
     "score",
     "merge",
     "quantize",
+    "serve",
     "models",
     "models show",
     "train",
@@ -31,7 +33,7 @@ HEAD = f"""# The command line
 
 Written by `make docs` from `prefcast --help`, with Typer {TYPER}.
 
-Exit status: 0, done; 2, a fault of the call, of the file or of the machine, and nothing was written; 3, done, but some rows
+Exit status: 0, done (`serve`: it was told to stop, and did); 2, a fault of the call, of the file or of the machine, and nothing was written; 3, done, but some rows
 failed; 129, 130 and 143, stopped by SIGHUP, SIGINT or SIGTERM.
 """
 

@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefcast.budget import DEFAULT_BUDGET, Budget, KeepLast, Notebook, Proportional, Truncation, parse_budget
+from prefcast.budget import (
+    DEFAULT_BUDGET,
+    Budget,
+    Cut,
+    KeepLast,
+    Notebook,
+    Proportional,
+    Truncation,
+    cuts,
+    parse_budget,
+)
 from prefcast.errors import UsageError
 from prefcast.pairs import Pair, Turn
 
@@ -136,3 +146,28 @@ def test_a_budget_is_named_by_its_text(budget: Budget) -> None:
 def test_budgets_that_are_none(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_budget(text)
+
+
+@given(turns, budgets)
+def test_cuts_say_what_was_read(turns: tuple[Turn, ...], budget: Budget) -> None:
+    read, truncation = budget.apply(turns)
+    found = cuts(turns, read)
+    assert truncation.total - truncation.kept == sum(cut.characters - cut.head - cut.tail for cut in found)
+    for cut in found:
+        assert cut.characters == len(getattr(turns[cut.turn], cut.field))
+        assert cut.head + cut.tail < cut.characters
+
+
+def test_cuts_of_the_notebooks_policy_are_of_the_last_turns() -> None:
+    turns = tuple(Turn("p", "a" * 3000, "b") for _ in range(4))
+    read, _ = Notebook().apply(turns)
+    assert len(read) == 2
+    # Alike turns could be any; these are told apart.
+    turns = tuple(Turn(f"prompt {number}", "a" * 3000, "b") for number in range(4))
+    read, _ = Notebook().apply(turns)
+    assert [(cut.turn, cut.field, cut.head) for cut in cuts(turns, read)] == [
+        (turn, field, 0) for turn in (2, 3) for field in ("prompt", "response_a", "response_b")
+    ]
+    long = (Turn("p" * 2000, "a" * 9000, "b"),)
+    read, _ = Notebook().apply(long)
+    assert cuts(long, read) == [Cut(0, "prompt", 2000, 1000, 0), Cut(0, "response_a", 9000, 3000, 0)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from browsers import chromium
 from conftest import EXAMPLES, Run, labelled, write_jsonl
 from prefcast.errors import UsageError
 from prefcast.evaluation import Measured, Surprise
@@ -251,13 +251,6 @@ def test_a_right_forecast_is_called_better_and_a_wrong_one_worse() -> None:
     ]
     for page, words in zip(said, ("better than knowing", "worse than knowing", "not clearly different"), strict=True):
         assert words in page
-
-
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if (found := shutil.which(name)) is not None:
-            return found
-    pytest.skip("no Chromium here to open the page with")
 
 
 def quiet(*hosts: str) -> bool:

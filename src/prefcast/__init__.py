@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefcast.client import Client
     from prefcast.comparison import compare
     from prefcast.errors import PrefcastError
     from prefcast.evaluation import evaluate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from prefcast.scorers.reward import load_scorer
 
 __all__ = [
+    "Client",
     "Forecaster",
     "Outcome",
     "Pair",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Client": "client",
     "Forecaster": "forecaster",
     "Outcome": "pairs",
     "Pair": "pairs",

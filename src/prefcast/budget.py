@@ -19,18 +19,21 @@ __all__ = [
     "DEFAULT_BUDGET",
     "WHOLE",
     "Budget",
+    "Cut",
     "KeepLast",
     "Measure",
     "Notebook",
     "Proportional",
     "Truncation",
     "Whole",
+    "cuts",
     "parse_budget",
 ]
 
 # Prompt, A, B: the shares that the winners of the LMSYS competition settled on.
 _SHARES = (1, 2, 2)
 _GAP = "\n…\n"
+_FIELDS = ("prompt", "response_a", "response_b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,18 @@ class Truncation:
     @property
     def truncated(self) -> bool:
         return self.kept < self.total or self.turns_kept < self.turns_total
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A text that was not read whole: `field` (prompt, response_a, response_b) of turn `turn`, counted from 0. Of its
+    `characters` only the first `head` and the last `tail` were read."""
+
+    turn: int
+    field: str
+    characters: int
+    head: int
+    tail: int
 
 
 class Measure(Protocol):
@@ -261,3 +276,41 @@ def parse_budget(text: str) -> Budget:
             f"budget {name!r} needs a limit from 1 to 999999999999 characters, found {excerpt(limit)}; e.g. {name}:8000"
         )
     return _POLICIES[name](int(limit))
+
+
+def cuts(turns: Sequence[Turn], read: Sequence[Turn]) -> list[Cut]:
+    """The texts of `turns` that some policy cut or dropped, where `read` is what it left."""
+    found: list[list[Cut]] = []
+    # Policies keep turns that follow one another; most keep the newest.
+    for first in range(len(turns) - len(read), -1, -1):
+        kept = turns[first : first + len(read)]
+        parts = [
+            _part(number, field, before, after)
+            for number, (turn, rest) in enumerate(zip(kept, read, strict=True), first)
+            for field, before, after in zip(_FIELDS, _texts(turn), _texts(rest), strict=True)
+        ]
+        if None in parts:
+            continue
+        dropped = [
+            Cut(number, field, len(text), 0, 0)
+            for number, turn in enumerate(turns)
+            if not first <= number < first + len(read)
+            for field, text in zip(_FIELDS, _texts(turn), strict=True)
+            if text
+        ]
+        found.append([*dropped, *(part for part in parts if part is not None and part.head < part.characters)])
+        break
+    return sorted(found[0], key=lambda cut: (cut.turn, _FIELDS.index(cut.field))) if found else []
+
+
+def _part(turn: int, field: str, text: str, read: str) -> Cut | None:
+    """How much of `text` there is in `read`; None if that is not made of it."""
+    if text == read:
+        return Cut(turn, field, len(text), len(text), 0)
+    at = read.find(_GAP)
+    while at >= 0:
+        head, tail = read[:at], read[at + len(_GAP) :]
+        if text.startswith(head) and text.endswith(tail) and len(head) + len(tail) <= len(text):
+            return Cut(turn, field, len(text), len(head), len(tail))
+        at = read.find(_GAP, at + 1)
+    return Cut(turn, field, len(text), len(read), 0) if text.startswith(read) else None

@@ -10,6 +10,7 @@ PrefcastError
 ├── JournalError        a run's journal or shard cannot be used: another run's, held, damaged, or its input changed
 ├── ResourceError       the machine has no more of what is needed: disk, memory
 ├── WorkerError         no worker process is left to score with
+├── ServiceError        a prefcast server does not answer, or answers that it cannot
 ├── ForecasterError     a forecaster folder cannot be loaded or does not fit its scorer
 └── FitError            an outcome model could not be fitted: too little data, no convergence
 
@@ -32,6 +33,7 @@ __all__ = [
     "ResourceError",
     "RowError",
     "ScoringError",
+    "ServiceError",
     "UsageError",
     "WorkerError",
     "excerpt",
@@ -136,6 +138,20 @@ class ResourceError(PrefcastError):
 
 class WorkerError(PrefcastError):
     """Every worker process has died; the message names the last one and how it ended."""
+
+
+class ServiceError(PrefcastError):
+    """A prefcast server that cannot be reached, refuses, or fails: `status` of its answer (0 without one) and the `kind` of
+    the error as it names it."""
+
+    def __init__(self, problem: str, status: int = 0, kind: str = "") -> None:
+        super().__init__(problem, status, kind)
+        self.problem = problem
+        self.status = status
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.problem
 
 
 class ForecasterError(PrefcastError):

@@ -185,22 +185,25 @@ class Forecaster:
 
     def explain(self, pair: Pair) -> Explanation:
         """The forecast of `pair` and what moved it; no influences where the scorer cannot say."""
-        forecasts = self.forecast([pair])
-        forecast: Forecast = forecasts[0]
+        forecast: Forecast = self.forecast([pair])[0]
+        return Explanation(forecast, self.influences(pair, forecast))
+
+    def influences(self, pair: Pair, forecast: Forecast) -> list[Influence]:
+        """What moved `forecast`, which is that of `pair`; nothing where it failed or the scorer cannot say."""
         if forecast.error is not None:
-            return Explanation(forecast, [])
+            return []
         scale, weight = (
             (self.outcome.scale, self.outcome.tie_weight) if isinstance(self.outcome, FittedModel) else (1.0, 0.0)
         )
-        influences = []
+        found = []
         for push in self.scorer.explain(self.read(pair)[0]):
             without = self.outcome.probabilities(
                 np.array([forecast.margin - push.margin]), np.array([forecast.tie - push.tie])
             )[0]
             a, b, tie = (float(now - then) for now, then in zip(forecast.probabilities, without, strict=True))
-            influences.append(Influence(push.name, (a, b, tie), scale * push.margin, weight * push.tie, push.values))
-        influences.sort(key=lambda influence: -max(map(abs, influence.change)))
-        return Explanation(forecast, influences)
+            found.append(Influence(push.name, (a, b, tie), scale * push.margin, weight * push.tie, push.values))
+        found.sort(key=lambda influence: -max(map(abs, influence.change)))
+        return found
 
     def save(self, folder: str | os.PathLike[str], *, replacing: Collection[str] = ()) -> None:
         """Write the forecaster as a folder, whole or not at all; a forecaster that is there is replaced.

@@ -217,8 +217,10 @@ class Link:
     def drawn(self, m: Floats, t: Floats) -> Floats:
         """Probabilities (repeats, n, 3) under each draw."""
         p = m.shape[1]
-        s = self.draws[:, :p] @ m.T
-        tie = self.draws[:, p, None] + self.draws[:, p + 1 :] @ t.T
+        # Column by column: what a matrix product says of a row may depend on how many there are.
+        s = sum(self.draws[:, k, None] * m[:, k] for k in range(p))
+        tie = self.draws[:, p, None] + sum(self.draws[:, p + 1 + k, None] * t[:, k] for k in range(t.shape[1]))
+        s, tie = (np.broadcast_to(part, (len(self.draws), len(m))) for part in (s, tie))
         log_p = FITTED_MODELS[self.kind].log_probabilities(s.ravel(), tie.ravel())[0]
         drawn: Floats = np.exp(log_p).reshape(len(self.draws), len(m), len(Outcome))
         return drawn

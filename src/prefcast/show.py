@@ -17,6 +17,7 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.predictions import Forecast, Forecasts
 
 if TYPE_CHECKING:
+    from prefcast.best import Choice
     from prefcast.check import Inspection
     from prefcast.drift import Drift
     from prefcast.forecaster import Explanation
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prefcast.scorers.reward.checkpoint import Checkpoint
 
 __all__ = [
+    "ChoiceTable",
     "TableWriter",
     "checkpoint_text",
     "drift_text",
@@ -61,6 +63,28 @@ class TableWriter:
             self._out.write(
                 f"{fit_width(str(forecast.id), _ID)}  {numbers}   {'! ' if forecast.error else ''}{fit_width(note, 120 if forecast.error else _PROMPT).rstrip()}\n"
             )
+
+
+class ChoiceTable:
+    """The best of each prompt's responses as lines of a table, as they come."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._begun = False
+
+    def write(self, choice: Choice) -> None:
+        if not self._begun:
+            self._out.write(f"{fit_width('id', _ID)}  best  of  strength  response\n")
+            self._begun = True
+        if choice.ranking is None or choice.candidates is None:
+            self._out.write(
+                f"{fit_width(str(choice.id), _ID)}     -   -         -  ! {fit_width(str(choice.error), 120).rstrip()}\n"
+            )
+            return
+        best, responses = choice.ranking.best, choice.candidates.responses
+        self._out.write(
+            f"{fit_width(str(choice.id), _ID)}  {best:4}  {len(responses):2}  {choice.ranking.strengths[best]:8.2f}  {fit_width(responses[best][-1], _PROMPT).rstrip()}\n"
+        )
 
 
 def fit_width(text: str, width: int) -> str:

@@ -12,13 +12,27 @@ import signal
 import sys
 
 # The verbs add themselves to the program.
-from prefcast.cli import fitting, forecasts, measuring, models, ranking, reporting, running, training  # noqa: F401
+from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, reporting, running, serving, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 
 __all__ = ["app", "main"]
 
-_ORDER = ("predict", "explain", "check", "fit", "evaluate", "report", "rank", "compare", "score", "merge", "quantize")
+_ORDER = (
+    "predict",
+    "explain",
+    "check",
+    "best",
+    "fit",
+    "evaluate",
+    "report",
+    "rank",
+    "compare",
+    "score",
+    "merge",
+    "quantize",
+    "serve",
+)
 app.registered_commands.sort(key=lambda verb: _ORDER.index(verb.callback.__name__ if verb.callback else ""))
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")

@@ -1,0 +1,180 @@
+"""What the service costs: python benchmarks/service.py [--data train.csv.gz]
+
+Prints pairs a second of `prefcast predict` and, in turns with it, of `prefcast serve` at 1, 8 and 32 clients that each ask for a
+pair, wait for the answer and ask again (a process of their own, connections kept open), with batching across clients, without
+the wait for company (--wait 0), and without batching (--batch 1); the median and the 99th percentile of their latencies; and CPU
+seconds of the server a pair, which count where other work shares the machine. The rows are made up, 2,200 characters on average, unless --data names real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+sys.path.insert(0, str(Path(__file__).parent))
+from journal import write
+from prefcast import Pair, open_pairs
+
+WAYS = {"batched": (), "no wait": ("--wait", "0"), "alone": ("--batch", "1", "--wait", "0")}
+_PREFCAST = (sys.executable, "-m", "prefcast.cli")
+
+
+def offline(model: str, rows: Path, folder: Path) -> tuple[float, float]:
+    """Pairs a second of predict, start-up not counted, and CPU seconds a pair, start-up counted."""
+    before = os.times()
+    done = subprocess.run(
+        [
+            *_PREFCAST,
+            "predict",
+            str(rows),
+            "--model",
+            model,
+            "-o",
+            str(folder / "out.jsonl"),
+            "--no-journal",
+            "--log",
+            "json",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    used = os.times()
+    finished = json.loads(done.stderr.splitlines()[-1])
+    cpu = used.children_user - before.children_user + used.children_system - before.children_system
+    return finished["pairs_a_second"], cpu / finished["rows"]
+
+
+@contextmanager
+def server(*options: str) -> Any:
+    """A server of its own: its port and process id."""
+    process = subprocess.Popen([*_PREFCAST, "serve", "--port", "0", *options], stderr=subprocess.PIPE, text=True)
+    line = process.stderr.readline() if process.stderr else ""
+    found = re.search(r":(\d+) ", line)
+    if found is None:
+        raise SystemExit(line)
+    drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # noqa: S607
+    try:
+        yield int(found[1]), process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        drain.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pairs_served(port: int) -> float:
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    return sum(float(value) for value in re.findall(r"^prefcast_items_total{.*} (\S+)$", text, re.MULTILINE))
+
+
+async def ask(port: int, bodies: list[bytes], clients: int, seconds: float) -> tuple[float, list[float]]:
+    """Pairs a second, and the latencies, of clients that ask and wait in turn; the first part of the time is not counted."""
+    start = time.perf_counter()
+    begin, end = start + seconds / 5, start + seconds
+    latencies: list[float] = []
+    turn = iter(range(10**9))
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while (sent := time.perf_counter()) < end:
+            body = bodies[next(turn) % len(bodies)]
+            writer.write(
+                b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                % len(body)
+                + body
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(head.decode())
+            length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+            await reader.readexactly(length)
+            if begin < (now := time.perf_counter()) <= end:
+                latencies.append(now - sent)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return len(latencies) / (end - begin), latencies
+
+
+def clients(port: int, rows: Path, count: int, seconds: float) -> tuple[float, list[float]]:
+    """`ask` from a process of its own."""
+    command = [sys.executable, __file__, "--ask", str(port), str(rows), str(count), str(seconds)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rate, latencies = json.loads(done.stdout)
+    return rate, latencies
+
+
+def bodies_of(path: Path) -> list[bytes]:
+    with open_pairs(path) as file:
+        pairs = [pair for pair in file if isinstance(pair, Pair)]
+    names = ("prompt", "response_a", "response_b")
+    return [json.dumps({name: list(getattr(pair, name)) for name in names}).encode() for pair in pairs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ask", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.ask:
+        port, rows, count, seconds = arguments.ask
+        print(json.dumps(asyncio.run(ask(int(port), bodies_of(Path(rows)), int(count), float(seconds)))))
+        return
+    print(f"Python {platform.python_version()}, {os.cpu_count()} processors, {arguments.model}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = arguments.data or write(folder / "rows.jsonl", arguments.rows)
+        bases, found = [offline(arguments.model, rows, folder)], {}
+        for _ in range(arguments.rounds):
+            for count in arguments.clients:
+                for way in arguments.ways:
+                    with server("--model", arguments.model, *WAYS[way]) as (port, pid):
+                        before = cpu_seconds(pid)
+                        rate, latencies = clients(port, rows, count, arguments.seconds)
+                        cost = (cpu_seconds(pid) - before) / pairs_served(port)
+                    # What else the machine does changes: the runs before and after are what it could have done.
+                    bases.append(offline(arguments.model, rows, folder))
+                    share = rate / statistics.mean(base for base, _ in bases[-2:])
+                    found.setdefault((count, way), []).append((rate, share, cost, latencies))
+    rate, cost = (statistics.median(part) for part in zip(*bases, strict=True))
+    print(
+        f"predict: {rate:.1f} pairs a second, {1000 * cost:.1f} ms of CPU a pair, start-up included (n = {len(bases)})"
+    )
+    print("clients  batching   pairs/s  of predict  CPU ms/pair   p50 ms   p99 ms")
+    for (count, way), runs in found.items():
+        rate, share, cost = (statistics.median(run[part] for run in runs) for part in range(3))
+        ordered = sorted(latency for run in runs for latency in run[3])
+        middle, most = (1000 * ordered[int(part * (len(ordered) - 1))] for part in (0.5, 0.99))
+        print(f"{count:7}  {way:8}  {rate:8.1f}  {share:9.0%}  {1000 * cost:11.1f}  {middle:7.0f}  {most:7.0f}")
+    shares = [round(run[1], 2) for run in next(reversed(found.values()))]
+    print(f"of predict, each round of the last line: {shares}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The verb that serves: serve."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefcast.cli.running import LogKind
+from prefcast.cli.shared import LOG, BudgetText, Folder, Model, Preset, app, reward_options
+from prefcast.errors import ModelError, UsageError, shown_path
+from prefcast.scorers.reward import Options
+
+_LEAST_TOKEN, _VARIABLE = 8, "PREFCAST_TOKEN"
+
+
+@app.command()
+@reward_options
+def serve(
+    model: Model = None,
+    forecaster: Folder = None,
+    host: Annotated[str, typer.Option(help="Where to listen; beyond loopback a token is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one, and says which.", min=0, max=65535)] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What clients must show. Other users of the machine can read it here; {_VARIABLE} and --token-file are better.",
+            metavar="TOKEN",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file whose first line is the token.", metavar="FILE")
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Listen beyond loopback without a token: everybody may ask.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name under which clients reach a server on loopback, say through a proxy.", metavar="NAME"
+        ),
+    ] = None,
+    budget: BudgetText = None,
+    preset: Preset = None,
+    max_body: Annotated[int, typer.Option(help="The most bytes of a request.", min=1000)] = 16_000_000,
+    max_characters: Annotated[int, typer.Option(help="The most characters of one text.", min=1)] = 200_000,
+    max_pairs: Annotated[int, typer.Option(help="The most pairs of a request.", min=1)] = 256,
+    max_responses: Annotated[int, typer.Option(help="The most answers of a ranking.", min=2)] = 16,
+    time_limit: Annotated[
+        float, typer.Option(help="The most seconds that a request may take.", min=0.1, metavar="SECONDS")
+    ] = 60.0,
+    queue: Annotated[int, typer.Option(help="The most pairs that wait; above that, 429.", min=1)] = 512,
+    batch: Annotated[int, typer.Option(help="The most pairs that are scored at once.", min=1)] = 32,
+    wait: Annotated[
+        float, typer.Option(help="The most milliseconds that a pair waits for others.", min=0, metavar="MS")
+    ] = 3.0,
+    log: Annotated[
+        LogKind, typer.Option(help="What standard error gets: text for people, or a JSON object an event.")
+    ] = LogKind.text,
+    *,
+    options: Options,
+) -> None:
+    """Serve forecasts over HTTP, with a page at / and the API's documents at /docs (extra `serve`).
+
+    A signal (SIGTERM, Ctrl-C) stops it once everything that was asked is answered, with exit status 0.
+
+    \b
+    Examples:
+      prefcast serve
+      prefcast serve --forecaster mine --host 0.0.0.0 --token-file token
+    """
+    from importlib.util import find_spec
+
+    from prefcast.errors import MissingExtraError
+
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        if find_spec(module) is None:
+            raise MissingExtraError(module, "serve")
+    from prefcast.resolve import resolve
+    from prefcast.service.app import create_service
+    from prefcast.service.limits import Limits
+    from prefcast.service.server import bind, fitted
+    from prefcast.service.server import serve as run
+
+    LOG.as_json = log == LogKind.json
+    secret = _token(token, token_file)
+    if no_token and secret is not None:
+        raise UsageError("--no-token, and there is a token; say one")
+    limits = Limits(
+        body_bytes=max_body,
+        text_characters=max_characters,
+        pairs=max_pairs,
+        responses=max_responses,
+        seconds=time_limit,
+        queue=queue,
+        batch=batch,
+        company_seconds=wait / 1000,
+    )
+    listening = bind(host, port, beyond_loopback=secret is not None or no_token)
+    with listening:
+        chosen = resolve(model, forecaster, budget, preset, options)
+        address, number = listening.getsockname()[:2]
+        from prefcast.service.guard import is_loopback
+
+        shown = f"[{address}]" if ":" in address else address
+        local = is_loopback(address)
+        # Beyond loopback the machine's names are unknown; there the token keeps strange pages out.
+        service = create_service(
+            chosen,
+            limits=fitted(limits),
+            token=secret,
+            hosts=(allow_host or ()) if local or allow_host else None,
+            log=LOG,
+        )
+        url = f"http://{shown}:{number}"
+        try:
+            run(
+                service,
+                listening,
+                lambda: LOG.tell("serving", f"{chosen.scorer.name} at {url} (documents: {url}/docs)", url=url),
+            )
+        finally:
+            chosen.scorer.close()
+        if service.broken is not None:
+            raise ModelError(service.broken)
+        LOG.tell("stopped", f"stopped; {service.answered} requests were answered", answered=service.answered)
+
+
+def _token(said: str | None, file: Path | None) -> str | None:
+    """The token from the one place that has it. Raises UsageError."""
+    given = {"--token": said, _VARIABLE: os.environ.get(_VARIABLE)}
+    if file is not None:
+        try:
+            given["--token-file"] = file.read_text(encoding="utf-8").partition("\n")[0].strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--token-file {shown_path(file)}: {getattr(error, 'strerror', None) or 'is not text'}"
+            ) from None
+    places = [place for place, value in given.items() if value is not None]
+    if len(places) > 1:
+        raise UsageError(f"the token is said twice: {' and '.join(places)}")
+    if not places:
+        return None
+    token = given[places[0]] or ""
+    if len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(
+            f"{places[0]}: expected a token of at least {_LEAST_TOKEN} letters, digits or signs, without spaces"
+        )
+    return token

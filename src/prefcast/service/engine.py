@@ -1,0 +1,115 @@
+"""Batches -> forecasts, explanations, scores, by one Forecaster, on the scoring thread.
+
+Whatever happens to one item happens to it alone: where a batch fails, each of its items is tried by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefcast.errors import ModelError, PrefcastError
+from prefcast.forecaster import Forecaster, Influence
+from prefcast.pairs import Pair
+from prefcast.predictions import Forecast
+
+__all__ = ["Conversation", "Engine", "Failed", "Found", "ToForecast"]
+
+
+@dataclass(frozen=True)
+class ToForecast:
+    pair: Pair
+    explain: bool = False
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages to score."""
+
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A forecast, what moved it where that was asked, and the part of the pair that was read."""
+
+    forecast: Forecast
+    influences: list[Influence] | None
+    read: Pair = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why an item has no result; `ours` where it is the program's fault, not the item's."""
+
+    problem: str
+    ours: bool = False
+
+
+Item = ToForecast | Conversation
+Result = Found | float | Failed
+
+
+class Engine:
+    """`run` is the work of a Batcher. `report` is told the type of an exception that nobody foresaw."""
+
+    def __init__(self, forecaster: Forecaster, report: Callable[[str], None] = lambda what: None) -> None:
+        self.forecaster = forecaster
+        # Only a model of single conversations has one.
+        self._score: Callable[[Sequence[Any]], Any] | None = getattr(forecaster.scorer, "score", None)
+        self._report = report
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether single conversations have scores."""
+        return self._score is not None
+
+    def warm_up(self) -> None:
+        """Forecast something, so that what is loaded late is loaded. Raises PrefcastError where that fails."""
+        found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.")])
+        if found.errors[0] is not None:
+            raise ModelError(f"the forecaster fails on a plain pair: {found.errors[0].problem}")
+
+    def run(self, items: list[Item]) -> list[Result]:
+        """The result of each item, in order."""
+        results: dict[int, Result] = {}
+        for kind, run in ((ToForecast, self._forecast), (Conversation, self._scores)):
+            index = [number for number, item in enumerate(items) if isinstance(item, kind)]
+            if index:
+                found = self._each_alone(run, [items[number] for number in index])
+                results |= zip(index, found, strict=True)
+        return [results[number] for number in range(len(items))]
+
+    def _each_alone(self, run: Callable[[list[Any]], list[Result]], items: list[Any]) -> list[Result]:
+        try:
+            return run(items)
+        except Exception as error:
+            if len(items) > 1:
+                return [self._each_alone(run, [item])[0] for item in items]
+            if isinstance(error, PrefcastError):
+                return [Failed(str(error))]
+            # Its message may hold the text.
+            self._report(type(error).__name__)
+            return [Failed("the forecaster failed on it", ours=True)]
+
+    def _forecast(self, items: list[ToForecast]) -> list[Result]:
+        pairs = [item.pair for item in items]
+        found: list[Result] = []
+        for item, forecast in zip(items, self.forecaster.forecast(pairs), strict=True):
+            if forecast.error is not None:
+                found.append(Failed(forecast.error.problem))
+                continue
+            influences = self.forecaster.influences(item.pair, forecast) if item.explain else None
+            found.append(Found(forecast, influences, self.forecaster.read(item.pair)[0]))
+        return found
+
+    def _scores(self, items: list[Conversation]) -> list[Result]:
+        if self._score is None:
+            return [Failed("the forecaster has no scores of single conversations") for _ in items]
+        scores = self._score([item.messages for item in items])
+        return [
+            float(score) if math.isfinite(score) else Failed("the model gave a score that is not finite")
+            for score in scores
+        ]

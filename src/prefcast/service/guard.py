@@ -1,0 +1,247 @@
+"""What stands around every route: who may ask, how much, in what time; the headers of every answer; what is logged.
+
+Knows nothing of forecasts, and logs nothing that a client wrote: a line has the method, the route, the status and the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+
+from prefcast.service.limits import Limits
+from prefcast.service.refusals import Refusal
+
+__all__ = ["HEADERS", "Bodies", "Guard", "is_loopback", "refusal_response"]
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# On every answer.
+HEADERS: tuple[tuple[bytes, bytes], ...] = tuple(
+    (name.encode(), value.encode())
+    for name, value in {
+        "content-security-policy": _POLICY,
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    }.items()
+)
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_STOPPING_SECONDS = 2.0
+# So much more than the limit is read and thrown away, so that the client comes to read the answer.
+_DRAINED = 4
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or an address is this machine's own loopback."""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header; empty where there is none."""
+    found = _HOST.fullmatch(header.decode("latin-1").lower())
+    return "" if found is None else found[1] or found[2]
+
+
+class Bodies:
+    """Reads the bodies of requests: counted as they come, all of them together bounded too, in a bounded time. `held` is
+    how many bytes they have."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.held = 0
+        self._timeouts: set[asyncio.Timeout] = set()
+        self._stopping = False
+
+    async def read(self, receive: Receive, declared: str | None) -> tuple[bytes, Callable[[], None]]:
+        """A whole body, and what gives its room back. `declared` is the length that the client says. Raises Refusal."""
+        parts: list[bytes] = []
+        held = size = 0
+
+        def release() -> None:
+            nonlocal held
+            self.held -= held
+            held = 0
+
+        most = self._limits.body_bytes
+        # What would be thrown away again need not come.
+        if (
+            declared is not None
+            and declared.isascii()
+            and declared.isdigit()
+            and len(declared) < 20
+            and int(declared) > _DRAINED * most
+        ):
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(_STOPPING_SECONDS if self._stopping else self._limits.body_seconds) as timeout:
+                self._timeouts.add(timeout)
+                try:
+                    more = True
+                    while more:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise Refusal("gone", "the client left")
+                        part = message.get("body", b"")
+                        more = message.get("more_body", False)
+                        size += len(part)
+                        if size > most:
+                            parts.clear()
+                            release()
+                            if size > _DRAINED * most:
+                                raise self._too_large()
+                            continue
+                        if self.held + len(part) > self._limits.buffered_bytes:
+                            raise Refusal(
+                                "too_busy", "too many large requests at a time", headers={"Retry-After": "1", **_CLOSE}
+                            )
+                        held += len(part)
+                        self.held += len(part)
+                        parts.append(part)
+                finally:
+                    self._timeouts.discard(timeout)
+        except TimeoutError:
+            release()
+            raise Refusal("slow_body", "the body did not come in time", headers=_CLOSE) from None
+        except BaseException:
+            release()
+            raise
+        if size > most:
+            raise self._too_large()
+        return b"".join(parts), release
+
+    def _too_large(self) -> Refusal:
+        return Refusal("too_large", f"the body has more than {self._limits.body_bytes} bytes", headers=_CLOSE)
+
+    def stop(self) -> None:
+        """Bodies that are not there yet have two more seconds."""
+        self._stopping = True
+        until = asyncio.get_running_loop().time() + _STOPPING_SECONDS
+        for timeout in self._timeouts:
+            if (when := timeout.when()) is not None and when > until:
+                timeout.reschedule(until)
+
+
+_CLOSE = {"Connection": "close"}
+
+
+class Guard:
+    """An ASGI application around another one.
+
+    `token` is asked for on /v1 and /metrics, where there is one. `hosts` are the names that a Host header may have besides
+    loopback's; None lets every name pass. `seen` is told the method, route, status and seconds of every request.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        token: str | None,
+        hosts: Collection[str] | None,
+        routes: Collection[str],
+        seen: Callable[[str, str, int, float], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._token = None if token is None else _digest(token.encode())
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        self._routes = routes
+        self._seen, self._failed = seen, failed
+        # Once told to stop, every answer says that its connection closes.
+        self.stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", ()))
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-store"))
+                if self.stopping and (b"connection", b"close") not in headers:
+                    headers.append((b"connection", b"close"))
+                message["headers"] = [*headers, *HEADERS]
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            if refusal is None:
+                await self._app(scope, receive, answer)
+            else:
+                await _send(refusal, answer)
+        except Exception as error:
+            # What the exception says may hold what the client wrote.
+            self._failed(type(error).__name__)
+            if not status:
+                await _send(Refusal("internal", "the server failed on this request"), answer)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            self._seen(method, self._route(scope["path"]), status, time.perf_counter() - start)
+
+    def _route(self, path: str) -> str:
+        if path in self._routes:
+            return path
+        return "/static" if path.startswith("/static/") else "other"
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        given: dict[bytes, bytes] = dict(scope["headers"])
+        host = _host(given.get(b"host", b""))
+        if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
+            return Refusal("wrong_host", "this server does not answer to that name (--allow-host NAME lets it)")
+        path: str = scope["path"]
+        if self._token is None or not (path in ("/metrics", "/v1") or path.startswith("/v1/")):
+            return None
+        scheme, _, token = given.get(b"authorization", b"").partition(b" ")
+        # Of equal length and compared whole: the time it takes tells nothing of the token.
+        if hmac.compare_digest(_digest(token.strip()), self._token) and scheme.lower() == b"bearer":
+            return None
+        return Refusal(
+            "unauthorized", "expected the header Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"}
+        )
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def refusal_response(refusal: Refusal) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of a refusal."""
+    body = json.dumps(refusal.document()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+    return refusal.status, headers, body
+
+
+async def _send(refusal: Refusal, send: Send) -> None:
+    status, headers, body = refusal_response(refusal)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

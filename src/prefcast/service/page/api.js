@@ -1,0 +1,88 @@
+// The server's routes. A token lives in sessionStorage only.
+
+import { byId } from "./dom.js";
+
+const KEY = "prefcast-token";
+
+/** A refusal or a failure, in words for a person; `status` is 0 where no answer came, `wait` seconds where it said so. */
+export class Refused extends Error {
+  constructor(message, status, field = "", wait = null) {
+    super(message);
+    this.status = status;
+    this.field = field;
+    this.wait = wait;
+  }
+}
+
+const address = (path) => new URL(path, document.baseURI);
+
+async function send(path, body, signal) {
+  const token = sessionStorage.getItem(KEY);
+  const headers = { Accept: "application/json" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (token) headers.Authorization = `Bearer ${token}`;
+  try {
+    return await fetch(address(path), {
+      method: body === undefined ? "GET" : "POST", headers, body, signal,
+      cache: "no-store", credentials: "omit", redirect: "error", referrerPolicy: "no-referrer",
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The server does not answer. Is prefcast serve still running?", 0);
+  }
+}
+
+async function refusal(response) {
+  let detail = {};
+  try {
+    detail = (await response.json()).error ?? {};
+  } catch { /* not JSON: the status says what there is to say */ }
+  const header = response.headers.get("Retry-After");
+  const wait = header && /^\d+$/.test(header) ? Number(header) : null;
+  const message = detail.message || `The server answered ${response.status}.`;
+  return new Refused(message, response.status, detail.field ?? "", wait);
+}
+
+/** Waits `seconds`, or less if `signal` says stop. */
+export function pause(seconds, signal) {
+  return new Promise((done, fail) => {
+    const stop = () => { clearTimeout(timer); fail(new DOMException("stopped", "AbortError")); };
+    const timer = setTimeout(() => { signal?.removeEventListener("abort", stop); done(); }, 1000 * seconds);
+    if (signal?.aborted) stop();
+    signal?.addEventListener("abort", stop, { once: true });
+  });
+}
+
+/** GET (no document) or POST; asks for the token where the server wants one. Throws Refused. */
+export async function ask(path, content, signal) {
+  const body = content === undefined ? undefined : JSON.stringify(content);
+  for (;;) {
+    const response = await send(path, body, signal);
+    if (response.ok) return response.json();
+    const error = await refusal(response);
+    if (error.status !== 401 || !(await askToken())) throw error;
+  }
+}
+
+let asking = null;
+
+function askToken() {
+  asking ??= new Promise((done) => {
+    const dialog = byId("ask-token");
+    const field = byId("token");
+    const wrong = sessionStorage.getItem(KEY) !== null;
+    if (wrong) byId("token-note").textContent = "That was not the token of this server. It was given to prefcast serve.";
+    field.value = "";
+    let entered = false;
+    byId("token-form").onsubmit = () => { entered = field.value.trim() !== ""; };
+    dialog.onclose = () => {
+      if (entered) sessionStorage.setItem(KEY, field.value.trim());
+      field.value = "";
+      asking = null;
+      done(entered);
+    };
+    dialog.showModal();
+    field.focus();
+  });
+  return asking;
+}

@@ -1,0 +1,122 @@
+// The texts of one pair: written, read, or compared. Knows nothing of forecasts but what they left unread.
+
+import { byId, counted, el } from "./dom.js";
+import { cutNote, differences, rendered, size } from "./texts.js";
+
+const FIELDS = ["prompt", "response_a", "response_b"];
+const NAMES = { prompt: "Prompt", response_a: "Answer A", response_b: "Answer B" };
+const empty = () => ({ prompt: "", response_a: "", response_b: "" });
+
+/** The editor; `changed` is called whenever a text was changed by hand or by program. */
+export class Editor {
+  constructor(changed) {
+    this.turns = [empty()];
+    this.changed = changed;
+    this.cuts = [];
+    this.names = null;
+    for (const radio of document.querySelectorAll("[name=mode]")) radio.addEventListener("change", () => this.draw());
+    byId("add-turn").addEventListener("click", () => {
+      this.turns.push(empty());
+      this.edited();
+      this.mode = "write";
+      this.draw();
+      byId(`prompt-${this.turns.length - 1}`).focus();
+    });
+    byId("clear").addEventListener("click", () => { this.set({ prompt: [""], response_a: [""], response_b: [""] }); this.mode = "write"; this.draw(); byId("prompt-0").focus(); });
+    byId("exchange").addEventListener("click", () => {
+      this.turns = this.turns.map((turn) => ({ prompt: turn.prompt, response_a: turn.response_b, response_b: turn.response_a }));
+      this.edited();
+      this.draw();
+    });
+    this.draw();
+  }
+
+  get mode() { return document.querySelector("[name=mode]:checked").value; }
+  set mode(name) { document.querySelector(`[name=mode][value=${name}]`).checked = true; }
+
+  /** {prompt, response_a, response_b}, each a list of texts. */
+  get pair() {
+    return Object.fromEntries(FIELDS.map((field) => [field, this.turns.map((turn) => turn[field])]));
+  }
+
+  get empty() { return this.turns.every((turn) => FIELDS.every((field) => !turn[field].trim())); }
+
+  set(pair) {
+    this.turns = pair.prompt.map((prompt, at) => ({ prompt, response_a: pair.response_a[at], response_b: pair.response_b[at] }));
+    this.edited();
+    this.draw();
+  }
+
+  /** Marks what a forecast did not read. */
+  mark(cuts) {
+    this.cuts = cuts;
+    if (this.mode === "write") this.showCuts();
+    else this.draw();
+  }
+
+  edited() {
+    this.cuts = [];
+    this.changed();
+  }
+
+  cut(turn, field) { return this.cuts.find((cut) => cut.turn === turn && cut.field === field); }
+
+  draw() {
+    const { mode } = this;
+    const notes = [];
+    const made = this.turns.map((turn, at) => el("section", { class: "turn", "aria-label": this.turns.length > 1 ? `Turn ${at + 1}` : null },
+      this.turns.length > 1 && el("div", { class: "bar turn-head" }, el("h2", {}, `Turn ${at + 1}`),
+        el("button", { type: "button", class: "plain", "aria-label": `Remove turn ${at + 1}`, onclick: () => this.remove(at) }, "Remove")),
+      this.body(turn, at, mode, notes)));
+    byId("turns").replaceChildren(...made);
+    const note = byId("mode-note");
+    note.hidden = mode !== "difference";
+    note.textContent = notes.length > 1 ? notes.map((text, at) => `Turn ${at + 1}: ${text}`).join(" ") : notes.join("");
+    if (mode === "write") this.showCuts();
+  }
+
+  body(turn, at, mode, notes) {
+    const compared = mode === "difference" ? differences(turn.response_a, turn.response_b) : null;
+    if (compared) notes.push(compared.note);
+    const field = (name) => {
+      const id = `${name}-${at}`;
+      const count = el("span", { class: "quiet count" }, size(turn[name]));
+      const head = mode === "write" ? el("label", { for: id }, NAMES[name]) : el("h3", { id: `${id}-name` }, NAMES[name]);
+      const content = mode === "write" ? this.area(turn, name, id, count)
+        : el("div", { class: "text", role: "group", "aria-labelledby": `${id}-name` },
+          compared && name !== "prompt" ? compared[name === "response_a" ? "a" : "b"] : rendered(turn[name], this.cut(at, name)));
+      return el("div", { class: `field ${name}` }, el("div", { class: "bar field-head" }, head, count), content,
+        mode === "write" && el("p", { class: "cut-note", id: `${id}-cut`, hidden: true }));
+    };
+    return [field("prompt"), el("div", { class: "answers" }, field("response_a"), field("response_b"))];
+  }
+
+  area(turn, name, id, count) {
+    const area = el("textarea", { id, spellcheck: "false", rows: name === "prompt" ? 2 : 6, "aria-describedby": `${id}-cut`,
+      oninput: () => { turn[name] = area.value; count.textContent = size(turn[name]); this.edited(); this.showCuts(); } });
+    area.value = turn[name];
+    return area;
+  }
+
+  showCuts() {
+    this.turns.forEach((_, at) => FIELDS.forEach((field) => {
+      const note = byId(`${field}-${at}-cut`);
+      const text = cutNote(this.cut(at, field));
+      if (note) { note.hidden = text === null; note.textContent = text ?? ""; }
+    }));
+  }
+
+  remove(at) {
+    this.turns.splice(at, 1);
+    this.edited();
+    this.draw();
+    (byId(`prompt-${Math.min(at, this.turns.length - 1)}`) ?? byId("add-turn")).focus();
+  }
+}
+
+/** Lengths of both answers over all turns, for the result. */
+export function lengths(pair) {
+  return ["response_a", "response_b"].map((field) => pair[field].join("\n"));
+}
+
+export const turnsSaid = (pair) => counted(pair.prompt.length, "turn");

@@ -1,0 +1,227 @@
+// The second view: a file's rows, figures, filters, votes.
+
+import { forecastRows, saveForecasts } from "./batch.js";
+import { byId, counted, el, percent, problem, say, visible, whole } from "./dom.js";
+import { marginFigure, reliabilityFigure } from "./figures.js";
+import { rowsTable } from "./rowstable.js";
+import { choose, join, loss, measure, readFile } from "./table.js";
+import { agreementSaid, NAMES, saveVotes, Voting } from "./votes.js";
+
+const PAGE = 50;
+const ALL = { search: "", said: "", label: "", state: "", order: "file" };
+
+export class FileView {
+  /** `limits` is a promise of the server's limits; `show(view)` changes the view. */
+  constructor(pairView, limits, show) {
+    this.limits = limits;
+    this.show = show;
+    this.table = null;
+    this.running = null;
+    this.voting = new Voting(pairView, () => this.home(), () => { this.saved = false; });
+    this.accept();
+    window.addEventListener("beforeunload", (event) => {
+      if (this.table?.rows.some((row) => row.vote >= 0) && !this.saved) event.preventDefault();
+    });
+  }
+
+  accept() {
+    const drop = byId("drop");
+    const view = byId("view-file");
+    const input = byId("file");
+    input.addEventListener("change", () => { this.load([...input.files]); input.value = ""; });
+    // Everywhere, so that a file that was let go beside the field does not replace the page.
+    for (const name of ["dragover", "dragleave", "drop"]) {
+      document.addEventListener(name, (event) => {
+        if (name !== "dragleave") event.preventDefault();
+        drop.classList.toggle("over", name === "dragover" && !view.hidden);
+        if (name === "drop" && event.dataTransfer.files.length) {
+          this.show("file");
+          this.load([...event.dataTransfer.files]);
+        }
+      });
+    }
+  }
+
+  async load(files) {
+    this.running?.abort();
+    const running = new AbortController();
+    this.running = running;
+    byId("file-problem").replaceChildren();
+    try {
+      // Two files belong together; one joins what is open, if it has what that lacks.
+      let table = files.length > 1 ? null : this.table;
+      for (const file of files.slice(0, 2)) {
+        const bar = this.progress(`Reading ${visible(file.name)}`, () => running.abort());
+        const read = await readFile(file, (part, count) => bar(part, counted(count, "row")), running.signal);
+        const voted = this.table?.rows.some((row) => row.vote >= 0) && !this.saved;
+        const joined = table && join(table, read);
+        if (!joined && voted && !confirm("Your votes on the file that is open were not saved. Open another file all the same?")) return;
+        table = joined ?? read;
+      }
+      this.voting.close();
+      this.table = table;
+      this.saved = false;
+      this.wanted = { ...ALL };
+      this.draw();
+      say(`${table.name}: ${counted(table.rows.length, "row")} loaded.`);
+    } catch (error) {
+      if (error.name !== "AbortError") byId("file-problem").replaceChildren(problem(error.message));
+    } finally {
+      if (this.running === running) { this.running = null; byId("loading").hidden = true; }
+    }
+  }
+
+  /** Shows a progress bar with a stop button; returns the function that moves it. */
+  progress(label, stop) {
+    const bar = el("progress", { max: 1, value: 0, "aria-label": label });
+    const text = el("span", { class: "quiet" });
+    byId("loading").replaceChildren(el("span", {}, label), bar, text, el("button", { type: "button", onclick: stop }, "Stop"));
+    byId("loading").hidden = false;
+    return (part, words) => { bar.value = part; text.textContent = words; };
+  }
+
+  draw() {
+    byId("drop").classList.add("small-drop");
+    this.parts = Object.fromEntries(["facts", "tasks", "figures", "filters", "rows"].map((name) => [name, el("div", { id: `file-${name}` })]));
+    byId("file-view").replaceChildren(...Object.values(this.parts));
+    byId("file-view").hidden = false;
+    this.drawFacts();
+    this.drawFilters();
+    this.choose();
+  }
+
+  drawFacts() {
+    const { rows, name, more, joined } = this.table;
+    const figures = measure(rows);
+    const fact = (title, value, note) => el("div", {}, el("dt", {}, title), el("dd", {}, value, note && el("small", {}, ` ${note}`)));
+    this.parts.facts.replaceChildren(el("div", { class: "card" }, el("h2", {}, visible(name)),
+      el("dl", { class: "facts" },
+        fact("Rows", whole(figures.rows)), fact("Forecast", whole(figures.forecast)), fact("Labelled", whole(figures.labelled)), fact("With texts", whole(figures.texts)),
+        figures.faults > 0 && fact("With a fault", whole(figures.faults)),
+        figures.measured > 0 && fact("Log loss", figures.loss.toFixed(3), `class prior ${figures.prior.toFixed(3)}`),
+        figures.measured > 0 && fact("Accuracy", percent(figures.right / figures.measured))),
+      more && el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), `The file holds more than the page takes (100,000 rows, 400 million characters); these are its first ${counted(figures.rows, "row")}.`),
+      joined && el("p", { class: "quiet small" }, `${counted(joined, "row")} joined by id.`),
+      !figures.texts && el("p", { class: "quiet small" }, "This file has no texts, so its rows cannot be opened or voted on. Load the file of the pairs too: rows are joined by id.")));
+    this.drawTasks(figures);
+    const worst = this.worst();
+    const drawn = [marginFigure(rows), reliabilityFigure(rows), worst].filter(Boolean);
+    this.parts.figures.replaceChildren(...drawn);
+    this.parts.figures.className = `figures${drawn.length > 2 ? " three" : ""}`;
+  }
+
+  drawTasks(figures) {
+    const open = this.table.rows.filter((row) => row.p === null && row.texts && row.error === null);
+    const votes = this.table.rows.filter((row) => row.vote >= 0).length;
+    this.parts.tasks.className = "bar";
+    this.parts.tasks.replaceChildren(...[
+      open.length && el("button", { type: "button", class: "main", id: "forecast-rows", onclick: () => this.forecast(open) }, `Forecast ${counted(open.length, "row")}`),
+      figures.texts > 0 && el("button", { type: "button", id: "start-votes", onclick: () => this.vote() }, "Vote yourself"),
+      votes && el("button", { type: "button", id: "save-votes", onclick: () => { saveVotes(this.table.rows); this.saved = true; } }, `Save ${counted(votes, "vote")}`),
+      this.made && figures.forecast > 0 && el("button", { type: "button", id: "save-forecasts", onclick: () => saveForecasts(this.table.rows) }, "Save the forecasts"),
+      votes && el("p", { class: "small", id: "agreement-file" }, agreementSaid(this.table.rows)),
+    ].filter(Boolean));
+  }
+
+  worst() {
+    const found = this.table.rows.filter((row) => loss(row) !== null).sort((one, other) => loss(other) - loss(one)).slice(0, 6);
+    if (!found.length) return null;
+    return el("div", { class: "card figure" }, el("h3", {}, "Worst rows"), el("ol", { class: "worst" }, found.map((row) => {
+      const words = [el("span", {}, `${NAMES[row.label]} at ${percent(row.p[row.label])}`), el("span", { class: "what quiet" }, row.texts ? visible(row.texts[0][0].slice(0, 120)) : visible(row.id))];
+      return el("li", {}, row.texts ? el("button", { type: "button", onclick: () => this.open(found.filter((one) => one.texts), row) }, words) : words);
+    })));
+  }
+
+  async forecast(rows) {
+    this.running?.abort();
+    const running = new AbortController();
+    this.running = running;
+    byId("file-problem").replaceChildren();
+    byId("forecast-rows").disabled = true;
+    const bar = this.progress("Forecasting", () => running.abort());
+    let done = 0;
+    try {
+      await forecastRows(rows, await this.limits, (count, waits) => {
+        done = count;
+        bar(count / rows.length, `${whole(count)} of ${whole(rows.length)}${waits ? `; the server is busy, going on in ${waits} s` : ""}`);
+      }, running.signal);
+    } catch (error) {
+      if (error.name !== "AbortError") byId("file-problem").replaceChildren(problem(`Stopped after ${counted(done, "row")}: ${error.message}`));
+    }
+    if (this.running !== running) return;
+    this.running = null;
+    this.made ||= done > 0;
+    byId("loading").hidden = true;
+    say(`${counted(done, "row")} forecast.`);
+    this.refresh();
+  }
+
+  refresh() {
+    this.drawFacts();
+    this.choose();
+  }
+
+  drawFilters() {
+    const select = (name, title, options) => el("label", {}, title, el("select", { id: `filter-${name}`, onchange: (event) => { this.wanted[name] = event.target.value; this.choose(); } },
+      options.map(([value, words]) => el("option", { value }, words))));
+    let timer;
+    const outcomes = [["", "any"], ["0", "A"], ["1", "B"], ["2", "tie"]];
+    this.parts.filters.replaceChildren(el("div", { class: "filters", role: "search", "aria-label": "Rows" },
+      el("label", { class: "search" }, "Search in ids, models and texts", el("input", { type: "search", id: "filter-search", maxlength: 200, oninput: (event) => {
+        this.wanted.search = event.target.value;
+        clearTimeout(timer);
+        timer = setTimeout(() => this.choose(), 200);
+      } })),
+      select("said", "Forecast", outcomes), select("label", "Label", outcomes),
+      select("state", "Show", [["", "all"], ["right", "forecast right"], ["wrong", "forecast wrong"], ["voted", "voted"], ["unvoted", "not voted"], ["cut", "not read whole"], ["none", "without a forecast"], ["error", "with a fault"]]),
+      select("order", "Order", [["file", "as in the file"], ["worst", "worst first"], ["unsure", "least sure first"], ["a", "most for A first"], ["b", "most for B first"]])));
+  }
+
+  async choose() {
+    const asked = { ...this.wanted };
+    this.asked = asked;
+    const found = await choose(this.table.rows, asked, () => this.asked !== asked);
+    if (found === null || this.asked !== asked) return;
+    this.found = found;
+    this.page = 0;
+    this.drawRows();
+  }
+
+  drawRows() {
+    const { found, page } = this;
+    const from = page * PAGE;
+    const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
+    const turn = (to, words) => el("button", { type: "button", disabled: to < 0 || to > last, onclick: () => { this.page = to; this.drawRows(); byId("rows-count").scrollIntoView({ block: "nearest" }); } }, words);
+    const shown = found.slice(from, from + PAGE);
+    this.parts.rows.replaceChildren(
+      el("div", { class: "pages" }, el("p", { id: "rows-count", role: "status" }, found.length ? `${counted(found.length, "row")}; ${whole(from + 1)} to ${whole(from + shown.length)} shown` : "No row passes these filters."),
+        found.length > PAGE && el("div", { role: "group", "aria-label": "Pages" }, turn(0, "First"), turn(page - 1, "Previous"), turn(page + 1, "Next"), turn(last, "Last"))),
+      ...(found.length ? [rowsTable(shown, this.last, (row) => this.open(found.filter((one) => one.texts), row))] : []));
+    this.parts.rows.className = "filters-rows";
+  }
+
+  /** Starts at the first row of the table that has texts and no vote. */
+  vote() {
+    const rows = this.found.filter((row) => row.texts);
+    if (rows.length) this.open(rows, rows.find((row) => row.vote < 0) ?? rows[0]);
+  }
+
+  open(rows, row) {
+    this.show("pair");
+    this.voting.open(rows, rows.indexOf(row), this.table.rows);
+  }
+
+  home() {
+    this.last = this.voting.row;
+    this.voting.close();
+    this.show("file");
+    this.drawFacts();
+    this.drawRows();
+    (byId("file-rows").querySelector(`[data-row="${this.last?.number}"]`) ?? byId("start-votes"))?.focus();
+  }
+
+  /** Another pair was opened, by a link: the votes stay, the bar goes. */
+  leave() {
+    this.voting.close();
+  }
+}

@@ -1,0 +1,75 @@
+// Starts the page: views, theme, who forecasts.
+
+import { ask } from "./api.js";
+import { byId, visible } from "./dom.js";
+import { FileView } from "./fileview.js";
+import { PairView } from "./pairview.js";
+
+const VIEWS = ["pair", "file"];
+
+function show(view) {
+  for (const name of VIEWS) {
+    const tab = byId(`tab-${name}`);
+    tab.setAttribute("aria-selected", String(name === view));
+    tab.tabIndex = name === view ? 0 : -1;
+    byId(`view-${name}`).hidden = name !== view;
+  }
+  document.title = view === "pair" ? "prefcast" : "prefcast: a file";
+}
+
+function tabs() {
+  for (const [at, name] of VIEWS.entries()) {
+    byId(`tab-${name}`).addEventListener("click", () => show(name));
+    byId(`tab-${name}`).addEventListener("keydown", (event) => {
+      if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+      const other = VIEWS[(at + 1) % VIEWS.length];
+      show(other);
+      byId(`tab-${other}`).focus();
+    });
+  }
+}
+
+const THEMES = ["system", "light", "dark"];
+
+function theme() {
+  const button = byId("theme");
+  let chosen = localStorage.getItem("prefcast-theme") ?? "system";
+  const apply = () => {
+    if (chosen === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = chosen;
+    button.textContent = { system: "◐ System", light: "○ Light", dark: "● Dark" }[chosen];
+    button.setAttribute("aria-label", `Theme: ${chosen}. Change it`);
+  };
+  button.addEventListener("click", () => {
+    chosen = THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length];
+    localStorage.setItem("prefcast-theme", chosen);
+    apply();
+  });
+  apply();
+}
+
+async function whoForecasts() {
+  try {
+    const { forecaster, limits } = await ask("v1/models");
+    byId("forecaster").textContent = `${visible(forecaster.name)} forecasts`;
+    return limits;
+  } catch (error) {
+    byId("forecaster").textContent = error.status === 401 ? "no token" : "no answer from the server";
+    return null;
+  }
+}
+
+tabs();
+theme();
+const pairView = new PairView();
+const limits = whoForecasts();
+const fileView = new FileView(pairView, limits, show);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !byId("view-pair").hidden) {
+    event.preventDefault();
+    pairView.forecast();
+  }
+});
+window.addEventListener("hashchange", () => { show("pair"); fileView.leave(); pairView.open(); });
+await limits;
+pairView.open();

@@ -1,0 +1,157 @@
+// The first view: one pair, its forecast, its link.
+
+import { ask, Refused } from "./api.js";
+import { byId, el, problem, say } from "./dom.js";
+import { Editor } from "./editor.js";
+import { result, sentence } from "./result.js";
+import { pack, unpack } from "./share.js";
+
+const EXAMPLE = {
+  prompt: ["Why is the sky blue?", "And at sunset?"],
+  response_a: [
+    "Because air scatters **short waves** of light more than long ones (Rayleigh scattering):\n\n1. Sunlight holds all colours.\n2. Molecules of air scatter blue about *four times* as much as red.\n3. So blue reaches your eye from every part of the sky.",
+    "Then the light comes a long way through the air. Most of the blue is scattered out of it, and what is left is `red` and orange.",
+  ],
+  response_b: [
+    "The sky is blue because it reflects the ocean.",
+    "At sunset the sun is lower, so the sky looks red and orange.",
+  ],
+};
+
+/** The view of one pair; `forecastSeen(forecast)` is called with each forecast that was drawn. */
+export class PairView {
+  constructor() {
+    this.editor = new Editor(() => this.stale());
+    this.running = null;
+    this.forecastSeen = () => {};
+    byId("forecast").addEventListener("click", () => this.forecast());
+    byId("share").addEventListener("click", () => this.share());
+    byId("example").addEventListener("click", () => { this.editor.set(EXAMPLE); this.forecast(); });
+    this.drawEmpty();
+  }
+
+  drawEmpty() {
+    byId("result").replaceChildren(el("div", { class: "card empty" },
+      el("p", {}, "Write a prompt and two answers, then press Forecast."),
+      el("p", { class: "quiet" }, "You will see how likely people are to prefer A, to prefer B or to call it a tie, how sure that is, and what pushed it.")));
+  }
+
+  /** The texts changed: what was forecast no longer belongs to them. */
+  stale() {
+    this.running?.abort();
+    byId("forecast").classList.remove("busy");
+    byId("result").classList.remove("busy");
+    if (location.hash.startsWith("#z=") || location.hash.startsWith("#j=")) history.replaceState(null, "", location.pathname + location.search);
+    if (!this.shown) return;
+    this.shown = false;
+    if (this.editor.empty) { this.drawEmpty(); return; }
+    byId("result").classList.add("stale");
+    byId("result").prepend(el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), "The texts have changed since this forecast."));
+  }
+
+  /** Shows a pair; the forecast that is known for it, or asks for one. */
+  async show(pair, mode) {
+    this.editor.set(pair);
+    this.editor.mode = mode;
+    this.editor.draw();
+    await this.forecast();
+  }
+
+  hide(note) {
+    this.running?.abort();
+    this.shown = false;
+    byId("result").classList.remove("stale");
+    byId("result").replaceChildren(el("div", { class: "card empty" }, el("p", {}, note)));
+  }
+
+  async forecast() {
+    const { pair } = this.editor;
+    if (this.editor.empty) {
+      byId("result").replaceChildren(problem("There is nothing to forecast yet: write a prompt and two answers."));
+      byId("prompt-0")?.focus();
+      return;
+    }
+    this.running?.abort();
+    const running = new AbortController();
+    this.running = running;
+    byId("forecast").classList.add("busy");
+    byId("result").classList.add("busy");
+    if (!byId("result").querySelector(".outcome")) byId("result").replaceChildren(el("div", { class: "card empty" }, el("p", {}, "Asking the forecaster …")));
+    say("Asking the forecaster.");
+    try {
+      const forecast = await ask("v1/forecast", { ...pair, explain: true, both_orders: true }, running.signal);
+      if (forecast.error) throw new Refused(forecast.error.message, 200, forecast.error.field);
+      this.draw(forecast, pair);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      if (!(error instanceof Refused)) throw error;
+      this.fail(error);
+    } finally {
+      if (this.running === running) {
+        this.running = null;
+        byId("forecast").classList.remove("busy");
+        byId("result").classList.remove("busy");
+      }
+    }
+  }
+
+  draw(forecast, pair) {
+    const panel = byId("result");
+    panel.classList.remove("stale");
+    panel.replaceChildren(...result(forecast, pair).filter(Boolean));
+    this.shown = true;
+    this.editor.mark(forecast.truncation?.texts ?? []);
+    say(sentence(forecast));
+    this.forecastSeen(forecast);
+    // Where the result stands under the texts, it is brought into sight.
+    if (window.innerWidth < 1100 && !byId("view-pair").classList.contains("votes")) byId("result-title").scrollIntoView({ block: "start" });
+  }
+
+  fail(error) {
+    const wait = error.status === 429 ? ` The server is busy; try again in ${error.wait ?? 1} s.` : "";
+    const field = error.field ? `${error.field}: ` : "";
+    const what = error.status === 401 ? "No forecast without the server's token." : `${field}${error.message}${wait}`;
+    byId("result").classList.remove("stale");
+    byId("result").replaceChildren(problem(what), el("button", { type: "button", onclick: () => this.forecast() }, "Try again"));
+    this.shown = false;
+  }
+
+  async share() {
+    const button = byId("share");
+    try {
+      if (this.editor.empty) throw new Error("There are no texts to share yet.");
+      const fragment = await pack(this.editor.pair);
+      history.replaceState(null, "", fragment);
+      let copied = true;
+      try {
+        await navigator.clipboard.writeText(location.href);
+      } catch {
+        copied = false;
+      }
+      button.textContent = copied ? "Link copied" : "Link is in the address bar";
+      say(`${copied ? "The link is copied." : "The link is in the address bar."} It holds the texts themselves.`);
+      setTimeout(() => { button.textContent = "Copy link"; }, 4000);
+    } catch (error) {
+      byId("result").prepend(problem(error.message));
+      byId("result").firstChild.scrollIntoView({ block: "nearest" });
+    }
+  }
+
+  /** Opens the pair of the address, if it holds one. */
+  async open() {
+    try {
+      const pair = await unpack(location.hash);
+      if (!pair) return false;
+      const { hash } = location;
+      this.editor.set(pair);
+      history.replaceState(null, "", hash);
+      this.editor.mode = "read";
+      this.editor.draw();
+      await this.forecast();
+      return true;
+    } catch (error) {
+      byId("result").replaceChildren(problem(error.message));
+      return true;
+    }
+  }
+}

@@ -1,0 +1,93 @@
+"""What docs/service.md says is true: its curl lines are answered, its code runs, its tables are the program's."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+
+from conftest import ROOT
+from prefcast.service.limits import Limits
+from prefcast.service.openapi import EXAMPLES
+from prefcast.service.refusals import STATUS
+from servers import Server, serving
+
+PAGE = (ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+# A command goes on over lines that end in a backslash, or inside quotes.
+CURLS = [
+    command.strip()
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for command in re.split(r"^(?=curl )", block, flags=re.MULTILINE)
+    if command.startswith("curl ")
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving("--model", "surface") as found:
+        yield found
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
+@pytest.mark.parametrize("command", [*CURLS, *EXAMPLES.values()])
+def test_the_curl_lines_are_answered(server: Server, command: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", command.replace("http://127.0.0.1:8000", server.url)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "/metrics" in command:
+        assert "prefcast_requests_total" in done.stdout
+        return
+    answer = json.loads(done.stdout)
+    if "/v1/score" in command:
+        assert answer["error"]["type"] == "not_pointwise"
+    elif '"pairs"' in command:
+        first, second = answer["forecasts"]
+        assert first["error"] is None
+        assert second["error"]["field"] == "pairs.1.response_b"
+    else:
+        assert "error" not in answer or answer["error"] is None
+    if "both_orders" in command:
+        assert answer["id"] == "mine"
+        assert answer["swapped"]
+        assert answer["influences"]
+
+
+def test_there_are_curl_lines() -> None:
+    assert len(CURLS) >= 8
+
+
+def test_the_python_code_runs(server: Server) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code.replace("http://127.0.0.1:8000", server.url)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "surface True"
+
+
+def test_the_answer_that_is_shown_has_the_fields_of_the_answer(server: Server) -> None:
+    (shown,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    answer = server.forecast(prompt="Why is the sky blue?", response_a="Rayleigh scattering.", response_b="No idea.")
+    assert re.findall(r'"(\w+)":', re.sub(r"\{[^{}]*\}", "{}", shown[1:])) == list(answer)
+
+
+def test_every_refusal_and_limit_is_in_its_table() -> None:
+    rows = dict.fromkeys(re.findall(r"`(\w+)`", PAGE.partition("## Refusals")[2].partition("## Limits")[0]))
+    assert set(STATUS) - {"gone"} <= set(rows)
+    limits = Limits()
+    table = PAGE.partition("## Limits")[2].partition("## Safety")[0].replace(",", "")
+    for each in fields(Limits):
+        value = getattr(limits, each.name)
+        if each.name not in ("batch", "company_seconds"):
+            assert re.search(rf"\b{value:g}\b" if value < 10**6 else str(value), table), each.name
