@@ -287,6 +287,41 @@ def test_the_difference_is_the_shortest(visit: Visitor) -> None:
     assert bound == [False, 1]
 
 
+def test_texts_of_any_kind_have_an_end(visit: Visitor) -> None:
+    """As long as the server takes them, and made to be hard: nothing overflows, and the number of elements has a bound."""
+    page = visit().open()
+    kinds = (
+        "*a ",
+        "[a](b",
+        "`a ",
+        "> ",
+        "- a\n",
+        "|a|b\n|-|-\n",
+        "```\n",
+        "https://a.b/ ",
+        "**a** ",
+        "# ",
+        "\\*",
+        "ab cd\n",
+        "\0",
+    )
+    made = page.evaluate(
+        """async (kinds) => {
+          const {rendered, differences} = await import("/static/texts.js");
+          const {el} = await import("/static/dom.js");
+          return kinds.map((kind) => {
+            const text = kind.repeat(200_000 / kind.length);
+            const {a} = differences(text, text.slice(7).replaceAll("a", "b"));
+            return [el("div", {}, rendered(text)).querySelectorAll("*").length, a.textContent.length >= text.length];
+          });
+        }""",
+        list(kinds),
+    )
+    for kind, (elements, whole) in zip(kinds, made, strict=True):
+        assert elements < 60_000, kind
+        assert whole, kind
+
+
 def test_markdown(visit: Visitor) -> None:
     page = visit().open()
     text = (

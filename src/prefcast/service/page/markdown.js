@@ -100,7 +100,9 @@ function table(lines, at, made, budget) {
   const head = el("tr", {}, cells(lines[at]).map((cell) => el("th", {}, inline(cell.trim(), budget))));
   const body = el("tbody");
   for (at += 2; at < lines.length && lines[at].includes("|") && budget.left > 0; at += 1) {
-    body.append(el("tr", {}, cells(lines[at]).map((cell) => el("td", {}, inline(cell.trim(), budget)))));
+    const row = cells(lines[at]);
+    body.append(el("tr", {}, row.map((cell) => el("td", {}, inline(cell.trim(), budget)))));
+    budget.left -= row.length + 1;
   }
   made.push(el("div", { class: "sideways", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", {}, el("thead", {}, head), body)));
   return at;
