@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -131,6 +132,20 @@ def test_an_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "before"
     assert [found.name for found in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_signal_just_as_the_file_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.open
+
+    def interrupted(*given: Any, **more: Any) -> int:
+        os.close(plain(*given, **more))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "out.csv"):
+        pass
+    monkeypatch.undo()
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_new_file_has_ordinary_rights_and_an_old_one_keeps_its_own(tmp_path: Path) -> None:

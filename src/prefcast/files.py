@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -27,21 +27,31 @@ def atomic_file(path: str | os.PathLike[str], room: Path | None = None) -> Itera
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
             raise UsageError(f"{shown}: cannot be written: it is not a regular file")
-        handle, name = tempfile.mkstemp(prefix=".prefcast-", suffix=".part", dir=room or target.parent)
     except (OSError, ValueError) as error:
         raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    part = Path(name)
+    # Named before it is made: a signal that comes just as it is made finds it too.
+    part = (room or target.parent) / f".prefcast-{secrets.token_hex(8)}.part"
     try:
-        with os.fdopen(handle, "w+b") as file:
+        try:
+            made = open(part, "x+b", opener=_private)  # noqa: SIM115
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        with made as file:
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp gives 0600; a new file should have what open() would have given it.
+        # Until now it was for nobody else; a new file should have what open() would have given it.
         part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~umask())
         part.replace(target)
     except BaseException:
-        part.unlink(missing_ok=True)
+        # What went wrong is said, not that there was nothing to remove, or that nothing can be.
+        with suppress(OSError):
+            part.unlink()
         raise
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def umask() -> int:
