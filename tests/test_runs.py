@@ -26,6 +26,7 @@ from prefcast.pairs import Pair
 from prefcast.predictions import Forecasts
 from prefcast.run import forecasting, scoring
 from prefcast.runs.journal import Entry, Journal
+from prefcast.runs.lock import Lock
 from prefcast.runs.log import Watch, duration_text
 from prefcast.runs.loop import Job, chunks, run_to
 from prefcast.runs.packed import digest_of, link_as_json, link_of_json, pack, unpack
@@ -609,3 +610,21 @@ def test_a_fault_of_the_disk_is_the_machines(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"o\.journal: cannot be written: database or disk is full"):
         journal.put(Entry(1, 2, 1, b"", bytes(50_000)))
     journal.close()
+
+
+def test_what_ends_leaves_alone_who_has_begun_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Journal(tmp_path / "out.csv", {})
+    let_go, since = Lock.remove, list[Journal]()
+
+    def remove(lock: Lock) -> None:
+        let_go(lock)
+        if not since:
+            since.append(Journal(tmp_path / "out.csv", {}))
+
+    monkeypatch.setattr(Lock, "remove", remove)
+    first.remove()
+    since[0].put(Entry(0, 1, 1, b"", b""))
+    with pytest.raises(JournalError, match="is at work on this run"):
+        Journal(tmp_path / "out.csv", {})
+    since[0].close()
+    assert Journal(tmp_path / "out.csv", {}).rows == 1

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,9 @@ class Journal:
                 path.unlink()
         # The lock last: until then nobody else begins here.
         self._lock.remove()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # Who has begun here in the meantime keeps what is theirs: only an empty folder goes.
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _fault(self, error: sqlite3.Error) -> PrefcastError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
