@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -628,3 +629,26 @@ def test_what_ends_leaves_alone_who_has_begun_since(tmp_path: Path, monkeypatch:
         Journal(tmp_path / "out.csv", {})
     since[0].close()
     assert Journal(tmp_path / "out.csv", {}).rows == 1
+
+
+def test_a_journal_that_can_no_longer_be_read_is_one_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.csv", {})
+    journal.put(Entry(0, 1, 1, b"", b""))
+    # From here on SQLite gives up whatever it is asked.
+    journal._db.set_progress_handler(lambda: 1, 1)
+    for read in (journal.digests, lambda: journal.after(0), lambda: journal.get(0), lambda: journal.noted("rows")):
+        with pytest.raises(JournalError, match="is damaged: interrupted; --fresh starts over"):
+            read()
+    journal.close()
+
+
+def test_a_journal_whose_header_is_nonsense_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.csv", {"verb": "predict"})
+    journal.put(Entry(0, 1, 1, b"", b""))
+    journal.close()
+    db = sqlite3.connect(tmp_path / "out.csv.journal" / "journal.sqlite")
+    with db:
+        db.execute("UPDATE facts SET value = '{\"ver'")
+    db.close()
+    with pytest.raises(JournalError, match="is damaged in its header; --fresh starts over"):
+        Journal(tmp_path / "out.csv", {"verb": "predict"})
