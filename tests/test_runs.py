@@ -652,3 +652,15 @@ def test_a_journal_whose_header_is_nonsense_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(JournalError, match="is damaged in its header; --fresh starts over"):
         Journal(tmp_path / "out.csv", {"verb": "predict"})
+
+
+def test_the_journal_of_an_unfinished_shard_is_named_as_such(prefcast: Run, tmp_path: Path) -> None:
+    assert prefcast("predict", EXAMPLES, "-o", "out.csv", "--shard", "1/2").returncode == 0
+    journal = Journal(tmp_path / "out.csv.shard-2-of-2", {})
+    journal.put(Entry(1, 257, 1, b"", b""))
+    journal.close()
+    done = prefcast("merge", *sorted(path.name for path in tmp_path.glob("out.csv.shard-*")), "-o", "out.csv")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "prefcast: out.csv.shard-2-of-2.journal: is a run that is not finished; its own command goes on with it\n",
+    )
