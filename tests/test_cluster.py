@@ -153,6 +153,20 @@ def start(folder: Path, ray_cluster: RayCluster, *arguments: str | Path) -> subp
 
 
 @needs_ray
+def test_ray_leaves_sigterm_as_it_was(ray_cluster: RayCluster) -> None:
+    code = """
+import signal, sys
+from prefcast.cluster import Cluster, connected
+def ours(number, frame): pass
+signal.signal(signal.SIGTERM, ours)
+with connected(Cluster(sys.argv[1], 1)):
+    assert signal.getsignal(signal.SIGTERM) is ours
+"""
+    environment = {**os.environ, **ray_cluster.environment}
+    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=100, check=True)
+
+
+@needs_ray
 def test_two_actors_write_what_the_local_engine_writes(prefcast: Run, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [*slow_rows(20, 0), kaggle_row(99, a=5)])
     local = prefcast("predict", path, "-o", "local.parquet", "--with-text")

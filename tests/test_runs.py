@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from prefcast.pairs import Pair
 from prefcast.predictions import Forecasts
 from prefcast.run import forecasting, scoring
 from prefcast.runs.journal import Entry, Journal
+from prefcast.runs.lock import Lock
 from prefcast.runs.log import Watch, duration_text
 from prefcast.runs.loop import Job, chunks, run_to
 from prefcast.runs.packed import digest_of, link_as_json, link_of_json, pack, unpack
@@ -609,3 +611,56 @@ def test_a_fault_of_the_disk_is_the_machines(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"o\.journal: cannot be written: database or disk is full"):
         journal.put(Entry(1, 2, 1, b"", bytes(50_000)))
     journal.close()
+
+
+def test_what_ends_leaves_alone_who_has_begun_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Journal(tmp_path / "out.csv", {})
+    let_go, since = Lock.remove, list[Journal]()
+
+    def remove(lock: Lock) -> None:
+        let_go(lock)
+        if not since:
+            since.append(Journal(tmp_path / "out.csv", {}))
+
+    monkeypatch.setattr(Lock, "remove", remove)
+    first.remove()
+    since[0].put(Entry(0, 1, 1, b"", b""))
+    with pytest.raises(JournalError, match="is at work on this run"):
+        Journal(tmp_path / "out.csv", {})
+    since[0].close()
+    assert Journal(tmp_path / "out.csv", {}).rows == 1
+
+
+def test_a_journal_that_can_no_longer_be_read_is_one_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.csv", {})
+    journal.put(Entry(0, 1, 1, b"", b""))
+    # From here on SQLite gives up whatever it is asked.
+    journal._db.set_progress_handler(lambda: 1, 1)
+    for read in (journal.digests, lambda: journal.after(0), lambda: journal.get(0), lambda: journal.noted("rows")):
+        with pytest.raises(JournalError, match="is damaged: interrupted; --fresh starts over"):
+            read()
+    journal.close()
+
+
+def test_a_journal_whose_header_is_nonsense_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.csv", {"verb": "predict"})
+    journal.put(Entry(0, 1, 1, b"", b""))
+    journal.close()
+    db = sqlite3.connect(tmp_path / "out.csv.journal" / "journal.sqlite")
+    with db:
+        db.execute("UPDATE facts SET value = '{\"ver'")
+    db.close()
+    with pytest.raises(JournalError, match="is damaged in its header; --fresh starts over"):
+        Journal(tmp_path / "out.csv", {"verb": "predict"})
+
+
+def test_the_journal_of_an_unfinished_shard_is_named_as_such(prefcast: Run, tmp_path: Path) -> None:
+    assert prefcast("predict", EXAMPLES, "-o", "out.csv", "--shard", "1/2").returncode == 0
+    journal = Journal(tmp_path / "out.csv.shard-2-of-2", {})
+    journal.put(Entry(1, 257, 1, b"", b""))
+    journal.close()
+    done = prefcast("merge", *sorted(path.name for path in tmp_path.glob("out.csv.shard-*")), "-o", "out.csv")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "prefcast: out.csv.shard-2-of-2.journal: is a run that is not finished; its own command goes on with it\n",
+    )

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -104,7 +106,8 @@ def connected(cluster: Cluster) -> Iterator[Pool]:
         own = {"num_cpus": max(processors(), (cluster.actors or 1) * cluster.cpus), "include_dashboard": False}
     with _aside():
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+            with _own_sigterm():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
         except Exception as error:  # Ray raises plain exceptions here
             ray.shutdown()
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -185,6 +188,21 @@ def _aside() -> Iterator[None]:
         sys.stderr = python
         os.dup2(own, 2)
         os.close(own)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's start replaces what SIGTERM does by an end without a word; here it does what it did, then and afterwards."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code in (1, signal.SIGTERM) and callable(ours):
+            ours(signal.SIGTERM, None)
+        raise
+    finally:
+        if ours is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _is_stderr(stream: TextIO) -> bool:

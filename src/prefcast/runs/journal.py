@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,10 @@ class Journal:
 
     def digests(self) -> dict[int, bytes]:
         """The digest of each piece that is there, by its number."""
-        return dict(self._db.execute("SELECT number, digest FROM pieces"))
+        try:
+            return dict(self._db.execute("SELECT number, digest FROM pieces"))
+        except sqlite3.Error as error:
+            raise self._fault(error) from None
 
     def put(self, entry: Entry) -> None:
         """Keep a piece: afterwards it is there, whatever happens to this process."""
@@ -143,7 +146,11 @@ class Journal:
 
     def after(self, number: int) -> Entry | None:
         """The first piece from `number` on, if there is one."""
-        row = self._db.execute("SELECT * FROM pieces WHERE number >= ? ORDER BY number LIMIT 1", (number,)).fetchone()
+        query = "SELECT * FROM pieces WHERE number >= ? ORDER BY number LIMIT 1"
+        try:
+            row = self._db.execute(query, (number,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._fault(error) from None
         return None if row is None else entry_of(row, self.shown)
 
     def note(self, **facts: Any) -> None:
@@ -158,8 +165,13 @@ class Journal:
 
     def noted(self, name: str) -> Any:
         """A fact that `note` kept, or None."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        try:
+            row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+            return None if row is None else json.loads(row[0])
+        except sqlite3.Error as error:
+            raise self._fault(error) from None
+        except (ValueError, TypeError):
+            raise JournalError(f"{self.shown}: is damaged in its facts; --fresh starts over") from None
 
     def become(self, path: Path) -> None:
         """The file itself is the result: it moves to `path`, the folder goes."""
@@ -194,7 +206,9 @@ class Journal:
                 path.unlink()
         # The lock last: until then nobody else begins here.
         self._lock.remove()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # Who has begun here in the meantime keeps what is theirs: only an empty folder goes.
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _fault(self, error: sqlite3.Error) -> PrefcastError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -237,5 +251,7 @@ def header_of(db: sqlite3.Connection, shown: str) -> dict[str, Any]:
         raise JournalError(f"{shown}: is not a journal of ours")
     if version != FORMAT:
         raise JournalError(f"{shown}: is of format {version}, this version keeps {FORMAT}; --fresh starts over")
-    header: dict[str, Any] = json.loads(db.execute("SELECT value FROM facts WHERE name = 'header'").fetchone()[0])
-    return header
+    try:
+        return dict(json.loads(db.execute("SELECT value FROM facts WHERE name = 'header'").fetchone()[0]))
+    except (ValueError, TypeError):
+        raise JournalError(f"{shown}: is damaged in its header; --fresh starts over") from None

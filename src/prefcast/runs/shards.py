@@ -63,6 +63,8 @@ class Shard:
     def open(cls, path: Path) -> Shard:
         """Raises JournalError if it is not a whole shard."""
         shown = shown_path(path)
+        if path.is_dir() and (path / "journal.sqlite").exists():
+            raise JournalError(f"{shown}: is a run that is not finished; its own command goes on with it")
         if not path.is_file():
             raise JournalError(f"{shown}: cannot be read: there is no such file")
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
