@@ -231,6 +231,23 @@ def test_a_body_of_nothing_but_objects_is_given_up_early() -> None:
         parsed(b'{"pairs": [' + b",".join([b"{}"] * 300_000) + b"]}")
 
 
+@pytest.mark.parametrize("value", [b"[]", b"1.5", b'"a"', b'"\\""', b'"\\\\"'])
+def test_a_body_of_small_values_is_given_up_before_it_takes_memory(value: bytes) -> None:
+    with pytest.raises(Refusal, match="more than 1000000 values"):
+        parsed(b'{"pairs": [' + b",".join([value] * 1_000_001) + b"]}")
+
+
+def test_an_object_of_many_fields_is_given_up() -> None:
+    fields = b",".join(b'"%d": 1' % number for number in range(101))
+    with pytest.raises(Refusal, match="more than 100 fields"):
+        parsed(b"{" + fields + b"}")
+
+
+def test_commas_within_texts_are_no_values() -> None:
+    text = ',["\\[' * 400_000
+    assert parsed(json.dumps({"prompt": text}).encode()) == {"prompt": text}
+
+
 def test_what_is_not_json_by_its_header_is_refused(server: Server) -> None:
     body = json.dumps(PAIR).encode()
     for kind in ("text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"):
