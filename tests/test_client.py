@@ -17,7 +17,7 @@ import pytest
 from conftest import EXAMPLES
 from prefcast import Client, Pair, load_forecaster, open_pairs
 from prefcast.best import answer_pairs, ranked_answers
-from prefcast.client import Answer, HttpTransport
+from prefcast.client import _TRUNCATION, Answer, HttpTransport
 from prefcast.errors import ServiceError, UsageError
 from servers import Server, serving
 
@@ -94,11 +94,29 @@ def test_what_is_wrong_is_said(client: Client, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://u:p@host", "http://host:x", "http://h/?q"]
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "http://u:p@host",
+        "http://host:x",
+        "http://h/?q",
+        "http://h/\u00e9",
+        "http://h/a b",
+        "http://h\x00/",
+        "http://" + "a" * 70,
+    ],
 )
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(UsageError, match="no address of a server"):
         Client(url)
+
+
+def test_times_that_are_none() -> None:
+    for timeout in (0, -1, math.nan, math.inf):
+        with pytest.raises(UsageError, match="timeout"):
+            Client("http://127.0.0.1:1", timeout=timeout)
 
 
 def test_tokens_that_are_none() -> None:
@@ -131,6 +149,15 @@ def answer(status: int, document: Any, **headers: str) -> Answer:
     )
 
 
+FORECAST = {
+    "id": None,
+    "error": None,
+    "probabilities": {"a": 0.3, "b": 0.3, "tie": 0.4},
+    "margin": 0,
+    "tie": 0,
+    "interval": None,
+    "truncation": None,
+}
 BUSY = {"error": {"type": "too_busy", "field": "", "message": "later"}}
 
 
@@ -201,6 +228,8 @@ def test_other_servers_are_told_from_ours(reply: Answer) -> None:
         {"forecasts": [None]},
         {"forecasts": [{"error": None, "probabilities": {"a": "x"}, "interval": None, "truncation": None}]},
         {"forecasts": [{"error": 7}]},
+        {"forecasts": [{**FORECAST, "margin": 10**400}]},
+        {"forecasts": [{**FORECAST, "truncation": dict.fromkeys(_TRUNCATION, 1e999)}]},
         {"forecasts": [{"error": None, "interval": {"a": 1}, "truncation": None}]},
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import io
@@ -453,6 +454,8 @@ def test_links_have_a_bound(visit: Visitor) -> None:
         }"""
     )
     assert said == "The link holds more text than this page takes."
+    turns = base64.urlsafe_b64encode(json.dumps([[""] * 257] * 3).encode()).decode().rstrip("=")
+    expect(visit().open(f"#j={turns}").locator("#result [role=alert]")).to_contain_text("at most 256")
 
 
 def test_a_file_is_shown_filtered_and_searched(visit: Visitor, tmp_path: Path) -> None:
@@ -554,17 +557,18 @@ def test_rows_with_faults_are_named(visit: Visitor, tmp_path: Path) -> None:
     page = one.open()
     good = labelled(0, id=1)
     lines = [good, labelled(1, id=1), {**good, "id": 2, "prompt": "plain"}, {**good, "id": 3, "winner_tie": 1},
-             {**good, "id": 9007199254740993}, {**good, "id": 5, "response_a": ["x", "y"]}]  # fmt: skip
+             {**good, "id": 9007199254740993}, {**good, "id": 5, "response_a": ["x", "y"]},
+             {**good, "id": {"toString": 1}, "winner_tie": {"toString": 1}, "model_a": {"toString": 1}}]  # fmt: skip
     path = write_jsonl(tmp_path / "x.jsonl", lines)
     path.write_text(path.read_text() + "{broken\n[]\n")
     one.load(path)
     notes = page.locator(".rows tbody tr td:last-child").all_text_contents()
     expected = ("", "the id is that of row 1 too", "prompt is not a JSON array", "expected exactly one 1", "",
-                "the numbers of turns differ", "is not a line of JSON", "is not a JSON object")  # fmt: skip
+                "the numbers of turns differ", "expected exactly one 1", "is not a line of JSON", "is not a JSON object")  # fmt: skip
     assert all(part in note for part, note in zip(expected, notes, strict=True))
     assert page.locator(".rows tbody th").all_text_contents()[4] == "9007199254740993"
     page.select_option("#filter-state", "error")
-    expect(page.locator("#rows-count")).to_have_text("6 rows; 1 to 6 shown")
+    expect(page.locator("#rows-count")).to_have_text("7 rows; 1 to 7 shown")
 
 
 def test_the_csv_reader_reads_what_python_writes(visit: Visitor) -> None:
@@ -888,6 +892,11 @@ def test_a_token_is_asked_for(visit: Visitor) -> None:
         no_serious_fault(page, "the token")
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
+        expect(page.locator("#token-note")).to_contain_text("That was not the token of this server")
+        # One that no header can hold is a wrong one too.
+        page.evaluate("document.querySelector('#token-note').textContent = ''")
+        page.fill("#token", "wrong–€")
+        page.click("#ask-token button")
         expect(page.locator("#token-note")).to_contain_text("That was not the token of this server")
         page.fill("#token", "the-right-one")
         page.click("#ask-token button")

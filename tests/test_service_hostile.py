@@ -125,6 +125,9 @@ def test_nobody_listens_to_the_world_by_accident(prefcast: Run) -> None:
             bind(host, 0, beyond_loopback=False)
     with pytest.raises(UsageError, match="--host"):
         bind("no.such.name.invalid", 0, beyond_loopback=False)
+    for host in ("a" * 70, "a..b"):
+        with pytest.raises(UsageError, match="is no name of a machine"):
+            bind(host, 0, beyond_loopback=False)
     with pytest.raises(UsageError, match="queue"):
         Limits(queue=3)
     for options, problem in ((("--host", "0.0.0.0"), "--no-token"), (("--token", TOKEN, "--no-token"), "say one")):  # noqa: S104
@@ -158,6 +161,16 @@ def test_strange_names_are_not_answered(server: Server) -> None:
     with serving("--model", "surface", "--allow-host", "prefcast.example") as proxied:
         assert proxied.ask("GET", "/health", headers={"Host": "prefcast.example"}).status == 200
         assert proxied.ask("GET", "/health", headers={"Host": "other.example"}).status == 421
+
+
+def test_a_body_with_two_lengths_ends_the_connection(server: Server) -> None:
+    body = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = "POST /v1/forecast HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answers.startswith(b"HTTP/1.1 400")
+    assert answers.count(b"HTTP/1.1 ") == 1
 
 
 def test_every_answer_has_the_security_headers(server: Server) -> None:
@@ -229,6 +242,23 @@ def test_a_body_of_nothing_but_objects_is_given_up_early() -> None:
     assert parsed(b'{"pairs": [' + b",".join([b"{}"] * 200_000) + b"]}")
     with pytest.raises(Refusal, match="more than 300000 objects"):
         parsed(b'{"pairs": [' + b",".join([b"{}"] * 300_000) + b"]}")
+
+
+@pytest.mark.parametrize("value", [b"[]", b"1.5", b'"a"', b'"\\""', b'"\\\\"'])
+def test_a_body_of_small_values_is_given_up_before_it_takes_memory(value: bytes) -> None:
+    with pytest.raises(Refusal, match="more than 1000000 values"):
+        parsed(b'{"pairs": [' + b",".join([value] * 1_000_001) + b"]}")
+
+
+def test_an_object_of_many_fields_is_given_up() -> None:
+    fields = b",".join(b'"%d": 1' % number for number in range(101))
+    with pytest.raises(Refusal, match="more than 100 fields"):
+        parsed(b"{" + fields + b"}")
+
+
+def test_commas_within_texts_are_no_values() -> None:
+    text = ',["\\[' * 400_000
+    assert parsed(json.dumps({"prompt": text}).encode()) == {"prompt": text}
 
 
 def test_what_is_not_json_by_its_header_is_refused(server: Server) -> None:

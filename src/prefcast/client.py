@@ -65,13 +65,16 @@ class Transport(Protocol):
 class HttpTransport:
     """One connection at a time to `url`, kept open between requests. Follows no redirects and knows no proxies.
 
-    Raises UsageError for what is no http or https address.
+    Raises UsageError for what is no http or https address, or no time.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port
+            # What http.client would fail on later, with an error of its own.
+            (parts.hostname or "").encode("idna")
+            parts.path.encode("ascii")
         except ValueError as error:
             raise UsageError(f"{excerpt(url)} is no address of a server: {error}") from None
         if (
@@ -80,8 +83,12 @@ class HttpTransport:
             or parts.query
             or parts.fragment
             or parts.username
+            or not f"{parts.hostname}{parts.path}".isprintable()
+            or " " in parts.path
         ):
             raise UsageError(f"{excerpt(url)} is no address of a server; expected one like http://127.0.0.1:8000")
+        if not 0 < timeout < math.inf:
+            raise UsageError(f"timeout must be a positive number of seconds, found {timeout}")
         self._prefix = parts.path.rstrip("/")
         self._connection: http.client.HTTPConnection = (
             http.client.HTTPSConnection(parts.hostname, port, timeout=timeout, context=ssl.create_default_context())
@@ -312,7 +319,7 @@ def _expected() -> Iterator[None]:
     """A block that reads an answer: where it is of another form, no prefcast server gave it."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise _nonsense(f"{type(error).__name__} {printable(str(error))[:_SHOWN]}") from None
 
 

@@ -214,6 +214,9 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         given: dict[bytes, bytes] = dict(scope["headers"])
+        if b"transfer-encoding" in given and b"content-length" in given:
+            # A proxy may see another end of the body, and take what follows for a request of its own.
+            return Refusal("bad_request", "expected Content-Length or Transfer-Encoding, not both", headers=_CLOSE)
         host = _host(given.get(b"host", b""))
         if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
             return Refusal("wrong_host", "this server does not answer to that name (--allow-host NAME lets it)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -24,6 +25,9 @@ __all__ = ["Asked", "Ranked", "asked_of", "conversations_of", "parsed", "ranked_
 M = TypeVar("M", bound=BaseModel)
 _LONGEST_ID = 1000
 _MOST_OBJECTS = 300_000
+# Values of a body, fields of one object: small ones take 50 times the memory of what was sent.
+_MOST_VALUES, _MOST_FIELDS = 1_000_000, 100
+_TEXT_OR_SEPARATOR = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Ranked:
 
 def parsed(body: bytes) -> dict[str, Any]:
     """The JSON object in a body."""
+    if _has_too_many(body):
+        raise Refusal("bad_json", f"the body has more than {_MOST_VALUES} values")
     objects = count(1)
 
     def made(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,6 +79,16 @@ def parsed(body: bytes) -> dict[str, Any]:
     return value
 
 
+def _has_too_many(body: bytes) -> bool:
+    """Whether a body has too many values, without parsing them; commas within texts count for nothing."""
+    if body.count(b",") + body.count(b"[") <= _MOST_VALUES:
+        return False
+    found = count(1)
+    return any(
+        match.end() - match.start() == 1 and next(found) > _MOST_VALUES for match in _TEXT_OR_SEPARATOR.finditer(body)
+    )
+
+
 class _UnsoundError(ValueError):
     pass
 
@@ -82,6 +98,8 @@ def _constant(name: str) -> NoReturn:
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(members) > _MOST_FIELDS:
+        raise _UnsoundError(f"an object has more than {_MOST_FIELDS} fields")
     found = dict(members)
     if len(found) < len(members):
         names = [name for name, _ in members]

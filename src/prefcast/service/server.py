@@ -22,7 +22,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from prefcast.errors import UsageError
+from prefcast.errors import UsageError, excerpt
 from prefcast.service.app import Service
 from prefcast.service.guard import HEADERS, is_loopback, refusal_response
 from prefcast.service.limits import Limits
@@ -51,6 +51,8 @@ def bind(host: str, port: int, *, beyond_loopback: bool) -> socket.socket:
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104
     except OSError as error:
         raise UsageError(f"--host {host}: {error.strerror or error}") from None
+    except UnicodeError:
+        raise UsageError(f"--host {excerpt(host)}: is no name of a machine") from None
     family, kind, protocol, _, address = found[0]
     if not beyond_loopback and not is_loopback(str(address[0])):
         raise UsageError(

@@ -20,7 +20,8 @@ async function send(path, body, signal) {
   const token = sessionStorage.getItem(KEY);
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (token) headers.Authorization = `Bearer ${token}`;
+  // What no header can hold is not the token: the server asks again.
+  if (token && /^[\x21-\x7e]+$/.test(token)) headers.Authorization = `Bearer ${token}`;
   try {
     return await fetch(address(path), {
       method: body === undefined ? "GET" : "POST", headers, body, signal,

@@ -23,7 +23,7 @@ const empty = (value) => value === undefined || value === null || value === "";
 
 /** Row number `number` (from 1) of `record`, whose file has `form`. */
 export function rowOf(record, form, number) {
-  const row = { number, id: empty(record.id) ? String(number) : String(record.id), texts: null, models: [text(record.model_a), text(record.model_b)],
+  const row = { number, id: text(record.id) || String(number), texts: null, models: [text(record.model_a), text(record.model_b)],
     p: null, range: null, margin: null, tie: null, label: -1, cut: false, error: null, vote: -1 };
   try {
     if (form.texts) row.texts = texts(record);
@@ -36,7 +36,8 @@ export function rowOf(record, form, number) {
   return row;
 }
 
-const text = (value) => (empty(value) ? "" : String(value));
+// An object of a file may have a toString of its own.
+const text = (value) => (empty(value) ? "" : typeof value === "object" ? JSON.stringify(value) : String(value));
 
 function texts(record) {
   const found = TEXTS.map((name) => turns(record[name], name));
@@ -63,7 +64,7 @@ function turns(value, name) {
 
 function number(value) {
   if (empty(value)) return null;
-  const found = Number(value);
+  const found = Number(text(value));
   return Number.isFinite(found) ? found : null;
 }
 
@@ -72,7 +73,7 @@ function forecasts(row, record) {
   if (p.includes(null)) throw new Fault("a probability is missing");
   const sum = p[0] + p[1] + p[2];
   if (p.some((value) => value < -1e-6 || value > 1 + 1e-6) || Math.abs(sum - 1) > 0.001) throw new Fault(`the probabilities ${p.join(", ")} do not sum to 1`);
-  if (!empty(record.error)) throw new Fault(String(record.error));
+  if (!empty(record.error)) throw new Fault(text(record.error));
   row.p = p.map((value) => Math.min(Math.max(value, 0), 1) / sum);
   row.margin = number(record.margin);
   row.tie = number(record.tie);
@@ -91,12 +92,12 @@ function label(record) {
   const cells = WINNERS.map((name) => record[name]);
   let one = -1;
   if (!cells.every(empty)) {
-    const bits = cells.map((cell) => BITS[String(cell).trim().toLowerCase()]);
-    if (bits.includes(undefined) || bits[0] + bits[1] + bits[2] !== 1) throw new Fault(`${WINNERS.join(", ")} are ${cells.map((cell) => String(cell).slice(0, 20)).join(", ")}; expected exactly one 1 and two 0`);
+    const bits = cells.map((cell) => BITS[text(cell).trim().toLowerCase()]);
+    if (bits.includes(undefined) || bits[0] + bits[1] + bits[2] !== 1) throw new Fault(`${WINNERS.join(", ")} are ${cells.map((cell) => text(cell).slice(0, 20)).join(", ")}; expected exactly one 1 and two 0`);
     one = bits.indexOf(1);
   }
   if (empty(record.winner)) return one;
-  const key = String(record.winner).trim().toLowerCase();
+  const key = text(record.winner).trim().toLowerCase();
   if (!Object.hasOwn(WORDS, key)) throw new Fault(`winner is ${key.slice(0, 30)}; expected model_a, model_b or tie`);
   if (one >= 0 && one !== WORDS[key]) throw new Fault("winner and the three winner columns contradict each other");
   return WORDS[key];

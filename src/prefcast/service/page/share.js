@@ -2,6 +2,8 @@
 
 const LONGEST = 32_000;
 const UNPACKED = 2_000_000;
+// As many as the server takes; a small link could hold hundreds of thousands, each with three fields.
+const TURNS = 256;
 
 const toBase64 = (bytes) => {
   let text = "";
@@ -48,6 +50,7 @@ export async function unpack(fragment) {
     const good = Array.isArray(columns) && columns.length === 3 && columns.every((column) => Array.isArray(column)
       && column.length === columns[0].length && column.length > 0 && column.every((text) => typeof text === "string"));
     if (!good) throw new TypeError("not a pair");
+    if (columns[0].length > TURNS) throw new Error(`The link holds ${columns[0].length.toLocaleString("en")} turns; this page takes at most ${TURNS}.`);
     return { prompt: columns[0], response_a: columns[1], response_b: columns[2] };
   } catch (error) {
     if (error.message.startsWith("The link")) throw error;
