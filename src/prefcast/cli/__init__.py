@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import sys
+from contextlib import suppress
 
 # The verbs add themselves to the program.
 from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, reporting, running, serving, training  # noqa: F401
@@ -54,6 +56,13 @@ class _OneLine(logging.Handler):
         say(record.getMessage())
 
 
+def _forget_output() -> None:
+    """Whatever standard output still holds goes nowhere: it would be tried once more at the end."""
+    # Standard output may be closed, or no file.
+    with suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """The entry point: a fault that the user can mend is one line and status 2, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -65,14 +74,20 @@ def main() -> None:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _stop)
     try:
-        app()
+        try:
+            app()
+        finally:
+            # Left to the interpreter's end, what cannot be written would be no status of ours.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except PrefcastError as error:
         say("; ".join([str(error), *getattr(error, "__notes__", [])]))
         raise SystemExit(2) from None
     except BrokenPipeError:
         # The reader of a pipe has gone; nothing more can be said to it.
-        sys.stderr.close()
+        _forget_output()
         raise SystemExit(1) from None
     except OSError as error:
+        _forget_output()
         say(f"{error.filename or 'writing'}: {error.strerror or error}")
         raise SystemExit(2) from None
