@@ -459,8 +459,8 @@ def test_no_fault_of_a_file_shows_a_traceback_or_leaves_output(prefcast: Run, tm
 
 def test_messages_do_not_pass_on_terminal_escapes(prefcast: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "f.csv", [kaggle_row("\x1b[2J1", prompt='["\x1b]0;owned\x07', a="\x1b[31m", b="\u202e")])
-    for verb in ("predict", "check"):
-        done = prefcast(verb, "f.csv", "--model", "surface")
+    for verb in (("predict", "--model", "surface"), ("check",)):
+        done = prefcast(*verb, "f.csv")
         assert done.returncode == 3
         assert "\x1b" not in done.stdout + done.stderr
         assert "\u202e" not in done.stdout + done.stderr
