@@ -88,6 +88,9 @@ def test_every_route_wants_the_token(secured: Server, method: str, path: str) ->
 @pytest.mark.parametrize("path", OPEN)
 def test_the_page_and_the_probes_load_without_one(secured: Server, path: str) -> None:
     assert secured.ask("GET", path).status == 200
+    # What a load balancer or `curl -I` asks.
+    head = secured.ask("HEAD", path)
+    assert (head.status, head.body) == (200, b"")
 
 
 def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

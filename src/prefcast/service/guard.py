@@ -195,7 +195,8 @@ class Guard:
         try:
             refusal = self._refusal(scope)
             if refusal is None:
-                await self._app(scope, receive, answer)
+                # HEAD is GET without the body, which the server leaves out by the method that it was asked with.
+                await self._app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, answer)
             else:
                 await _send(refusal, answer)
         except Exception as error:
