@@ -102,7 +102,9 @@ class Engine:
                 found.append(Failed(forecast.error.problem))
                 continue
             influences = self.forecaster.influences(item.pair, forecast) if item.explain else None
-            found.append(Found(forecast, influences, self.forecaster.read(item.pair)[0]))
+            cut = forecast.truncation
+            read = self.forecaster.read(item.pair)[0] if cut is not None and cut.truncated else item.pair
+            found.append(Found(forecast, influences, read))
         return found
 
     def _scores(self, items: list[Conversation]) -> list[Result]:
