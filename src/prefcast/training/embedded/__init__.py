@@ -1,7 +1,7 @@
 """Trains an `embedded` forecaster: from the project's data anew, or the shipped one moved towards labelled pairs of one's own.
 
 The encoder stays as it is; its vectors and the features of the surface are computed once and kept, then all weights are
-fitted at once, then the link, on rows that the weights have not seen.
+fitted at once, then the link, on what is said of rows by weights that have not seen them.
 """
 
 from __future__ import annotations
