@@ -23,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.comparison import compare
-from prefcast.fitting.selection import DRAWS, Fit, LabelledEvidence, davidson_link, fit_link
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.fitter import DRAWS
+from prefcast.fitting.selection import Fit, davidson_link, fit_link
 from prefcast.forecaster import Forecaster
 from prefcast.metrics import BINS, Figure, row_log_loss
 from prefcast.metrics.measure import evaluate_probabilities, paired_difference

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefcast.errors import FitError, UsageError
-from prefcast.fitting import selection
-from prefcast.fitting.selection import LEAST_LABELS, Fit, LabelledEvidence, davidson_link, fit_link
+from prefcast.fitting import fitter as fitting
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.fitter import LEAST_LABELS
+from prefcast.fitting.selection import Fit, davidson_link, fit_link
 from prefcast.outcomes import FITTED_MODELS, Davidson, Link, RaoKupper, drawn_interval
 from prefcast.statistics.likelihood import maximise
 
@@ -259,8 +261,8 @@ def test_cross_validation_keeps_a_prompt_in_one_fold() -> None:
     # As wide as that of 150 rows, not of 1,500.
     width = lambda figure: figure.high - figure.low  # noqa: E731
     assert width(many.log_loss) == pytest.approx(width(once.log_loss), rel=0.3)
-    fitter = selection._Fitter(evidence(*ten[:3], keys=ten[3]))
-    out = fitter.out_of_fold(selection._Candidate("davidson", "davidson", (0,)))
+    fitter = fitting.Fitter(evidence(*ten[:3], keys=ten[3]))
+    out = fitter.out_of_fold(fitting.Candidate("davidson", "davidson", (0,)))
     by_prompt = out.reshape(150, 10, 3)
     np.testing.assert_array_equal(by_prompt, np.repeat(by_prompt[:, :1], 10, axis=1))
 
@@ -298,14 +300,14 @@ def test_the_prior_does_not_narrow_the_draws_of_few_labels() -> None:
         )
         draws = davidson_link(evidence(margin, nothing, y), repeats=100, seed=seed).draws[:, 0] * unit
         shares.append(draws.std() / np.sqrt(np.linalg.inv(found.information)[0, 0]))
-    assert 0.97 < np.mean(shares) / selection._expanded(30) < 1.15
+    assert 0.97 < np.mean(shares) / fitting._expanded(30) < 1.15
 
 
 def test_few_groups_make_the_draws_wider() -> None:
     # Student's quantile for the normal one, n - 1 for n: of the tables.
-    assert selection._expanded(2) == pytest.approx(12.706 / 1.960 * np.sqrt(2), rel=1e-3)
-    assert selection._expanded(30) == pytest.approx(2.045 / 1.960 * np.sqrt(30 / 29), rel=1e-3)
-    assert selection._expanded(1_000_000) == pytest.approx(1.0, abs=1e-5)
+    assert fitting._expanded(2) == pytest.approx(12.706 / 1.960 * np.sqrt(2), rel=1e-3)
+    assert fitting._expanded(30) == pytest.approx(2.045 / 1.960 * np.sqrt(30 / 29), rel=1e-3)
+    assert fitting._expanded(1_000_000) == pytest.approx(1.0, abs=1e-5)
     margin, tie, y = simulated(240)
     few, many = (davidson_link(evidence(margin, tie, y, keys=np.arange(240) // size)) for size in (80, 1))
     assert (few.draws.std(axis=0) > many.draws.std(axis=0)).all()
@@ -337,7 +339,7 @@ def test_a_fit_is_the_same_each_time() -> None:
 def test_draws_of_one_step_are_as_those_fitted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     data = evidence(*simulated(2000))
     refitted = davidson_link(data)
-    monkeypatch.setattr(selection, "_REFITTED", 0)
+    monkeypatch.setattr(fitting, "_REFITTED", 0)
     stepped = davidson_link(data)
     assert stepped.draws.shape == refitted.draws.shape
     spread = refitted.draws.std(axis=0)
@@ -351,11 +353,11 @@ def test_a_sample_for_cross_validation_keeps_groups_whole(monkeypatch: pytest.Mo
     keys = np.arange(3000) // 3
     data = evidence(margin, tie, y, keys=keys)
     whole = fit_link(data, repeats=10)
-    monkeypatch.setattr(selection, "_CROSS_VALIDATED", 1000)
+    monkeypatch.setattr(fitting, "_CROSS_VALIDATED", 1000)
     found = fit_link(data, repeats=10)
     assert 600 < found.validated < 1500
     assert (found.rows, found.groups) == (3000, 1000)
-    sample = selection._Fitter(data).keys
+    sample = fitting.Fitter(data).keys
     assert (np.unique(sample, return_counts=True)[1] == 3).all()
     # Only the choice looks at the sample; the fit itself has all rows.
     if found.chosen == whole.chosen:

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FitError, UsageError
-from prefcast.fitting.selection import LabelledEvidence, davidson_link
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.selection import davidson_link
 from prefcast.forecaster import Forecaster
 from prefcast.formats import read_pairs
 from prefcast.metrics import Figure, row_log_loss

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import UsageError, shown_path
-from prefcast.fitting.selection import LabelledEvidence, cross_fitted, davidson_link
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.selection import cross_fitted, davidson_link
 from prefcast.forecaster import Forecaster, check_folder, load_forecaster
 from prefcast.metrics import row_log_loss
 from prefcast.metrics.calibration import measure_calibration

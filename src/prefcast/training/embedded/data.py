@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import UsageError, shown_path
-from prefcast.fitting.selection import LEAST_LABELS
+from prefcast.fitting.fitter import LEAST_LABELS
 from prefcast.fitting.soft_labels import read_votes
 from prefcast.formats import open_pairs, read_pairs
 from prefcast.pairs import Outcome, Pair

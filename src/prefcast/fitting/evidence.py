@@ -1,0 +1,75 @@
+"""What a fit reads: rows of evidence with their votes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import UsageError
+from prefcast.statistics.bootstrap import group_key
+from prefcast.statistics.columns import Columns
+
+__all__ = ["LabelledEvidence"]
+
+Floats = NDArray[np.float64]
+
+
+class LabelledEvidence:
+    """What a fit reads: rows of evidence with their votes, as they come.
+
+    `members` scorers (called `names`) give a margin and a tie each; covariates are antisymmetric and symmetric columns more.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        margin_covariates: Sequence[str] = (),
+        tie_covariates: Sequence[str] = (),
+        *,
+        log_odds: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.members = members
+        self.names = tuple(names) if names is not None else tuple(f"scorer {number + 1}" for number in range(members))
+        self.margin_covariates = tuple(margin_covariates)
+        self.tie_covariates = tuple(tie_covariates)
+        # Whether the one member's evidence is already the log-odds of a forecast.
+        self.log_odds = log_odds
+        names = [f"{what}:{member}" for what in ("margin", "tie") for member in range(members)]
+        names += [*self.margin_covariates, *self.tie_covariates, "votes_a", "votes_b", "votes_tie", "key"]
+        self.table = Columns([*names, "model_a", "model_b"])
+        self.place = {name: index for index, name in enumerate(self.table.names)}
+
+    def add(
+        self,
+        margin: Floats,
+        tie: Floats,
+        votes: Floats,
+        keys: NDArray[np.uint64],
+        *,
+        margin_covariates: Floats | None = None,
+        tie_covariates: Floats | None = None,
+        models: Sequence[tuple[str | None, str | None]] | None = None,
+    ) -> None:
+        """Add n rows: margin and tie (n, members), votes (n, 3), the keys of their groups (n,), covariates, models.
+
+        Raises UsageError on values that are not finite, or on votes below 0.
+        """
+        n = len(margin)
+        more = [np.zeros((n, 0)) if part is None else part for part in (margin_covariates, tie_covariates)]
+        values = np.concatenate([margin, tie, *more, votes], axis=1)
+        if not np.isfinite(values).all() or (votes < 0).any():
+            raise UsageError("margin, tie, covariates and votes must be finite, votes not negative")
+        # 52 bits of a name's hash: a float holds them exactly.
+        numbers = {
+            model: np.nan if model is None else float(group_key(model) >> 12)
+            for model in chain.from_iterable(models or ())
+        }
+        named = np.array([[numbers[a], numbers[b]] for a, b in models]) if models else np.full((n, 2), np.nan)
+        self.table.append(np.column_stack([values, keys.view(np.float64), named]))
+
+    def __len__(self) -> int:
+        return len(self.table)

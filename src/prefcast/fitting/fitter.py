@@ -1,0 +1,288 @@
+"""Fitting one form of link: penalised, out of fold, and with the draws of its bootstrap. Which form is taken is decided
+elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import FitError
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.outcomes import FITTED_MODELS, Link
+from prefcast.pairs import Outcome
+from prefcast.statistics.bootstrap import poisson_weights
+from prefcast.statistics.columns import BLOCK
+from prefcast.statistics.likelihood import Block, Optimum, linear, maximise, weight_blocks
+
+__all__ = ["DRAWS", "LEAST_LABELS", "Candidate", "Fitter"]
+
+Floats = NDArray[np.float64]
+
+FOLDS = 10
+# Least rows: below, even the tie level is a guess.
+LEAST_LABELS = 20
+_LARGEST = 1e100
+_log = logging.getLogger("prefcast")
+DRAWS = 200
+# Cross-validation looks at this many rows at most; more would not change a choice.
+_CROSS_VALIDATED = 200_000
+# Up to here every draw is fitted anew; beyond, one Newton step from the optimum is as good.
+_REFITTED = 5_000
+# Standard normal priors of the standardised coefficients: about one vote's worth of information. Without them 50
+# labels may send a coefficient to infinity.
+_PENALTY = 1.0
+_LEVEL_PENALTY = 0.1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One form of link: which members and whether covariates; `tied` gives tie evidence the margin's coefficient,
+    `fixed` takes the evidence as it is, `blank` ignores it."""
+
+    name: str
+    kind: str
+    members: tuple[int, ...]
+    covariates: bool = False
+    tied: bool = False
+    fixed: bool = False
+    blank: bool = False
+
+
+class Fitter:
+    """The data of a fit with the units that make its columns comparable."""
+
+    def __init__(self, data: LabelledEvidence) -> None:
+        self.data = data
+        votes = [data.place[name] for name in ("votes_a", "votes_b", "votes_tie")]
+        self._votes = slice(votes[0], votes[-1] + 1)
+        first = votes[0]
+        weight, sums, squares, extreme = 0.0, np.zeros(first), np.zeros(first), np.zeros(first)
+        squared = 0.0
+        self.mass = np.zeros(len(Outcome))
+        rows = 0
+        keys = []
+        for block in data.table.blocks():
+            each = block[:, self._votes].sum(axis=1)
+            weight += each.sum()
+            squared += float((each**2).sum())
+            extreme = np.maximum(extreme, np.abs(block[:, :first]).max(axis=0, initial=0.0))
+            if extreme.max(initial=0.0) > _LARGEST:
+                raise FitError(f"a score is {extreme.max():.3g}; scores beyond {_LARGEST:g} cannot be told apart")
+            sums += each @ block[:, :first]
+            squares += each @ block[:, :first] ** 2
+            self.mass += block[:, self._votes].sum(axis=0)
+            rows += int((each > 0).sum())
+            keys.append(np.unique(block[:, data.place["key"]].copy().view(np.uint64)))
+        self.rows, self.weight = rows, weight
+        self.groups = len(np.unique(np.concatenate(keys))) if keys else 0
+        if rows < LEAST_LABELS:
+            raise FitError(f"a fit needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {rows}")
+        if self.groups < 2:
+            raise FitError("a fit needs labelled pairs with different first prompts; all of these have the same")
+        # Kish's effective sample size: weights may leave one row alone with a say.
+        effective = weight**2 / squared
+        if effective < LEAST_LABELS:
+            raise FitError(
+                f"the weights leave {effective:.1f} rows' worth of labels; a fit needs at least {LEAST_LABELS}"
+            )
+        mean = sums / weight
+        antisymmetric = [data.place[f"margin:{member}"] for member in range(data.members)]
+        antisymmetric += [data.place[name] for name in data.margin_covariates]
+        mean[antisymmetric] = 0.0
+        spread = np.sqrt(np.maximum(squares / weight - mean**2, 0.0))
+        self.varies = spread > 1e-9 * extreme
+        # The typical size of a margin, beside which one row may stand alone.
+        for member in range(data.members):
+            column = data.place[f"margin:{member}"]
+            if self.varies[column] and extreme[column] ** 2 > 0.5 * squares[column] * (rows / weight):
+                _log.warning(
+                    "%s: one score gap is %.3g and outweighs all others together; look whether it is meant",
+                    data.names[member],
+                    extreme[column],
+                )
+            elif not self.varies[column]:
+                _log.warning(
+                    "%s: the two scores of a pair never differ; nothing can be told from them", data.names[member]
+                )
+        self.mean, self.unit = mean, np.where(self.varies, spread, 1.0)
+        self._sample = self._sampled()
+
+    def _sampled(self) -> Floats:
+        """The rows of cross-validation: all, or whole groups drawn by their keys."""
+        share = _CROSS_VALIDATED / max(1, len(self.data))
+        place, kept = self.data.place["key"], []
+        for block in self.data.table.blocks():
+            if share < 1:
+                spun = _spun(block[:, place].copy().view(np.uint64))
+                block = block[(spun >> np.uint64(32)).astype(np.float64) < share * 2**32]  # noqa: PLW2901
+            kept.append(block)
+        return np.concatenate(kept)
+
+    @property
+    def sample(self) -> Floats:
+        return self._sample
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        return self._sample[:, self.data.place["key"]].copy().view(np.uint64)
+
+    @property
+    def votes(self) -> Floats:
+        return self._sample[:, self._votes]
+
+    def columns(self, candidate: Candidate) -> tuple[list[int], list[int]]:
+        """Where the candidate's antisymmetric and symmetric columns are."""
+        place = self.data.place
+        margin = [place[f"margin:{member}"] for member in candidate.members]
+        tie = [place[f"tie:{member}"] for member in candidate.members]
+        if candidate.covariates:
+            margin += [place[name] for name in self.data.margin_covariates]
+            tie += [place[name] for name in self.data.tie_covariates]
+        return margin, tie
+
+    def basis(self, candidate: Candidate) -> tuple[Floats, Floats, Floats]:
+        """Basis, offset and penalties of the candidate's parameters, in units of the columns."""
+        margin, tie = self.columns(candidate)
+        size = len(margin) + 1 + len(tie)
+        level = len(margin)
+        offset = np.zeros(size)
+        if candidate.fixed:
+            offset[0], offset[2] = self.unit[margin[0]], self.unit[tie[0]]
+            offset[1] = self.mean[tie[0]]
+            return np.zeros((size, 0)), offset, np.zeros(0)
+        if candidate.blank:
+            return np.eye(size)[:, [level]], offset, np.array([_LEVEL_PENALTY])
+        if candidate.tied:
+            scale = np.zeros(size)
+            scale[0] = 1.0
+            if self.varies[tie[0]]:
+                # The tie evidence itself, not its distance from the mean, has the margin's coefficient.
+                scale[1:] = self.mean[tie[0]] / self.unit[margin[0]], self.unit[tie[0]] / self.unit[margin[0]]
+            return np.column_stack([scale, np.eye(size)[level]]), offset, np.array([_PENALTY, _LEVEL_PENALTY])
+        free = [index for index, column in enumerate(margin) if self.varies[column]]
+        free += [level] + [level + 1 + index for index, column in enumerate(tie) if self.varies[column]]
+        penalty = np.array([_LEVEL_PENALTY if index == level else _PENALTY for index in free])
+        return np.eye(size)[:, free], offset, penalty
+
+    def block(self, candidate: Candidate, rows: Floats) -> Block:
+        margin, tie = self.columns(candidate)
+        return (
+            rows[:, margin] / self.unit[margin],
+            (rows[:, tie] - self.mean[tie]) / self.unit[tie],
+            rows[:, self._votes],
+        )
+
+    def fit(self, candidate: Candidate, rows: Floats | None = None, start: Floats | None = None) -> Optimum:
+        """The candidate's optimum on `rows`, by default on all of the table."""
+
+        def blocks() -> Iterable[Block]:
+            if rows is not None:
+                return [self.block(candidate, rows)]
+            return (self.block(candidate, block) for block in self.data.table.blocks())
+
+        basis, offset, penalty = self.basis(candidate)
+        link = FITTED_MODELS[candidate.kind].log_probabilities
+        return maximise(link, blocks, basis, offset, penalty=penalty, start=start, name=candidate.name)
+
+    def out_of_fold(self, candidate: Candidate) -> Floats:
+        """Log-probabilities (n, 3) of the sample's rows by the candidate fitted to the other folds."""
+        rows, out = self._sample, np.empty((len(self._sample), len(Outcome)))
+        link = FITTED_MODELS[candidate.kind].log_probabilities
+        # Folds of groups in the order of their mixed keys: as equal in groups as can be, however few there are.
+        fold, start = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS, None
+        for number in range(FOLDS):
+            test = fold == number
+            if not test.any():
+                continue
+            found = self.fit(candidate, rows[~test], start)
+            start = found.free
+            m, t, _ = self.block(candidate, rows[test])
+            out[test] = link(*linear(found.theta, m, t))[0]
+        return out
+
+    def link(self, candidate: Candidate, repeats: int, seed: int) -> Link:
+        """The candidate fitted to everything, with the draws of its bootstrap, in the evidence's units."""
+        optimum = self.fit(candidate)
+        margin, tie = self.columns(candidate)
+        draws = self._draws(candidate, optimum, repeats, seed) if repeats else np.zeros((0, len(optimum.theta)))
+        unit = np.concatenate([self.unit[margin], [1.0], self.unit[tie]])
+        level = len(margin)
+
+        def natural(theta: Floats) -> Floats:
+            out: Floats = theta / unit
+            out[..., level] -= out[..., level + 1 :] @ self.mean[tie]
+            return out
+
+        names = self.data.table.names
+        return Link(
+            candidate.kind,
+            tuple(names[index] for index in margin),
+            tuple(names[index] for index in tie),
+            natural(optimum.theta),
+            natural(draws),
+        )
+
+    def _draws(self, candidate: Candidate, optimum: Optimum, repeats: int, seed: int) -> Floats:
+        """Parameters (repeats, k) under the bootstrap over groups, made as wide as few groups call for.
+
+        The prior alone narrows the bootstrap of a penalised fit, so each draw has a prior around another centre, which
+        was drawn from the prior (for linear models draws then vary as the posterior does: Newton, Polson and Xu,
+        "Weighted Bayesian bootstrap for scalable posterior distributions", Canadian Journal of Statistics 49, 2021;
+        Osband and others, "Randomized prior functions for deep reinforcement learning", 2018). The factor is that of
+        Hesterberg's expanded interval ("What teachers should know about the bootstrap", The American Statistician 69, 2015).
+        """
+        basis, offset, penalty = self.basis(candidate)
+        if not basis.shape[1]:
+            return np.tile(optimum.theta, (repeats, 1))
+        centres = np.random.default_rng(seed).standard_normal((repeats, len(penalty))) / np.sqrt(penalty)
+        if len(self.data) <= _REFITTED:
+            rows = np.concatenate(list(self.data.table.blocks()))
+            weights = poisson_weights(rows[:, self.data.place["key"]].copy().view(np.uint64), repeats, seed)
+            found = [self._drawn(candidate, rows, weights[:, draw], optimum, centres[draw]) for draw in range(repeats)]
+            drawn = np.stack([theta for theta in found if theta is not None])
+        else:
+            slopes = penalty * centres
+            link = FITTED_MODELS[candidate.kind].log_probabilities
+            for block in self.data.table.blocks(BLOCK):
+                m, t, counts = self.block(candidate, block)
+                _, by_s, by_t = link(*linear(optimum.theta, m, t))
+                of_s, of_t = (counts * by_s).sum(axis=1), (counts * by_t).sum(axis=1)
+                score = np.concatenate([of_s[:, None] * m, of_t[:, None], of_t[:, None] * t], axis=1) @ basis
+                keys = block[:, self.data.place["key"]].copy().view(np.uint64)
+                slopes += (poisson_weights(keys, repeats, seed) - 1).T @ score
+            steps = np.linalg.solve(optimum.information, slopes.T).T
+            drawn = offset + (optimum.free + steps) @ basis.T
+        widened: Floats = optimum.theta + _expanded(self.groups) * (drawn - optimum.theta)
+        return widened
+
+    def _drawn(
+        self, candidate: Candidate, rows: Floats, weights: NDArray[np.float32], optimum: Optimum, centre: Floats
+    ) -> Floats | None:
+        basis, offset, penalty = self.basis(candidate)
+        block = self.block(candidate, rows)
+        weighted = list(weight_blocks([block], lambda n: weights.astype(np.float64)))
+        if not weighted[0][2].any():
+            return None
+        link, start = FITTED_MODELS[candidate.kind].log_probabilities, optimum.free - centre
+        return maximise(link, lambda: weighted, basis, offset + basis @ centre, penalty=penalty, start=start).theta
+
+
+def _expanded(groups: int) -> float:
+    """How much wider the 95 % interval of a mean of so many numbers is than its bootstrap's: Student's quantile for the
+    normal one, and their variance over groups - 1."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(groups - 1, 0.975) / stdtrit(np.inf, 0.975) * np.sqrt(groups / (groups - 1)))
+
+
+def _spun(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The keys, mixed: row numbers are keys too, and must not fall into folds in their order."""
+    with np.errstate(over="ignore"):
+        z = (keys + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(27)
+        z *= np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
