@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,15 @@ from checkpoints import FAMILIES, LABELS, change_config, save_deberta, save_deco
 from checkpoints import fresh_scorer as load_scorer
 from conftest import EXAMPLES
 from prefcast import Forecaster, Pair, read_pairs
+from prefcast.budget import WHOLE
 from prefcast.errors import ForecasterError, ModelError, UsageError
 from prefcast.outcomes import Davidson
 from prefcast.pairs import Outcome
+from prefcast.scorers import scorer_class
+from prefcast.scorers.base import fingerprint
+from prefcast.scorers.blend import BlendScorer, Member
+from prefcast.scorers.length import LengthScorer
+from prefcast.scorers.reward.checkpoint import open_checkpoint
 from prefcast.scorers.reward.loading import PACKED_FAMILIES
 from prefcast.scorers.reward.scorer import RewardScorer
 
@@ -92,6 +99,71 @@ def test_what_is_saved_is_loaded(folder: Path, tmp_path: Path) -> None:
     ]
     change_config(Path(json.loads((tmp_path / "f" / "reward-model.json").read_text())["model"]), note="changed")
     with pytest.raises(ForecasterError, match="is not the model that the outcome model was fitted for"):
+        Forecaster.load(tmp_path / "f")
+
+
+OWN_CODE = """open({mark!r}, "w").write("ran")
+from transformers import LlamaForSequenceClassification
+class Own(LlamaForSequenceClassification):
+    pass
+"""
+
+
+def refingerprint(folder: Path) -> None:
+    """Make every fingerprint of a changed forecaster folder right again, as a stranger would."""
+    blend = folder / "blend.json"
+    if blend.exists():
+        said = json.loads(blend.read_text())
+        for number, member in enumerate(said["members"], 1):
+            member["sha256"] = fingerprint(folder / f"member-{number}", scorer_class(member["model"]))
+        blend.write_text(json.dumps(said))
+    card = json.loads((folder / "forecaster.json").read_text())
+    card["scorer_sha256"] = fingerprint(folder, scorer_class(card["model"]))
+    (folder / "forecaster.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize("in_an_ensemble", [False, True])
+def test_a_saved_folder_cannot_run_code(tmp_path: Path, in_an_ensemble: bool) -> None:
+    """A stranger's folder sets `trust_remote_code`; the model's folder holds code. Nobody passed --trust-remote-code."""
+    model, mark = save_decoder(tmp_path / "model"), tmp_path / "ran"
+    scorer: Any = load_scorer(model)
+    if in_an_ensemble:
+        scorer = BlendScorer([Member(scorer, WHOLE, 1.0, 1.0), Member(LengthScorer(), WHOLE, 1.0, 1.0)])
+    Forecaster(scorer, Davidson(1.0, -1.0, 1.0)).save(tmp_path / "f")
+    change_config(model, architectures=["Own"], auto_map={"AutoModelForSequenceClassification": "own.Own"})
+    (model / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    saved = tmp_path / "f" / ("member-1" if in_an_ensemble else "") / "reward-model.json"
+    said = json.loads(saved.read_text())
+    said["options"]["trust_remote_code"] = True
+    fingerprint_of_code = open_checkpoint(model, trust_remote_code=True).fingerprint()
+    said["fingerprint"] = hashlib.sha256(fingerprint_of_code.encode()).hexdigest()
+    saved.write_text(json.dumps(said))
+    refingerprint(tmp_path / "f")
+    with pytest.raises(ForecasterError, match="the option 'trust_remote_code' may not be set by a file"):
+        Forecaster.load(tmp_path / "f").forecast(PAIRS[:1])
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("devices", "cpu,cpu", "the option 'devices' may not be set by a file"),
+        ("isolate", True, "the option 'isolate' may not be set by a file"),
+        ("keep", False, "the option 'keep' may not be set by a file"),
+        ("__class__", "x", "the option '__class__' may not be set by a file"),
+        ("max_tokens", "200", "the option max_tokens has the value '200'"),
+        ("template", ["a"], "the option template has the value"),
+        ("labels", [1, 2], "the option labels must list texts"),
+    ],
+)
+def test_what_a_saved_folder_may_say_is_a_closed_list(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    Forecaster(load_scorer(save_decoder(tmp_path / "model")), Davidson(1.0, -1.0, 1.0)).save(tmp_path / "f")
+    saved = tmp_path / "f" / "reward-model.json"
+    said = json.loads(saved.read_text())
+    said["options"][name] = value
+    saved.write_text(json.dumps(said))
+    refingerprint(tmp_path / "f")
+    with pytest.raises(ForecasterError, match=message):
         Forecaster.load(tmp_path / "f")
 
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import ForecasterError, ModelError, UsageError
+from prefcast.errors import ForecasterError, ModelError, UsageError, excerpt, shown_path
 from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Scorer
 from prefcast.scorers.reward import Options, scorer_of
@@ -288,14 +288,13 @@ class RewardScorer(Scorer):
             raise ForecasterError(
                 f"{folder / cls.files[0]}: format {data['format']!r} is not one that this version reads"
             )
-        saved = dict(data["options"])
-        labels = saved.pop("labels")
+        options = _saved_options(data["options"], folder / cls.files[0])
         where = data["model"] if model is None else model
         if model is None and not Path(where).is_dir():
             raise ForecasterError(
                 f"{folder}: its model is no longer in {where}; say where it is: --model PATH beside --forecaster"
             )
-        scorer = scorer_of(where, Options(**saved, labels=None if labels is None else tuple(labels)))
+        scorer = scorer_of(where, options)
         if scorer.fingerprint() != data["fingerprint"]:
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
         return scorer  # type: ignore[return-value]
@@ -323,3 +322,34 @@ class RewardScorer(Scorer):
 
 # Where a model runs and what is kept of it is the machine's affair, not the forecaster's; remote code is trusted anew each time.
 _NOT_SAVED = {"devices", "shard", "batch_tokens", "trust_remote_code", "keep", "isolate", "time_limit"}
+_TEXT = str, type(None)
+# All that a saved folder may say, and of what type: a folder may come from a stranger.
+_SAVED: dict[str, tuple[type, ...]] = {
+    "dtype": _TEXT,
+    "quantize": _TEXT,
+    "special_tokens": _TEXT,
+    "max_tokens": (int, type(None)),
+    "policy": (str,),
+    "template": _TEXT,
+    "labels": (list, type(None)),
+}
+
+
+def _saved_options(said: Any, path: Path) -> Options:
+    """The options in a saved file. Raises ForecasterError for one that a file may not set, or of another type."""
+    shown = shown_path(path)
+    if not isinstance(said, dict):
+        raise ForecasterError(f"{shown}: options must be an object, found {excerpt(said)}")
+    for name, value in said.items():
+        if name not in _SAVED:
+            raise ForecasterError(
+                f"{shown}: the option {excerpt(name)} may not be set by a file; a file may set {', '.join(_SAVED)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, _SAVED[name]):
+            raise ForecasterError(
+                f"{shown}: the option {name} has the value {excerpt(value)}, which is of a wrong type"
+            )
+    labels = said.get("labels")
+    if labels is not None and not all(isinstance(label, str) for label in labels):
+        raise ForecasterError(f"{shown}: the option labels must list texts, found {excerpt(labels)}")
+    return Options(**{**said, "labels": None if labels is None else tuple(labels)})
