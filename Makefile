@@ -45,10 +45,11 @@ test: $(VENV)/.dev ## Install what the tests need and run them (minutes)
 test-long: $(VENV)/.dev ## Run the long tests too
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev ## Check style and types
+lint: $(VENV)/.dev ## Check style, types and the plan of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_imports.py
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -92,15 +93,15 @@ wheelhouse: $(VENV)/.dev ## Collect the wheels for a machine without network (WH
 	$(BIN)/python tools/wheelhouse.py wheelhouse $(WHEELS)
 
 train-surface: $(VENV)/.dev ## Train the shipped forecasters anew from DATA
-	$(BIN)/python -m prefcast.training.surface --data $(DATA) -o src/prefcast/builtin
+	$(BIN)/python tools/train_surface.py --data $(DATA) -o src/prefcast/forecasts/builtin
 
 train-embedded: $(VENV)/.dev ## Train the shipped embedded forecaster anew from DATA (minutes; goes on if it was stopped)
-	$(BIN)/prefcast train embedded --data $(DATA) --encoder src/prefcast/builtin/embedded -o $(OUT)/embedded
-	cp $(OUT)/embedded/* src/prefcast/builtin/embedded/
+	$(BIN)/prefcast train embedded --data $(DATA) --encoder src/prefcast/forecasts/builtin/embedded -o $(OUT)/embedded
+	cp $(OUT)/embedded/* src/prefcast/forecasts/builtin/embedded/
 
 encoder: $(VENV)/.dev ## Make the shipped encoder's files anew (train-embedded fits the weights to them)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
-	$(BIN)/python -m prefcast.training.embedded.encoder -o src/prefcast/builtin/embedded
+	$(BIN)/python tools/make_encoder.py -o src/prefcast/forecasts/builtin/embedded
 
 package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run it there
 	@rm -rf dist $(OUT)/wheel-venv

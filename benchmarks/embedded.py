@@ -29,7 +29,7 @@ TOKENS = 320
 
 def sample(data: Path, count: int) -> list[Any]:
     """Every so many pairs of the training files that the figures are about, so that all lengths occur."""
-    from prefcast.formats import read_pairs
+    from prefcast.pairs.formats import read_pairs
 
     pairs = [
         pair
@@ -47,8 +47,8 @@ def checkpoint(folder: Path, tokenizer: Path) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    from prefcast.training.embedded.encoder import shipped
-    from prefcast.training.embedded.network import write_checkpoint
+    from encoder_network import write_checkpoint
+    from make_encoder import shipped
 
     network, _ = shipped()
     plain = folder / "plain"
@@ -95,7 +95,7 @@ def contenders(room: Path, texts: list[str]) -> dict[str, Callable[[], Any]]:
 
 def engine(pairs: list[Any], folder: str) -> Callable[[], Any]:
     """ONNX Runtime alone: the same sequences as token arrays made beforehand, nothing padded, both processors busy."""
-    from prefcast.forecaster import load_forecaster
+    from prefcast.forecasts.forecaster import load_forecaster
 
     scorer: Any = load_forecaster(folder).scorer
     texts = scorer.reader.read(pairs)
@@ -104,7 +104,7 @@ def engine(pairs: list[Any], folder: str) -> Callable[[], Any]:
 
 def ours(pairs: list[Any], folder: str) -> Callable[[], Any]:
     """The forecaster as a library: from pairs to probabilities with their intervals."""
-    from prefcast.forecaster import load_forecaster
+    from prefcast.forecasts.forecaster import load_forecaster
 
     forecaster = load_forecaster(folder)
     return lambda: [forecaster.forecast(pairs[at : at + 256]) for at in range(0, len(pairs), 256)]
@@ -147,7 +147,7 @@ def main() -> None:
             ("passage: ", [turn.response_b for turn in pair.turns]),
         )
     ]
-    from prefcast.forecaster import load_forecaster
+    from prefcast.forecasts.forecaster import load_forecaster
 
     scorer: Any = load_forecaster("embedded").scorer
     with tempfile.TemporaryDirectory() as room:

@@ -23,9 +23,8 @@ import pyarrow
 import pyarrow.parquet
 
 from prefcast import load_forecaster, open_pairs
-from prefcast.run import forecasting
+from prefcast.runs.jobs import forecasting
 from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.loop import chunks
 from prefcast.runs.packed import digest_of, pack
 
 _PROGRAM = """
@@ -68,7 +67,7 @@ def commits(folder: Path, source: Path, pieces: int) -> None:
     """Milliseconds of CPU and bytes a piece, either way."""
     job = forecasting(load_forecaster("surface"))
     with open_pairs(source) as file:
-        chunk = next(chunks(file))
+        chunk = next(pieces(file))
     packed, digest = pack(job.score(chunk)), digest_of(chunk)
     room = folder / "parts"
     room.mkdir()

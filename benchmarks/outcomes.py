@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.comparison import compare
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.fitter import DRAWS
 from prefcast.fitting.selection import Fit, davidson_link, fit_link
-from prefcast.forecaster import Forecaster
-from prefcast.metrics import BINS, Figure, row_log_loss
-from prefcast.metrics.measure import evaluate_probabilities, paired_difference
-from prefcast.outcomes import FITTED_MODELS, Davidson, Link, NotebookRule
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.measuring.comparison import compare
+from prefcast.measuring.metrics import Figure, row_log_loss
+from prefcast.measuring.metrics.measure import evaluate_probabilities
+from prefcast.outcomes.calibration import BINS
+from prefcast.outcomes.models import FITTED_MODELS, Davidson, Link, NotebookRule
+from prefcast.outcomes.statistics.bootstrap import paired_difference
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers import Evidence, Scorer
 

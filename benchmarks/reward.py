@@ -222,7 +222,7 @@ def main() -> None:
         rows: list[Pair] = []
         for path in sorted((args.data / "dev").glob("*.csv")):
             rows += [row for row in read_pairs(path) if isinstance(row, Pair)]
-        from prefcast.budget import WHOLE
+        from prefcast.pairs.budget import WHOLE
         from prefcast.scorers.base import read_pair
 
         pairs: Ids = [reader._group(read_pair(row, WHOLE, reader)[0].turns).ids for row in rows[: args.pairs]]

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prefcast import load_forecaster, read_pairs
-from prefcast.predictions import Forecasts, open_writer
-from prefcast.run import chunks, predict_to
+from prefcast.forecasts.predictions import Forecasts, open_writer
+from prefcast.pairs.pieces import pieces
+from prefcast.runs.jobs import predict_to
 
 csv.field_size_limit(2**31 - 1)
 _PEAK = """
@@ -107,7 +108,7 @@ def main() -> None:
                 )
         pairs = list(read_pairs(source))
         forecaster = load_forecaster()
-        made = [load_forecaster("length").forecast(chunk) for chunk in chunks(pairs)]
+        made = [load_forecaster("length").forecast(chunk) for chunk in pieces(pairs)]
         parts: list[tuple[str, Callable[[], object]]] = [
             ("reading", lambda: sum(1 for _ in read_pairs(source))),
             ("budget, features, evidence, link", lambda: predict_to(_Nowhere(), pairs, forecaster)),

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from prefcast import load_forecaster
-from prefcast.formats import open_pairs
-from prefcast.frames import receive, send
+from prefcast.base.frames import receive, send
+from prefcast.base.processes import Child
+from prefcast.forecasts.predictions import open_writer
 from prefcast.pairs import Pair
-from prefcast.predictions import open_writer
-from prefcast.processes import Child
-from prefcast.run import forecasting
+from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.pieces import PIECE_ROWS, pieces
+from prefcast.runs.jobs import forecasting
 from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.loop import CHUNK_ROWS, chunks
 from prefcast.runs.packed import digest_of, pack, unpack
 from queue_plans import RECORDED, Measured, print_plans
 from simulated_queue import AtTimes, Seconds, Workers, from_queue
@@ -184,7 +184,7 @@ def timed_rows(files: list[Path]) -> Iterator[tuple[list[Any], float]]:
     """Pieces as the engine forms them, and the CPU seconds that each took to read, digest and send."""
     for path in files:
         with open_pairs(path) as file:
-            source = chunks(file)
+            source = pieces(file)
             while True:
                 start = time.process_time()
                 piece = next(source, None)
@@ -211,7 +211,7 @@ def measure(data: Path, count: int, every: int, seed: int = 1) -> Measured:
             pieces.append([float(sum(map(len, texts))) for texts in scorer.reader.read(found)])
     tokens = np.concatenate(pieces)
     # The last piece of a file is smaller; what counts is what a row costs.
-    by_kind = np.array([float(np.mean(piece)) for piece in pieces if len(piece) >= CHUNK_ROWS // 2])
+    by_kind = np.array([float(np.mean(piece)) for piece in pieces if len(piece) >= PIECE_ROWS // 2])
     _say(
         f"{number + 1} pieces of {len(files)} files read in {reading:.1f} s of CPU; tokens of {len(pairs)} rows counted"
     )
@@ -223,12 +223,12 @@ def measure(data: Path, count: int, every: int, seed: int = 1) -> Measured:
         journal, puts = Journal(room / "j", {}), 300
         start = time.process_time()
         for place in range(puts):
-            journal.put(Entry(place, 1, CHUNK_ROWS, digest, packed * (CHUNK_ROWS // SMALL)))
+            journal.put(Entry(place, 1, PIECE_ROWS, digest, packed * (PIECE_ROWS // SMALL)))
         commit = (time.process_time() - start) / puts
         journal.remove()
         # The same columns as `embedded` has, in a fraction of the time.
         quick = forecasting(load_forecaster("surface"))
-        lots = [pairs[at : at + CHUNK_ROWS] for at in range(0, min(len(pairs), 4 * CHUNK_ROWS), CHUNK_ROWS)]
+        lots = [pairs[at : at + PIECE_ROWS] for at in range(0, min(len(pairs), 4 * PIECE_ROWS), PIECE_ROWS)]
         done = [pack(quick.score(lot)) for lot in lots]
         # The first time loads what the second one uses.
         for _ in range(2):
@@ -243,10 +243,10 @@ def measure(data: Path, count: int, every: int, seed: int = 1) -> Measured:
             characters=round(float(np.mean([pair.characters for pair in pairs]))),
             by_kind=tuple(np.round(by_kind / by_kind.mean(), 2).tolist()),
             # The mean of shuffled rows, from the rows' own spread.
-            by_chance=round(float(tokens.std() / tokens.mean() / np.sqrt(CHUNK_ROWS)), 4),
+            by_chance=round(float(tokens.std() / tokens.mean() / np.sqrt(PIECE_ROWS)), 4),
             noise=0.0,
             start_up=0.0,
-            reading=round(reading / rows * CHUNK_ROWS, 5),
+            reading=round(reading / rows * PIECE_ROWS, 5),
             writing=round(writing, 5),
             commit=round(commit, 6),
             kept=round(len(packed) / SMALL, 1),

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from conftest import Run, write_csv, write_jsonl
 from prefcast import load_forecaster
-from prefcast.best import answer_pairs, choices, ranked_answers
 from prefcast.errors import FileError, RowError, UsageError
-from prefcast.formats.candidates import CandidateFile
-from prefcast.predictions import Forecast
+from prefcast.forecasts.best import answer_pairs, choices, ranked_answers
+from prefcast.forecasts.predictions import Forecast
+from prefcast.pairs.formats.candidates import CandidateFile
 
 RESPONSES = ["No.", "Because air scatters short waves more than long ones.", "- a\n- b\n- c"]
 SURFACE = ("--model", "surface")

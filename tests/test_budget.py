@@ -2,7 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefcast.budget import (
+from prefcast.errors import UsageError
+from prefcast.pairs import Pair, Turn
+from prefcast.pairs.budget import (
     DEFAULT_BUDGET,
     Budget,
     Cut,
@@ -13,8 +15,6 @@ from prefcast.budget import (
     cuts,
     parse_budget,
 )
-from prefcast.errors import UsageError
-from prefcast.pairs import Pair, Turn
 
 texts = st.text(alphabet="ab \n漢", max_size=60)
 turns = st.lists(st.builds(Turn, texts, texts, texts), min_size=1, max_size=5).map(tuple)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefcast.metrics.calibration import Calibration, _expected_variance, measure_calibration
-from prefcast.outcomes import Davidson
+from prefcast.outcomes.calibration import Calibration, _expected_variance, measure_calibration
+from prefcast.outcomes.models import Davidson
 
 
 def planted(

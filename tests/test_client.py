@@ -16,9 +16,9 @@ import pytest
 
 from conftest import EXAMPLES
 from prefcast import Client, Pair, load_forecaster, open_pairs
-from prefcast.best import answer_pairs, ranked_answers
-from prefcast.client import _TRUNCATION, Answer, HttpTransport
 from prefcast.errors import ServiceError, UsageError
+from prefcast.forecasts.best import answer_pairs, ranked_answers
+from prefcast.service.client import _TRUNCATION, Answer, HttpTransport
 from servers import Server, serving
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105

@@ -21,11 +21,7 @@ import pyarrow.parquet
 import pytest
 
 from conftest import EXAMPLES, Run, kaggle_row, write_jsonl
-from prefcast import cluster, load_forecaster, open_pairs
-from prefcast.budget import WHOLE
-from prefcast.cluster import Cluster, connected
-from prefcast.cluster.actors import TRIES, PieceScorer, Recipe, Source, raise_fault, read_pieces
-from prefcast.cluster.parts import Folder, Parts, _prepare, are_parts, listed
+from prefcast import load_forecaster, open_pairs
 from prefcast.errors import (
     FileError,
     JournalError,
@@ -35,10 +31,15 @@ from prefcast.errors import (
     UsageError,
     WorkerError,
 )
-from prefcast.outcomes import Outcome
+from prefcast.outcomes.models import Outcome
 from prefcast.pairs import Pair, Turn
-from prefcast.run import forecasting, scoring
+from prefcast.pairs.budget import WHOLE
+from prefcast.runs import cluster
+from prefcast.runs.cluster import Cluster, connected
+from prefcast.runs.cluster.actors import TRIES, PieceScorer, Recipe, Source, raise_fault, read_pieces
+from prefcast.runs.cluster.parts import Folder, Parts, _prepare, are_parts, listed
 from prefcast.runs.isolated import IsolatedScorer
+from prefcast.runs.jobs import forecasting, scoring
 from prefcast.runs.packed import pack, pack_items, unpack_items
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.reward import Options
@@ -156,7 +157,7 @@ def start(folder: Path, ray_cluster: RayCluster, *arguments: str | Path) -> subp
 def test_ray_leaves_sigterm_as_it_was(ray_cluster: RayCluster) -> None:
     code = """
 import signal, sys
-from prefcast.cluster import Cluster, connected
+from prefcast.runs.cluster import Cluster, connected
 def ours(number, frame): pass
 signal.signal(signal.SIGTERM, ours)
 with connected(Cluster(sys.argv[1], 1)):

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from conftest import Run, write_csv, write_jsonl
 from prefcast import Forecaster, Pair
-from prefcast.comparison import compare
 from prefcast.errors import FileError, PrefcastError, RowError, UsageError
-from prefcast.formats.answers import AnswerFile, JoinReport, joined
-from prefcast.metrics.calibration import Calibration
-from prefcast.outcomes import Davidson, Link
+from prefcast.measuring.comparison import compare
+from prefcast.outcomes.calibration import Calibration
+from prefcast.outcomes.models import Davidson, Link
 from prefcast.pairs import Turn
+from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
 from prefcast.scorers import Evidence, Scorer
 
 

@@ -51,7 +51,11 @@ def test_the_readmes_code_runs(tmp_path: Path) -> None:
 
 
 def test_the_readmes_figures_are_those_of_the_shipped_card() -> None:
-    card = (ROOT / "src" / "prefcast" / "builtin" / "surface.md").read_text(encoding="utf-8").replace("**", "")
+    card = (
+        (ROOT / "src" / "prefcast" / "forecasts" / "builtin" / "surface.md")
+        .read_text(encoding="utf-8")
+        .replace("**", "")
+    )
     figures = load_forecaster("surface").card["figures"]
     for where, names in (
         ("dev_cross_fitted", ("log_loss", "log_loss_of_lengths", "gain_over_lengths")),
@@ -62,7 +66,11 @@ def test_the_readmes_figures_are_those_of_the_shipped_card() -> None:
             shown = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
             assert shown in README, (where, name, shown)
             assert shown in card, (where, name, shown)
-    card = (ROOT / "src" / "prefcast" / "builtin" / "embedded.md").read_text(encoding="utf-8").replace("−", "-")
+    card = (
+        (ROOT / "src" / "prefcast" / "forecasts" / "builtin" / "embedded.md")
+        .read_text(encoding="utf-8")
+        .replace("−", "-")
+    )
     figures = load_forecaster("embedded").card["figures"]["cross_fitted"]
     for name, places in (("log_loss", 3), ("log_loss_of_surface", 3), ("gain_over_surface", 4)):
         figure = figures[name]

@@ -20,7 +20,7 @@ from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.encoder import Encoder
 from prefcast.scorers.embedded.texts import TextReader
 
-SHIPPED = Path(sys.modules["prefcast"].__file__ or "").parent / "builtin" / "embedded"
+SHIPPED = Path(sys.modules["prefcast"].__file__ or "").parent / "forecasts" / "builtin" / "embedded"
 START, END = 0, 2
 
 PAIRS = [

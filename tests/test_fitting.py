@@ -17,7 +17,7 @@ from conftest import EXAMPLES, Run, kaggle_row, write_csv, write_jsonl
 from prefcast import Pair, load_forecaster
 from prefcast.errors import FileError, FitError, ForecasterError, ModelError, UsageError
 from prefcast.fitting import Fitted, fit
-from prefcast.outcomes import Davidson, RaoKupper
+from prefcast.outcomes.models import Davidson, RaoKupper
 from prefcast.pairs import Outcome, Turn
 from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.reward import Options
@@ -303,7 +303,7 @@ def test_scores_of_ones_own(prefcast_here: Run, tmp_path: Path, shape: str, join
     assert fitted.forecaster.scorer.name in ("scores", "blend")
     if shape == "probabilities" and fitted.fit.chosen == "as given":
         loaded = load_forecaster(tmp_path / "f")
-        from prefcast.resolve import resolve
+        from prefcast.forecasts.resolve import resolve
 
         found = resolve(forecaster=loaded, scores=tmp_path / "s.jsonl").forecast(given[:20])
         np.testing.assert_allclose(found.probabilities, p[:20], atol=1e-9)
@@ -333,14 +333,14 @@ def test_scores_with_covariates_are_brought_to_the_blend(tmp_path: Path) -> None
     # Without the texts there are no covariates: figures of another forecaster would be worse than none.
     labelled = [row | {"label": int(pair.outcome or 0)} for row, pair in zip(rows, given, strict=True)]
     write_jsonl(tmp_path / "t.jsonl", labelled)
-    from prefcast.evaluation import measured_scores
+    from prefcast.measuring.evaluation import measured_scores
 
     with pytest.raises(UsageError, match="needs the texts"):
         measured_scores(tmp_path / "t.jsonl", load_with(tmp_path / "f", tmp_path / "t.jsonl"))
 
 
 def load_with(folder: Path, path: Path) -> Any:
-    from prefcast.resolve import resolve
+    from prefcast.forecasts.resolve import resolve
 
     return resolve(forecaster=folder, scores=path)
 
@@ -545,7 +545,7 @@ def ensemble(reward: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fi
     rng = np.random.default_rng(0)
     given = [Pair(pair.turns, pair.id) for pair in pairs(80)]
     scorer = prefcast.load_scorer(reward, devices="cpu", keep=False)
-    from prefcast.forecaster import Forecaster
+    from prefcast.forecasts.forecaster import Forecaster
 
     margin, _ = Forecaster(scorer, Davidson(1, 0, 0)).evidence(given)
     lengths = np.log([len(pair.response_a[0]) / len(pair.response_b[0]) for pair in given])
@@ -583,7 +583,7 @@ def test_an_ensemble_is_saved_and_loaded_with_the_same_forecasts(
     np.testing.assert_array_equal(
         load_forecaster(tmp_path / "f", model=str(moved)).forecast(labelled[:3]).probabilities, other.probabilities[:3]
     )
-    from prefcast.resolve import resolve
+    from prefcast.forecasts.resolve import resolve
 
     elsewhere = resolve(forecaster=tmp_path / "f", options=Options(devices="cpu", keep=False))
     np.testing.assert_allclose(elsewhere.forecast(labelled[:3]).probabilities, other.probabilities[:3], atol=1e-6)

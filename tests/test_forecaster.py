@@ -9,10 +9,10 @@ import pytest
 import prefcast
 from conftest import EXAMPLES, kaggle_row, write_jsonl
 from prefcast import Forecaster, Pair, load_forecaster, open_pairs, read_pairs
-from prefcast.budget import KeepLast, Notebook
+from prefcast.base.files import atomic_file
 from prefcast.errors import FitError, ForecasterError, UsageError
-from prefcast.files import atomic_file
-from prefcast.outcomes import Davidson, NotebookRule, RaoKupper
+from prefcast.outcomes.models import Davidson, NotebookRule, RaoKupper
+from prefcast.pairs.budget import KeepLast, Notebook
 
 PAIRS = list(read_pairs(EXAMPLES))
 

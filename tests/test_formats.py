@@ -22,8 +22,8 @@ import pytest
 from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl, zstd
 from prefcast import open_pairs, read_pairs
 from prefcast.errors import FileError, RowError, UsageError
-from prefcast.formats.ids import SeenIds
 from prefcast.pairs import Outcome, Pair, Turn
+from prefcast.pairs.formats.ids import SeenIds
 
 # Text that breaks careless readers: quotes, commas, line ends, a formula, other scripts, a NUL, a byte-order mark inside.
 NASTY = [

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import EXAMPLES, kaggle_row, zstd
-from prefcast.budget import KeepLast
 from prefcast.errors import FileError, RowError
-from prefcast.formats import open_pairs
-from prefcast.formats.forecasts import read_predictions
 from prefcast.pairs import Pair
+from prefcast.pairs.budget import KeepLast
+from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.formats.forecasts import read_predictions
 from test_bad_input import ASSISTANT, USER, parquet_bytes
 
 EXAMPLE = EXAMPLES.read_bytes()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad, minimize
 
 from prefcast.errors import FitError
-from prefcast.outcomes import Davidson, FittedModel, RaoKupper
-from prefcast.statistics.likelihood import Block, _evaluate, linear, maximise, weight_blocks
+from prefcast.outcomes.models import Davidson, FittedModel, RaoKupper
+from prefcast.outcomes.statistics.likelihood import Block, _evaluate, linear, maximise, weight_blocks
 
 LINKS = [Davidson, RaoKupper]
 BASES = {

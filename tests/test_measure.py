@@ -16,15 +16,23 @@ import prefcast
 from conftest import EXAMPLES, Run, labelled, write_csv, write_jsonl
 from prefcast import Pair, load_forecaster, read_pairs
 from prefcast.errors import FileError, UsageError
-from prefcast.evaluation import Measured, evaluate_predictions, measured_forecasts, measured_predictions
-from prefcast.formats.forecasts import read_predictions
-from prefcast.metrics import Evaluation, row_log_loss
-from prefcast.metrics.measure import FOLDS, evaluate_probabilities, paired_difference
-from prefcast.outcomes import Davidson
-from prefcast.predictions import open_writer
-from prefcast.statistics import columns
-from prefcast.statistics.bootstrap import Bootstrap, figure, group_key, group_keys, paired_error, poisson_weights
-from prefcast.statistics.columns import Columns
+from prefcast.forecasts.predictions import open_writer
+from prefcast.measuring.evaluation import Measured, evaluate_predictions, measured_forecasts, measured_predictions
+from prefcast.measuring.metrics import Evaluation, row_log_loss
+from prefcast.measuring.metrics.measure import FOLDS, evaluate_probabilities
+from prefcast.outcomes.models import Davidson
+from prefcast.outcomes.statistics import columns
+from prefcast.outcomes.statistics.bootstrap import (
+    Bootstrap,
+    figure,
+    group_keys,
+    paired_difference,
+    paired_error,
+    poisson_weights,
+)
+from prefcast.outcomes.statistics.columns import Columns
+from prefcast.pairs.formats.forecasts import read_predictions
+from prefcast.pairs.pair import group_key
 
 PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
 

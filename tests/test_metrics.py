@@ -7,8 +7,9 @@ import pytest
 from sklearn.metrics import log_loss
 
 from prefcast.errors import UsageError
-from prefcast.metrics.measure import evaluate_probabilities, paired_difference
-from prefcast.outcomes import Davidson
+from prefcast.measuring.metrics.measure import evaluate_probabilities
+from prefcast.outcomes.models import Davidson
+from prefcast.outcomes.statistics.bootstrap import paired_difference
 
 
 def simulated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

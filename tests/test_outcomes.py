@@ -10,7 +10,7 @@ from scipy.optimize import check_grad
 from scipy.special import expit, softmax
 
 from prefcast.errors import FitError, UsageError
-from prefcast.outcomes import (
+from prefcast.outcomes.models import (
     OUTCOME_MODELS,
     Davidson,
     FittedModel,

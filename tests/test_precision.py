@@ -217,9 +217,9 @@ def test_drift_is_measured(prefcast_here: Run) -> None:
 
 
 def test_drift_by_hand() -> None:
-    from prefcast.budget import WHOLE
-    from prefcast.drift import measure_drift
-    from prefcast.outcomes import Davidson
+    from prefcast.measuring.drift import measure_drift
+    from prefcast.outcomes.models import Davidson
+    from prefcast.pairs.budget import WHOLE
 
     pairs = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
     before, after = load_scorer(INTERNLM2, max_tokens=60), load_scorer(INTERNLM2, max_tokens=60, quantize="nf4")

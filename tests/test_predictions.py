@@ -12,12 +12,12 @@ import pytest
 
 from conftest import EXAMPLES
 from prefcast import Pair, open_pairs
+from prefcast.base.files import atomic_file
 from prefcast.errors import FileError, RowError, UsageError
-from prefcast.files import atomic_file
-from prefcast.forecaster import load_forecaster
-from prefcast.formats.forecasts import PROBABILITIES, read_predictions
+from prefcast.forecasts.forecaster import load_forecaster
+from prefcast.forecasts.predictions import Forecasts, open_writer
 from prefcast.pairs import Turn
-from prefcast.predictions import Forecasts, open_writer
+from prefcast.pairs.formats.forecasts import PROBABILITIES, read_predictions
 
 
 @pytest.fixture

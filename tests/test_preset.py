@@ -13,7 +13,7 @@ from checkpoints import INTERNLM2, save_decoder, save_gemma2_pair, save_internlm
 from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv
 from prefcast import Forecaster, Pair, load_scorer, predict, read_pairs
 from prefcast.errors import UsageError
-from prefcast.resolve import is_reward_model, resolve, resolve_scorer
+from prefcast.forecasts.resolve import is_reward_model, resolve, resolve_scorer
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.store import quantize_checkpoint
 

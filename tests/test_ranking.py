@@ -21,10 +21,10 @@ from scipy.optimize import minimize
 import prefcast as library
 from conftest import Run, kaggle_row, write_csv, write_jsonl
 from prefcast.errors import FileError, UsageError, printable
-from prefcast.plots import inline_svg, leaderboard_figure, plot_style, save_figure, short_name
-from prefcast.ranking import Leaderboard, rank
-from prefcast.ranking.strengths import expected_shares, fit_davidson
-from prefcast.ranking.votes import _Sums, read_votes
+from prefcast.measuring.ranking import Leaderboard, rank
+from prefcast.measuring.ranking.strengths import expected_shares, fit_davidson
+from prefcast.measuring.ranking.votes import _Sums, read_votes
+from prefcast.report.plots import inline_svg, leaderboard_figure, plot_style, save_figure, short_name
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 OUTCOMES = ("model_a", "model_b", "tie")

@@ -17,11 +17,11 @@ import pytest
 from browsers import chromium
 from conftest import EXAMPLES, Run, labelled, write_jsonl
 from prefcast.errors import UsageError
-from prefcast.evaluation import Measured, Surprise
-from prefcast.metrics import Evaluation
-from prefcast.metrics.measure import evaluate_probabilities
+from prefcast.measuring.evaluation import Measured, Surprise
+from prefcast.measuring.metrics import Evaluation
+from prefcast.measuring.metrics.measure import evaluate_probabilities
 from prefcast.pairs import Outcome, Pair, Turn
-from prefcast.report import excerpt_of, report_html, visible
+from prefcast.report.html import excerpt_of, report_html, visible
 
 HOSTILE = (
     '<script>document.title="pwned"</script>',

@@ -17,10 +17,10 @@ from checkpoints import FAMILIES, LABELS, change_config, save_deberta, save_deco
 from checkpoints import fresh_scorer as load_scorer
 from conftest import EXAMPLES
 from prefcast import Forecaster, Pair, read_pairs
-from prefcast.budget import WHOLE
 from prefcast.errors import ForecasterError, ModelError, UsageError
-from prefcast.outcomes import Davidson
+from prefcast.outcomes.models import Davidson
 from prefcast.pairs import Outcome
+from prefcast.pairs.budget import WHOLE
 from prefcast.scorers import scorer_class
 from prefcast.scorers.base import fingerprint
 from prefcast.scorers.blend import BlendScorer, Member

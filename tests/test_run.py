@@ -14,12 +14,13 @@ import pytest
 import prefcast
 from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import Forecaster, Pair, read_pairs
-from prefcast.budget import KeepLast
 from prefcast.errors import FileError, RowError, UsageError
-from prefcast.evaluation import evaluate_predictions
-from prefcast.formats.forecasts import PROBABILITIES
-from prefcast.predictions import Forecasts
-from prefcast.run import chunks, predict_to
+from prefcast.forecasts.predictions import Forecasts
+from prefcast.measuring.evaluation import evaluate_predictions
+from prefcast.pairs.budget import KeepLast
+from prefcast.pairs.formats.forecasts import PROBABILITIES
+from prefcast.pairs.pieces import pieces
+from prefcast.runs.jobs import predict_to
 
 
 def test_a_path_pairs_and_tables_give_the_same_forecasts() -> None:
@@ -129,8 +130,8 @@ def test_what_is_no_pair() -> None:
 
 def test_chunks_are_bounded_in_rows_and_characters() -> None:
     short, long = Pair.of("p", "a", "b"), Pair.of("p", "a" * 3_000_000, "b")
-    assert [len(chunk) for chunk in chunks([short] * 600)] == [256, 256, 88]
-    assert [len(chunk) for chunk in chunks([short, long, long, long, short])] == [3, 2]
+    assert [len(chunk) for chunk in pieces([short] * 600)] == [256, 256, 88]
+    assert [len(chunk) for chunk in pieces([short, long, long, long, short])] == [3, 2]
 
 
 class Collector:
@@ -189,7 +190,7 @@ def test_rows_that_fail_or_have_no_label_are_left_out_and_counted(tmp_path: Path
 
 def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    from prefcast.predictions import open_writer
+    from prefcast.forecasts.predictions import open_writer
 
     with open_writer(path) as writer, prefcast.open_pairs(EXAMPLES) as file:
         predict_to(writer, file, prefcast.load_forecaster("surface"))

@@ -23,16 +23,17 @@ import pytest
 from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import load_forecaster, open_pairs
 from prefcast.errors import JournalError, ResourceError, RowError, UsageError
+from prefcast.forecasts.predictions import Forecasts
+from prefcast.forecasts.scores import RawScores
 from prefcast.pairs import Pair
-from prefcast.predictions import Forecasts
-from prefcast.run import forecasting, scoring
+from prefcast.pairs.pieces import pieces
+from prefcast.runs.jobs import forecasting, scoring
 from prefcast.runs.journal import Entry, Journal
 from prefcast.runs.lock import Lock
 from prefcast.runs.log import Watch, duration_text
-from prefcast.runs.loop import Job, chunks, run_to
+from prefcast.runs.loop import Job, run_to
 from prefcast.runs.packed import digest_of, link_as_json, link_of_json, pack, unpack
 from prefcast.runs.shards import ShardOf
-from prefcast.scores import RawScores
 
 WORDS = ["the", "sky", "is", "blue", "because", "of", "light", "that", "scatters", "and", "nothing", "else"]
 
@@ -554,7 +555,7 @@ def test_a_run_in_the_library_without_files(tmp_path: Path) -> None:
     forecaster = load_forecaster("surface")
     job = forecasting(forecaster)
     journal = Journal(tmp_path / "o", job.header)
-    every = list(enumerate(chunks(pairs)))
+    every = list(enumerate(pieces(pairs)))
     for number, chunk in reversed(every):
         first = 256 * number + 1
         journal.put(Entry(number, first, len(chunk), digest_of(chunk), pack(job.score(chunk))))

@@ -15,8 +15,8 @@ from prefcast.fitting import fitter as fitting
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.fitter import LEAST_LABELS
 from prefcast.fitting.selection import Fit, davidson_link, fit_link
-from prefcast.outcomes import FITTED_MODELS, Davidson, Link, RaoKupper, drawn_interval
-from prefcast.statistics.likelihood import maximise
+from prefcast.outcomes.models import FITTED_MODELS, Davidson, Link, RaoKupper, drawn_interval
+from prefcast.outcomes.statistics.likelihood import maximise
 
 SWAPPED = [1, 0, 2]
 

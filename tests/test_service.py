@@ -14,9 +14,9 @@ import pytest
 from conftest import EXAMPLES
 from prefcast import Client, Pair, load_forecaster, load_scorer, open_pairs
 from prefcast.errors import UsageError
-from prefcast.forecaster import Forecaster
-from prefcast.outcomes import Link
-from prefcast.predictions import Forecast
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.predictions import Forecast
+from prefcast.outcomes.models import Link
 from servers import PAIR, Server, serving
 
 LONG = "word " * 9_000

@@ -6,9 +6,10 @@ import numpy as np
 
 from conftest import EXAMPLES
 from prefcast import read_pairs
-from prefcast.outcomes import Davidson
+from prefcast.outcomes.models import Davidson
 from prefcast.scorers.surface import feature_arrays
-from prefcast.training.surface import Rows, _folds, cross_fitted, evidence, fit_davidson, prompt_key, train
+from prefcast.training.shared import fit_weights, prompt_key
+from train_surface import Rows, _folds, cross_fitted, evidence, train
 
 
 def simulated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -21,7 +22,7 @@ def simulated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def test_the_fit_finds_the_weights_that_made_the_data() -> None:
     margin, tie, source, outcome = simulated(30_000)
     none = np.zeros(len(outcome), dtype=bool)
-    by_margin, by_tie = fit_davidson(margin, tie, source, np.eye(3)[outcome], np.ones(len(outcome)), none, 1.0)
+    by_margin, by_tie = fit_weights(margin, tie, source, np.eye(3)[outcome], np.ones(len(outcome)), none, 1.0)
     np.testing.assert_allclose(by_margin, [1.5, -0.5], atol=0.06)
     np.testing.assert_allclose(by_tie, [0.8, 0.0], atol=0.06)
 
@@ -30,7 +31,7 @@ def test_rows_of_a_source_without_ties_teach_the_margin_alone() -> None:
     margin, tie, source, outcome = simulated(30_000)
     kept = (source == 0) | (outcome != 2)  # the second source left its ties out
     arguments = margin[kept], tie[kept], source[kept], np.eye(3)[outcome[kept]], np.ones(int(kept.sum()))
-    by_margin, by_tie = fit_davidson(*arguments, source[kept] == 1, 1.0)
+    by_margin, by_tie = fit_weights(*arguments, source[kept] == 1, 1.0)
     np.testing.assert_allclose(by_margin, [1.5, -0.5], atol=0.06)
     np.testing.assert_allclose(by_tie, [0.8, 0.0], atol=0.08)
 

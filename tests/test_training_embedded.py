@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import encoder_network as network_of
+import make_encoder as making
 from conftest import Run, labelled, write_csv
+from encoder_graph import export
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
 from prefcast.pairs import Pair
@@ -23,13 +26,11 @@ from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.encoder import Encoder, Vectors
 from prefcast.scorers.embedded.texts import PairTexts, TextReader
 from prefcast.scorers.surface import feature_arrays
-from prefcast.training.embedded import encoder as making
-from prefcast.training.embedded import network as network_of
-from prefcast.training.embedded import train_embedded, vectors
-from prefcast.training.embedded.data import WEIGHT, read_labelled
-from prefcast.training.embedded.fit import Rows, evidence, fit, refit
-from prefcast.training.embedded.graph import export
-from prefcast.training.embedded.vectors import Step, read_vectors
+from prefcast.training import vectors
+from prefcast.training.data import WEIGHT, read_labelled
+from prefcast.training.embedded import train_embedded
+from prefcast.training.fit import Rows, evidence, fit, refit
+from prefcast.training.vectors import Step, read_vectors
 
 SHIPPED = load_forecaster("embedded").scorer
 assert isinstance(SHIPPED, EmbeddedScorer)
@@ -77,7 +78,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 
 def loss(model: Any, of: Rows) -> float:
-    from prefcast.outcomes import Davidson
+    from prefcast.outcomes.models import Davidson
 
     log_p = Davidson.log_probabilities(*evidence(model, of))[0]
     return float(-(of.target * log_p).sum(axis=1).mean())

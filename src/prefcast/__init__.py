@@ -6,17 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefcast.client import Client
-    from prefcast.comparison import compare
     from prefcast.errors import PrefcastError
-    from prefcast.evaluation import evaluate
     from prefcast.fitting import fit
-    from prefcast.forecaster import Forecaster, load_forecaster
-    from prefcast.formats import open_pairs, read_pairs
+    from prefcast.forecasts.forecaster import Forecaster, load_forecaster
+    from prefcast.measuring.comparison import compare
+    from prefcast.measuring.evaluation import evaluate
+    from prefcast.measuring.ranking import rank
     from prefcast.pairs import Outcome, Pair, Turn
-    from prefcast.ranking import rank
-    from prefcast.run import predict
+    from prefcast.pairs.formats import open_pairs, read_pairs
+    from prefcast.runs.jobs import predict
     from prefcast.scorers.reward import load_scorer
+    from prefcast.service.client import Client
 
 __all__ = [
     "Client",
@@ -37,21 +37,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Client": "client",
-    "Forecaster": "forecaster",
+    "Client": "service.client",
+    "Forecaster": "forecasts.forecaster",
     "Outcome": "pairs",
     "Pair": "pairs",
     "PrefcastError": "errors",
     "Turn": "pairs",
-    "compare": "comparison",
-    "evaluate": "evaluation",
+    "compare": "measuring.comparison",
+    "evaluate": "measuring.evaluation",
     "fit": "fitting",
-    "load_forecaster": "forecaster",
+    "load_forecaster": "forecasts.forecaster",
     "load_scorer": "scorers.reward",
-    "open_pairs": "formats",
-    "predict": "run",
-    "rank": "ranking",
-    "read_pairs": "formats",
+    "open_pairs": "pairs.formats",
+    "predict": "runs.jobs",
+    "rank": "measuring.ranking",
+    "read_pairs": "pairs.formats",
 }
 
 

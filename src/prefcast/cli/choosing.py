@@ -67,11 +67,11 @@ def best(
       prefcast best samples.jsonl -o best.jsonl --with-text
       prefcast best samples.csv --cells text --model surface
     """
-    from prefcast.best import choice_kind, choices, open_choice_writer
-    from prefcast.formats.candidates import CandidateFile
-    from prefcast.resolve import resolve
-    from prefcast.run import same_file
-    from prefcast.show import ChoiceTable
+    from prefcast.forecasts.best import choice_kind, choices, open_choice_writer
+    from prefcast.forecasts.resolve import resolve
+    from prefcast.pairs.formats.candidates import CandidateFile
+    from prefcast.pairs.sources import same_file
+    from prefcast.report.text import ChoiceTable
 
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.csv)")

@@ -14,13 +14,13 @@ from prefcast.errors import UsageError
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
-    from prefcast.budget import Budget
-    from prefcast.cli.running import Running
-    from prefcast.cluster import Cluster
-    from prefcast.cluster.actors import Recipe
-    from prefcast.forecaster import Forecaster
-    from prefcast.formats import PairFile
+    from prefcast.cli.run_options import Running
+    from prefcast.forecasts.forecaster import Forecaster
+    from prefcast.pairs.budget import Budget
+    from prefcast.pairs.formats import PairFile
     from prefcast.runs.attempt import Gather
+    from prefcast.runs.cluster import Cluster
+    from prefcast.runs.cluster.actors import Recipe
     from prefcast.runs.loop import Job, RunReport
     from prefcast.scorers import Scorer
 
@@ -67,21 +67,21 @@ def check_engine(running: Running, pairs: str, output: str | Path | None, **excl
 
 
 def remote_forecasts(forecaster: Forecaster, options: Options, running: Running) -> tuple[Cluster, Recipe]:
-    from prefcast.cluster.actors import Recipe
+    from prefcast.runs.cluster.actors import Recipe
 
     cluster = _cluster(running)
     return cluster, Recipe.of("predict", forecaster, options, **_how(cluster, running))
 
 
 def remote_scores(scorer: Scorer, budget: Budget, options: Options, running: Running) -> tuple[Cluster, Recipe]:
-    from prefcast.cluster.actors import Recipe
+    from prefcast.runs.cluster.actors import Recipe
 
     cluster = _cluster(running)
     return cluster, Recipe.of_scorer(scorer, budget, options, **_how(cluster, running))
 
 
 def _cluster(running: Running) -> Cluster:
-    from prefcast.cluster import Cluster
+    from prefcast.runs.cluster import Cluster
 
     return Cluster(running.ray_address, running.actors, running.cpus_per_actor or 1, running.gpus_per_actor or 0.0)
 
@@ -95,9 +95,9 @@ def on_cluster(remote: Remote, job: Job, file: PairFile, on_error: str) -> Itera
     """The job as it is on the cluster, what tells how far its reader is, and how to gather its pieces."""
     from functools import partial
 
-    from prefcast.cluster import connected
-    from prefcast.cluster.actors import Source
-    from prefcast.cluster.pieces import Arrivals, gather, header_of_actors
+    from prefcast.runs.cluster import connected
+    from prefcast.runs.cluster.actors import Source
+    from prefcast.runs.cluster.pieces import Arrivals, gather, header_of_actors
 
     with connected(remote.cluster) as pool:
         header = header_of_actors(pool, remote.recipe)
@@ -114,7 +114,7 @@ def on_cluster(remote: Remote, job: Job, file: PairFile, on_error: str) -> Itera
 
 def parts_asked(by_ray: bool, pairs: str, output: str | Path | None) -> bool:
     """Whether a folder of parts is to be written. Raises UsageError where input and output do not go together."""
-    from prefcast.cluster.parts import are_parts
+    from prefcast.runs.cluster.parts import are_parts
 
     many = "://" in pairs or Path(pairs).is_dir()
     parts = output is not None and are_parts(str(output))
@@ -144,9 +144,9 @@ def parts_run(
     with_text: bool = False,
 ) -> RunReport:
     """A run from Parquet parts to Parquet parts, with a bar where people look."""
-    from prefcast.cluster import connected
-    from prefcast.cluster.parts import Folder, Parts, score_parts
-    from prefcast.cluster.pieces import header_of_actors
+    from prefcast.runs.cluster import connected
+    from prefcast.runs.cluster.parts import Folder, Parts, score_parts
+    from prefcast.runs.cluster.pieces import header_of_actors
     from prefcast.runs.stopping import Interrupted, Stopping
 
     source, target = Folder.of(pairs), Folder.of(output)

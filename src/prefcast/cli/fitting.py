@@ -81,11 +81,11 @@ def fit(
       prefcast fit --scores scores.csv -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
-    from prefcast.figures import fit_text
     from prefcast.fitting import fit as fit_to
-    from prefcast.forecaster import check_folder
-    from prefcast.run import same_file
-    from prefcast.show import write_json
+    from prefcast.forecasts.forecaster import check_folder
+    from prefcast.pairs.sources import same_file
+    from prefcast.report.tables import fit_text
+    from prefcast.report.text import write_json
 
     if folder is None:
         raise UsageError("name the folder of the forecaster: -o DIR")

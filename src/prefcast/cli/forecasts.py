@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, remote_forecasts
-from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
+from prefcast.cli.run_options import Running, run_options
+from prefcast.cli.running import attempted, end_failed, say_finished
 from prefcast.cli.shared import (
     LOG,
     ROWS_FAILED,
@@ -40,8 +41,8 @@ from prefcast.errors import UsageError, printable
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
-    from prefcast.forecaster import Forecaster
-    from prefcast.predictions import Writer
+    from prefcast.forecasts.forecaster import Forecaster
+    from prefcast.forecasts.predictions import Writer
     from prefcast.runs.loop import RunReport
 
 
@@ -92,12 +93,13 @@ def predict(
       zcat pairs.csv.gz | prefcast predict - -o forecasts.jsonl
       prefcast predict test.csv --model internlm2-20b-reward --preset notebook --rehearse train.csv -o submission.csv
     """
-    from prefcast.evaluation import Rehearsal
-    from prefcast.figures import evaluation_text
-    from prefcast.predictions import open_writer, output_kind
-    from prefcast.resolve import resolve
-    from prefcast.run import forecasting, rehearsal_rows, same_file
-    from prefcast.show import TableWriter
+    from prefcast.forecasts.predictions import open_writer, output_kind
+    from prefcast.forecasts.resolve import resolve
+    from prefcast.measuring.evaluation import Rehearsal, rehearsal_rows
+    from prefcast.pairs.sources import same_file
+    from prefcast.report.tables import evaluation_text
+    from prefcast.report.text import TableWriter
+    from prefcast.runs.jobs import forecasting
 
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
@@ -199,9 +201,9 @@ def explain(
     Example:
       prefcast explain examples/pairs.csv --id ex-07
     """
-    from prefcast.resolve import resolve
-    from prefcast.run import find_pair
-    from prefcast.show import explanation_text
+    from prefcast.forecasts.resolve import resolve
+    from prefcast.pairs.sources import find_pair
+    from prefcast.report.text import explanation_text
 
     chosen = resolve(model, forecaster, budget, preset, options, scores)
     with opened(pairs, columns, cells) as file:
@@ -219,8 +221,8 @@ def check(pairs: Pairs, columns: Columns = None, cells: CellKind = Cells.json) -
     Example:
       prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
     """
-    from prefcast.check import inspect
-    from prefcast.show import inspection_text
+    from prefcast.forecasts.check import inspect
+    from prefcast.report.text import inspection_text
 
     with opened(pairs, columns, cells) as file, progress(file) as show:
         found = inspect(file, on_fault=lambda error: print(printable(str(error))), progress=show)

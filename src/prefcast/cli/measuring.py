@@ -33,7 +33,7 @@ from prefcast.scorers import DEFAULT
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
-    from prefcast.evaluation import Measured
+    from prefcast.measuring.evaluation import Measured
 
 __all__ = [
     "Against",
@@ -99,8 +99,8 @@ def evaluate(
       prefcast evaluate train.csv --model length --json figures.json
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
-    from prefcast.figures import evaluation_text
-    from prefcast.show import write_json
+    from prefcast.report.tables import evaluation_text
+    from prefcast.report.text import write_json
 
     title, measured = measure_as_asked(
         labelled,
@@ -146,10 +146,10 @@ def measure_as_asked(
 
     `outputs` are the files that will be written: UsageError if one of them is an input.
     """
-    from prefcast.evaluation import measured_forecasts, measured_predictions, measured_scores
-    from prefcast.formats.forecasts import read_predictions
-    from prefcast.resolve import for_scores, resolve
-    from prefcast.run import same_file
+    from prefcast.forecasts.resolve import for_scores, resolve
+    from prefcast.measuring.evaluation import measured_forecasts, measured_predictions, measured_scores
+    from prefcast.pairs.formats.forecasts import read_predictions
+    from prefcast.pairs.sources import same_file
 
     for output in outputs:
         for name in (labelled, predictions, scores, against, swapped):
@@ -243,13 +243,13 @@ def compare(
       prefcast compare yesterday.jsonl today.jsonl
       prefcast compare v1.jsonl v2.jsonl --forecaster my-forecaster -o pairs.jsonl --with-text
     """
-    from prefcast.comparison import compare as compare_pairs
-    from prefcast.figures import comparison_text
-    from prefcast.formats.answers import AnswerFile, JoinReport, joined
-    from prefcast.predictions import open_writer, output_kind
-    from prefcast.resolve import resolve
-    from prefcast.run import same_file
-    from prefcast.show import write_json
+    from prefcast.forecasts.predictions import open_writer, output_kind
+    from prefcast.forecasts.resolve import resolve
+    from prefcast.measuring.comparison import compare as compare_pairs
+    from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
+    from prefcast.pairs.sources import same_file
+    from prefcast.report.tables import comparison_text
+    from prefcast.report.text import write_json
 
     if output is not None:
         output_kind(output)

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, remote_scores
-from prefcast.cli.running import Running, attempted, end_failed, run_options, say_finished
+from prefcast.cli.run_options import Running, run_options
+from prefcast.cli.running import attempted, end_failed, say_finished
 from prefcast.cli.shared import (
     LOG,
     BudgetText,
@@ -76,10 +77,11 @@ def score(
       prefcast score pairs.csv --model ./internlm2-7b-reward --quantize nf4 --check-drift 200
       prefcast score pairs.csv --model ./gemma-2-9b-lmsys --labels a,b,tie -o scores.csv
     """
-    from prefcast.predictions import output_kind
-    from prefcast.resolve import resolve_scorer
-    from prefcast.run import same_file, scoring
-    from prefcast.scores import column_names, open_score_writer
+    from prefcast.forecasts.predictions import output_kind
+    from prefcast.forecasts.resolve import resolve_scorer
+    from prefcast.forecasts.scores import column_names, open_score_writer
+    from prefcast.pairs.sources import same_file
+    from prefcast.runs.jobs import scoring
 
     if output is None and check_drift is None:
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
@@ -130,11 +132,11 @@ def score(
 def _print_drift(
     pairs: str, model: str, budget: str | None, columns: str | None, cells: Cells, rows: int, options: Options
 ) -> None:
-    from prefcast.drift import measure_drift
+    from prefcast.forecasts.resolve import is_reward_model, resolve_scorer
+    from prefcast.measuring.drift import measure_drift
     from prefcast.pairs import Pair
-    from prefcast.resolve import is_reward_model, resolve_scorer
+    from prefcast.report.text import drift_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
-    from prefcast.show import drift_text
 
     if pairs == "-":
         raise UsageError("--check-drift reads the file twice; standard input can be read only once")
@@ -173,8 +175,8 @@ def quantize(
     from prefcast.scorers.reward import require_extra
 
     require_extra()
+    from prefcast.report.text import size_text
     from prefcast.scorers.reward.store import quantize_checkpoint
-    from prefcast.show import size_text
 
     done = quantize_checkpoint(model, folder, kind.value)
     say(
@@ -189,8 +191,8 @@ app.add_typer(models, name="models")
 @models.callback(invoke_without_command=True)
 def list_models(context: typer.Context) -> None:
     """List the models that can be used and what each needs; `prefcast models show MODEL` tells about one."""
+    from prefcast.report.text import models_text
     from prefcast.scorers import SCORERS
-    from prefcast.show import models_text
 
     if context.invoked_subcommand is None:
         print(models_text(SCORERS))
@@ -207,7 +209,7 @@ def show(
 
     Nothing of it is loaded or run.
     """
+    from prefcast.report.text import checkpoint_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
-    from prefcast.show import checkpoint_text
 
     print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))

@@ -68,17 +68,17 @@ def rank(
       prefcast rank votes.csv.gz -o leaderboard.csv --plot leaderboard.svg
       prefcast predict pairs.csv -o forecasts.jsonl --with-text && prefcast rank forecasts.jsonl
     """
-    from prefcast.ranking import rank as ranked
-    from prefcast.ranking import standings_kind, write_matrix, write_standings
-    from prefcast.run import same_file
-    from prefcast.show import leaderboard_text, write_json
+    from prefcast.measuring.ranking import rank as ranked
+    from prefcast.measuring.ranking import standings_kind, write_matrix, write_standings
+    from prefcast.pairs.sources import same_file
+    from prefcast.report.text import leaderboard_text, write_json
 
     if output is not None:
         standings_kind(output)
     if matrix is not None and matrix.suffix.lower() != ".csv":
         raise UsageError(f"{matrix}: the matrix of win rates is written as .csv")
     if plot is not None:
-        from prefcast.plots import plot_kind
+        from prefcast.report.plots import plot_kind
 
         plot_kind(plot)
     outputs = [str(each) for each in (output, plot, matrix, json_output) if each is not None and str(each) != "-"]
@@ -102,7 +102,7 @@ def rank(
     if matrix is not None:
         write_matrix(board, matrix)
     if plot is not None:
-        from prefcast.plots import leaderboard_figure, save_figure
+        from prefcast.report.plots import leaderboard_figure, save_figure
 
         save_figure(leaderboard_figure(board), plot)
     if json_output is not None:

@@ -71,10 +71,10 @@ def report(
       prefcast report train.csv --model ./skywork-8b --title "Skywork on our votes" -o report.html
       prefcast report --predictions forecasts.jsonl --against other.csv -o report.html
     """
-    from prefcast.files import atomic_file
-    from prefcast.report import report_html
-    from prefcast.run import same_file
-    from prefcast.show import write_json
+    from prefcast.base.files import atomic_file
+    from prefcast.pairs.sources import same_file
+    from prefcast.report.html import report_html
+    from prefcast.report.text import write_json
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{shown_path(output)}: a report is an HTML page; name a file that ends in .html")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from prefcast.cli.running import LogKind
+from prefcast.cli.run_options import LogKind
 from prefcast.cli.shared import LOG, BudgetText, Folder, Model, Preset, app, reward_options
 from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.scorers.reward import Options
@@ -78,7 +78,7 @@ def serve(
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(module) is None:
             raise MissingExtraError(module, "serve")
-    from prefcast.resolve import resolve
+    from prefcast.forecasts.resolve import resolve
     from prefcast.service.app import create_service
     from prefcast.service.limits import Limits
     from prefcast.service.server import bind, fitted

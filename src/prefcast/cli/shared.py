@@ -17,8 +17,8 @@ from prefcast.runs.log import Log
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
-    from prefcast.forecaster import Forecaster
-    from prefcast.formats import PairFile
+    from prefcast.forecasts.forecaster import Forecaster
+    from prefcast.pairs.formats import PairFile
     from prefcast.scorers import Scorer
 
 ROWS_FAILED = 3
@@ -224,7 +224,7 @@ def say_reused(scorer: Scorer) -> None:
 
 
 def opened(pairs: str, columns: str | None, cells: Cells) -> PairFile:
-    from prefcast.formats import open_pairs
+    from prefcast.pairs.formats import open_pairs
 
     if pairs == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal; pipe a file into it")

@@ -14,7 +14,7 @@ import typer
 from prefcast.cli.shared import app, say
 
 if TYPE_CHECKING:
-    from prefcast.training.embedded.vectors import Step
+    from prefcast.training.vectors import Step
 
 # Without a terminal: a line so often.
 _LINE_SECONDS = 30.0
@@ -81,7 +81,7 @@ def embedded(
       prefcast train embedded --data ./labelled -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
-    from prefcast.show import write_json
+    from prefcast.report.text import write_json
     from prefcast.training.embedded import train_embedded
 
     with _shown() as show:

@@ -11,26 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.budget import WHOLE, Budget
 from prefcast.errors import FitError, RowError, UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
 from prefcast.fitting.selection import Fit, fit_link
 from prefcast.fitting.soft_labels import read_votes, read_weights
-from prefcast.forecaster import Forecaster
-from prefcast.formats import PairFile
-from prefcast.outcomes import FITTED_MODELS, Link, drawn_interval
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.resolve import is_reward_model, resolve_scorer
+from prefcast.forecasts.scores import read_scores, score_blocks
+from prefcast.outcomes.models import FITTED_MODELS, Link, drawn_interval
 from prefcast.pairs import Outcome, Pair
-from prefcast.resolve import is_reward_model, resolve_scorer
-from prefcast.run import LABEL_COLUMNS, Progress, chunks, opened_pairs
+from prefcast.pairs.budget import WHOLE, Budget
+from prefcast.pairs.formats import PairFile
+from prefcast.pairs.pair import group_key
+from prefcast.pairs.pieces import pieces
+from prefcast.pairs.sources import LABEL_COLUMNS, opened_pairs
+from prefcast.runs.loop import Progress
 from prefcast.scorers import DEFAULT, Scorer
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.reward import Options
-from prefcast.scores import read_scores, score_blocks
-from prefcast.statistics.bootstrap import group_key
 
 __all__ = ["Fitted", "fit"]
 
@@ -239,7 +241,7 @@ class _Gathered:
         self.evidence = LabelledEvidence(
             len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
         )
-        for chunk in chunks(pairs):
+        for chunk in pieces(pairs):
             self.rows += len(chunk)
             rows: list[Pair] = []
             counts = []

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import UsageError
-from prefcast.statistics.bootstrap import group_key
-from prefcast.statistics.columns import Columns
+from prefcast.outcomes.statistics.columns import Columns
+from prefcast.pairs.pair import group_key
 
 __all__ = ["LabelledEvidence"]
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FitError
 from prefcast.fitting.evidence import LabelledEvidence
-from prefcast.outcomes import FITTED_MODELS, Link
+from prefcast.outcomes.models import FITTED_MODELS, Link
+from prefcast.outcomes.statistics.bootstrap import poisson_weights
+from prefcast.outcomes.statistics.columns import BLOCK
+from prefcast.outcomes.statistics.likelihood import Block, Optimum, linear, maximise, weight_blocks
 from prefcast.pairs import Outcome
-from prefcast.statistics.bootstrap import poisson_weights
-from prefcast.statistics.columns import BLOCK
-from prefcast.statistics.likelihood import Block, Optimum, linear, maximise, weight_blocks
 
 __all__ = ["DRAWS", "LEAST_LABELS", "Candidate", "Fitter"]
 

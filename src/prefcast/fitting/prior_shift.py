@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from prefcast.errors import RowError, UsageError
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.selection import Fit
-from prefcast.forecaster import Forecaster
+from prefcast.forecasts.forecaster import Forecaster
 from prefcast.pairs import Outcome, Pair
-from prefcast.run import chunks
+from prefcast.pairs.pieces import pieces
 
 __all__ = ["check_share", "drawn_ties", "labelled_ties", "share_of_ties", "shift", "shifted"]
 
@@ -30,7 +30,7 @@ def drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floa
     """Tie probabilities (draws, n) of the first pairs that can be forecast, under each draw of the link."""
     found: list[Floats] = []
     count = 0
-    for chunk in chunks(pairs):
+    for chunk in pieces(pairs):
         forecasts = forecaster.forecast(chunk)
         good = np.array([error is None for error in forecasts.errors])
         if good.any() and forecasts.link is not None and forecasts.columns is not None:

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.fitter import DRAWS, Candidate, Fitter
-from prefcast.metrics.calibration import Calibration, measure_calibration
-from prefcast.metrics.measure import weighted_mean
-from prefcast.outcomes import Link
-from prefcast.statistics.bootstrap import Figure, paired_error
+from prefcast.outcomes.calibration import Calibration, measure_calibration
+from prefcast.outcomes.models import Link
+from prefcast.outcomes.statistics.bootstrap import Figure, paired_error, weighted_mean
 
 __all__ = ["Fit", "Trial", "cross_fitted", "davidson_link", "fit_link"]
 

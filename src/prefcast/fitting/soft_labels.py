@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from prefcast.errors import FileError, RowError, excerpt, shown_path
-from prefcast.formats.containers import open_records
+from prefcast.pairs.formats.containers import open_records
 
 __all__ = ["VOTES", "read_votes", "read_weights"]
 

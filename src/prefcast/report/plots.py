@@ -1,193 +1,205 @@
-"""The charts of a report: inline SVG whose colours are the page's, so that one drawing serves light and dark."""
+"""Plots, all in one style: the only place that knows matplotlib.
+
+Figures are made without pyplot and its global state, inside `plot_style()`. Texts of files are never read as formulas:
+matplotlib would take `$...$` for mathematics. The same figure gives the same bytes.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from prefcast.metrics import HISTOGRAM
-from prefcast.plots import BLUE, GREY, INK, inline_svg, plot_style, short_name, styled_figure
+from prefcast.base.files import atomic_file
+from prefcast.errors import UsageError, printable, shown_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib.figure import Figure
 
-    from prefcast.metrics import Baseline, Bin, Figure, Slice
+    from prefcast.measuring.ranking import Leaderboard
 
-__all__ = ["ladder_svg", "margins_svg", "page_svg", "reliability_svg", "slice_range", "slices_svg"]
+__all__ = [
+    "BLUE",
+    "DIVERGING",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "PALETTE",
+    "PURPLE",
+    "inline_svg",
+    "leaderboard_figure",
+    "plot_kind",
+    "plot_style",
+    "save_figure",
+    "short_name",
+    "styled_figure",
+]
 
-# What a figure is drawn in, and what the page calls it.
-_MUTED, _GRID = "#777777", "#DDDDDD"
-_ON_PAGE = {
-    BLUE: "var(--accent)",
-    INK: "currentColor",
-    GREY: "var(--axis)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
+# Okabe and Ito's colours (2008, "Color universal design"): told apart with any colour vision.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+INK, GREY = "#222222", "#8A8A8A"
+# Orange to purple through white, told apart with any colour vision.
+DIVERGING = "PuOr"
+
+_ENDINGS = (".svg", ".png", ".pdf")
+_STYLE: dict[str, Any] = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prefcast",
+    "pdf.fonttype": 42,
 }
-_COLOUR = re.compile("|".join(_ON_PAGE), re.IGNORECASE)
-_TAG = re.compile(r"<[^>]*>")
-# Inches: legible on a telephone, where the page is as wide as the figure.
-_WIDTH = 3.7
-_LABEL = 21
-# Where the labels of slices end and where the chart ends: all charts of slices line up.
-_LEFT, _RIGHT = 0.42, 0.97
+# What would differ from day to day, or tell of the machine.
+_NOTHING: dict[str, dict[str, None]] = {
+    ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    ".png": {"Software": None},
+    ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
+}
+_HEAT_MAP, _NUMBERS, _NAME = 30, 16, 56
 
 
-def page_svg(figure: Drawing, name: str) -> str:
-    """A figure as an `<svg>` element in the colours of the page; `name` (letters) sets its ids apart from others'."""
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Make and save figures in here: the settings hold for the block alone."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, _STYLE))
+        yield
+
+
+def styled_figure(width: float, height: float) -> Figure:
+    """An empty white figure of `width` times `height` inches that lays itself out; to be used in `plot_style()`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def plot_kind(path: str | os.PathLike[str]) -> str:
+    """The ending of a plot's file; UsageError if it is not one of .svg, .png and .pdf."""
+    ending = Path(path).suffix.lower()
+    if ending not in _ENDINGS:
+        raise UsageError(f"{shown_path(path)}: the ending tells the format of the plot: .svg, .png or .pdf")
+    return ending
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure by its ending, whole or not at all. Raises UsageError."""
+    kind = plot_kind(path)
+    with atomic_file(path) as file:
+        _render(figure, file, kind)
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure as an `<svg>` element for an HTML page: its text is text, and its style is its own."""
+    buffer = io.BytesIO()
+    _render(figure, buffer, ".svg")
+    text = buffer.getvalue().decode("utf-8")
+    text = text[text.index("<svg") :]
+    # A style sheet inside an element would hold for the whole page.
+    sheet = re.search(r"\s*<defs>\s*<style[^>]*>\*\{(.*?)\}</style>\s*</defs>", text)
+    if sheet:
+        text = text[: sheet.start()] + text[sheet.end() :]
+        text = text.replace("<svg ", f'<svg style="{sheet[1]}" ', 1)
+    return text
+
+
+def _render(figure: Figure, file: BinaryIO | io.BytesIO, kind: str) -> None:
+    with plot_style(), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes in .png and .pdf; in .svg the reader's fonts serve.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        figure.savefig(file, format=kind[1:], metadata=_NOTHING[kind])
+
+
+def short_name(name: str, columns: int = _NAME) -> str:
+    """An untrusted name as a label: one line, nothing invisible, at most `columns` wide (wide characters count
+    double)."""
+    shown, width = "", 0
+    clean = printable(name[: 4 * columns])
+    for character in clean:
+        width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if width > columns:
+            return f"{shown[:-1]}…"
+        shown += character
+    return shown
+
+
+def leaderboard_figure(board: Leaderboard) -> Figure:
+    """Ratings with their 95 % intervals, the best on top; up to 30 models next to a map of the predicted win rates."""
+    k = len(board.standings)
+    names = [short_name(standing.model) for standing in board.standings]
+    with_map = k <= _HEAT_MAP
+    side = max(2.2, 0.27 * k)
+    label = 0.075 * max(map(len, names))
+    figure_width = 1.4 + label + 4.0 + (side + 1.4 if with_map else 0.0)
     with plot_style():
-        text = inline_svg(figure)
-
-    def on_page(match: re.Match[str]) -> str:
-        tag = match[0]
-        if tag.startswith(("<!", "<?")):
-            return ""
-        tag = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag).replace("xlink:href=", "href=")
-        tag = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", tag)
-        # A presentation attribute cannot hold a variable; a style can, and matplotlib writes styles.
-        return _COLOUR.sub(lambda colour: _ON_PAGE[colour[0].upper()], tag)
-
-    # In text and attributes matplotlib writes < and > as entities: what the pattern finds is a tag.
-    return _TAG.sub(on_page, text)
+        figure = styled_figure(figure_width, 1.3 + side)
+        axes: list[Axes]
+        if with_map:
+            axes = list(figure.subplots(1, 2, width_ratios=[4.0, side + 0.6], sharey=True))
+        else:
+            axes = [figure.subplots()]
+        _ratings(axes[0], board, names)
+        if with_map:
+            _win_rates(figure, axes[1], board)
+    return figure
 
 
-def _blank(width: float, height: float) -> tuple[Drawing, Axes]:
-    figure = styled_figure(width, height)
-    figure.set_facecolor("none")
-    axes: Axes = figure.subplots()
-    _bare(axes)
-    return figure, axes
+def _ratings(axes: Axes, board: Leaderboard, names: list[str]) -> None:
+    k = len(names)
+    for place, standing in enumerate(board.standings):
+        axes.plot([standing.low, standing.high], [place, place], color=BLUE, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(standing.rating, place, "o", color=BLUE, markersize=4.5)
+    axes.axvline(1000, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(k), [f"{name}  {place}" for place, name in enumerate(names, 1)])
+    axes.set_ylim(k - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.set_xlabel("rating (Elo points, mean 1000) and 95 % interval")
+    axes.set_title(f"{board.n:,} {board.source}, {board.groups:,} {board.resampled}")
 
 
-def _bare(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(length=3, color=GREY)
-
-
-def _interval(axes: Axes, figure: Figure, y: float, colour: str, hollow: bool = False) -> None:
-    axes.plot([figure.low, figure.high], [y, y], color=colour, linewidth=2, solid_capstyle="round")
-    inside = "none" if hollow else colour
-    axes.plot(figure.value, y, "o", color=colour, markersize=6, markerfacecolor=inside, clip_on=False)
-
-
-def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -> str:
-    """Log losses with intervals: the baselines in their order, the forecast below."""
-    rungs = [(base.replace("_", " "), figures.log_loss) for base, figures in baselines.items()]
-    rungs.append((name, log_loss))
-    with plot_style():
-        figure, axes = _blank(_WIDTH, 0.75 + 0.36 * len(rungs))
-        for place, (_, found) in enumerate(rungs):
-            last = place == len(rungs) - 1
-            _interval(axes, found, place, BLUE if last else _MUTED)
-        axes.set_yticks(range(len(rungs)), [short_name(label, 18) for label, _ in rungs])
-        axes.get_yticklabels()[-1].set_color(BLUE)
-        axes.set_ylim(len(rungs) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
-        axes.locator_params(axis="x", nbins=5)
-        axes.set_xlabel("log loss (further left is better)")
-        return page_svg(figure, "ladder")
-
-
-def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
-    """How often an outcome happened against its forecast probability, both from 0 to `most`."""
-    with plot_style():
-        figure, axes = _blank(3.3, 3.1)
-        axes.plot([0, most], [0, most], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        for part in bins:
-            axes.plot([part.forecast] * 2, [part.observed.low, part.observed.high], color=BLUE, linewidth=1.4)
-        x, y = [part.forecast for part in bins], [part.observed.value for part in bins]
-        axes.plot(x, y, "o", color=BLUE, markersize=5)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
-        axes.set_xlim(0, most)
-        axes.set_ylim(0, most)
-        axes.locator_params(nbins=5)
-        axes.set_aspect("equal")
-        axes.grid()
-        axes.set_xlabel("forecast, %")
-        axes.set_ylabel("happened, %")
-        return page_svg(figure, f"reliability-{outcome}")
-
-
-def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) -> str:
-    """Histograms of log(P(A) / P(B)) over HISTOGRAM, one above the other, each in shares of its own rows."""
-    shown = [outcome for outcome in margins if sum(margins[outcome])]
-    filled = [abs(HISTOGRAM[i + (i >= 20)]) for outcome in shown for i, n in enumerate(margins[outcome]) if n]
-    most = min(float(HISTOGRAM[-1]), max([*filled, 0.4]) + 0.2)
-    with plot_style():
-        figure = styled_figure(_WIDTH, 0.6 + 0.95 * len(shown))
-        figure.set_facecolor("none")
-        panels = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        for axes, outcome in zip(panels, shown, strict=True):
-            _bare(axes)
-            shares = [100 * count / sum(margins[outcome]) for count in margins[outcome]]
-            axes.bar(HISTOGRAM[:-1], shares, width=HISTOGRAM[1] - HISTOGRAM[0], align="edge", color=BLUE)
-            axes.axvline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-            axes.set_title(names[outcome], fontsize=9)
-            axes.set_xlim(-most, most)
-            axes.locator_params(axis="y", nbins=3)
-            axes.grid(axis="y")
-            axes.spines["left"].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-        figure.supylabel("% of these rows", fontsize=9)
-        panels[-1].set_xlabel("log(P(A) / P(B)): right of 0 it leans to A")
-        return page_svg(figure, "margins")
-
-
-def slice_range(slices: Sequence[Slice]) -> tuple[float, float]:
-    """The gains that a chart of slices spans: every interval of slices that are not small, 0, and a margin."""
-    large = [part for part in slices if not part.small] or list(slices)
-    low, high = min([0.0, *(part.gain.low for part in large)]), max([0.0, *(part.gain.high for part in large)])
-    room = 0.35 * max(high - low, 0.05)
-    return low - room, high + room
-
-
-def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) -> str:
-    """The gain over the class prior of each slice, small ones hollow and grey; what lies beyond `span` is an arrow at
-    its edge. `name` (letters) sets the ids apart."""
-    labels = [_label(part) for part in slices]
-    low, high = span
-    with plot_style():
-        below, rows = 0.48, 0.3 * len(labels) + 0.12 * sum(label.count("\n") for label in labels)
-        figure, axes = _blank(_WIDTH, below + rows)
-        figure.set_layout_engine("none")
-        axes.set_position((_LEFT, below / (below + rows), _RIGHT - _LEFT, rows / (below + rows) - 0.01))
-        for place, part in enumerate(slices):
-            colour = _MUTED if part.small else BLUE
-            if low <= part.gain.value <= high:
-                _interval(axes, part.gain, place, colour, hollow=part.small)
-            else:
-                edge, arrow = (low, "<") if part.gain.value < low else (high, ">")
-                axes.plot(edge, place, arrow, color=colour, markersize=7, clip_on=False)
-        axes.axvline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(slices)), labels)
-        for label, part in zip(axes.get_yticklabels(), slices, strict=True):
-            label.set_color(_MUTED if part.small else INK)
-        axes.set_ylim(len(slices) - 0.5, -0.5)
-        axes.set_xlim(low, high)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
-        axes.locator_params(axis="x", nbins=4)
-        axes.set_xlabel("gain in log loss")
-        return page_svg(figure, name)
-
-
-def _label(part: Slice) -> str:
-    """The name on one or two lines, a model a line, and the number of rows, on a line of its own where it must be."""
-    if part.kind == "models" and " and " in part.name:
-        left, right = part.name.split(" and ", 1)
-        name = [left, f"and {right}"]
-    else:
-        wrapped = textwrap.wrap(short_name(part.name, 3 * _LABEL), _LABEL, break_on_hyphens=False) or [""]
-        name = [wrapped[0], " ".join(wrapped[1:])] if len(wrapped) > 1 else wrapped
-    lines = [short_name(line, _LABEL) for line in name]
-    size = f"({part.n}, few)" if part.small else f"({part.n})"
-    if len(lines[-1]) + 1 + len(size) <= _LABEL:
-        return "\n".join([*lines[:-1], f"{lines[-1]} {size}".lstrip()])
-    return "\n".join([*lines, size])
+def _win_rates(figure: Figure, axes: Axes, board: Leaderboard) -> None:
+    k = len(board.standings)
+    image = axes.imshow(100 * board.predicted, cmap=DIVERGING, vmin=0, vmax=100, aspect="equal")
+    axes.set_xticks(range(k), [str(place) for place in range(1, k + 1)])
+    axes.tick_params(length=0, labelleft=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title("row wins against column, %")
+    if k <= _NUMBERS:
+        for i in range(k):
+            for j in range(k):
+                if i != j:
+                    share = board.predicted[i, j]
+                    ink = "white" if abs(share - 0.5) > 0.32 else INK
+                    axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 2.2 / (0.27 * k)), aspect=18, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from prefcast.base.frames import receive, send
+from prefcast.base.processes import CRASHED, TOO_SLOW, Child
 from prefcast.errors import WorkerError
-from prefcast.frames import receive, send
 from prefcast.pairs import Pair
-from prefcast.processes import CRASHED, TOO_SLOW, Child
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.given import GivenScorer

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from prefcast.base.processes import CRASHED, TOO_SLOW
 from prefcast.errors import RowError, ScoringError, printable
-from prefcast.processes import CRASHED, TOO_SLOW
 
 __all__ = ["Log", "Watch", "duration_text", "kind_of"]
 

@@ -14,21 +14,18 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from prefcast.errors import JournalError, RowError, UsageError
-from prefcast.outcomes import Link
+from prefcast.outcomes.models import Link
 from prefcast.pairs import Pair
+from prefcast.pairs.pieces import pieces
 from prefcast.runs.journal import Entry, Journal
 from prefcast.runs.log import Watch
 from prefcast.runs.packed import Items, Piece, digest_of, pack, unpack
 from prefcast.runs.stopping import Stopping
 from prefcast.scorers import Scorer
 
-__all__ = ["ON_ERROR", "Job", "Progress", "RunReport", "Tally", "Whole", "chunks", "pieces", "run_to"]
+__all__ = ["ON_ERROR", "Job", "Progress", "RunReport", "Tally", "Whole", "run_to", "scored_pieces"]
 
 ON_ERROR = ("keep", "stop")
-# A chunk ends at whichever comes first; texts of many megabytes then travel in small company.
-CHUNK_ROWS = 256
-CHUNK_CHARACTERS = 4_000_000
-
 Progress = Callable[[int], None]
 
 
@@ -53,20 +50,6 @@ class RunReport:
     def rate(self) -> float:
         """Rows that this attempt scored, a second."""
         return (self.rows - self.restored) / self.seconds if self.seconds else 0.0
-
-
-def chunks(items: Iterable[Pair | RowError]) -> Iterator[list[Pair | RowError]]:
-    """The items in pieces of bounded rows and characters; formed by position alone."""
-    chunk: list[Pair | RowError] = []
-    characters = 0
-    for item in items:
-        chunk.append(item)
-        characters += item.characters if isinstance(item, Pair) else 0
-        if len(chunk) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
 
 
 def check_on_error(on_error: str) -> None:
@@ -132,7 +115,7 @@ class Sink(Protocol):
     def write(self, piece: Any) -> None: ...
 
 
-def pieces(
+def scored_pieces(
     items: Iterable[Pair | RowError],
     job: Job,
     tally: Tally,
@@ -153,7 +136,7 @@ def pieces(
     watch, part = watch or Watch(), part or Whole()
     name = getattr(items, "name", "input")
     number, whole = -1, blake2b(digest_size=16)
-    for number, chunk in enumerate(watch.reading(chunks(items))):
+    for number, chunk in enumerate(watch.reading(pieces(items))):
         before = watch.rows_read
         watch.rows_read += len(chunk)
         if journal is not None:
@@ -227,9 +210,9 @@ def run_to(
     stopping: Stopping | None = None,
     with_text: bool = False,
 ) -> RunReport:
-    """Do `job` for all `items` into `writer` (None: the journal is the result), a piece at a time; as `pieces`."""
+    """Do `job` for all `items` into `writer` (None: the journal is the result), a piece at a time; as `scored_pieces`."""
     start, tally, watch = time.perf_counter(), Tally(), watch or Watch()
-    for piece in pieces(
+    for piece in scored_pieces(
         items,
         job,
         tally,

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.budget import Truncation
+from prefcast.base.frames import framed, unframed
 from prefcast.errors import RowError, ScoringError
-from prefcast.frames import framed, unframed
-from prefcast.outcomes import Link
+from prefcast.forecasts.predictions import Forecasts
+from prefcast.forecasts.scores import RawScores
+from prefcast.outcomes.models import Link
 from prefcast.pairs import Outcome, Pair, Turn
-from prefcast.predictions import Forecasts
-from prefcast.scores import RawScores
+from prefcast.pairs.budget import Truncation
 
 __all__ = [
     "Items",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.errors import JournalError, UsageError, excerpt, shown_path
-from prefcast.outcomes import Link
+from prefcast.outcomes.models import Link
 from prefcast.runs.journal import Entry, differences, entry_of, header_of
 from prefcast.runs.packed import Piece, link_of_json, unpack
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from prefcast.base.frames import receive, send
+from prefcast.base.processes import answering
 from prefcast.errors import PrefcastError, printable
-from prefcast.frames import receive, send
 from prefcast.pairs import Pair, Turn
-from prefcast.processes import answering
 from prefcast.scorers import scorer_class
 from prefcast.scorers.base import Scorer
 

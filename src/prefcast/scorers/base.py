@@ -13,8 +13,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.budget import Budget, Truncation
 from prefcast.pairs import Pair
+from prefcast.pairs.budget import Budget, Truncation
 
 __all__ = ["Evidence", "Push", "Scorer", "fingerprint", "read_pair"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.budget import Budget, Measure, Truncation, parse_budget
 from prefcast.errors import ForecasterError, UsageError
-from prefcast.outcomes import OutcomeModel, outcome_model
+from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
+from prefcast.pairs.budget import Budget, Measure, Truncation, parse_budget
 from prefcast.scorers.base import Evidence, Push, Scorer, fingerprint, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
 
-from prefcast.best import ranked_answers
-from prefcast.budget import cuts
-from prefcast.forecaster import Forecaster, Influence
-from prefcast.predictions import Forecast
+from prefcast.forecasts.best import ranked_answers
+from prefcast.forecasts.forecaster import Forecaster, Influence
+from prefcast.forecasts.predictions import Forecast
+from prefcast.pairs.budget import cuts
 from prefcast.scorers import Scorer
 from prefcast.service import schema
 from prefcast.service.engine import Failed, Found, Result

@@ -16,9 +16,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from prefcast.best import answer_pairs
 from prefcast.errors import PrefcastError
-from prefcast.forecaster import Forecaster
+from prefcast.forecasts.best import answer_pairs
+from prefcast.forecasts.forecaster import Forecaster
 from prefcast.runs.log import Log
 from prefcast.scorers import SCORERS
 from prefcast.service import answers, docs, openapi, schema

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefcast.errors import ModelError, PrefcastError
-from prefcast.forecaster import Forecaster, Influence
+from prefcast.forecasts.forecaster import Forecaster, Influence
+from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair
-from prefcast.predictions import Forecast
 
 __all__ = ["Conversation", "Engine", "Failed", "Found", "ToForecast"]
 

@@ -12,10 +12,10 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prefcast.errors import excerpt
-from prefcast.formats.fields import Fault, kind
-from prefcast.formats.messages import conversation
-from prefcast.formats.shapes import SHAPES
 from prefcast.pairs import Pair, clean
+from prefcast.pairs.formats.fields import Fault, kind
+from prefcast.pairs.formats.messages import conversation
+from prefcast.pairs.formats.shapes import SHAPES
 from prefcast.service import schema
 from prefcast.service.limits import Limits
 from prefcast.service.refusals import Refusal

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prefcast.budget import Budget, KeepLast, Measure, Proportional, Truncation
 from prefcast.errors import PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
+from prefcast.pairs.budget import Budget, KeepLast, Measure, Proportional, Truncation
 from prefcast.scorers.reward.text import TextReader
 
 __all__ = ["POLICIES", "TokenBudget"]

@@ -15,8 +15,8 @@ from typing import cast
 
 import torch
 
+from prefcast.base.processes import Child
 from prefcast.errors import ModelError, PrefcastError, WorkerError
-from prefcast.processes import Child
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
 from prefcast.scorers.reward.worker import read_scores, write_groups
 

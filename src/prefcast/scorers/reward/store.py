@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prefcast.base.files import umask
 from prefcast.errors import ModelError, UsageError, shown_path
-from prefcast.files import umask
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.loading import body_of, one_line, refuse_incomplete, skeleton
 from prefcast.scorers.reward.precision import quantise

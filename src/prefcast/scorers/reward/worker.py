@@ -12,9 +12,9 @@ from typing import IO
 
 import numpy as np
 
+from prefcast.base.frames import receive, send
+from prefcast.base.processes import answering
 from prefcast.errors import PrefcastError
-from prefcast.frames import receive, send
-from prefcast.processes import answering
 from prefcast.scorers.reward.engine import Group, Recipe, Scores
 
 __all__ = ["read_groups", "read_scores", "write_groups", "write_scores"]

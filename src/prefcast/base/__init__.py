@@ -1,0 +1,1 @@
+"""What knows nothing of pairs: files written whole, frames of bytes, child processes."""

@@ -1,0 +1,116 @@
+"""A child process that answers through pipes: started, timed, ended, and how it ended in words.
+
+Knows nothing of what is asked; `frames.py` has the form of questions and answers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, cast
+
+__all__ = ["CRASHED", "TOO_SLOW", "Child", "answering"]
+
+# The words that name, in a row's error, why a worker did not answer.
+CRASHED, TOO_SLOW = "ended its worker process", "took longer than"
+
+
+class Child:
+    """A process that runs `python -m module argument`; questions go to `to`, answers come from `answers`."""
+
+    def __init__(self, module: str, argument: str) -> None:
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        # -P: a file in the current folder is never taken for a module.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", module, argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C on the terminal is the parent's affair.
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self.to, self.answers = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        self._late: float | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @contextmanager
+    def within(self, seconds: float | None) -> Iterator[None]:
+        """A block that ends the process where it takes longer; its pipes then end too."""
+        if seconds is None:
+            yield
+            return
+
+        def stop() -> None:
+            self._late = seconds
+            self._process.kill()
+
+        timer = threading.Timer(seconds, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def end(self) -> str:
+        """How the process ended, after it has."""
+        self.kill()
+        if self._late is not None:
+            return f"{TOO_SLOW} {self._late:g} s"
+        code = self._process.wait()
+        if code < 0:
+            try:
+                return f"was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                return f"was killed by signal {-code}"
+        return f"ended with status {code}"
+
+    def kill(self) -> None:
+        """End the process; one that has died keeps its own status."""
+        with suppress(OSError):
+            self.to.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self.stop()
+        with suppress(OSError):
+            self.answers.close()
+
+    def stop(self) -> None:
+        """End the process at once, whoever waits for it."""
+        self._process.kill()
+        self._process.wait()
+
+
+def answering() -> IO[bytes]:
+    """For the child: where answers go, which was standard output; whatever prints goes to standard error.
+
+    An interrupt is the parent's affair, and a parent that is gone ends the child.
+    """
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return answers

@@ -1,0 +1,1 @@
+"""From pairs to probabilities: forecasters, forecasts and their files."""

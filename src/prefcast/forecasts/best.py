@@ -1,0 +1,210 @@
+"""Best of n: several answers to the same prompts, every two of them forecast, in order.
+
+The rule: an answer's strength is its mean win share over the others, P(it wins) + P(tie) / 2. That needs no fit and is the
+order of Borda counts; on forecasts, which are no votes, a Bradley-Terry model would assume more than it could learn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.base.files import atomic_file
+from prefcast.errors import RowError, UsageError, shown_path
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.predictions import Forecast, quoted
+from prefcast.pairs import Pair, Turn, clean
+from prefcast.pairs.formats.candidates import Candidates
+from prefcast.pairs.formats.forecasts import PROBABILITIES
+
+__all__ = [
+    "AnswerRanking",
+    "Choice",
+    "ChoiceWriter",
+    "answer_pairs",
+    "choice_kind",
+    "choices",
+    "open_choice_writer",
+    "ranked_answers",
+]
+
+# Pairs that are forecast at a time.
+_PIECE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRanking:
+    """n answers, as they came: `strengths` (n,), from 0 to 1, mean 1/2; `order` has their positions, the best first, equal
+    ones as they came.
+
+    `probabilities` (n, n, 3) are those of row against column in Outcome's order, nan on the diagonal.
+    """
+
+    order: tuple[int, ...]
+    strengths: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+
+    @property
+    def best(self) -> int:
+        return self.order[0]
+
+
+def answer_pairs(
+    prompt: str | Sequence[str], responses: Sequence[str | Sequence[str]], *, id: str | int = 0, row: int = 0
+) -> list[Pair]:
+    """Every two of n answers as a pair, the earlier as A: n (n - 1) / 2, in the order of itertools.combinations.
+
+    An answer has as many turns as the prompt. Raises UsageError for fewer than two answers.
+    """
+    if len(responses) < 2:
+        raise UsageError(f"expected at least two responses, found {len(responses)}")
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    texts = [(response,) if isinstance(response, str) else tuple(response) for response in responses]
+    for number, each in enumerate(texts, 1):
+        if len(each) != len(prompts):
+            raise UsageError(f"response {number} has {len(each)} turns, the prompt {len(prompts)}; they must be equal")
+    prompts = tuple(map(clean, prompts))
+    cleaned = [tuple(map(clean, each)) for each in texts]
+    return [Pair(tuple(map(Turn, prompts, a, b)), id=id, row=row) for a, b in combinations(cleaned, 2)]
+
+
+def ranked_answers(n: int, forecasts: Sequence[Forecast]) -> AnswerRanking:
+    """The order of n answers from the forecasts of `answer_pairs`.
+
+    Raises the RowError of the first forecast that failed, its field naming the two answers.
+    """
+    probabilities = np.full((n, n, 3), np.nan)
+    for (i, j), forecast in zip(combinations(range(n), 2), forecasts, strict=True):
+        if forecast.error is not None:
+            fault = forecast.error
+            raise RowError(fault.file, fault.row, f"responses {i + 1} and {j + 1}", fault.problem, fault.id)
+        a, b, tie = forecast.probabilities
+        probabilities[i, j], probabilities[j, i] = (a, b, tie), (b, a, tie)
+    strengths = np.nanmean(probabilities[:, :, 0] + probabilities[:, :, 2] / 2, axis=1)
+    order = sorted(range(n), key=lambda index: -strengths[index])
+    return AnswerRanking(tuple(order), strengths, probabilities)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen among the candidates of one prompt, or the `error` why nothing was; `truncated` counts pairs that were
+    not read whole."""
+
+    id: str | int
+    candidates: Candidates | None
+    ranking: AnswerRanking | None
+    truncated: int
+    error: RowError | None
+
+    def record(self, *, with_text: bool = False) -> dict[str, Any]:
+        """As the .jsonl file holds it: positions counted from 0, `pairwise` in the order of itertools.combinations."""
+        ranking, candidates = self.ranking, self.candidates
+        record: dict[str, Any] = {
+            "id": self.id,
+            "best": None if ranking is None else ranking.best,
+            "strength": None if ranking is None else float(ranking.strengths[ranking.best]),
+            "responses": None if candidates is None else len(candidates.responses),
+            "order": None if ranking is None else list(ranking.order),
+            "strengths": None if ranking is None else ranking.strengths.tolist(),
+            "pairwise": None if ranking is None else list(_pairwise(ranking)),
+            "truncated": self.truncated,
+            "error": None if self.error is None else str(self.error),
+        }
+        if with_text:
+            chosen = None if ranking is None or candidates is None else candidates.responses[ranking.best]
+            record |= {
+                "prompt": None if candidates is None else list(candidates.prompt),
+                "response": None if chosen is None else list(chosen),
+            }
+        return record
+
+
+def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
+    for i, j in combinations(range(len(ranking.order)), 2):
+        a, b, tie = map(float, ranking.probabilities[i, j])
+        yield {"a": i, "b": j, PROBABILITIES[0]: a, PROBABILITIES[1]: b, PROBABILITIES[2]: tie}
+
+
+def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
+    """The choice for each prompt, in their order, a piece of them at a time."""
+    piece: list[Candidates | RowError] = []
+    size = 0
+    for item in items:
+        piece.append(item)
+        if isinstance(item, Candidates):
+            size += len(item.responses) * (len(item.responses) - 1) // 2
+        if size >= _PIECE or len(piece) >= _PIECE:
+            yield from _chosen(piece, forecaster)
+            piece, size = [], 0
+    yield from _chosen(piece, forecaster)
+
+
+def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
+    pairs = [
+        pair
+        for item in piece
+        if isinstance(item, Candidates)
+        for pair in answer_pairs(item.prompt, item.responses, id=item.id, row=item.row)
+    ]
+    forecasts = iter(forecaster.forecast(pairs))
+    for item in piece:
+        if isinstance(item, RowError):
+            yield Choice(item.id, None, None, 0, item)
+            continue
+        n = len(item.responses)
+        found = list(islice(forecasts, n * (n - 1) // 2))
+        truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
+        try:
+            yield Choice(item.id, item, ranked_answers(n, found), truncated, None)
+        except RowError as error:
+            yield Choice(item.id, item, None, truncated, error)
+
+
+class ChoiceWriter:
+    """Choices as they come: .jsonl has everything, .csv a row a prompt without the strengths of all."""
+
+    def __init__(self, file: BinaryIO, kind: str, *, with_text: bool) -> None:
+        self._file, self._kind, self._with_text = file, kind, with_text
+        self._names: tuple[str, ...] = ("id", "best", "strength", "responses", "truncated", "error")
+        self._names += ("prompt", "response") if with_text else ()
+        if kind == ".csv":
+            file.write((",".join(self._names) + "\n").encode())
+
+    def write(self, choice: Choice) -> None:
+        record = choice.record(with_text=self._with_text)
+        if self._kind == ".jsonl":
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        else:
+            line = ",".join(map(_cell, (record[name] for name in self._names)))
+        self._file.write((line + "\n").encode())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return quoted(clean(json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)))
+
+
+def choice_kind(path: str | os.PathLike[str]) -> str:
+    """The ending of an output file; UsageError if no writer has it."""
+    ending = Path(path).suffix.lower()
+    if ending not in (".csv", ".jsonl"):
+        raise UsageError(f"{shown_path(path)}: the ending tells the format of the output: .csv or .jsonl (everything)")
+    return ending
+
+
+@contextmanager
+def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[ChoiceWriter]:
+    """A writer for `path` by its ending; the file appears whole or not at all. Raises UsageError."""
+    kind = choice_kind(path)
+    with atomic_file(path) as file:
+        yield ChoiceWriter(file, kind, with_text=with_text)

@@ -1,0 +1,300 @@
+"""Raw scores of pairs and their files: what a scorer says before any outcome model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.base.files import atomic_file
+from prefcast.errors import FileError, RowError, ScoringError, excerpt, shown_path
+from prefcast.forecasts.predictions import JsonLines, Parquet, output_kind, quoted
+from prefcast.pairs import Pair, clean
+from prefcast.pairs.budget import Budget, Truncation
+from prefcast.pairs.formats.containers import open_records
+from prefcast.pairs.formats.forecasts import PROBABILITIES, checked_row, read_label, same_id, sound_numbers
+from prefcast.pairs.formats.ids import SeenIds
+from prefcast.pairs.pair import group_key
+from prefcast.scorers import Scorer
+from prefcast.scorers.base import read_pair
+from prefcast.scorers.given import GivenScorer
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = [
+    "GivenScores",
+    "RawScores",
+    "column_names",
+    "open_score_writer",
+    "read_scores",
+    "score_blocks",
+    "score_pairs",
+]
+
+_TEXTS = ("model_a", "model_b", "error")
+_TAIL = ("label", "model_a", "model_b", "characters_kept", "characters", "turns_kept", "turns", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class RawScores:
+    """What a scorer said of n rows, in their order: `columns` hold float64 (n,), nan where a row failed."""
+
+    ids: list[str | int]
+    columns: Mapping[str, NDArray[np.float64]]
+    truncations: list[Truncation | None]
+    errors: list[RowError | None]
+    pairs: list[Pair | None] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def failed(self) -> int:
+        return sum(error is not None for error in self.errors)
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
+        """A dict a row, as the files hold it."""
+        for index, id in enumerate(self.ids):
+            pair, truncation, error = self.pairs[index], self.truncations[index], self.errors[index]
+            yield {
+                "id": clean(id) if isinstance(id, str) else id,
+                **{name: None if error else float(values[index]) for name, values in self.columns.items()},
+                "label": None if pair is None or pair.outcome is None else int(pair.outcome),
+                "model_a": pair.model_a if pair else None,
+                "model_b": pair.model_b if pair else None,
+                "characters_kept": truncation.kept if truncation else None,
+                "characters": truncation.total if truncation else None,
+                "turns_kept": truncation.turns_kept if truncation else None,
+                "turns": truncation.turns_total if truncation else None,
+                "error": str(error) if error else None,
+            }
+
+
+def score_pairs(items: Sequence[Pair | RowError], scorer: Scorer, budget: Budget) -> RawScores:
+    """Score `items`; a RowError among them and a pair that fails keep their place as errors."""
+    errors: list[RowError | None] = [item if isinstance(item, RowError) else None for item in items]
+    truncations: list[Truncation | None] = [None] * len(items)
+    read, index = [], []
+    for position, item in enumerate(items):
+        if isinstance(item, Pair):
+            pair, truncations[position] = read_pair(item, budget, scorer)
+            read.append(pair)
+            index.append(position)
+    evidence = scorer.evidence(read)
+    values = {**evidence.raw, "margin": evidence.margin, "tie": evidence.tie}
+    columns = {name: np.full(len(items), np.nan) for name in column_names(scorer)}
+    for name, column in columns.items():
+        column[index] = values[name]
+    for place, (position, pair) in enumerate(zip(index, read, strict=True)):
+        if not (np.isfinite(evidence.margin[place]) and np.isfinite(evidence.tie[place])):
+            problem = evidence.problems.get(place, f"the scorer {scorer.name} gave evidence that is not finite")
+            errors[position] = ScoringError("score", pair.row or position + 1, "", problem, pair.id)
+    kept: list[Pair | None] = [item if isinstance(item, Pair) else None for item in items]
+    return RawScores([item.id for item in items], columns, truncations, errors, kept)
+
+
+def column_names(scorer: Scorer) -> tuple[str, ...]:
+    """The numbers of each row: what the model gave, then the evidence."""
+    return (*scorer.raw_names, "margin", "tie")
+
+
+class ScoreWriter(Protocol):
+    """Takes scores in order, in as many pieces as come."""
+
+    def write(self, scores: RawScores) -> None: ...
+
+
+class _Csv:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
+        self._file = file
+        self._names = ("id", *names, *_TAIL)
+        file.write((",".join(self._names) + "\n").encode())
+
+    def write(self, scores: RawScores) -> None:
+        for record in scores.records():
+            cells = ("" if record[name] is None else quoted(clean(str(record[name]))) for name in self._names)
+            self._file.write((",".join(cells) + "\n").encode())
+
+
+@contextmanager
+def open_score_writer(
+    path: str | os.PathLike[str], names: Sequence[str], *, room: Path | None = None
+) -> Iterator[ScoreWriter]:
+    """A writer for `path` by its ending (.csv, .jsonl, .parquet) of the numbers `names` (see `column_names`); the file
+    appears whole or not at all, until then it lies in `room`.
+
+    Raises UsageError.
+    """
+    kind = output_kind(path)
+
+    def schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
+        import pyarrow
+
+        number, whole, text = pyarrow.float64(), pyarrow.int64(), pyarrow.string()
+        return pyarrow.schema(
+            [
+                ("id", whole if whole_ids else text),
+                *((name, number) for name in names),
+                *((name, text if name in _TEXTS else whole) for name in _TAIL),
+            ]
+        )
+
+    with atomic_file(path, room) as file:
+        if kind == ".csv":
+            yield _Csv(file, names)
+        elif kind == ".jsonl":
+            yield JsonLines(file, with_text=False)
+        else:
+            parquet = Parquet(file, False, schema)
+            try:
+                yield parquet
+            finally:
+                parquet.close()
+
+
+# What a file of scores may hold, the first that is there: a forecast, evidence, logits, or a score of each answer.
+_SHAPES = (PROBABILITIES, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"))
+_BLOCK_ROWS = 4096
+# Rounded files hold zeros; a logarithm needs more.
+_LEAST_PROBABILITY = 1e-6
+
+
+@dataclass(frozen=True)
+class GivenScores:
+    """Scores of n rows as evidence: `margin`, `tie` (n,), nan where a row has none; `labels` (n,), -1 where there is none;
+    `columns` of the file they were made of. `keys` (n,) are of the first prompts, None
+    in a file without; `models` the pair of names of each row, where known."""
+
+    ids: list[str]
+    margin: NDArray[np.float64]
+    tie: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    keys: NDArray[np.uint64] | None
+    models: list[tuple[str | None, str | None]]
+    columns: tuple[str, ...]
+
+    @property
+    def log_odds(self) -> bool:
+        """Whether the evidence is a forecast's log-odds already: it was made of probabilities or of three logits."""
+        return len(self.columns) == 3
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.margin) & np.isfinite(self.tie)
+
+
+def score_blocks(path: str | os.PathLike[str]) -> Iterator[GivenScores]:
+    """Read a file of scores, a block of rows at a time.
+
+    It has `id` and either score_a and score_b (of each answer, higher is better), logit_a, logit_b and perhaps
+    logit_tie, margin and perhaps tie (as `prefcast score` writes), or the three probabilities of a forecast; perhaps
+    `label` (0, 1, 2), model_a, model_b, prompt and error. Raises FileError.
+    """
+    seen, empty = SeenIds(), True
+    with open_records(path) as records:
+        names = next((shape for shape in _SHAPES if all(name in records.columns for name in shape)), None)
+        if names is None or "id" not in records.columns:
+            raise FileError(
+                records.name,
+                "column 'id' is missing; scores are joined by it"
+                if names is not None
+                else "holds no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
+                f"(and tie), or {', '.join(PROBABILITIES)}",
+            )
+        more = {"margin": "tie", "logit_a": "logit_tie"}.get(names[0])
+        wanted = (*names, more) if more in records.columns and more is not None else names
+        with_prompts = "prompt" in records.columns
+        rows = iter(records)
+        while block := list(islice(rows, _BLOCK_ROWS)):
+            empty = False
+            ids, values, labels, keys, models = [], [], [], [], []
+            failed = "error" in records.columns and any(
+                isinstance(record, RowError) or record.get("error") not in (None, "") for _, record in block
+            )
+            sound = None if failed else sound_numbers(block, wanted)
+            for row, record in block:
+                if isinstance(record, RowError):
+                    raise FileError(records.name, record.problem, row)
+                ids.append(_known_id(record.get("id"), seen, records.name, row))
+                if sound is None:
+                    values.append(_numbers(record, wanted, records.name, row))
+                labels.append(read_label(record.get("label"), records.name, row))
+                model_a, model_b = record.get("model_a"), record.get("model_b")
+                models.append((_name(model_a), _name(model_b)))
+                if with_prompts:
+                    prompt = record.get("prompt")
+                    keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
+            if found := seen.settle():
+                raise same_id(records.name, *found)
+            margin, tie = _evidence(np.array(values) if sound is None else sound, wanted)
+            yield GivenScores(
+                ids,
+                margin,
+                tie,
+                np.array(labels),
+                np.array(keys, dtype=np.uint64) if with_prompts else None,
+                models,
+                wanted,
+            )
+    if empty:
+        raise FileError(shown_path(path), "has no rows; expected at least one")
+
+
+def read_scores(path: str | os.PathLike[str]) -> GivenScorer:
+    """A file of scores as a scorer that finds them by id. Raises FileError."""
+    blocks = list(score_blocks(path))
+    where = {id: row for row, id in enumerate(id for block in blocks for id in block.ids)}
+    margin, tie = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("margin", "tie"))
+    return GivenScorer(blocks[0].columns, where, margin, tie, shown_path(path))
+
+
+def _known_id(value: Any, seen: SeenIds, name: str, row: int) -> str:
+    if value in (None, ""):
+        raise FileError(name, "id is missing; every row needs one", row)
+    if (first := seen.add(str(value), row)) is not None:
+        raise same_id(name, row, first, str(value))
+    return str(value)
+
+
+def _name(value: Any) -> str | None:
+    return None if value in (None, "") else clean(str(value))
+
+
+def _numbers(record: Mapping[str, Any], names: Sequence[str], name: str, row: int) -> list[float]:
+    """The numbers of a row; nan for all where it failed or has none."""
+    found = [record.get(column) for column in names]
+    if all(value in (None, "") for value in found) or record.get("error") not in (None, ""):
+        return [float("nan")] * len(names)
+    numbers = []
+    for column, value in zip(names, found, strict=True):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not isfinite(number) or isinstance(value, bool):
+            raise FileError(name, f"{column} is {excerpt(value)}; expected a finite number", row)
+        numbers.append(number)
+    if names[0] == PROBABILITIES[0]:
+        return list(checked_row(numbers, name, row))
+    return numbers
+
+
+def _evidence(values: NDArray[np.float64], names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Margin and tie (n,) of the columns (n, k)."""
+    if names[0] == "margin":
+        return values[:, 0], values[:, 1] if len(names) > 1 else np.where(np.isfinite(values[:, 0]), 0.0, np.nan)
+    if names[0] == PROBABILITIES[0]:
+        values = np.log(np.maximum(values, _LEAST_PROBABILITY))
+    margin = values[:, 0] - values[:, 1]
+    if values.shape[1] == 3:
+        return margin, values[:, 2] - (values[:, 0] + values[:, 1]) / 2
+    return margin, np.where(np.isfinite(margin), 0.0, np.nan)

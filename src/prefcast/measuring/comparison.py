@@ -1,0 +1,239 @@
+"""Two systems that answered the same prompts, without labels: which would people prefer, and how sure is that."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import RowError, UsageError
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.predictions import Forecasts, Writer
+from prefcast.measuring.metrics import SMALL_SLICE
+from prefcast.measuring.metrics.slices import KINDS, Slicer
+from prefcast.outcomes.statistics.bootstrap import REPEATS, Figure, figure, poisson_weights
+from prefcast.outcomes.statistics.columns import Columns
+from prefcast.pairs import Outcome, Pair
+from prefcast.pairs.pair import group_key
+from prefcast.pairs.pieces import pieces
+from prefcast.runs.loop import Progress
+
+__all__ = ["Comparison", "Example", "SystemSlice", "compare"]
+
+Floats = NDArray[np.float64]
+
+_EXAMPLES = 5
+_KINDS = ("turns", "length of both answers", "language of the prompt", "prompt about code", "answers")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair whose forecast is among the most decided."""
+
+    pair: Pair
+    probabilities: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SystemSlice:
+    """The prompts of one kind: `net` is RIGHT's win rate less its loss rate; the interval covers the choice of prompts
+    and the link, not the forecaster's bias."""
+
+    kind: str
+    name: str
+    n: int
+    net: Figure
+    small: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Expected rates of RIGHT (B) against LEFT (A) over `n` prompts.
+
+    `net` is win less loss. The intervals cover which prompts were asked (bootstrap over first prompts), the link that was
+    fitted (its draws) and, where `calibrated`, how far this forecaster is off for whole systems (`Calibration`); `bias`
+    holds that in standard deviations. `verdict` is `right`, `left` or `none`: whether the interval of `net` excludes 0.
+    """
+
+    left: str
+    right: str
+    n: int
+    groups: int
+    win: Figure
+    loss: Figure
+    tie: Figure
+    net: Figure
+    verdict: str
+    calibrated: bool
+    bias: dict[str, float]
+    slices: tuple[SystemSlice, ...]
+    failed: int
+    examples: dict[str, tuple[Example, ...]]
+    first_error: RowError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; examples by their ids."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("examples", "first_error", "slices")}
+        plain |= {name: asdict(getattr(self, name)) for name in ("win", "loss", "tie", "net")}
+        plain["slices"] = [asdict(part) for part in self.slices]
+        plain["examples"] = {
+            name: [{"id": example.pair.id, "probabilities": example.probabilities} for example in examples]
+            for name, examples in self.examples.items()
+        }
+        return plain
+
+
+def compare(
+    pairs: Iterable[Pair | RowError],
+    forecaster: Forecaster,
+    *,
+    names: Sequence[str] = ("LEFT", "RIGHT"),
+    writer: Writer | None = None,
+    progress: Progress | None = None,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Comparison:
+    """Forecast pairs of LEFT's (A) and RIGHT's (B) answers, and sum them up; `writer` gets the forecasts.
+
+    Raises UsageError where no pair could be forecast.
+    """
+    tally = _Tally(forecaster, repeats, seed)
+    for chunk in pieces(pairs):
+        forecasts = forecaster.forecast(chunk)
+        if writer is not None:
+            writer.write(forecasts)
+        tally.add(forecasts)
+        if progress:
+            progress(tally.rows)
+    if not tally.n:
+        raise UsageError(f"nothing to compare: of {tally.rows} pairs {tally.failed} failed ({tally.first_error})")
+    return tally.comparison(names)
+
+
+def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
+    """Two columns (repeats,) of standard normal quantiles in an order that was drawn: symmetric around 0."""
+    from scipy.special import ndtri
+
+    quantiles = ndtri((np.arange(repeats) + 0.5) / repeats)
+    rng = np.random.default_rng(seed)
+    return quantiles[rng.permutation(repeats)], quantiles[rng.permutation(repeats)]
+
+
+class _Tally:
+    """Sums over prompts, in every draw of prompts and link."""
+
+    def __init__(self, forecaster: Forecaster, repeats: int, seed: int) -> None:
+        self._link, self._calibration = forecaster.link, forecaster.calibration
+        self._repeats, self._seed = repeats, seed
+        self._slicer = Slicer()
+        self._places = [list(KINDS).index(kind) for kind in _KINDS]
+        self._sums, self._weights = np.zeros((repeats, 3)), np.zeros(repeats)
+        self._slices: dict[tuple[str, int], list[Any]] = {}
+        self._total = np.zeros(3)
+        self._keys = Columns(["key"])
+        self._best: dict[str, list[tuple[float, int, Example]]] = {"left": [], "right": []}
+        self.rows = self.failed = self.n = 0
+        self.first_error: RowError | None = None
+
+    def add(self, forecasts: Forecasts) -> None:
+        self.rows += len(forecasts)
+        good = [index for index, error in enumerate(forecasts.errors) if error is None]
+        self.failed += len(forecasts) - len(good)
+        self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
+        pairs = [pair for pair in (forecasts.pairs[index] for index in good) if pair is not None]
+        if not pairs:
+            return
+        p = forecasts.probabilities[good]
+        keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
+        self._keys.append(keys.view(np.float64)[:, None])
+        weights = poisson_weights(keys, self._repeats, self._seed).astype(np.float64)
+        drawn = p[None]
+        if self._link is not None and forecasts.columns is not None and len(self._link.draws):
+            drawn = self._link.drawn(*(part[good] for part in forecasts.columns))
+        net = np.empty((self._repeats, len(pairs)))
+        for start in range(0, self._repeats, len(drawn)):
+            part = slice(start, min(start + len(drawn), self._repeats))
+            these = drawn[: part.stop - part.start]
+            self._sums[part] += (
+                np.einsum("nr,rno->ro", weights[:, part], these) if len(drawn) > 1 else weights[:, part].T @ p
+            )
+            net[part] = these[:, :, Outcome.B] - these[:, :, Outcome.A]
+        self._weights += weights.sum(axis=0)
+        self._total += p.sum(axis=0)
+        self.n += len(pairs)
+        self._slice(pairs, p, weights, net)
+        self._remember(pairs, p)
+
+    def _slice(self, pairs: Sequence[Pair], p: Floats, weights: Floats, net: Floats) -> None:
+        codes = np.array([self._slicer.codes(pair, None) for pair in pairs])[:, self._places]
+        for column, kind in enumerate(_KINDS):
+            for code in np.unique(codes[:, column]).astype(int).tolist():
+                rows = codes[:, column] == code
+                found = self._slices.setdefault(
+                    (kind, code), [0, 0.0, np.zeros(self._repeats), np.zeros(self._repeats)]
+                )
+                found[0] += int(rows.sum())
+                found[1] += float((p[rows, Outcome.B] - p[rows, Outcome.A]).sum())
+                found[2] += np.einsum("nr,rn->r", weights[rows], net[:, rows])
+                found[3] += weights[rows].sum(axis=0)
+
+    def _remember(self, pairs: Sequence[Pair], p: Floats) -> None:
+        for row, pair in enumerate(pairs):
+            a, b, tie = p[row].tolist()
+            for side, value, other in (("left", a, b), ("right", b, a)):
+                if value <= max(other, tie):
+                    continue
+                heap, item = self._best[side], (value, -self.n - row, Example(pair, (a, b, tie)))
+                if len(heap) < _EXAMPLES:
+                    heapq.heappush(heap, item)
+                elif item > heap[0]:
+                    heapq.heapreplace(heap, item)
+
+    def comparison(self, names: Sequence[str]) -> Comparison:
+        calibration = self._calibration
+        rates = np.divide(
+            self._sums, self._weights[:, None], out=np.full_like(self._sums, np.nan), where=self._weights[:, None] > 0
+        )
+        net = rates[:, Outcome.B] - rates[:, Outcome.A]
+        tie = rates[:, Outcome.TIE]
+        if calibration is not None:
+            # The draws follow the sides, so that exchanging the systems mirrors the interval exactly.
+            side = 1.0 if self._total[Outcome.B] >= self._total[Outcome.A] else -1.0
+            of_net, of_tie = _normal_draws(self._repeats, self._seed)
+            net = net + side * calibration.net * of_net
+            tie = np.clip(tie + calibration.tie * of_tie, 0.0, 1.0)
+        net = np.clip(net, tie - 1, 1 - tie)
+        a, b, t = (self._total / self.n).tolist()
+        found = figure(b - a, net)
+        verdict = "right" if found.low > 0 else "left" if found.high < 0 else "none"
+        return Comparison(
+            left=names[0],
+            right=names[1],
+            n=self.n,
+            groups=len(np.unique(self._keys.column("key").view(np.uint64))),
+            win=figure(b, (1 - tie + net) / 2),
+            loss=figure(a, (1 - tie - net) / 2),
+            tie=figure(t, tie),
+            net=found,
+            verdict=verdict,
+            calibrated=calibration is not None,
+            bias={} if calibration is None else {"net": calibration.net, "tie": calibration.tie},
+            slices=tuple(self._found_slices()),
+            failed=self.failed,
+            examples={
+                side: tuple(item for _, _, item in sorted(heap, reverse=True)) for side, heap in self._best.items()
+            },
+            first_error=self.first_error,
+        )
+
+    def _found_slices(self) -> Iterable[SystemSlice]:
+        order = {kind: place for place, kind in enumerate(_KINDS)}
+        for (kind, code), (n, total, sums, weights) in sorted(
+            self._slices.items(), key=lambda each: (order[each[0][0]], each[0][1])
+        ):
+            draws = np.divide(sums, weights, out=np.full(self._repeats, np.nan), where=weights > 0)
+            yield SystemSlice(kind, self._slicer.names[kind][code], n, figure(total / n, draws), n < SMALL_SLICE)

@@ -1,0 +1,346 @@
+"""The figures of rows that lie in a table, with their bootstrap, in one pass.
+
+All figures but two are quotients of sums over rows, so a bootstrap needs only sums; the calibration error is a function
+of such, and the AUC is one to first order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prefcast.errors import UsageError
+from prefcast.measuring.metrics import (
+    HISTOGRAM,
+    NAMES,
+    SMALL_SLICE,
+    Baseline,
+    Bin,
+    Difference,
+    Evaluation,
+    Scores,
+    Slice,
+    checked_probabilities,
+    row_accuracy,
+    row_brier,
+    row_log_loss,
+)
+from prefcast.outcomes.calibration import BINS, folded_normal_mean
+from prefcast.outcomes.statistics.bootstrap import REPEATS, Bootstrap, Figure, figure, group_keys
+from prefcast.outcomes.statistics.columns import Columns
+from prefcast.pairs import Outcome
+
+__all__ = ["FOLDS", "Rows", "evaluate_probabilities", "measure"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+FOLDS = 10
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What `measure` takes: a table with the columns of `Rows.COLUMNS`, then any of these.
+
+    `baselines` and `other` name columns triples of probabilities (`length_a`, ...; nan: not there), `slices` the
+    columns of codes, with the name of each code.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("a", "b", "tie", "label", "key")
+
+    table: Columns
+    baselines: tuple[str, ...] = ()
+    other: str | None = None
+    slices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    resampled: str = "prompts"
+
+
+def measure(rows: Rows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
+    """The figures of `rows`, in memory that grows by a few numbers a row.
+
+    Raises UsageError where there is no row.
+    """
+    table = rows.table
+    if not len(table):
+        raise UsageError("no labelled row has a forecast: nothing to evaluate")
+    key = table.column("key").view(np.uint64)
+    plan = _Plan(rows, table.column("label").astype(np.int64), key)
+    sums = Bootstrap(plan.names, repeats, seed)
+    confusion = np.zeros((len(Outcome), len(Outcome)))
+    margins = np.zeros((len(Outcome), len(HISTOGRAM) - 1))
+    start = 0
+    for block in table.blocks():
+        p, here = block[:, :3], slice(start, start + len(block))
+        y, start = plan.label[here], start + len(block)
+        sums.add(key[here], plan.columns(block, y, key[here]))
+        best = p == p.max(axis=1, keepdims=True)
+        np.add.at(confusion, y, best / best.sum(axis=1, keepdims=True))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.nan_to_num(np.log(p[:, 0]) - np.log(p[:, 1]), posinf=np.inf, neginf=-np.inf)
+        ratio = np.clip(ratio, HISTOGRAM[0], HISTOGRAM[-1])
+        for outcome in Outcome:
+            margins[outcome] += np.histogram(ratio[y == outcome], HISTOGRAM)[0]
+    n = len(table)
+    return Evaluation(
+        n=n,
+        groups=len(np.unique(key)),
+        scores=_scores(sums, plan.bins),
+        baselines={
+            "uniform": _uniform(sums),
+            **{base: Baseline(*(_mean(sums, f"{what}:{base}") for what in _FIGURES)) for base in plan.baselines},
+        },
+        outcome_shares={name: float((plan.label == index).sum() / n) for index, name in enumerate(NAMES)},
+        reliability={name: _reliability(sums, name, plan.bins) for name in NAMES},
+        confusion=tuple(map(tuple, confusion.tolist())),
+        margins={name: tuple(margins[index].astype(int).tolist()) for index, name in enumerate(NAMES)},
+        slices=tuple(_slice(sums, rows, kind, code) for kind, code in plan.slices),
+        against=_difference(sums, rows.other) if rows.other else None,
+        resampled=rows.resampled,
+    )
+
+
+class _Plan:
+    """Which sums a measurement takes, and each block's share in them."""
+
+    def __init__(self, rows: Rows, label: Ints, key: NDArray[np.uint64]) -> None:
+        table = rows.table
+        self.rows, self.label = rows, label
+        self.place = {name: index for index, name in enumerate(table.names)}
+        self.edges = {name: _bin_edges(table.column(name)) for name in NAMES}
+        by_fold = [np.bincount(label[key % np.uint64(FOLDS) == fold], minlength=len(Outcome)) for fold in range(FOLDS)]
+        self.prior = _cross_fitted_prior(np.stack(by_fold))
+        self.chance = _Placements(table.column("a"), table.column("b"), label)
+        self.bins = [(name, index) for name in NAMES for index in range(len(self.edges[name]) + 1)]
+        self.slices = _shown_slices(rows, table)
+        self.baselines = ("class_prior", *rows.baselines)
+        names = ["rows", *_LOSSES]
+        names += [f"{what}:{name}" for name in NAMES for what in ("rows", "log_loss", "accuracy")]
+        names += [f"{what}:{base}" for base in self.baselines for what in _FIGURES]
+        names += ["auc:a", "auc:b"]
+        names += [f"{what}:{name}:{index}" for name, index in self.bins for what in _IN_BINS]
+        names += [f"{what}:{kind}:{code}" for kind, code in self.slices for what in ("rows", "log_loss", "gain")]
+        names += [f"{what}:other" for what in ("rows", *_LOSSES)] if rows.other else []
+        self.names = names
+
+    def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> Floats:
+        """What each row of the block adds to the sums, (m, k)."""
+        p = block[:, :3]
+        losses = _losses(p, y)
+        columns: dict[str, Floats] = {"rows": np.ones(len(block)), **losses}
+        for outcome in Outcome:
+            mask = (y == outcome).astype(np.float64)
+            columns[f"rows:{NAMES[outcome]}"] = mask
+            columns |= {f"{what}:{NAMES[outcome]}": losses[what] * mask for what in ("log_loss", "accuracy")}
+        for base in self.baselines:
+            q = self.prior[key % np.uint64(FOLDS)] if base == "class_prior" else self._triple(block, base)
+            columns |= {f"{what}:{base}": values for what, values in _losses(q, y).items()}
+            columns[f"gain:{base}"] = columns[f"log_loss:{base}"] - losses["log_loss"]
+        columns["auc:a"], columns["auc:b"] = self.chance.of(p, y)
+        for column, name in enumerate(NAMES):
+            said, hit = p[:, column], (y == column).astype(np.float64)
+            position: Ints = np.searchsorted(self.edges[name], np.asarray(said), side="right")
+            for index in range(len(self.edges[name]) + 1):
+                inside = (position == index).astype(np.float64)
+                parts = (inside, inside * said, inside * hit, inside * said * (1 - said))
+                columns |= {f"{what}:{name}:{index}": part for what, part in zip(_IN_BINS, parts, strict=True)}
+        for kind, code in self.slices:
+            inside = (block[:, self.place[f"slice:{kind}"]] == code).astype(np.float64)
+            columns[f"rows:{kind}:{code}"] = inside
+            columns[f"log_loss:{kind}:{code}"] = inside * losses["log_loss"]
+            columns[f"gain:{kind}:{code}"] = inside * columns["gain:class_prior"]
+        if self.rows.other:
+            theirs = self._triple(block, self.rows.other)
+            there = np.asarray(np.isfinite(theirs).all(axis=1))
+            columns["rows:other"] = there.astype(np.float64)
+            other = _losses(np.where(there[:, None], theirs, 1 / 3), y)
+            columns |= {f"{what}:other": (losses[what] - other[what]) * there for what in _LOSSES}
+        return np.column_stack([columns[name] for name in self.names])
+
+    def _triple(self, block: Floats, name: str) -> Floats:
+        return block[:, [self.place[f"{name}_{outcome}"] for outcome in NAMES]]
+
+
+_LOSSES = ("log_loss", "accuracy", "brier_score")
+_IN_BINS = ("rows", "forecast", "happened", "variance")
+
+
+def _losses(p: Floats, y: Ints) -> dict[str, Floats]:
+    return {"log_loss": row_log_loss(p, y), "accuracy": row_accuracy(p, y), "brier_score": row_brier(p, y)}
+
+
+_FIGURES = ("log_loss", "accuracy", "brier_score", "gain")
+
+
+def _mean(sums: Bootstrap, name: str, of: str = "rows") -> Figure:
+    found = sums.ratio(name, of)
+    if found is None:
+        raise UsageError("no labelled row has a forecast: nothing to evaluate")
+    return found
+
+
+def _bin_edges(values: Floats) -> Floats:
+    """The inner edges of bins of equal mass; equal values share a bin, so there may be fewer than 10."""
+    values.sort()
+    starts = np.arange(1, BINS) * len(values) // BINS
+    edges = np.unique(values[starts])
+    inner: Floats = edges[edges > values[0]]
+    return inner
+
+
+def _cross_fitted_prior(by_fold: NDArray[np.int64]) -> Floats:
+    """For each fold the outcome shares of the other folds, A and B counted as one, with one row more of each outcome."""
+    others = by_fold.sum(axis=0) - by_fold + 1.0
+    side = (others[:, Outcome.A] + others[:, Outcome.B]) / 2
+    shares = np.column_stack([side, side, others[:, Outcome.TIE]])
+    normalised: Floats = shares / shares.sum(axis=1, keepdims=True)
+    return normalised
+
+
+class _Placements:
+    """Each decisive row's share of the AUC: of the rows that the other side won, how many it outranks."""
+
+    def __init__(self, a: Floats, b: Floats, label: NDArray[np.int64]) -> None:
+        preferred = _preferred(a, b)
+        self._won = {side: np.sort(preferred[label == side]) for side in (Outcome.A, Outcome.B)}
+
+    def of(self, p: Floats, label: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """For rows that A won the share of B's rows below them, for those that B won of A's above them; otherwise 0."""
+        value = _preferred(p[:, 0], p[:, 1])
+        out = []
+        for side, other in ((Outcome.A, Outcome.B), (Outcome.B, Outcome.A)):
+            ranked = self._won[other]
+            if not len(ranked):
+                out.append(np.zeros(len(p)))
+                continue
+            below = (np.searchsorted(ranked, value, "left") + np.searchsorted(ranked, value, "right")) / 2
+            share = below / len(ranked) if side == Outcome.A else 1 - below / len(ranked)
+            out.append(np.where(label == side, share, 0.0))
+        return out[0], out[1]
+
+
+def _preferred(a: Floats, b: Floats) -> Floats:
+    total = a + b
+    chance: Floats = np.divide(a, total, out=np.full(len(total), 0.5), where=total > 0)
+    return chance
+
+
+def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
+    plain, debiased = (_calibration_error(sums, bins, debias) for debias in (False, True))
+    auc = None
+    if sums.total("rows:a") and sums.total("rows:b"):
+        value = sums.total("auc:a") / sums.total("rows:a")
+        # To first order (Hajek's projection) the AUC of a draw is the sum of the two mean placements.
+        draws = sums.ratio_draws("auc:a", "rows:a") + sums.ratio_draws("auc:b", "rows:b") - value
+        auc = figure(value, draws)
+    by_outcome = {name: sums.ratio(f"log_loss:{name}", f"rows:{name}") for name in NAMES}
+    return Scores(
+        log_loss=_mean(sums, "log_loss"),
+        accuracy=_mean(sums, "accuracy"),
+        brier_score=_mean(sums, "brier_score"),
+        log_loss_by_outcome={name: found for name, found in by_outcome.items() if found},
+        expected_calibration_error=debiased,
+        expected_calibration_error_plain=plain,
+        tie_recall=sums.ratio("accuracy:tie", "rows:tie"),
+        auc=auc,
+    )
+
+
+def _calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]], debias: bool) -> Figure:
+    """The expected calibration error averaged over the outcomes.
+
+    With a bin's true gap d, its estimate is about normal around d with variance s^2, and its absolute value is on
+    average the folded normal's mean; twice the estimate less that mean at the estimate removes the first-order bias.
+    """
+    rows, gap, noise = (np.zeros((len(sums.draws) + 1, len(bins))) for _ in range(3))
+    for column, (name, index) in enumerate(bins):
+        parts = [f"{what}:{name}:{index}" for what in ("rows", "happened", "forecast", "variance")]
+        n, hit, said, variance = (np.append(sums.total(part), sums.drawn(part)) for part in parts)
+        full = n > 0
+        rows[:, column] = n
+        gap[full, column] = (hit - said)[full] / n[full]
+        noise[full, column] = np.sqrt(np.maximum(variance, 0.0)[full]) / n[full]
+    error = np.abs(gap)
+    if debias:
+        # A draw holds the noise of the sample and its own.
+        noise[1:] *= np.sqrt(2)
+        error = 2 * error - folded_normal_mean(gap, noise)
+    every = rows.sum(axis=1)
+    values = np.divide((rows * error).sum(axis=1), every, out=np.full(len(every), np.nan), where=every > 0)
+    value, draws = values[0], values[1:]
+    # A draw's error lies above the sample's by its own noise, on average; the interval is moved back by that.
+    draws = draws - (np.nanmean(draws) - value)
+    return figure(max(0.0, value), np.maximum(0.0, draws))
+
+
+def _uniform(sums: Bootstrap) -> Baseline:
+    """What (1/3, 1/3, 1/3) costs is the same for every row."""
+    third = np.full((1, 3), 1 / 3)
+    label = np.zeros(1, dtype=np.int64)
+    loss = float(row_log_loss(third, label)[0])
+    own = _mean(sums, "log_loss")
+    log_loss, accuracy, brier = (
+        Figure(value, value, value) for value in (loss, 1 / 3, float(row_brier(third, label)[0]))
+    )
+    return Baseline(log_loss, accuracy, brier, Figure(loss - own.value, loss - own.high, loss - own.low))
+
+
+def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) -> tuple[Bin, ...]:
+    found = []
+    for outcome, index in bins:
+        n = sums.total(f"rows:{name}:{index}") if outcome == name else 0
+        if n:
+            observed = _mean(sums, f"happened:{name}:{index}", f"rows:{name}:{index}")
+            found.append(Bin(int(n), sums.total(f"forecast:{name}:{index}") / n, observed))
+    return tuple(found)
+
+
+def _shown_slices(rows: Rows, table: Columns) -> list[tuple[str, int]]:
+    """The codes of each kind that are shown: all, or the twenty with most rows."""
+    shown: list[tuple[str, int]] = []
+    for kind, names in rows.slices.items():
+        codes = table.column(f"slice:{kind}")
+        counts = np.bincount(codes[codes >= 0].astype(np.int64), minlength=len(names))
+        most = [code for code in np.argsort(-counts, kind="stable")[:20].tolist() if counts[code]]
+        shown += [(kind, code) for code in (sorted(most) if len(names) <= 20 else most)]
+    return shown
+
+
+def _slice(sums: Bootstrap, rows: Rows, kind: str, code: int) -> Slice:
+    n = int(sums.total(f"rows:{kind}:{code}"))
+    loss, gain = (_mean(sums, f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
+    return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE)
+
+
+def _difference(sums: Bootstrap, name: str) -> Difference | None:
+    n = int(sums.total("rows:other"))
+    if not n:
+        return None
+    loss, brier, accuracy = (
+        _mean(sums, f"{what}:other", "rows:other") for what in ("log_loss", "brier_score", "accuracy")
+    )
+    return Difference(name, n, loss, brier, accuracy)
+
+
+def evaluate_probabilities(
+    probabilities: ArrayLike,
+    outcomes: ArrayLike,
+    groups: Sequence[object] | None = None,
+    *,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Evaluation:
+    """Figures of `probabilities` (n, 3) against `outcomes` (n,) in Outcome's values.
+
+    `groups` (n hashable values, by default one a row) are resampled as wholes. Raises UsageError as
+    `checked_probabilities` does.
+    """
+    p, y = checked_probabilities(probabilities, outcomes)
+    if groups is not None and len(groups) != len(p):
+        raise UsageError(f"groups must have shape (n,); found {len(groups)} for {len(p)} rows")
+    table = Columns(Rows.COLUMNS)
+    table.append(np.column_stack([p, y, group_keys(groups, len(p)).view(np.float64)]))
+    return measure(Rows(table, resampled="rows" if groups is None else "prompts"), repeats=repeats, seed=seed)

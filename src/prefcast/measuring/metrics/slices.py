@@ -1,0 +1,58 @@
+"""Kinds of rows by which figures are told apart."""
+
+from __future__ import annotations
+
+from prefcast.pairs import Pair
+from prefcast.pairs.budget import Truncation
+from prefcast.scorers.surface.features import is_code, read_texts
+
+__all__ = ["KINDS", "Slicer"]
+
+# Kinds whose names are fixed, in the order in which they are shown; the others are found in the rows.
+KINDS: dict[str, tuple[str, ...]] = {
+    "turns": ("1", "2", "3 or more"),
+    "length of both answers": ("under 1,000 characters", "1,000 to 4,000", "over 4,000"),
+    "length difference": ("within a quarter", "up to twice as long", "more than twice"),
+    "language of the prompt": (),
+    "prompt about code": ("yes", "no"),
+    "answers": ("one is empty", "identical", "other"),
+    "read": ("whole", "truncated"),
+    "models": (),
+}
+
+
+class Slicer:
+    """Gives each row its place in every kind; names that are found get numbers as they come."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {kind: list(names) for kind, names in KINDS.items()}
+        self._codes: dict[str, dict[str, int]] = {
+            kind: {name: code for code, name in enumerate(names)} for kind, names in KINDS.items()
+        }
+
+    def codes(self, pair: Pair, truncation: Truncation | None) -> list[float]:
+        """The codes of a row in the order of KINDS; -1 where a kind says nothing of it."""
+        prompt = read_texts(pair.prompt)
+        a, b = (sum(map(len, texts)) for texts in (pair.response_a, pair.response_b))
+        short, long = sorted((a, b))
+        empty = not ("".join(pair.response_a).strip() and "".join(pair.response_b).strip())
+        models = None
+        if pair.model_a is not None and pair.model_b is not None and pair.model_a != pair.model_b:
+            models = " and ".join(sorted((pair.model_a, pair.model_b)))
+        return [
+            float(min(len(pair.turns), 3) - 1),
+            0.0 if a + b < 1000 else 1.0 if a + b <= 4000 else 2.0,
+            0.0 if long <= 1.25 * short else 1.0 if long <= 2 * short else 2.0,
+            self._code("language of the prompt", prompt.language or "not told"),
+            0.0 if is_code(prompt) else 1.0,
+            0.0 if empty else 1.0 if pair.response_a == pair.response_b else 2.0,
+            -1.0 if truncation is None else float(truncation.truncated),
+            -1.0 if models is None else self._code("models", models),
+        ]
+
+    def _code(self, kind: str, name: str) -> float:
+        known = self._codes[kind]
+        if name not in known:
+            known[name] = len(known)
+            self.names[kind].append(name)
+        return float(known[name])

@@ -1,0 +1,1 @@
+"""From evidence to probabilities, and the statistics of many rows."""

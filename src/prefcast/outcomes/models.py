@@ -1,0 +1,273 @@
+"""From evidence to probabilities: (margin, tie) -> (n, 3) in Outcome's order.
+
+Every model here gives columns A and B by one formula with the margin's sign turned, so exchanging A and B (negating
+the margin) exchanges the columns exactly. None of them knows where the evidence came from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prefcast.errors import FitError, UsageError
+from prefcast.outcomes.statistics.likelihood import linear, maximise
+from prefcast.pairs import Outcome
+
+__all__ = ["FITTED_MODELS", "OUTCOME_MODELS", "Davidson", "Link", "NotebookRule", "OutcomeModel", "RaoKupper"]
+
+Floats = NDArray[np.float64]
+
+_COLUMNS = len(Outcome)
+_QUANTILES = (0.025, 0.975)
+# Over all rows, in standardised units: below it some parameter's standard error is above 3, that is, nothing is known.
+_LEAST_INFORMATION = 0.1
+
+
+class OutcomeModel(ABC):
+    """Turns evidence into probabilities."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def _weights(self, margin: Floats, tie: Floats) -> tuple[Floats, Floats, Floats]:
+        """Unnormalised, non-negative weights of A, B and tie, each of shape (n,)."""
+
+    def probabilities(self, margin: ArrayLike, tie: ArrayLike = 0.0) -> Floats:
+        """Probabilities (n, 3), rows summing to 1, of `margin` (n,) and `tie` (n,) or a scalar.
+
+        Raises UsageError on a value that is not finite or on shapes that do not fit.
+        """
+        margin = np.atleast_1d(np.asarray(margin, dtype=np.float64))
+        tie = np.asarray(tie, dtype=np.float64)
+        if margin.ndim != 1 or tie.shape not in ((), margin.shape):
+            raise UsageError(f"margin must have shape (n,) and tie the same; found {margin.shape} and {tie.shape}")
+        if not (np.isfinite(margin).all() and np.isfinite(tie).all()):
+            raise UsageError("margin and tie must be finite")
+        with np.errstate(all="ignore"):
+            a, b, t = self._weights(margin, np.broadcast_to(tie, margin.shape))
+            total = (a + b) + t
+            p = np.stack([a / total, b / total, t / total], axis=1)
+        if not np.isfinite(p).all():
+            raise UsageError(f"{self} gives no finite probabilities: a parameter or the evidence is too large")
+        return p
+
+    def parameters(self) -> dict[str, float]:
+        """The parameters by name, as they are saved."""
+        return {name: float(getattr(self, name)) for name in parameter_names(type(self))}
+
+
+class FittedModel(OutcomeModel):
+    """An outcome model with three parameters, fitted by maximum likelihood.
+
+    `scale` turns the margin into log-odds, `level` sets how often people call a tie, `tie_weight` how much the tie
+    evidence moves that.
+    """
+
+    scale: float
+    level: float
+    tie_weight: float
+
+    @staticmethod
+    @abstractmethod
+    def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
+        """Log-probabilities (n, 3) of s = scale * margin and t = level + tie_weight * tie; their derivatives by s and by t."""
+
+    def _weights(self, margin: Floats, tie: Floats) -> tuple[Floats, Floats, Floats]:
+        log_p = self.log_probabilities(self.scale * margin, self.level + self.tie_weight * tie)[0]
+        p = np.exp(log_p)
+        return p[:, 0], p[:, 1], p[:, 2]
+
+    @classmethod
+    def fit(cls, margin: ArrayLike, tie: ArrayLike, outcomes: ArrayLike, weights: ArrayLike | None = None) -> Self:
+        """The maximum-likelihood model of `outcomes` (n,) in Outcome's values given margin and tie, both (n,).
+
+        `weights` (n,) are non-negative row weights. Where the tie evidence does not vary, tie_weight is 0. Raises
+        FitError when an outcome never occurs, when the margins separate the outcomes, or when the optimiser does not
+        converge.
+        """
+        m = np.asarray(margin, dtype=np.float64)
+        t = np.asarray(tie, dtype=np.float64)
+        y = np.asarray(outcomes, dtype=np.int64)
+        w = np.ones(len(m)) if weights is None else np.asarray(weights, dtype=np.float64)
+        if m.ndim != 1 or not m.shape == t.shape == y.shape == w.shape:
+            raise UsageError(
+                f"margin, tie, outcomes and weights must all have shape (n,); found {m.shape}, {t.shape}, {y.shape}, {w.shape}"
+            )
+        if not all(np.isfinite(values).all() for values in (m, t, w)) or (w < 0).any():
+            raise UsageError("margin, tie and weights must be finite, weights not negative")
+        if ((y < 0) | (y >= _COLUMNS)).any():
+            raise UsageError("outcomes must be 0 (A), 1 (B) or 2 (tie)")
+        mass = np.bincount(y, w, _COLUMNS)
+        if not mass.all():
+            never = ", ".join(outcome.name for outcome in Outcome if not mass[outcome])
+            raise FitError(f"cannot fit {cls.__name__}: among the {len(y)} labels this outcome never occurs: {never}")
+        # Standardised inputs, so that one tolerance suits every reward model's scale. What does not vary has no weight.
+        m_unit = float(np.sqrt(np.average(m * m, weights=w)))
+        t_mean = float(np.average(t, weights=w))
+        t_unit = float(np.sqrt(np.average((t - t_mean) ** 2, weights=w)))
+        varies = np.array([m_unit > 0, True, t_unit > 1e-12 * max(1.0, abs(t_mean))])
+        m_unit, t_unit = m_unit if varies[0] else 1.0, t_unit if varies[2] else 1.0
+        block = (m / m_unit)[:, None], ((t - t_mean) / t_unit)[:, None], np.eye(_COLUMNS)[y] * w[:, None]
+        found = maximise(cls.log_probabilities, lambda: [block], np.eye(3)[:, varies], np.zeros(3), name=cls.__name__)
+        if float(np.linalg.eigvalsh(found.information)[0]) < _LEAST_INFORMATION:
+            raise FitError(
+                f"the fit of {cls.__name__} to {len(y)} labels did not converge: the evidence separates the outcomes "
+                "without a mistake, or an outcome is too rare; more labels are needed"
+            )
+        scale, level, tie_weight = found.theta / (m_unit, 1.0, t_unit)
+        return cls(float(scale), float(level - tie_weight * t_mean), float(tie_weight))  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Davidson(FittedModel):
+    """P(A) : P(B) : P(tie) = exp(s/2) : exp(-s/2) : exp(t), with s = scale * margin and t = level + tie_weight * tie.
+
+    Davidson, "On extending the Bradley-Terry model to accommodate ties in paired comparison experiments", JASA 65 (1970);
+    exp(level) is his nu.
+    """
+
+    scale: float = 1.0
+    level: float = 0.0
+    tie_weight: float = 1.0
+    kind: ClassVar[str] = "davidson"
+
+    @staticmethod
+    def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
+        z = np.stack([s / 2, -s / 2, t], axis=1)
+        z = z - z.max(axis=1, keepdims=True)
+        a, b, c = np.exp(z).T
+        log_p = z - np.log((a + b) + c)[:, None]
+        p_a, p_b, p_t = np.exp(log_p).T
+        half = (p_a - p_b) / 2
+        return log_p, np.stack([0.5 - half, -0.5 - half, -half], axis=1), np.stack([-p_t, -p_t, 1 - p_t], axis=1)
+
+
+@dataclass(frozen=True)
+class RaoKupper(FittedModel):
+    """P(A) = sigmoid(s - eta), P(B) = sigmoid(-s - eta), the rest is a tie; eta = softplus(level + tie_weight * tie) > 0.
+
+    Rao and Kupper, "Ties in paired-comparison experiments: a generalization of the Bradley-Terry model", JASA 62 (1967);
+    exp(eta) is their theta.
+    """
+
+    scale: float = 1.0
+    level: float = 0.0
+    tie_weight: float = 1.0
+    kind: ClassVar[str] = "rao-kupper"
+
+    @staticmethod
+    def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
+        # eta' = sigmoid(t); below -700 exp underflows, and a tie has no mass that a float could hold.
+        t = np.maximum(t, -700.0)
+        eta, eta_slope = np.logaddexp(0.0, t), np.exp(-np.logaddexp(0.0, -t))
+        log_a, log_b = -np.logaddexp(0.0, eta - s), -np.logaddexp(0.0, eta + s)
+        # P(tie) = (theta^2 - 1) P(A) P(B), in logs: log(expm1(2 eta)) = 2 eta + log(-expm1(-2 eta)).
+        log_t = 2 * eta + np.log(-np.expm1(-2 * eta)) + (log_a + log_b)
+        not_a, not_b = np.exp(-np.logaddexp(0.0, s - eta)), np.exp(-np.logaddexp(0.0, -s - eta))
+        by_s = np.stack([not_a, -not_b, not_a - not_b], axis=1)
+        by_eta = np.stack([-not_a, -not_b, 2 / -np.expm1(-2 * eta) - not_a - not_b], axis=1)
+        return np.stack([log_a, log_b, log_t], axis=1), by_s, by_eta * eta_slope[:, None]
+
+
+@dataclass(frozen=True)
+class NotebookRule(OutcomeModel):
+    """The notebook's constants: a band of 0.08 is a tie, anything else a softmax with 0.0002 taken for the tie.
+
+    The rule has no view of tie evidence. Beyond a gap of about 9.2 the original's subtraction leaves a negative
+    probability; here it is clipped at 0 and the row normalised.
+    """
+
+    kind: ClassVar[str] = "notebook"
+
+    def _weights(self, margin: Floats, tie: Floats) -> tuple[Floats, Floats, Floats]:
+        near = np.abs(margin) < 0.08
+        # softmax(sA, sB)[0] = sigmoid(margin), in a form that cannot overflow.
+        a = np.where(near, 0.00005, np.maximum(0.0, np.exp(-np.logaddexp(0.0, -margin)) - 0.0001))
+        b = np.where(near, 0.00005, np.maximum(0.0, np.exp(-np.logaddexp(0.0, margin)) - 0.0001))
+        return a, b, np.where(near, 0.9999, 0.0002)
+
+
+FITTED_MODELS: dict[str, type[FittedModel]] = {model.kind: model for model in (Davidson, RaoKupper)}
+OUTCOME_MODELS: dict[str, type[Davidson] | type[RaoKupper] | type[NotebookRule]] = {
+    model.kind: model for model in (Davidson, RaoKupper, NotebookRule)
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A fitted link in the evidence's own units: `margin` and `tie` name its columns, `theta` (k,) holds their coefficients
+    (margin's, the level, tie's), `draws` (repeats, k) those of the bootstrap over groups."""
+
+    kind: str
+    margin: tuple[str, ...]
+    tie: tuple[str, ...]
+    theta: Floats
+    draws: Floats
+
+    def probabilities(self, m: Floats, t: Floats) -> Floats:
+        """Probabilities (n, 3) of the columns m (n, p) and t (n, q)."""
+        p: Floats = np.exp(FITTED_MODELS[self.kind].log_probabilities(*linear(self.theta, m, t))[0])
+        return p
+
+    def drawn(self, m: Floats, t: Floats) -> Floats:
+        """Probabilities (repeats, n, 3) under each draw."""
+        p = m.shape[1]
+        # Column by column: what a matrix product says of a row may depend on how many there are.
+        s = sum(self.draws[:, k, None] * m[:, k] for k in range(p))
+        tie = self.draws[:, p, None] + sum(self.draws[:, p + 1 + k, None] * t[:, k] for k in range(t.shape[1]))
+        s, tie = (np.broadcast_to(part, (len(self.draws), len(m))) for part in (s, tie))
+        log_p = FITTED_MODELS[self.kind].log_probabilities(s.ravel(), tie.ravel())[0]
+        drawn: Floats = np.exp(log_p).reshape(len(self.draws), len(m), len(Outcome))
+        return drawn
+
+    def interval(self, m: Floats, t: Floats) -> tuple[Floats, Floats]:
+        """The 2.5 % and 97.5 % quantiles (n, 3) of the probabilities over the draws."""
+        return drawn_interval(self.drawn(m, t))
+
+    def renamed(self, names: Mapping[str, str]) -> Link:
+        """The same with columns under other names."""
+        margin, tie = (tuple(names.get(name, name) for name in part) for part in (self.margin, self.tie))
+        return Link(self.kind, margin, tie, self.theta, self.draws)
+
+    def shifted(self, by: float) -> Link:
+        """The same with the tie level moved."""
+        place = len(self.margin)
+        theta, draws = self.theta.copy(), self.draws.copy()
+        theta[place] += by
+        draws[:, place] += by
+        return Link(self.kind, self.margin, self.tie, theta, draws)
+
+
+def drawn_interval(draws: Floats) -> tuple[Floats, Floats]:
+    """The 2.5 % and 97.5 % quantiles over the first axis of `draws` (repeats, ...).
+
+    Of B draws the k-th smallest is the k / (B + 1) quantile (Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997, section 5.2): the interval between NumPy's default ones of 200 draws holds 94 %.
+    """
+    low, high = np.quantile(draws, _QUANTILES, axis=0, method="weibull")
+    return low, high
+
+
+def parameter_names(model: type[OutcomeModel]) -> tuple[str, ...]:
+    """The names of a model's parameters."""
+    return tuple(field.name for field in fields(model))  # type: ignore[arg-type]
+
+
+def outcome_model(kind: str, parameters: dict[str, float]) -> OutcomeModel:
+    """The outcome model that `kind` and `parameters` (as saved) describe; UsageError if they do not fit."""
+    model = OUTCOME_MODELS.get(kind)
+    if model is None:
+        raise UsageError(f"unknown outcome model {kind!r}; there are {', '.join(OUTCOME_MODELS)}")
+    names = parameter_names(model)
+    if set(parameters) != set(names) or not all(
+        isinstance(value, int | float) and np.isfinite(value) for value in parameters.values()
+    ):
+        raise UsageError(
+            f"the outcome model {kind} needs finite numbers for {', '.join(sorted(names)) or 'nothing'}; found {parameters}"
+        )
+    return model(**parameters)

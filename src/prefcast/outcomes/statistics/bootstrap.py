@@ -1,0 +1,155 @@
+"""The bootstrap over groups of rows, in one pass and in memory that does not grow with the rows.
+
+A row's weight in a draw is a Poisson(1) number that depends on its group's key and the draw alone, so rows of one
+group count together wherever they stand (Hanley and MacGibbon, "Creating non-parametric bootstrap samples using
+Poisson frequencies", Computer Methods and Programs in Biomedicine 83, 2006). A figure that is a function of sums over
+rows then needs only the sums of each draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import exp, factorial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prefcast.errors import UsageError
+
+__all__ = [
+    "REPEATS",
+    "Bootstrap",
+    "Figure",
+    "figure",
+    "group_keys",
+    "paired_difference",
+    "paired_error",
+    "poisson_weights",
+    "weighted_mean",
+]
+
+Floats = NDArray[np.float64]
+Keys = NDArray[np.uint64]
+
+REPEATS = 1000
+_PART = 4096
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An estimate with the 2.5 % and 97.5 % quantiles of its bootstrap."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def group_keys(groups: Sequence[object] | None, n: int) -> Keys:
+    """The keys (n,) of n rows: rows of equal groups have equal keys; without groups each row is its own."""
+    if groups is None:
+        return np.arange(n, dtype=np.uint64)
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.uint64)
+
+
+@cache
+def _poisson_table() -> NDArray[np.uint8]:
+    """The Poisson(1) number of each of 65,536 equally likely cases."""
+    cumulative = np.cumsum([exp(-1) / factorial(k) for k in range(12)])
+    return np.searchsorted(cumulative, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.uint8)
+
+
+def poisson_weights(keys: Keys, repeats: int, seed: int = 0) -> NDArray[np.float32]:
+    """Weights (m, repeats) of m rows with `keys` (m,) in each draw."""
+    # SplitMix64 (Steele, Lea and Flood, 2014), used as a hash of (key, draw): four draws a call.
+    quarter = -(-repeats // 4)
+    with np.errstate(over="ignore"):
+        steps = np.arange(1, quarter + 1, dtype=np.uint64) + np.uint64(seed) * np.uint64(0x632BE59BD9B4E019)
+        z = (keys * np.uint64(0xD1342543DE82EF95))[:, None] + (steps * np.uint64(0x9E3779B97F4A7C15))[None, :]
+        z ^= z >> np.uint64(30)
+        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(27)
+        z *= np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return _poisson_table()[z.view(np.uint16)][:, :repeats].astype(np.float32)
+
+
+class Bootstrap:
+    """Sums of k columns, over all rows (`sums`, (k,)) and over each draw (`draws`, (repeats, k))."""
+
+    def __init__(self, names: Sequence[str], repeats: int = REPEATS, seed: int = 0) -> None:
+        self.names = {name: index for index, name in enumerate(names)}
+        self.sums = np.zeros(len(names))
+        self.draws = np.zeros((repeats, len(names)))
+        self._seed = seed
+
+    def add(self, keys: Keys, columns: Floats) -> None:
+        """Add rows (m, k) whose groups have `keys` (m,)."""
+        self.sums += columns.sum(axis=0)
+        repeats = len(self.draws)
+        for start in range(0, len(keys), _PART):
+            part = slice(start, start + _PART)
+            self.draws += poisson_weights(keys[part], repeats, self._seed).T @ columns[part].astype(np.float32)
+
+    def total(self, name: str) -> float:
+        return float(self.sums[self.names[name]])
+
+    def drawn(self, name: str) -> Floats:
+        """The sum in each draw, (repeats,)."""
+        return self.draws[:, self.names[name]]
+
+    def ratio(self, above: str, below: str) -> Figure | None:
+        """The quotient of two sums with its interval; None where the lower one is 0."""
+        if not self.total(below):
+            return None
+        return figure(self.total(above) / self.total(below), self.ratio_draws(above, below))
+
+    def ratio_draws(self, above: str, below: str) -> Floats:
+        """The quotient in each draw, (repeats,); nan where a draw has no such row."""
+        over, under = self.drawn(above), self.drawn(below)
+        quotients: Floats = np.divide(over, under, out=np.full(len(over), np.nan), where=under > 0)
+        return quotients
+
+
+def figure(value: float, draws: Floats) -> Figure:
+    """`value` with the quantiles of its draws (repeats,), which enclose it; draws that say nothing (nan) are left out."""
+    drawn = draws[np.isfinite(draws)]
+    low, high = np.quantile(drawn, [_LEVEL / 2, 1 - _LEVEL / 2]) if len(drawn) else (value, value)
+    # Draws are summed in single precision: where they do not vary, their rounding must not exclude the value.
+    return Figure(float(value), min(float(low), float(value)), max(float(high), float(value)))
+
+
+def paired_difference(
+    left: ArrayLike, right: ArrayLike, groups: Sequence[object] | None = None, *, repeats: int = REPEATS, seed: int = 0
+) -> Figure:
+    """Mean of left - right, two losses (n,) of the same rows, with a bootstrap interval over groups."""
+    difference = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
+    keys = group_keys(groups, len(difference))
+    return weighted_mean(difference, np.ones(len(difference)), keys, repeats=repeats, seed=seed)
+
+
+def weighted_mean(sums: Floats, weights: Floats, keys: Keys, *, repeats: int = REPEATS, seed: int = 0) -> Figure:
+    """The sum of `sums` (n,) over that of `weights` (n,), with a bootstrap interval over the groups of `keys` (n,)."""
+    found = Bootstrap(["value", "rows"], repeats, seed)
+    found.add(keys, np.column_stack([sums, weights]))
+    mean = found.ratio("value", "rows")
+    if mean is None:
+        raise UsageError("no row has a weight: there is no mean")
+    return mean
+
+
+def paired_error(left: Floats, right: Floats, weights: Floats, keys: Keys) -> tuple[float, float]:
+    """The mean of left - right, two losses (n,) summed over `weights` (n,) votes a row, and its standard error over
+    groups (a ratio of sums, linearised)."""
+    _, group = np.unique(keys, return_inverse=True)
+    difference, votes = np.bincount(group, left - right), np.bincount(group, weights)
+    mean = difference.sum() / votes.sum()
+    count = len(votes)
+    spread = ((difference - mean * votes) ** 2).sum() * count / max(1, count - 1)
+    return float(mean), float(np.sqrt(spread) / votes.sum())

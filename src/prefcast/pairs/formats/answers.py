@@ -1,0 +1,189 @@
+"""Files of one system's answers: prompts with a response each, to be joined with another system's into pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefcast.errors import FileError, RowError, UsageError, excerpt
+from prefcast.pairs import Pair, Turn, clean
+from prefcast.pairs.formats.containers import Records, open_records
+from prefcast.pairs.formats.fields import Fault, cell, kind, present
+from prefcast.pairs.formats.ids import SeenIds
+from prefcast.pairs.formats.messages import conversation
+
+__all__ = ["Answer", "AnswerFile", "JoinReport", "joined"]
+
+_MESSAGES = ("messages", "conversation")
+_FIELDS = ("id", "prompt", "response", *_MESSAGES)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One conversation: `turns` are (prompt, response)."""
+
+    id: str | None
+    turns: tuple[tuple[str, str], ...]
+    row: int
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(prompt for prompt, _ in self.turns)
+
+
+class AnswerFile:
+    """The answers of one file: iterate, once, for Answer or, where a row is at fault, RowError.
+
+    A row has `prompt` and `response` (a text, or a list with one a turn) or `messages`, and perhaps `id`; `columns` maps
+    our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`. Raises FileError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: Mapping[str, str] | None, cells: str) -> None:
+        self._records: Records = open_records(path)
+        self.name = self._records.name
+        self._mapping = dict(columns or {})
+        try:
+            self._find_fields()
+        except BaseException:
+            self._records.close()
+            raise
+        # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
+        self._parse = self._records.kind in ("csv", "tsv") and cells == "json"
+
+    def _find_fields(self) -> None:
+        """See which fields there are; raises FileError where they are not enough."""
+        if unknown := next((ours for ours in self._mapping if ours not in _FIELDS), None):
+            raise UsageError(f"--columns: there is no field {unknown!r} (fields: {', '.join(_FIELDS)})")
+        names = self._records.columns
+        if missing := next((theirs for theirs in self._mapping.values() if theirs not in names), None):
+            raise FileError(self.name, f"column {excerpt(missing)} is missing")
+        has = {field for field in _FIELDS if self._mapping.get(field, field) in names}
+        self.has_id = "id" in has
+        self._messages = next((field for field in _MESSAGES if field in has), None)
+        if self._messages is None and not {"prompt", "response"} <= has:
+            raise FileError(
+                self.name,
+                "holds no answers; expected prompt and response, or messages, and perhaps id (--columns maps your own names)",
+            )
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._records.close()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes read, of how many."""
+        return self._records.position, self._records.size
+
+    def __iter__(self) -> Iterator[Answer | RowError]:
+        seen = SeenIds()
+        for row, record in self._records:
+            if isinstance(record, RowError):
+                yield record
+                continue
+            fields = {
+                field: record[self._mapping.get(field, field)]
+                for field in _FIELDS
+                if self._mapping.get(field, field) in record
+            }
+            id = self._id(fields, row)
+            if id is not None and (first := seen.add(id, row)) is not None:
+                raise FileError(
+                    self.name, f"id {excerpt(id)} is the same as in row {first}; every row needs its own", row
+                )
+            if seen.full and (found := seen.settle()):
+                raise FileError(self.name, f"id is the same as in row {found[1]}; every row needs its own", found[0])
+            try:
+                yield Answer(id, self._turns(fields), row)
+            except Fault as fault:
+                yield RowError(self.name, row, self._mapping.get(fault.field, fault.field), fault.problem, id)
+        if found := seen.settle():
+            raise FileError(self.name, f"id is the same as in row {found[1]}; every row needs its own", found[0])
+
+    def _id(self, fields: Mapping[str, Any], row: int) -> str | None:
+        id = fields.get("id")
+        if not self.has_id:
+            return None
+        if id in (None, "") or isinstance(id, list | dict | bool):
+            raise FileError(self.name, f"id is {excerpt(id)}; expected a text or a number in every row", row)
+        return clean(str(id))
+
+    def _turns(self, fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        if self._messages is not None:
+            return tuple(conversation(cell(fields, self._messages), self._messages))
+        prompts, responses = (self._texts(fields, field) for field in ("prompt", "response"))
+        if len(prompts) != len(responses) or not prompts:
+            raise Fault(
+                "response",
+                f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one",
+            )
+        return tuple(zip(prompts, responses, strict=True))
+
+    def _texts(self, fields: Mapping[str, Any], field: str) -> list[str]:
+        value = cell(fields, field) if self._parse else present(fields, field)
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
+            raise Fault(field, f"is {kind(value)}; expected a text, or a list of texts, one a turn")
+        return [clean(text or "") for text in texts]
+
+
+@dataclass
+class JoinReport:
+    """What a join left out: rows of one file alone, and rows at fault with the first of them."""
+
+    by: str = ""
+    only_left: int = 0
+    only_right: int = 0
+    failed: int = 0
+    first_error: RowError | None = None
+
+    def fail(self, error: RowError) -> None:
+        self.failed += 1
+        self.first_error = self.first_error or error
+
+
+def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: JoinReport) -> Iterator[Pair]:
+    """Pairs of the answers to the same prompts, `left` as A, in the order of `right`; `report` fills as they come.
+
+    Rows are joined by id where both files have ids, otherwise by their prompts. Answers of `left` are held in memory.
+    Raises FileError where prompts that should join occur twice.
+    """
+    report.by = "id" if left.has_id and right.has_id else "prompt"
+    waiting: dict[object, Answer] = {}
+    # A row at fault is counted as that, and its partner by id not as alone.
+    at_fault: set[object] = set()
+    for item in left:
+        if isinstance(item, RowError):
+            report.fail(item)
+            at_fault.add(item.id)
+            continue
+        key = item.id if report.by == "id" else item.prompts
+        if key in waiting:
+            raise FileError(left.name, f"has the prompt of row {waiting[key].row} again; give both files ids", item.row)
+        waiting[key] = item
+    taken: dict[object, int] = {}
+    for item in right:
+        if isinstance(item, RowError):
+            report.fail(item)
+            if report.by == "id":
+                waiting.pop(item.id, None)
+            continue
+        key = item.id if report.by == "id" else item.prompts
+        if report.by == "prompt" and key in taken:
+            raise FileError(right.name, f"has the prompt of row {taken[key]} again; give both files ids", item.row)
+        other = waiting.pop(key, None)
+        if report.by == "prompt":
+            taken[key] = item.row
+        if other is None:
+            report.only_right += report.by == "prompt" or key not in at_fault
+        elif other.prompts != item.prompts:
+            problem = f"its prompts are not those of row {other.row} of {left.name}; a pair has the same prompts"
+            report.fail(RowError(right.name, item.row, "prompt", problem, item.id))
+        else:
+            turns = tuple(Turn(prompt, a, b) for (prompt, a), (_, b) in zip(other.turns, item.turns, strict=True))
+            yield Pair(turns, item.id if item.id is not None else item.row, None, models[0], models[1], item.row)
+    report.only_left = len(waiting)

@@ -1,0 +1,274 @@
+"""A record -> a Pair: one function a shape, one table.
+
+Nothing here opens a file. A function raises `Fault` for what is wrong with the record; the reader
+adds file and row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from prefcast.errors import excerpt
+from prefcast.pairs import Outcome, Turn, clean
+from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
+from prefcast.pairs.formats.messages import TRANSCRIPT, Conversation, content, conversation, transcript
+
+__all__ = ["SHAPES", "Shape", "all_columns"]
+
+Texts = tuple[Turn, ...]
+
+_LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
+_BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_WINNERS = {"model_a": Outcome.A, "model_b": Outcome.B} | dict.fromkeys(
+    ("tie", "tie (bothbad)", "both_bad", "bothbad"), Outcome.TIE
+)
+# The beginning of a message list, in JSON or in Python's notation (which pandas writes into a CSV, and nobody can read).
+_MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
+_ORDER_SEED = b"prefcast 0"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape of records: `needs` tells it; `read` makes the turns and, where the record has one, the label."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    optional: tuple[str, ...]
+    models: tuple[str, str]
+    read: Callable[[Record, str | int, bool], tuple[Texts, Outcome | None, bool]]
+    note: str = ""
+
+
+def _read_kaggle(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
+    columns = [_turns(record, field, plain) for field in ("prompt", "response_a", "response_b")]
+    prompt, a, b = map(len, columns)
+    if not prompt == a == b:
+        raise Fault(
+            "response_a" if a != prompt else "response_b",
+            f"the numbers of turns differ: prompt {prompt}, response_a {a}, response_b {b}; they must be equal",
+        )
+    if not prompt:
+        raise Fault("prompt", "has no turn; expected at least one")
+    return tuple(map(Turn, *columns)), _label(record), False
+
+
+def _read_arena(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
+    a = conversation(cell(record, "conversation_a"), "conversation_a")
+    b = conversation(cell(record, "conversation_b"), "conversation_b")
+    return _joined(a, b, "conversation_a", "conversation_b"), _label(record), False
+
+
+def _read_preference(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
+    chosen, rejected = _completion(record, "chosen"), _completion(record, "rejected")
+    turns = _joined(chosen, rejected, "chosen", "rejected")
+    # The order in the file gives the label away, so it is drawn anew: from the id, the same every time.
+    text = str(id).encode("utf-8", "surrogatepass")
+    swap = hashlib.blake2b(text, digest_size=1, key=_ORDER_SEED).digest()[0] & 1 == 1
+    if swap:
+        turns = tuple(Turn(turn.prompt, turn.response_b, turn.response_a) for turn in turns)
+    return turns, Outcome.B if swap else Outcome.A, swap
+
+
+def _turns(record: Record, field: str, plain: bool) -> list[str]:
+    value = present(record, field)
+    if plain and isinstance(value, str):
+        return [clean(value)]
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            what = "is empty" if not value.strip() else f"is {excerpt(value)}"
+            raise Fault(
+                field,
+                f"{what}; expected a JSON array of strings, one a turn (if the cells are plain text: --cells text)",
+            )
+        value = cell(record, field)
+    if not isinstance(value, list):
+        raise Fault(field, f"is {kind(value)}; expected an array of strings, one a turn")
+    texts = []
+    for number, turn in enumerate(value, 1):
+        item = "" if turn is None else turn
+        if not isinstance(item, str):
+            raise Fault(field, f"turn {number} is {kind(item)}; expected a string or null")
+        texts.append(clean(item))
+    return texts
+
+
+def _label(record: Record) -> Outcome | None:
+    one_hot, winner = _one_hot(record), _winner(record)
+    if one_hot is not None and winner is not None and one_hot is not winner:
+        raise Fault("winner", f"says {winner.name} where {', '.join(_LABELS)} say {one_hot.name}; expected one label")
+    return winner if one_hot is None else one_hot
+
+
+def _one_hot(record: Record) -> Outcome | None:
+    present_ones = [field for field in _LABELS if field in record]
+    values = [record[field] for field in present_ones]
+    if all(value is None or value == "" for value in values):
+        return None
+    if len(present_ones) < len(_LABELS):
+        missing = next(field for field in _LABELS if field not in record)
+        raise Fault(missing, "is missing from this row; the three winner columns go together")
+    numbers = [_bit(value) for value in values]
+    if None in numbers or sum(number or 0 for number in numbers) != 1:
+        found = ", ".join(excerpt(value, 20) for value in values)
+        raise Fault(",".join(_LABELS), f"are {found}; expected exactly one 1 and two 0")
+    return Outcome(numbers.index(1))
+
+
+def _winner(record: Record) -> Outcome | None:
+    winner = record.get("winner")
+    if winner is None or winner == "":
+        return None
+    outcome = _WINNERS.get(winner.strip().lower()) if isinstance(winner, str) else None
+    if outcome is None:
+        raise Fault("winner", f"is {excerpt(winner)}; expected one of model_a, model_b, tie, tie (bothbad), both_bad")
+    return outcome
+
+
+def _bit(value: Any) -> int | None:
+    if isinstance(value, str):
+        return _BITS.get(value.strip().lower())
+    if isinstance(value, bool | int | float | Decimal) and value in (0, 1):
+        return int(value)
+    return None
+
+
+def _joined(a: Conversation, b: Conversation, name_a: str, name_b: str) -> Texts:
+    if len(a) != len(b):
+        raise Fault(name_b, f"the numbers of turns differ: {name_a} {len(a)}, {name_b} {len(b)}; they must be equal")
+    for number, ((left, _), (right, _)) in enumerate(zip(a, b, strict=True), 1):
+        if left != right:
+            raise Fault(
+                name_b,
+                f"the prompt of turn {number} differs between {name_a} and {name_b}; a pair has the same prompts",
+            )
+    return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in zip(a, b, strict=True))
+
+
+def _completion(record: Record, field: str) -> Conversation:
+    """The whole conversation of `chosen` or `rejected`, its prompt explicit, in the message list, or the prefix that
+    both share."""
+    present(record, field)
+    value, prompt = _structured(record, field), _structured(record, "prompt")
+    if isinstance(value, list):
+        return conversation(_with_prompt(value, prompt, field), field)
+    if not isinstance(value, str):
+        raise Fault(field, f"is {kind(value)}; expected a text or a list of messages")
+    value = clean(value)
+    if isinstance(prompt, list):
+        return conversation([*prompt, {"role": "assistant", "content": value}], field)
+    if isinstance(prompt, str) and prompt:
+        prompt = clean(prompt)
+        if TRANSCRIPT.match(prompt):
+            return conversation(_answered(transcript(prompt), value.removeprefix(prompt)), field)
+        return [(prompt, value)]
+    prompt = prompt or None
+    if prompt is not None:
+        raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
+    if TRANSCRIPT.match(value):
+        return conversation(transcript(value), field)
+    other = present(record, "rejected" if field == "chosen" else "chosen")
+    shared = _shared_prefix(value, clean(other) if isinstance(other, str) else "")
+    if not shared.strip():
+        raise Fault(field, "chosen and rejected share no beginning that could be the prompt; expected a prompt column")
+    return [(shared.rstrip(), value[len(shared) :])]
+
+
+def _answered(messages: list[Any], answer: str) -> list[Any]:
+    """A transcript's messages with `answer` at their end; it may repeat the mark "Assistant:" that is there already."""
+    marked = answer.lstrip()
+    said = marked.removeprefix("Assistant:") if marked.startswith("Assistant:") else answer
+    if messages[-1]["role"] == "assistant":
+        return [*messages[:-1], {"role": "assistant", "content": (messages[-1]["content"] + said).strip()}]
+    return [*messages, {"role": "assistant", "content": said.strip()}]
+
+
+def _structured(record: Record, field: str) -> Any:
+    """A field's value; what a CSV holds as the text of a message list is parsed, any other text stays text."""
+    value = record.get(field)
+    return cell(record, field) if isinstance(value, str) and _MESSAGE_LIST.match(value) else value
+
+
+def _role_and_text(message: Any, field: str) -> tuple[Any, str]:
+    if not isinstance(message, dict):
+        return None, ""
+    return message.get("role"), content(message.get("content"), field, 1)
+
+
+def _with_prompt(messages: list[Any], prompt: Any, field: str) -> list[Any]:
+    """The messages with their prompt before them, unless they begin with it themselves."""
+    roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
+    begins = next((role for role in roles if role != "system"), None)
+    if begins == "user":
+        plain = [_role_and_text(message, field) for message in messages]
+        if (isinstance(prompt, str) and prompt and ("user", clean(prompt)) not in plain) or (
+            isinstance(prompt, list)
+            and plain[: len(prompt)] != [_role_and_text(message, "prompt") for message in prompt]
+        ):
+            raise Fault(
+                "prompt",
+                f"is not what {field} begins with; expected the same prompt in both, or only the answer in {field}",
+            )
+        return messages
+    if isinstance(prompt, str) and prompt:
+        return [{"role": "user", "content": prompt}, *messages]
+    if isinstance(prompt, list):
+        return [*prompt, *messages]
+    raise Fault(field, "has no user message, and there is no prompt column; expected the prompt in one of them")
+
+
+def _shared_prefix(left: str, right: str) -> str:
+    """The longest common beginning, back to the last white space: a prompt does not end inside a word."""
+    length = 0
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            break
+        length += 1
+    while length and not left[length - 1].isspace():
+        length -= 1
+    return left[:length]
+
+
+SHAPES: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        Shape(
+            "kaggle",
+            "Kaggle pairs (prompt, response_a, response_b)",
+            ("prompt", "response_a", "response_b"),
+            ("winner", *_LABELS),
+            ("model_a", "model_b"),
+            _read_kaggle,
+        ),
+        Shape(
+            "arena",
+            "Arena export (conversation_a, conversation_b)",
+            ("conversation_a", "conversation_b"),
+            ("winner", *_LABELS),
+            ("model_a", "model_b"),
+            _read_arena,
+        ),
+        Shape(
+            "preference",
+            "preference data (chosen, rejected)",
+            ("chosen", "rejected"),
+            ("prompt",),
+            ("chosen_model", "rejected_model"),
+            _read_preference,
+            "which of chosen and rejected is A was drawn from each id with a fixed seed",
+        ),
+    )
+}
+
+
+def all_columns(shapes: Iterable[Shape] = SHAPES.values()) -> Sequence[str]:
+    """Every column name that some shape knows."""
+    names = ["id"]
+    for shape in shapes:
+        names.extend(name for name in (*shape.needs, *shape.optional, *shape.models) if name not in names)
+    return names

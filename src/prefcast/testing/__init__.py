@@ -1,0 +1,1 @@
+"""For authors of scorers: the tests of the scorer contract."""

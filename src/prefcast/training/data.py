@@ -1,0 +1,183 @@
+"""What the embedded forecaster learns from: labelled pairs by source, which of them are kept for the link, and how sure
+their labels are.
+
+A folder with `train/` that holds the sources named here is the project's own; anything else is a person's: every file
+is a source, and all of them count alike. Labelled files in `dev/` beside them fit the link; where there are none, part
+of the prompts is held out for that. `votes/NAME.votes.csv` (id, votes_a, votes_b, votes_tie) says how people were
+divided over the rows of source NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import UsageError, shown_path
+from prefcast.fitting.fitter import LEAST_LABELS
+from prefcast.fitting.soft_labels import read_votes
+from prefcast.pairs import Outcome, Pair
+from prefcast.pairs.formats import open_pairs, read_pairs
+from prefcast.training.shared import prompt_key
+
+__all__ = ["LEAST_PAIRS", "WEIGHT", "Labelled", "read_labelled"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# How much a row of each source counts. The first five are Arena votes or as good as.
+WEIGHT = {
+    "arena33k_sample574": 1.0,
+    "arena33k_writing1277": 1.0,
+    "arena_100k_first50": 1.0,
+    "autoj_pairwise": 1.0,
+    "arena_llama3_70b": 1.0,
+    "mtbench_human": 0.15,
+    "tulu_human_eval": 0.15,
+    "faireval80": 0.5,
+    "pandalm_test": 0.1,
+    "vicuna80_human": 0.06,
+    "oasst_ranked": 0.2,
+    "llmfao_crowd": 0.1,
+}
+# With fewer pairs than this the shipped weights are better left as they are.
+LEAST_PAIRS = 500
+HELD_OUT = 0.15
+_ENDINGS = tuple(
+    kind + packed for kind in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet") for packed in ("", ".gz", ".zst")
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the
+    label and `target` (n, 3) the shares of outcomes that are learned.
+
+    `calibration` (n,) marks the rows that fit the link and nothing else; `weight` (n,) how much a row counts in training, 0 for those that teach
+    nothing. `own` says whether they are a person's own and not the project's.
+    """
+
+    pairs: list[Pair]
+    names: tuple[str, ...]
+    source: Ints
+    group: Ints
+    outcome: Ints
+    target: Floats
+    calibration: NDArray[np.bool_]
+    weight: Floats
+    own: bool
+
+    @property
+    def tieless(self) -> NDArray[np.bool_]:
+        """Which sources (k,) hold no tie at all: ties were left out there, which says nothing of how likely they
+        are."""
+        ties = np.bincount(self.source, self.target[:, Outcome.TIE], len(self.names))
+        tieless: NDArray[np.bool_] = ties == 0
+        return tieless
+
+    @property
+    def left_out(self) -> int:
+        """How many rows teach neither the weights nor the link: their first prompts are among the link's."""
+        return int(((self.weight == 0) & ~self.calibration).sum())
+
+
+def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -> Labelled:
+    """The labelled pairs of one folder or of files; `seed` draws the prompts that are held out where there is no
+    `dev/`.
+
+    Raises UsageError for rows without labels, for fewer than LEAST_PAIRS of them or too few to fit a link, and what
+    reading a file raises.
+    """
+    folder = given[0] if len(given) == 1 and given[0].is_dir() else None
+    own = folder is None or not any((folder / "train" / f"{name}.csv.gz").exists() for name in WEIGHT)
+    if folder is None:
+        files = given
+    elif own:
+        files = _files(folder / "train" if (folder / "train").is_dir() else folder)
+    else:
+        files = [folder / "train" / f"{name}.csv.gz" for name in WEIGHT]
+    kept = [] if folder is None else _files(folder / "dev")
+    by_source = {name: _read(path) for name, path in _named(files).items()}
+    for_link = {f"dev/{name}": _read(path) for name, path in _named(kept).items()}
+    total = sum(map(len, [*by_source.values(), *for_link.values()]))
+    shown = ", ".join(map(shown_path, given))
+    if total < LEAST_PAIRS:
+        raise UsageError(
+            f"{shown}: has {total} labelled pairs; training takes at least {LEAST_PAIRS} (`prefcast fit` from 50)"
+        )
+    found = _joined(by_source, for_link, own, seed)
+    link_rows = found.calibration
+    if link_rows.sum() < LEAST_LABELS or len(np.unique(found.group[link_rows])) < 2:
+        raise UsageError(
+            f"{shown}: leaves {int(link_rows.sum())} pairs to fit the link; that takes at least {LEAST_LABELS}, with different "
+            "first prompts (put more into dev/)"
+        )
+    if not (found.weight > 0).any():
+        raise UsageError(f"{shown}: leaves no pair to train on: every first prompt is one of dev/")
+    return _with_votes(found, folder / "votes") if votes and folder is not None else found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.name.lower().endswith(_ENDINGS))
+
+
+def _named(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by the name of their source: that of the file up to the first dot."""
+    found: dict[str, Path] = {}
+    for path in files:
+        name = path.name.partition(".")[0]
+        if name in found:
+            raise UsageError(
+                f"{shown_path(path)}: {shown_path(found[name].name)} is the same source, {name}; rename one"
+            )
+        found[name] = path
+    return found
+
+
+def _read(path: Path) -> list[Pair]:
+    with open_pairs(path) as file:
+        if not file.may_have_labels:
+            raise UsageError(f"{shown_path(path)}: has no label columns; training takes labelled pairs")
+    pairs = list(read_pairs(path))
+    for pair in pairs:
+        if pair.outcome is None:
+            raise UsageError(f"{shown_path(path)}: row {pair.row}: has no label; every row needs one")
+    return pairs
+
+
+def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], own: bool, seed: int) -> Labelled:
+    named = {**by_source, **for_link}
+    pairs = [pair for rows in named.values() for pair in rows]
+    source = np.repeat(np.arange(len(named)), [len(rows) for rows in named.values()])
+    groups: dict[str, int] = {}
+    group = np.array([groups.setdefault(prompt_key(pair), len(groups)) for pair in pairs])
+    outcome = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+    calibration = source >= len(by_source)
+    if not for_link:
+        drawn = np.random.default_rng(seed).permutation(len(groups))[: ceil(HELD_OUT * len(groups))]
+        calibration = np.isin(group, drawn)
+    # A prompt that the link is fitted on must not be one that the weights were learned on.
+    unseen = ~np.isin(group, group[calibration])
+    weight = np.array([1.0 if own else WEIGHT.get(name, 0.0) for name in named])
+    target = np.eye(len(Outcome))[outcome]
+    return Labelled(
+        pairs, tuple(named), source, group, outcome, target, calibration, np.where(unseen, weight[source], 0.0), own
+    )
+
+
+def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
+    """The same with shares of votes as targets where there are any."""
+    target = labelled.target.copy()
+    for number, name in enumerate(labelled.names):
+        path = folder / f"{name}.votes.csv"
+        if not path.exists():
+            continue
+        counts = read_votes(path)
+        for row in np.flatnonzero(labelled.source == number).tolist():
+            if (found := counts.get(str(labelled.pairs[row].id))) is not None:
+                target[row] = np.array(found) / sum(found)
+    return replace(labelled, target=target)

@@ -1,0 +1,278 @@
+"""Trains an `embedded` forecaster: from the project's data anew, or the shipped one moved towards labelled pairs of one's own.
+
+The encoder stays as it is; its vectors and the features of the surface are computed once and kept, then all weights are
+fitted at once, then the link, on what is said of rows by weights that have not seen them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import UsageError, shown_path
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.selection import cross_fitted, davidson_link
+from prefcast.forecasts.forecaster import Forecaster, check_folder, load_forecaster
+from prefcast.measuring.metrics import row_log_loss
+from prefcast.measuring.metrics.measure import evaluate_probabilities
+from prefcast.outcomes.calibration import measure_calibration
+from prefcast.outcomes.models import Davidson
+from prefcast.outcomes.statistics.bootstrap import paired_difference
+from prefcast.pairs import Outcome, Pair
+from prefcast.scorers.embedded import LEAST_TOKENS, MOST_TOKENS, EmbeddedScorer
+from prefcast.scorers.embedded.encoder import ENCODER, Encoder
+from prefcast.scorers.embedded.model import TopicModel
+from prefcast.scorers.embedded.texts import TOKENIZER, TextReader
+from prefcast.scorers.surface import feature_arrays
+from prefcast.training.data import Labelled, read_labelled
+from prefcast.training.fit import Rows, evidence, fit, refit
+from prefcast.training.shared import plain_figure
+from prefcast.training.vectors import Step, read_vectors
+
+__all__ = ["Step", "train_embedded"]
+
+Floats = NDArray[np.float64]
+
+# Of a text, start and end not counted.
+TOKENS = 320
+FOLDS, LINK_FOLDS = 5, 10
+_ROOM = ".training"
+_SHIPPED = "embedded"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a training starts from: the encoder's folder, and the model that is moved, if there is one."""
+
+    name: str
+    folder: Path
+    encoder: Encoder
+    model: TopicModel | None
+    tokens: int
+    sha256: str
+
+
+def train_embedded(
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    start: str | os.PathLike[str] | None = None,
+    encoder: str | os.PathLike[str] | None = None,
+    tokens: int | None = None,
+    votes: bool = True,
+    seed: int = 0,
+    fresh: bool = False,
+    say: Callable[[str], None] | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> Forecaster:
+    """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.data`) and write the
+    forecaster's folder `output`.
+
+    A person's own pairs move the forecaster `start` (a name or a folder; default: the shipped one) towards them. The
+    project's data, or a folder `encoder` with encoder.onnx and tokenizer.json, start from nothing; the final
+    weights then learn the link's pairs too, and the link is fitted to what each fold says of the others. `tokens` is how much
+    of the prompts and of each side's responses is read (default: as the start does). With `votes`, shares of votes are learned where
+    there are any; `seed` draws the prompts that are kept for the link where there is no `dev/`.
+
+    A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts
+    over. Raises MissingExtraError, UsageError, ForecasterError, FitError, and what reading files raises.
+    """
+    tell = say or (lambda text: None)
+    target = Path(output)
+    room = target / _ROOM
+    if start is not None and encoder is not None:
+        raise UsageError("start from a forecaster or from an encoder alone, not from both")
+    check_folder(target, replacing=(_ROOM,))
+    files = [data] if isinstance(data, str | os.PathLike) else data
+    labelled = read_labelled([Path(file) for file in files], votes=votes, seed=seed)
+    origin = _origin(start, encoder, labelled.own, tokens)
+    with closing(origin.encoder):
+        used = np.flatnonzero((labelled.weight > 0) | labelled.calibration)
+        kept = int(labelled.calibration.sum())
+        left_out = f", {labelled.left_out} left out because those share their prompts" if labelled.left_out else ""
+        tell(f"{len(used) - kept} pairs to learn from, {kept} for the link{left_out}")
+        if fresh:
+            shutil.rmtree(room, ignore_errors=True)
+        began = time.monotonic()
+        pairs = [labelled.pairs[row] for row in used.tolist()]
+        texts = TextReader(origin.folder / TOKENIZER, origin.tokens).read(pairs)
+        vectors = read_vectors(texts, origin.encoder, origin.sha256, room, tell, progress)
+        rows = Rows(
+            *feature_arrays(pairs),
+            vectors,
+            labelled.target[used],
+            labelled.weight[used],
+            labelled.source[used],
+            labelled.tieless[labelled.source[used]],
+        )
+        learned, link = rows.weight > 0, labelled.calibration[used]
+        figures: dict[str, Any] = {}
+        if origin.model is None:
+            tell(f"cross-validating, {FOLDS} folds by first prompt")
+            figures["cross_validated"] = _cross_validated(rows, learned, labelled, used)
+        tell("fitting the weights")
+        model = fit(rows.where(learned)) if origin.model is None else refit(origin.model, rows.where(learned))
+        tell("fitting the link")
+        scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
+        for_link = [pair for pair, is_link in zip(pairs, link, strict=True) if is_link]
+        groups = labelled.group[used[link]]
+        found, figures["cross_fitted"] = _linked(scorer, evidence(model, rows.where(link)), for_link, groups)
+        if origin.model is None:
+            tell(f"learning the link's pairs too, {LINK_FOLDS} folds by first prompt for the link")
+            model, out_of_fold = _all_learned(rows, learned, link, labelled.group[used])
+            scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
+            found, figures["out_of_fold"] = _linked(scorer, out_of_fold, for_link, groups)
+        card = _card(labelled, origin, time.monotonic() - began, figures)
+        replace(found, card=card).save(target, replacing=(_ROOM,))
+    shutil.rmtree(room, ignore_errors=True)
+    return load_forecaster(target)
+
+
+def _origin(
+    start: str | os.PathLike[str] | None, encoder: str | os.PathLike[str] | None, own: bool, tokens: int | None
+) -> _Origin:
+    if tokens is not None and not LEAST_TOKENS <= tokens <= MOST_TOKENS:
+        raise UsageError(f"--tokens is {tokens}; the encoder reads from {LEAST_TOKENS} to {MOST_TOKENS}")
+    if encoder is not None:
+        folder = Path(encoder)
+        opened, model, name, before = Encoder(folder / ENCODER), None, folder.resolve().name, TOKENS
+    else:
+        scorer = load_forecaster(_SHIPPED if start is None else start).scorer
+        if not isinstance(scorer, EmbeddedScorer):
+            shown = shown_path(start or _SHIPPED)
+            raise UsageError(
+                f"{shown}: is a {scorer.name} forecaster; --from takes one that `prefcast train embedded` made"
+            )
+        folder, opened, before = scorer.folder, scorer.encoder, scorer.reader.limit
+        name = _SHIPPED if start is None else Path(start).resolve().name
+        model = scorer.model if own or start is not None else None
+    digest = hashlib.sha256()
+    for file in (ENCODER, TOKENIZER):
+        digest.update((folder / file).read_bytes())
+    return _Origin(name, folder, opened, model, tokens or before, digest.hexdigest())
+
+
+def _linked(
+    scorer: EmbeddedScorer, found: tuple[Floats, Floats], pairs: list[Pair], group: NDArray[np.int64]
+) -> tuple[Forecaster, dict[str, Any]]:
+    """The forecaster of a scorer whose evidence of labelled `pairs` was `found`, and its figures, cross-fitted by the first
+    prompts that `group` (n,) numbers, beside those of the shipped surface model on the same folds."""
+    outcome = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+    shipped = load_forecaster("surface")
+    surface = shipped.evidence(pairs)
+    both = LabelledEvidence(2, names=("embedded", "surface"))
+    alone = LabelledEvidence(1)
+    votes, keys = np.eye(len(Outcome))[outcome], group.astype(np.uint64)
+    models = [(pair.model_a, pair.model_b) for pair in pairs]
+    margins, ties = (np.column_stack(each) for each in zip(found, surface, strict=True))
+    both.add(margins, ties, votes, keys, models=models)
+    alone.add(found[0][:, None], found[1][:, None], votes, keys, models=models)
+    link = davidson_link(alone).renamed({"margin:0": "margin", "tie:0": "tie"})
+    scale, level, tie_weight = map(float, link.theta)
+    forecasts = [cross_fitted(both, (member,)) for member in range(2)]
+    numbers = np.concatenate(list(both.table.blocks()))
+    named = (numbers[:, both.place[name]] for name in ("model_a", "model_b"))
+    calibration = measure_calibration(forecasts[0], votes, keys, *named)
+    if calibration.source != "models" and shipped.calibration is not None:
+        # These rows do not name their models. What the surface alone does to whole systems is measured, and large.
+        source = f"{shipped.calibration.source}, by the surface model"
+        net, tie, n = shipped.calibration.net, shipped.calibration.tie, shipped.calibration.n
+        calibration = replace(calibration, net=net, tie=tie, source=source, n=n)
+    forecaster = Forecaster(
+        scorer,
+        Davidson(scale, level, tie_weight),
+        prior_tie=round(float((outcome == Outcome.TIE).mean()), 4),
+        link=link,
+        calibration=calibration,
+    )
+    return forecaster, _figures(forecasts[0], forecasts[1], outcome, group)
+
+
+def _all_learned(
+    rows: Rows, learned: NDArray[np.bool_], link: NDArray[np.bool_], group: NDArray[np.int64]
+) -> tuple[TopicModel, tuple[Floats, Floats]]:
+    """The model of all rows, those for the link among them, and the evidence of these (n,), each row's from a fit without its
+    first prompt."""
+    rows = replace(rows, weight=np.where(link, 1.0, rows.weight))
+    fold = np.random.default_rng(0).integers(0, LINK_FOLDS, int(group.max()) + 1)[group]
+    margin, tie = np.zeros(len(group)), np.zeros(len(group))
+    for number in range(LINK_FOLDS):
+        test = link & (fold == number)
+        if test.any():
+            margin[test], tie[test] = evidence(fit(rows.where((learned | link) & ~test)), rows.where(test))
+    return fit(rows.where(learned | link)), (margin[link], tie[link])
+
+
+def _cross_validated(
+    rows: Rows, learned: NDArray[np.bool_], labelled: Labelled, used: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Log loss by source, each row's evidence from a fit to the other folds; the link of each source is cross-fitted too."""
+    group = labelled.group[used]
+    fold = np.random.default_rng(0).integers(0, FOLDS, int(group.max()) + 1)[group]
+    margin, tie = np.zeros(len(group)), np.zeros(len(group))
+    for number in range(FOLDS):
+        test = learned & (fold == number)
+        margin[test], tie[test] = evidence(fit(rows.where(learned & (fold != number))), rows.where(test))
+    found = {}
+    for number, name in enumerate(labelled.names):
+        of = learned & (rows.source == number)
+        if of.sum() < 500 or rows.tieless[of].any():
+            continue
+        data = LabelledEvidence(1)
+        outcome = labelled.outcome[used[of]]
+        data.add(margin[of, None], tie[of, None], np.eye(len(Outcome))[outcome], group[of].astype(np.uint64))
+        scores = evaluate_probabilities(cross_fitted(data, (0,)), outcome, group[of].tolist()).scores
+        found[name] = {"n": int(of.sum()), "log_loss": plain_figure(scores.log_loss)}
+    return found
+
+
+def _figures(embedded: Floats, surface: Floats, outcome: NDArray[np.int64], group: NDArray[np.int64]) -> dict[str, Any]:
+    groups = group.tolist()
+    found = evaluate_probabilities(embedded, outcome, groups)
+    scores = found.scores
+    shipped = evaluate_probabilities(surface, outcome, groups).scores
+    gain = paired_difference(row_log_loss(surface, outcome), row_log_loss(embedded, outcome), groups)
+    return {
+        "n": found.n,
+        "prompts": found.groups,
+        "log_loss": plain_figure(scores.log_loss),
+        "accuracy": plain_figure(scores.accuracy),
+        "brier_score": plain_figure(scores.brier_score),
+        "expected_calibration_error": plain_figure(scores.expected_calibration_error),
+        "log_loss_by_outcome": {name: plain_figure(value) for name, value in scores.log_loss_by_outcome.items()},
+        "log_loss_of_class_prior": plain_figure(found.baselines["class_prior"].log_loss),
+        "log_loss_of_surface": plain_figure(shipped.log_loss),
+        "gain_over_surface": plain_figure(gain),
+    }
+
+
+def _card(labelled: Labelled, origin: _Origin, seconds: float, figures: dict[str, Any]) -> dict[str, Any]:
+    """What the folder says of the training."""
+    trained, link = {}, {}
+    for number, name in enumerate(labelled.names):
+        of = labelled.source == number
+        weights = labelled.weight[of & (labelled.weight > 0)]
+        if len(weights):
+            trained[name] = {"n": len(weights), "weight": float(weights[0])}
+        if kept := int((of & labelled.calibration).sum()):
+            link[name] = kept
+    return {
+        "trained_on": trained,
+        "link_fitted_on": link,
+        "left_out": labelled.left_out,
+        "start": {"name": origin.name, "moved": origin.model is not None, "encoder_sha256": origin.sha256},
+        "seconds": round(seconds),
+        "versions": {name: version(name) for name in ("onnxruntime", "tokenizers", "scipy")},
+        "figures": figures,
+    }

@@ -1,0 +1,178 @@
+"""The weights of the embedded model: one penalised maximum-likelihood fit of all of them (Davidson's model, a tie level a source).
+
+Convex, so that data alone decide where it ends. Each block of the design has a scale of its own: the smaller, the more
+strongly its weights are held at zero. Scales and numbers of topics were chosen by leaving out whole sources (docs/embedded-model.md).
+This module knows nothing of files or texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.scorers.embedded.model import CLIP, TopicModel, Topics
+from prefcast.scorers.surface.model import SurfaceModel
+from prefcast.training.shared import fit_weights
+
+__all__ = ["Rows", "evidence", "fit", "refit"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PENALTY = 200.0
+TOPICS, TIE_TOPICS, DIRECTIONS = 24, 16, 48
+# Of the blocks: vectors, vectors by topic, surface by topic, the prompt's vector, pair features by topic.
+_VECTOR, _VECTOR_BY_TOPIC, _SURFACE_BY_TOPIC, _PROMPT, _PAIR_BY_TOPIC = 0.14, 0.05, 0.085, 0.14, 0.07
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What n rows are fitted on: surface features `a`, `b` (n, r) and `pair` (n, p), `vectors` (n, 3, h) of prompt, A and B,
+    shares of outcomes `target` (n, 3), `weight` (n,), and `source` (n,); `tieless` (n,) rows are A against B only."""
+
+    a: Floats
+    b: Floats
+    pair: Floats
+    vectors: NDArray[np.float32]
+    target: Floats
+    weight: Floats
+    source: Ints
+    tieless: NDArray[np.bool_]
+
+    def where(self, mask: NDArray[np.bool_]) -> Rows:
+        """The rows in `mask`."""
+        return Rows(**{name: getattr(self, name)[mask] for name in self.__dataclass_fields__})
+
+
+def fit(rows: Rows) -> TopicModel:
+    """The model of `rows`, from nothing. Raises FitError."""
+    share = rows.weight / rows.weight.sum()
+    surface = _standardised(rows, share)
+    z, bent, u = surface.design(rows.a, rows.b, rows.pair)
+    prompts, a, b = _split(rows.vectors)
+    difference, mean = a - b, share @ prompts
+    spread, deviation = _scale(share, difference), _scale(share, prompts - mean)
+    d = np.clip(difference / spread, -CLIP, CLIP)
+    p = np.clip((prompts - mean) / deviation, -CLIP, CLIP)
+    topics, directions = _principal(p, share, TOPICS), _principal(d, share, DIRECTIONS)
+    q = p @ topics.T
+    blocks_m = [z, bent, _VECTOR * d, _VECTOR_BY_TOPIC * _by_topic(q, d @ directions.T)]
+    blocks_m += [_SURFACE_BY_TOPIC * _by_topic(q, each) for each in (z, bent)]
+    blocks_t = [np.abs(bent), u, _PROMPT * p, _PAIR_BY_TOPIC * _by_topic(q[:, :TIE_TOPICS], u)]
+    by_margin, by_tie = fit_weights(
+        np.concatenate(blocks_m, axis=1),
+        np.concatenate(blocks_t, axis=1),
+        rows.source,
+        rows.target,
+        rows.weight,
+        rows.tieless,
+        PENALTY,
+    )
+    linear, saturating, vector, vectors, linears, saturatings = _parts(by_margin, blocks_m)
+    likeness, weight, prompt, pairs = _parts(by_tie, blocks_t)
+    k, r = len(topics), z.shape[1]
+    return TopicModel(
+        replace(surface, linear=linear, saturating=saturating, likeness=likeness, weight=weight),
+        Topics(
+            spread=spread,
+            mean=mean,
+            deviation=deviation,
+            vector=_VECTOR * vector,
+            prompt=_PROMPT * prompt,
+            topics=topics,
+            vector_by_topic=_VECTOR_BY_TOPIC * vectors.reshape(k, -1) @ directions,
+            linear_by_topic=_SURFACE_BY_TOPIC * linears.reshape(k, r),
+            saturating_by_topic=_SURFACE_BY_TOPIC * saturatings.reshape(k, r),
+            # The topics beyond those that a tie looks at have no weights.
+            weight_by_topic=np.pad(
+                _PAIR_BY_TOPIC * pairs.reshape(-1, u.shape[1]), ((0, k - min(k, TIE_TOPICS)), (0, 0))
+            ),
+        ),
+    )
+
+
+def refit(model: TopicModel, rows: Rows) -> TopicModel:
+    """The model moved towards `rows`: what it says is where the fit starts, and its weights but those by topic are moved.
+
+    Raises FitError.
+    """
+    s, t = model.surface, model.topics
+    z, bent, u = s.design(rows.a, rows.b, rows.pair)
+    d, p = t.standardised(*_split(rows.vectors))
+    blocks_m, blocks_t = [z, bent, _VECTOR * d], [np.abs(bent), u, _PROMPT * p]
+    by_margin, by_tie = fit_weights(
+        np.concatenate(blocks_m, axis=1),
+        np.concatenate(blocks_t, axis=1),
+        rows.source,
+        rows.target,
+        rows.weight,
+        rows.tieless,
+        PENALTY,
+        offset=evidence(model, rows),
+    )
+    linear, saturating, vector = _parts(by_margin, blocks_m)
+    likeness, weight, prompt = _parts(by_tie, blocks_t)
+    return TopicModel(
+        replace(
+            s,
+            linear=s.linear + linear,
+            saturating=s.saturating + saturating,
+            likeness=s.likeness + likeness,
+            weight=s.weight + weight,
+        ),
+        replace(t, vector=t.vector + _VECTOR * vector, prompt=t.prompt + _PROMPT * prompt),
+    )
+
+
+def evidence(model: TopicModel, rows: Rows) -> tuple[Floats, Floats]:
+    """Margin and tie (n,) of `rows`."""
+    s, t = model.surface, model.topics
+    z, bent, u = s.design(rows.a, rows.b, rows.pair)
+    d, p = t.standardised(*_split(rows.vectors))
+    q = p @ t.topics.T
+    margin = ((s.linear + q @ t.linear_by_topic) * z + (s.saturating + q @ t.saturating_by_topic) * bent).sum(axis=1)
+    margin += ((t.vector + q @ t.vector_by_topic) * d).sum(axis=1)
+    return margin, np.abs(bent) @ s.likeness + ((s.weight + q @ t.weight_by_topic) * u).sum(axis=1) + p @ t.prompt
+
+
+def _standardised(rows: Rows, share: Floats) -> SurfaceModel:
+    """A surface model with the rows' spreads and no weights."""
+    nothing = np.zeros(rows.a.shape[1])
+    mean = share @ rows.pair
+    deviation = _scale(share, rows.pair - mean)
+    return SurfaceModel(
+        _scale(share, rows.a - rows.b), nothing, nothing, nothing, mean, deviation, np.zeros(rows.pair.shape[1])
+    )
+
+
+def _scale(share: Floats, values: Floats) -> Floats:
+    """The root mean square of each column (c,); 1 where it never varies, so that it gets no weight."""
+    spread: Floats = np.sqrt(share @ values**2)
+    return np.where(spread > 0, spread, 1.0)
+
+
+def _principal(values: Floats, share: Floats, count: int) -> Floats:
+    """Principal directions (count, h) of values (n, h), scaled together so that their coordinates have a mean square of 1."""
+    _, directions = np.linalg.eigh((values * share[:, None]).T @ values)
+    found: Floats = directions[:, ::-1][:, :count].T
+    # A direction and its opposite are the same: the largest entry shall be positive.
+    found = found * np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])[:, None]
+    size = np.sqrt((share @ (values @ found.T) ** 2).mean())
+    return found / size if size > 0 else found
+
+
+def _by_topic(q: Floats, values: Floats) -> Floats:
+    """Every product of a topic (n, k) and a value (n, m), as (n, k m)."""
+    return (q[:, :, None] * values[:, None, :]).reshape(len(q), -1)
+
+
+def _split(vectors: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
+    """The vectors (n, h) of prompts, of A and of B."""
+    prompts, a, b = (vectors[:, part].astype(np.float64) for part in range(3))
+    return prompts, a, b
+
+
+def _parts(weights: Floats, blocks: list[Floats]) -> list[Floats]:
+    return np.split(weights, np.cumsum([block.shape[1] for block in blocks])[:-1])

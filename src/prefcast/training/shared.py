@@ -1,0 +1,76 @@
+"""What the recipes share: the joint fit of margin and tie evidence, groups of prompts, figures as a card holds them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import FitError
+from prefcast.outcomes.models import Davidson
+from prefcast.outcomes.statistics.bootstrap import Figure
+from prefcast.pairs import Pair
+
+__all__ = ["fit_weights", "plain_figure", "prompt_key"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def fit_weights(
+    margin: Floats,
+    tie: Floats,
+    source: Ints,
+    target: Floats,
+    weight: Floats,
+    tieless: NDArray[np.bool_],
+    penalty: float,
+    offset: tuple[Floats, Floats] | None = None,
+) -> tuple[Floats, Floats]:
+    """Weights of the margin's design (n, d) and the tie's (n, k), with a free tie level a source; `target` (n, 3) are shares of
+    outcomes, `tieless` rows are A against B only, `offset` is evidence (n,), (n,) that is there already.
+
+    Minimises -sum(weight * target * log P) + penalty / 2 * |weights|^2. Raises FitError unless it converges.
+    """
+    from scipy.optimize import minimize
+
+    d, k, sources = margin.shape[1], tie.shape[1], int(source.max()) + 1
+    known_margin, known_tie = (0.0, 0.0) if offset is None else offset
+    wanted = weight[:, None] * target
+
+    def objective(theta: Floats) -> tuple[float, Floats]:
+        by_margin, by_tie, level = theta[:d], theta[d : d + k], theta[d + k :]
+        log_p, by_s, by_t = Davidson.log_probabilities(
+            known_margin + margin @ by_margin, np.where(tieless, -np.inf, known_tie + tie @ by_tie + level[source])
+        )
+        slope_s, slope_t = -(wanted * by_s).sum(axis=1), np.where(tieless, 0.0, -(wanted * by_t).sum(axis=1))
+        loss = penalty / 2 * (by_margin @ by_margin + by_tie @ by_tie) + 0.01 * (level @ level)
+        gradient = [
+            margin.T @ slope_s + penalty * by_margin,
+            tie.T @ slope_t + penalty * by_tie,
+            np.bincount(source, slope_t, sources) + 0.02 * level,
+        ]
+        # Where nothing is wanted, the logarithm may be that of 0.
+        return float(loss - (wanted * np.where(wanted > 0, log_p, 0.0)).sum()), np.concatenate(gradient)
+
+    found = minimize(
+        objective,
+        np.zeros(d + k + sources),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-3},
+    )
+    if not found.success:
+        raise FitError(f"the fit did not converge: {found.message}")
+    return found.x[:d], found.x[d : d + k]
+
+
+def prompt_key(pair: Pair) -> str:
+    """What makes two first prompts the same: words alone, the beginning of long ones."""
+    return re.sub(r"\W+", " ", pair.prompt[0].lower()).strip()[:300]
+
+
+def plain_figure(figure: Figure) -> dict[str, float]:
+    """A figure as a card holds it."""
+    return {"value": round(figure.value, 4), "low": round(figure.low, 4), "high": round(figure.high, 4)}
