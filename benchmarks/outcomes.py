@@ -33,7 +33,7 @@ from prefcast.outcomes.calibration import BINS
 from prefcast.outcomes.models import FITTED_MODELS, Davidson, Link, NotebookRule
 from prefcast.outcomes.statistics.bootstrap import paired_difference
 from prefcast.pairs import Outcome, Pair
-from prefcast.scorers import Evidence, Scorer
+from prefcast.scorers.base import Evidence, Scorer
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

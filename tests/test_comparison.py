@@ -20,7 +20,7 @@ from prefcast.outcomes.calibration import Calibration
 from prefcast.outcomes.models import Davidson, Link
 from prefcast.pairs import Turn
 from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
-from prefcast.scorers import Evidence, Scorer
+from prefcast.scorers.base import Evidence, Scorer
 
 
 class Stub(Scorer):

@@ -21,10 +21,10 @@ from prefcast.errors import ForecasterError, ModelError, UsageError
 from prefcast.outcomes.models import Davidson
 from prefcast.pairs import Outcome
 from prefcast.pairs.budget import WHOLE
-from prefcast.scorers import scorer_class
 from prefcast.scorers.base import fingerprint
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.length import LengthScorer
+from prefcast.scorers.registry import scorer_class
 from prefcast.scorers.reward.checkpoint import open_checkpoint
 from prefcast.scorers.reward.loading import PACKED_FAMILIES
 from prefcast.scorers.reward.scorer import RewardScorer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import EXAMPLES
 from prefcast import Forecaster, Pair, load_forecaster, read_pairs
 from prefcast.errors import ForecasterError, UsageError
-from prefcast.scorers import SCORERS, scorer_class
+from prefcast.scorers.registry import SCORERS, scorer_class
 from prefcast.scorers.surface import SurfaceScorer, feature_arrays
 from prefcast.scorers.surface.features import (
     COUNTS,

@@ -27,7 +27,7 @@ from prefcast import Pair, load_forecaster
 from prefcast.cli.serving import _token
 from prefcast.errors import ModelError, UsageError
 from prefcast.runs.log import Log
-from prefcast.scorers import Evidence
+from prefcast.scorers.base import Evidence
 from prefcast.service.app import Service, create_service
 from prefcast.service.engine import Engine, Failed, Found, ToForecast
 from prefcast.service.guard import Guard

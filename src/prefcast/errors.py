@@ -7,7 +7,7 @@ PrefcastError
 ├── UsageError          the call is wrong: an unknown model, a budget that does not parse
 ├── MissingExtraError   an optional dependency is not installed; the message names the pip command
 ├── ModelError          a model's checkpoint cannot be used: unsupported, damaged, weights missing
-├── JournalError        a run's journal or shard cannot be used: another run's, held, damaged, or its input changed
+├── RunError        a run's journal or shard cannot be used: another run's, held, damaged, or its input changed
 ├── ResourceError       the machine has no more of what is needed: disk, memory
 ├── WorkerError         no worker process is left to score with
 ├── ServiceError        a prefcast server does not answer, or answers that it cannot
@@ -26,12 +26,12 @@ __all__ = [
     "FileError",
     "FitError",
     "ForecasterError",
-    "JournalError",
     "MissingExtraError",
     "ModelError",
     "PrefcastError",
     "ResourceError",
     "RowError",
+    "RunError",
     "ScoringError",
     "ServiceError",
     "UsageError",
@@ -128,8 +128,8 @@ class ModelError(PrefcastError):
     """A checkpoint that is not supported, is damaged or lacks weights; the message says what would do."""
 
 
-class JournalError(PrefcastError):
-    """A run's journal, or a shard, that cannot be used; the message says what would do."""
+class RunError(PrefcastError):
+    """A shard, or a folder of parts, that does not belong to this run or is damaged; the message says what would do."""
 
 
 class ResourceError(PrefcastError):

@@ -13,29 +13,12 @@ import signal
 import sys
 from contextlib import suppress
 
-# The verbs add themselves to the program.
-from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, reporting, running, serving, training  # noqa: F401
+# The verbs add themselves to the program, in the order in which help lists them.
+from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, running, serving, storing, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 
 __all__ = ["app", "main"]
-
-_ORDER = (
-    "predict",
-    "explain",
-    "check",
-    "best",
-    "fit",
-    "evaluate",
-    "report",
-    "rank",
-    "compare",
-    "score",
-    "merge",
-    "quantize",
-    "serve",
-)
-app.registered_commands.sort(key=lambda verb: _ORDER.index(verb.callback.__name__ if verb.callback else ""))
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 

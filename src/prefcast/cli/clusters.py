@@ -1,4 +1,4 @@
-"""How the verbs with long runs use a Ray cluster: what the options mean together, and one run on it."""
+"""How the verbs with long runs use a Ray cluster: what the options mean together, and a run on it."""
 
 from __future__ import annotations
 
@@ -9,119 +9,105 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefcast.cli.shared import LOG, columns_of
+from prefcast.cli.requests import Keeping, LongRun, Reading
+from prefcast.cli.shared import LOG
 from prefcast.errors import UsageError
-from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
-    from prefcast.cli.run_options import Running
-    from prefcast.forecasts.forecaster import Forecaster
     from prefcast.pairs.budget import Budget
-    from prefcast.pairs.formats import PairFile
-    from prefcast.runs.attempt import Gather
     from prefcast.runs.cluster import Cluster
-    from prefcast.runs.cluster.actors import Recipe
-    from prefcast.runs.loop import Job, RunReport
-    from prefcast.scorers import Scorer
+    from prefcast.runs.cluster.actors import JobSpec
+    from prefcast.runs.loop import RunReport
+    from prefcast.scorers.base import Scorer
+    from prefcast.scorers.store import EvidenceStore
 
-__all__ = ["Remote", "check_engine", "on_cluster", "parts_asked", "parts_run", "remote_forecasts", "remote_scores"]
-
-_RAY = "ray"
+__all__ = ["Remote", "check_engine", "parts_asked", "parts_run", "placed"]
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What is done on a cluster, and where the file is that its reader opens."""
+    """What is done on a cluster, and on which one."""
 
     cluster: Cluster
-    recipe: Recipe
-    pairs: str
-    columns: dict[str, str]
-    cells: str
+    spec: JobSpec
+
+    @classmethod
+    def of(cls, verb: str, scorer: Scorer, made: Any, keeping: Keeping, long: LongRun) -> Remote:
+        """For a forecaster `made` (predict), or the budget (score). Raises UsageError where the scorer cannot travel."""
+        from prefcast.runs.cluster import Cluster
+        from prefcast.runs.cluster.actors import JobSpec
+
+        cluster = Cluster(long.ray_address, long.actors, long.cpus_per_actor or 1, long.gpus_per_actor or 0.0)
+        running = keeping.running()
+        how = {
+            "threads": cluster.cpus,
+            "isolate": running.isolate or running.time_limit is not None,
+            "time_limit": running.time_limit,
+        }
+        options = scorer.options
+        if verb == "predict":
+            return cls(cluster, JobSpec.of(verb, made, options, **how))
+        budget: Budget = made
+        return cls(cluster, JobSpec.of_scorer(scorer, budget, options, **how))
 
 
-def check_engine(running: Running, pairs: str, output: str | Path | None, **excluded: object) -> bool:
-    """Whether Ray is asked for. Raises UsageError for options that do not go together; `excluded` are others that Ray has
-    no part in, by their names."""
-    of_ray = {
-        "ray-address": running.ray_address,
-        "actors": running.actors,
-        "cpus-per-actor": running.cpus_per_actor,
-        "gpus-per-actor": running.gpus_per_actor,
-    }
-    if running.engine != _RAY:
-        if named := next((name for name, value in of_ray.items() if value is not None), None):
-            raise UsageError(f"--{named} is for --engine ray")
-        return False
+def check_engine(long: LongRun, pairs: str, output: str | None, **excluded: object) -> None:
+    """Raise UsageError for options that do not go together; `excluded` are others in which Ray has no part, by name."""
+    if not long.by_ray:
+        of_ray = ("ray_address", "actors", "cpus_per_actor", "gpus_per_actor")
+        if named := next((name for name in of_ray if getattr(long, name) is not None), None):
+            raise UsageError(f"--{named.replace('_', '-')} is for --engine ray")
+        return
     if output is None:
         raise UsageError("--engine ray needs an output (-o FILE, or a folder of Parquet parts)")
-    if pairs == "-":
-        raise UsageError("--engine ray reads its input twice; standard input can be read only once: give a file")
-    if not running.journal:
-        raise UsageError("--engine ray gathers the pieces in the journal: --no-journal excludes it")
-    excluded = {"shard": running.part, **excluded}
+    excluded = {"shard": long.shard, **excluded}
     if named := next((name for name, value in excluded.items() if value is not None), None):
         why = "looks numbers up" if named == "scores" else "is one small run" if named == "rehearse" else "is a part"
         raise UsageError(f"--{named} {why}, which the local engine does; leave out --engine ray")
-    return True
-
-
-def remote_forecasts(forecaster: Forecaster, options: Options, running: Running) -> tuple[Cluster, Recipe]:
-    from prefcast.runs.cluster.actors import Recipe
-
-    cluster = _cluster(running)
-    return cluster, Recipe.of("predict", forecaster, options, **_how(cluster, running))
-
-
-def remote_scores(scorer: Scorer, budget: Budget, options: Options, running: Running) -> tuple[Cluster, Recipe]:
-    from prefcast.runs.cluster.actors import Recipe
-
-    cluster = _cluster(running)
-    return cluster, Recipe.of_scorer(scorer, budget, options, **_how(cluster, running))
-
-
-def _cluster(running: Running) -> Cluster:
-    from prefcast.runs.cluster import Cluster
-
-    return Cluster(running.ray_address, running.actors, running.cpus_per_actor or 1, running.gpus_per_actor or 0.0)
-
-
-def _how(cluster: Cluster, running: Running) -> dict[str, Any]:
-    return {"threads": cluster.cpus, "isolate": running.isolated, "time_limit": running.time_limit}
 
 
 @contextmanager
-def on_cluster(remote: Remote, job: Job, file: PairFile, on_error: str) -> Iterator[tuple[Job, Any, Gather]]:
-    """The job as it is on the cluster, what tells how far its reader is, and how to gather its pieces."""
-    from functools import partial
+def placed(
+    verb: str, scorer: Scorer, made: Any, keeping: Keeping, long: LongRun
+) -> Iterator[tuple[Scorer, EvidenceStore | None]]:
+    """The scorer where the options put it, here or on a cluster, and the store of its evidence; `made` is as for `Remote`."""
+    from prefcast.runs.ready import ready_scorer
 
+    where = (
+        _on_cluster(Remote.of(verb, scorer, made, keeping, long), scorer, keeping)
+        if long.by_ray
+        else ready_scorer(scorer, keeping.running())
+    )
+    with where as found:
+        yield found
+
+
+@contextmanager
+def _on_cluster(remote: Remote, scorer: Scorer, keeping: Keeping) -> Iterator[tuple[Scorer, EvidenceStore | None]]:
+    """The scorer in the actors of the cluster, its evidence in the store."""
     from prefcast.runs.cluster import connected
-    from prefcast.runs.cluster.actors import Source
-    from prefcast.runs.cluster.pieces import Arrivals, gather, header_of_actors
+    from prefcast.runs.cluster.driver import ClusterScorer, header_of_actors
+    from prefcast.runs.ready import Running, ready_scorer
 
+    running = keeping.running()
     with connected(remote.cluster) as pool:
-        header = header_of_actors(pool, remote.recipe)
-        recipe = replace(remote.recipe, header=header)
-        source = Source(str(Path.cwd()), remote.pairs, remote.columns, remote.cells)
-        arrivals = Arrivals(file.progress[1])
+        header = header_of_actors(pool, remote.spec)
         LOG.event("cluster", actors=pool.actors, cpus=remote.cluster.cpus, gpus=remote.cluster.gpus)
-        yield (
-            replace(job, header=header),
-            arrivals,
-            partial(gather, pool, recipe, source, arrivals, on_error),
-        )
+        there = ClusterScorer(scorer, pool, replace(remote.spec, header=header), header)
+        with ready_scorer(there, Running(running.store, running.keep, running.fresh)) as found:
+            yield found
 
 
-def parts_asked(by_ray: bool, pairs: str, output: str | Path | None) -> bool:
+def parts_asked(long: LongRun, pairs: str, output: str | None) -> bool:
     """Whether a folder of parts is to be written. Raises UsageError where input and output do not go together."""
     from prefcast.runs.cluster.parts import are_parts
 
-    many = "://" in pairs or Path(pairs).is_dir()
-    parts = output is not None and are_parts(str(output))
-    if not by_ray:
-        if many:
-            raise UsageError(f"{pairs}: folders and URIs are read by --engine ray, into a folder (-o DIR)")
+    parts = output is not None and are_parts(output)
+    if not long.by_ray:
+        if "://" in pairs:
+            raise UsageError(f"{pairs}: URIs are read by --engine ray, into a folder (-o DIR)")
         return False
+    many = "://" in pairs or Path(pairs).is_dir()
     if many and not parts:
         raise UsageError(f"{output}: the parts of a folder or a URI go into a folder: -o DIR, or a URI")
     if parts and not many and not pairs.endswith(".parquet"):
@@ -132,32 +118,23 @@ def parts_asked(by_ray: bool, pairs: str, output: str | Path | None) -> bool:
 
 
 def parts_run(
-    cluster: Cluster,
-    recipe: Recipe,
-    pairs: str,
-    output: str,
-    columns: str | None,
-    cells: str,
-    running: Running,
-    *,
-    on_error: str,
-    with_text: bool = False,
+    remote: Remote, pairs: str, output: str, reading: Reading, *, fresh: bool, on_error: str, with_text: bool = False
 ) -> RunReport:
     """A run from Parquet parts to Parquet parts, with a bar where people look."""
     from prefcast.runs.cluster import connected
+    from prefcast.runs.cluster.driver import header_of_actors
     from prefcast.runs.cluster.parts import Folder, Parts, score_parts
-    from prefcast.runs.cluster.pieces import header_of_actors
     from prefcast.runs.stopping import Interrupted, Stopping
 
     source, target = Folder.of(pairs), Folder.of(output)
     if f"{target.shown}/".startswith(f"{source.shown}/"):
         raise UsageError(f"{target.shown}: lies in the input; write the parts to another folder")
-    parts = Parts(source, target, columns_of(columns), cells, on_error, with_text)
-    with connected(cluster) as pool, _bar() as show, Stopping():
+    parts = Parts(source, target, reading.mapping, str(reading.cells), on_error, with_text)
+    with connected(remote.cluster) as pool, _bar() as show, Stopping():
         try:
-            recipe = replace(recipe, header=header_of_actors(pool, recipe))
-            LOG.event("cluster", actors=pool.actors, cpus=cluster.cpus, gpus=cluster.gpus)
-            return score_parts(pool, recipe, parts, fresh=running.fresh, log=LOG, progress=show)
+            spec = replace(remote.spec, header=header_of_actors(pool, remote.spec))
+            LOG.event("cluster", actors=pool.actors, cpus=remote.cluster.cpus, gpus=remote.cluster.gpus)
+            return score_parts(pool, spec, parts, fresh=fresh, log=LOG, progress=show)
         except Interrupted as stopped:
             said = f"stopped by {stopped.name}; parts that are there are whole; the same command goes on from there"
             LOG.tell("interrupted", said, signal=stopped.name)

@@ -8,26 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from prefcast.cli.shared import (
-    ROWS_FAILED,
-    BudgetText,
-    CellKind,
-    Cells,
-    Columns,
-    app,
-    columns_of,
-    opened,
-    progress,
-    reward_options,
-    say,
-    say_reused,
-)
+from prefcast.cli.requests import BudgetText, JsonOutput, Keeping, Reading, RewardOptions
+from prefcast.cli.shared import ROWS_FAILED, app, check_outputs, opened, progress, say, say_restored
+from prefcast.cli.verbs import verb
 from prefcast.errors import UsageError
-from prefcast.scorers.reward import Options
 
 
-@app.command()
-@reward_options
+@verb(app)
 def fit(
     labelled: Annotated[
         str | None,
@@ -64,13 +51,11 @@ def fit(
         typer.Option(help="Unlabelled pairs from there: the share of ties is estimated.", metavar="PAIRS"),
     ] = None,
     budget: BudgetText = None,
-    columns: Columns = None,
-    cells: CellKind = Cells.json,
-    json_output: Annotated[
-        str | None, typer.Option("--json", help="Write what was found as JSON; - is standard output.", metavar="OUT")
-    ] = None,
+    json_output: JsonOutput = None,
     *,
-    options: Options,
+    reward: RewardOptions,
+    reading: Reading,
+    keeping: Keeping,
 ) -> None:
     """Fit probabilities to a model's scores: from labelled pairs to a forecaster.
 
@@ -83,22 +68,18 @@ def fit(
     """
     from prefcast.fitting import fit as fit_to
     from prefcast.forecasts.forecaster import check_folder
-    from prefcast.pairs.sources import same_file
-    from prefcast.report.tables import fit_text
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import fit_text, write_json
 
     if folder is None:
         raise UsageError("name the folder of the forecaster: -o DIR")
-    for name in (labelled, scores, votes, weights, target):
-        if json_output is not None and name is not None and same_file(name, json_output):
-            raise UsageError(f"{json_output}: is the input; write what was found to another file")
+    check_outputs([json_output], [labelled, scores, votes, weights, target])
     # Scoring may take hours: what would be refused at the end is refused now.
     check_folder(folder)
     with ExitStack() as stack:
         source: Any = None
         show = None
         if labelled is not None:
-            source = stack.enter_context(opened(labelled, columns, cells))
+            source = stack.enter_context(opened(labelled, reading))
             show = stack.enter_context(progress(source))
         fitted = fit_to(
             source,
@@ -109,9 +90,11 @@ def fit(
             target_prior=target_prior,
             target=target,
             budget=budget,
-            columns=columns_of(columns),
-            cells=cells.value,
-            options=options,
+            columns=reading.mapping,
+            cells=str(reading.cells),
+            options=reward.options(),
+            more=reward.more(),
+            running=keeping.running(),
             progress=show,
         )
     fitted.save(folder)
@@ -119,21 +102,20 @@ def fit(
         write_json(dict(fitted.forecaster.card), json_output)
     if json_output != "-":
         print(fit_text(fitted))
-    say_reused(fitted.forecaster.scorer)
+    say_restored(fitted.restored, fitted.rows)
     if fitted.truncated:
         say(f"{fitted.truncated} of {fitted.rows} rows were truncated")
     if fitted.unmatched_votes:
         say(f"{fitted.unmatched_votes} rows of {votes} have ids that are not among the pairs")
-    card = fitted.forecaster.card
-    for name, said in card["parameters"].items():
+    for name, said in fitted.forecaster.card["parameters"].items():
         if name.startswith("margin of") and said["high"] < 0:
             say(
-                f"{name.removeprefix('margin of ')}: higher scores go with losing; are the columns exchanged, or is it a cost?"
+                f"{name.removeprefix('margin of ')}: higher scores go with losing; are the columns swapped, or is it a cost?"
             )
     if fitted.fit.shares[2] == 1:
-        say("every label is a tie: A and B are forecast as hardly possible; label some")
+        say("every label is a tie: A and B are forecast as hardly possible; label some pairs that are no ties")
     if not fitted.fit.shares[2]:
-        say("there is no tie among the labels: ties are forecast as hardly possible; label some")
+        say("no label is a tie: ties are forecast as hardly possible; label some pairs that are ties")
     say(f"forecaster in {folder}; use it with --forecaster {folder}")
     if fitted.failed:
         first = f"; the first: {fitted.first_error}" if fitted.first_error else ""

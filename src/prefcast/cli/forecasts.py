@@ -4,51 +4,48 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, remote_forecasts
-from prefcast.cli.run_options import Running, run_options
-from prefcast.cli.running import attempted, end_failed, say_finished
-from prefcast.cli.shared import (
-    LOG,
-    ROWS_FAILED,
-    BudgetText,
-    CellKind,
-    Cells,
-    Columns,
-    Folder,
-    Model,
+from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, placed
+from prefcast.cli.requests import (
+    Choosing,
+    Keeping,
+    LogKind,
+    LongRun,
     OnError,
     OnErrorOption,
     Pairs,
-    Preset,
+    Reading,
     ScoresFile,
+    WithText,
+)
+from prefcast.cli.running import attempted, end_failed, say_finished, shard_of
+from prefcast.cli.shared import (
+    LOG,
+    ROWS_FAILED,
     app,
-    columns_of,
+    check_outputs,
     opened,
     progress,
-    reward_options,
     say,
-    say_reused,
+    say_restored,
     say_truncated,
 )
+from prefcast.cli.verbs import verb
 from prefcast.errors import UsageError, printable
-from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
     from prefcast.forecasts.forecaster import Forecaster
-    from prefcast.forecasts.predictions import Writer
-    from prefcast.runs.loop import RunReport
+    from prefcast.measuring.evaluation import Rehearsal
+    from prefcast.runs.loop import RunReport, Sink
 
 
-@app.command()
-@reward_options
-@run_options
+@verb(app)
 def predict(
     pairs: Pairs,
     output: Annotated[
@@ -60,17 +57,9 @@ def predict(
             metavar="PATH",
         ),
     ] = None,
-    model: Model = None,
-    forecaster: Folder = None,
     scores: ScoresFile = None,
-    budget: BudgetText = None,
-    columns: Columns = None,
-    cells: CellKind = Cells.json,
     on_error: OnErrorOption = OnError.keep,
-    with_text: Annotated[
-        bool, typer.Option("--with-text", help="Keep the texts in a .jsonl or .parquet output.")
-    ] = False,
-    preset: Preset = None,
+    with_text: WithText = False,
     rehearse: Annotated[
         Path | None,
         typer.Option(
@@ -79,12 +68,14 @@ def predict(
         ),
     ] = None,
     *,
-    options: Options,
-    running: Running,
+    choosing: Choosing,
+    reading: Reading,
+    keeping: Keeping,
+    long: LongRun,
 ) -> None:
     """Forecast every pair of a file.
 
-    Stopped or killed, the same command goes on where it was (docs/runs.md).
+    A run that was stopped or killed goes on when the same command is given again (docs/runs.md).
 
     \b
     Examples:
@@ -96,70 +87,55 @@ def predict(
     from prefcast.forecasts.predictions import open_writer, output_kind
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.evaluation import Rehearsal, rehearsal_rows
-    from prefcast.pairs.sources import same_file
-    from prefcast.report.tables import evaluation_text
-    from prefcast.report.text import TableWriter
+    from prefcast.report.forecasts import TableWriter
+    from prefcast.report.measurements import evaluation_text
+    from prefcast.runs.attempt import Target
     from prefcast.runs.jobs import forecasting
 
+    LOG.as_json = long.log == LogKind.json
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
-    by_ray = check_engine(running, pairs, output, rehearse=rehearse, scores=scores)
-    if output is not None and parts_asked(by_ray, pairs, output):
-        chosen = resolve(model, forecaster, budget, preset, options)
+    check_engine(long, pairs, output, rehearse=rehearse, scores=scores)
+    if output is not None and parts_asked(long, pairs, output):
+        chosen = resolve(choosing.choice())
         with closing(chosen.scorer):
-            made = remote_forecasts(chosen, options, running)
-        report = parts_run(
-            *made, pairs, output, columns, cells.value, running, on_error=on_error.value, with_text=with_text
-        )
-        say_forecast(report, chosen, Path(output), running)
+            remote = Remote.of("predict", chosen.scorer, chosen, keeping, long)
+        report = parts_run(remote, pairs, output, reading, fresh=keeping.fresh, on_error=on_error, with_text=with_text)
+        say_forecast(report, chosen, Path(output), long)
         return
-    if output is not None:
-        output = str(Path(output))
-        output_kind(output)
-        if pairs != "-" and same_file(pairs, output):
-            raise UsageError(f"{output}: is the input; write the forecasts to another file")
-        if rehearse is not None and same_file(rehearse, output):
-            raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
-    if rehearse is not None and running.part is not None:
+    path = None if output is None else Path(output)
+    if path is not None:
+        output_kind(path)
+        check_outputs([path], [pairs, rehearse], "the forecasts")
+    if rehearse is not None and long.shard is not None:
         raise UsageError("--rehearse is one small run; --shard has no part in it")
-    train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
-    chosen = resolve(model, forecaster, budget, preset, options, scores)
-    remote = None
-    if by_ray:
-        remote = Remote(*remote_forecasts(chosen, options, running), pairs, columns_of(columns), cells.value)
-    elif running.isolated:
-        from prefcast.runs.isolated import isolated
-
-        chosen = replace(chosen, scorer=isolated(chosen.scorer, running.time_limit))
+    shard = shard_of(long, path)
+    train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), reading.mapping, str(reading.cells))
+    chosen = resolve(choosing.choice(scores))
     rehearsal: Rehearsal | None = None
 
     @contextmanager
-    def open_output(room: Path | None) -> Iterator[Writer]:
+    def open_output() -> Iterator[Sink]:
         nonlocal rehearsal
-        with (
-            nullcontext(TableWriter(sys.stdout))
-            if output is None
-            else open_writer(output, with_text=with_text, room=room) as writer
-        ):
+        with nullcontext(TableWriter(sys.stdout)) if path is None else open_writer(path, with_text=with_text) as writer:
             rehearsal = None if train is None else Rehearsal(writer)
             yield rehearsal or writer
 
-    with opened(pairs, columns, cells) as file, closing(chosen.scorer):
+    with ExitStack() as stack:
+        file = stack.enter_context(opened(pairs, reading))
+        scorer, store = stack.enter_context(placed("predict", chosen.scorer, chosen, keeping, long))
+        facts: dict[str, Any] = {
+            "input": file.name if train is None else f"{rehearse} for {file.name}",
+            "columns": reading.columns,
+            "cells": str(reading.cells),
+        }
         report = attempted(
-            forecasting(chosen),
+            forecasting(replace(chosen, scorer=scorer)),
             file if train is None else train,
             file,
-            None if output is None else Path(output),
-            open_output,
-            running,
-            facts={
-                "input": file.name if train is None else f"{rehearse} for {file.name}",
-                "columns": columns,
-                "cells": cells.value,
-            },
-            on_error=on_error.value,
-            with_text=with_text,
-            remote=remote,
+            Target(open_output, path, shard, with_text, facts),
+            on_error=on_error,
+            store=store,
         )
     if rehearse is not None and train is None:
         say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
@@ -167,33 +143,27 @@ def predict(
         say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
-    say_forecast(report, chosen, None if output is None else Path(output), running)
+    say_forecast(report, chosen, path, long)
 
 
-def say_forecast(report: RunReport, chosen: Forecaster, output: Path | None, running: Running) -> None:
+def say_forecast(report: RunReport, chosen: Forecaster, output: Path | None, long: LongRun) -> None:
     """What is said at the end; exit status 3 if rows failed."""
-    say_finished(report, "forecasts", output, running)
+    say_finished(report, "forecasts", output, long)
     if not LOG.as_json:
         say_truncated(report.truncated, report.rows, chosen)
-        say_reused(chosen.scorer)
+        say_restored(report.restored, report.rows)
     got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
-    end_failed(report, f" and got {got}")
+    end_failed(report.failed, report.rows, report.first_error, f" and got {got}")
 
 
-@app.command()
-@reward_options
+@verb(app)
 def explain(
     pairs: Pairs,
     id: Annotated[str, typer.Option("--id", help="The id of the pair (the row number where the file has no ids).")],
-    model: Model = None,
-    forecaster: Folder = None,
     scores: ScoresFile = None,
-    budget: BudgetText = None,
-    columns: Columns = None,
-    cells: CellKind = Cells.json,
-    preset: Preset = None,
     *,
-    options: Options,
+    choosing: Choosing,
+    reading: Reading,
 ) -> None:
     """Show one pair's forecast and what moved it.
 
@@ -203,28 +173,28 @@ def explain(
     """
     from prefcast.forecasts.resolve import resolve
     from prefcast.pairs.sources import find_pair
-    from prefcast.report.text import explanation_text
+    from prefcast.report.forecasts import explanation_text
 
-    chosen = resolve(model, forecaster, budget, preset, options, scores)
-    with opened(pairs, columns, cells) as file:
+    chosen = resolve(choosing.choice(scores))
+    with opened(pairs, reading) as file:
         pair = find_pair(file, id)
     with closing(chosen.scorer):
         print(explanation_text(pair, chosen.explain(pair)))
 
 
-@app.command()
-def check(pairs: Pairs, columns: Columns = None, cells: CellKind = Cells.json) -> None:
-    """Read a file without forecasting: its format, rows, turns, labels, every fault, and how long a forecast would
-    take here.
+@verb(app)
+def check(pairs: Pairs, *, reading: Reading) -> None:
+    """Read a file without forecasting it: its format, rows, turns, labels, every fault, and how long a forecast would take
+    here.
 
     \b
     Example:
       prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
     """
     from prefcast.forecasts.check import inspect
-    from prefcast.report.text import inspection_text
+    from prefcast.report.descriptions import inspection_text
 
-    with opened(pairs, columns, cells) as file, progress(file) as show:
+    with opened(pairs, reading) as file, progress(file) as show:
         found = inspect(file, on_fault=lambda error: print(printable(str(error))), progress=show)
     print(inspection_text(found))
     if found.failed:

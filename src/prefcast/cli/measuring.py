@@ -1,95 +1,76 @@
-"""The verbs that measure: evaluate, compare."""
+"""The verbs that measure: evaluate, report, compare."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefcast.cli.requests import Choosing, JsonOutput, Keeping, Reading, ScoresFile, WithText
 from prefcast.cli.shared import (
     ROWS_FAILED,
-    BudgetText,
-    CellKind,
-    Cells,
-    Columns,
-    Folder,
-    Model,
-    Preset,
-    ScoresFile,
     app,
-    columns_of,
+    check_outputs,
     opened,
     progress,
-    reward_options,
     say,
-    say_reused,
+    say_restored,
     say_truncated,
 )
-from prefcast.errors import UsageError
-from prefcast.scorers import DEFAULT
-from prefcast.scorers.reward import Options
+from prefcast.cli.verbs import verb
+from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.measuring.evaluation import Measured
 
-__all__ = [
-    "Against",
-    "JsonOutput",
-    "Labelled",
-    "PredictionsFile",
-    "Repeats",
-    "check_no_model",
-    "measure_as_asked",
-    "stop_if_failed",
-]
+_SURPRISES = 20
 
-PredictionsFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="Measure these forecasts (a submission or predictions file) instead of making them.", metavar="FILE"
-    ),
-]
-Against = Annotated[
-    Path | None, typer.Option(help="Compare with these forecasts of the same rows, by id.", metavar="FILE")
-]
 Labelled = Annotated[
     str | None,
     typer.Argument(metavar="LABELLED", help="Labelled pairs; may be left out if the predictions hold labels."),
 ]
-JsonOutput = Annotated[
-    str | None, typer.Option("--json", help="Write the figures as JSON; - is standard output.", metavar="OUT")
-]
-Repeats = Annotated[int, typer.Option(help="Bootstrap repeats.", min=100)]
 
 
-@app.command()
-@reward_options
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, and against what."""
+
+    scores: ScoresFile = None
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure these forecasts (a submission or predictions file) instead of making them.", metavar="FILE"
+        ),
+    ] = None
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with these forecasts of the same rows, by id.", metavar="FILE")
+    ] = None
+    repeats: Annotated[int, typer.Option(help="Bootstrap repeats.", min=100)] = 1000
+
+
+@verb(app)
 def evaluate(
     labelled: Labelled = None,
-    model: Model = None,
-    forecaster: Folder = None,
-    scores: ScoresFile = None,
-    predictions: PredictionsFile = None,
-    against: Against = None,
     swapped: Annotated[
         Path | None,
         typer.Option(
-            help="Forecasts of the same ids with A and B exchanged: tells how far PREDICTIONS depend on the order.",
+            help="Forecasts of the same ids with A and B swapped: tells how far PREDICTIONS depend on the order.",
             metavar="FILE",
         ),
     ] = None,
     slices: Annotated[bool, typer.Option("--slices", help="Show the figures of each kind of rows too.")] = False,
-    budget: BudgetText = None,
-    columns: Columns = None,
-    cells: CellKind = Cells.json,
     json_output: JsonOutput = None,
-    preset: Preset = None,
-    repeats: Repeats = 1000,
     *,
-    options: Options,
+    measuring: Measuring,
+    choosing: Choosing,
+    reading: Reading,
+    keeping: Keeping,
 ) -> None:
     """Measure forecasts on labelled pairs, next to forecasts that anyone can make.
 
@@ -99,142 +80,177 @@ def evaluate(
       prefcast evaluate train.csv --model length --json figures.json
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
-    from prefcast.report.tables import evaluation_text
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import evaluation_text, write_json
 
-    title, measured = measure_as_asked(
-        labelled,
-        model,
-        forecaster,
-        scores,
-        predictions,
-        against,
-        budget,
-        columns,
-        cells,
-        preset,
-        options,
-        swapped=swapped,
-        outputs=() if json_output is None else (json_output,),
-    )
-    evaluation = measured.evaluation(repeats=repeats)
+    _check_swapped(swapped, measuring)
+    check_outputs([json_output], [labelled, swapped, *_files(measuring)], "the figures")
+    title, measured = _measured(labelled, measuring, choosing, reading, keeping, swapped=swapped)
+    evaluation = measured.evaluation(repeats=measuring.repeats)
     if json_output is not None:
         write_json(evaluation.to_dict(), json_output)
     if json_output != "-":
         print(evaluation_text(evaluation, title, slices=slices))
-    stop_if_failed(evaluation.failed)
+    _end_failed(evaluation.failed)
 
 
-def measure_as_asked(
-    labelled: str | None,
-    model: str | None,
-    forecaster: Path | None,
-    scores: Path | None,
-    predictions: Path | None,
-    against: Path | None,
-    budget: str | None,
-    columns: str | None,
-    cells: Cells,
-    preset: str | None,
-    options: Options,
+@verb(app)
+def report(
+    labelled: Labelled = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The page: a file that ends in .html.", metavar="OUT.html")
+    ] = ...,  # type: ignore[assignment]
+    title: Annotated[
+        str | None, typer.Option(help="The heading of the page.  [default: names the forecasts]", metavar="TEXT")
+    ] = None,
+    json_output: JsonOutput = None,
     *,
-    swapped: Path | None = None,
-    outputs: Sequence[str | Path] = (),
-    surprises: int = 0,
-) -> tuple[str, Measured]:
-    """What the options of `evaluate` name, measured, and what the forecasts are called.
+    measuring: Measuring,
+    choosing: Choosing,
+    reading: Reading,
+    keeping: Keeping,
+) -> None:
+    """Measure as `evaluate` does and write the result as one HTML page, with charts and the most surprising pairs.
 
-    `outputs` are the files that will be written: UsageError if one of them is an input.
+    The page needs no network and holds the texts of up to 20 pairs; SOURCE_DATE_EPOCH sets its date.
+
+    \b
+    Examples:
+      prefcast report train.csv -o report.html
+      prefcast report train.csv --model ./skywork-8b --title "Skywork on our votes" -o report.html
+      prefcast report --predictions forecasts.jsonl --against other.csv -o report.html
     """
-    from prefcast.forecasts.resolve import for_scores, resolve
-    from prefcast.measuring.evaluation import measured_forecasts, measured_predictions, measured_scores
-    from prefcast.pairs.formats.forecasts import read_predictions
+    from prefcast.base.files import atomic_file
+    from prefcast.report.html import report_html
+    from prefcast.report.measurements import write_json
+
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{shown_path(output)}: a report is an HTML page; name a file that ends in .html")
+    check_outputs([output, json_output], [labelled, *_files(measuring)], "the report")
+    today = _today()
+    # The file is opened first: a folder that cannot be written is found before hours of forecasting, not after.
+    with atomic_file(output) as file:
+        name, measured = _measured(labelled, measuring, choosing, reading, keeping, surprises=_SURPRISES)
+        evaluation = measured.evaluation(repeats=measuring.repeats)
+        page = report_html(
+            evaluation,
+            title=f"How good are the forecasts of {name}?" if title is None else title,
+            forecaster=name,
+            source=None if labelled is None else "standard input" if labelled == "-" else Path(labelled).name,
+            date=today.isoformat(),
+            surprises=None if labelled is None else measured.surprises,
+        )
+        if json_output is not None:
+            write_json(evaluation.to_dict(), json_output)
+        file.write(page.encode("utf-8", "backslashreplace"))
+    if json_output != "-":
+        print(f"report in {shown_path(output)}")
+    if labelled is None:
+        say(
+            "the report shows no pairs: the predictions or scores have no texts; name the file of labelled pairs as well"
+        )
+    _end_failed(evaluation.failed)
+
+
+def _today() -> date:
+    """Today, or the day of SOURCE_DATE_EPOCH (https://reproducible-builds.org/specs/source-date-epoch/)."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not seconds:
+        return date.today()
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).date()
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, found {seconds!r}") from None
+
+
+def _files(measuring: Measuring) -> Sequence[Path | None]:
+    return measuring.predictions, measuring.scores, measuring.against
+
+
+def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
     from prefcast.pairs.sources import same_file
 
-    for output in outputs:
-        for name in (labelled, predictions, scores, against, swapped):
-            if name is not None and same_file(name, output):
-                raise UsageError(f"{output}: is the input; write the figures to another file")
-    if swapped is not None and predictions is not None and same_file(swapped, predictions):
-        raise UsageError(
-            "--swapped is the same file as --predictions; expected forecasts of the pairs with A and B exchanged"
-        )
-    if swapped is not None and predictions is None:
+    if swapped is None:
+        return
+    if measuring.predictions is None:
         raise UsageError("--swapped goes with --predictions; forecasts made here are tried in both orders anyway")
-    other = None if against is None else (against.name, read_predictions(against))
-    if predictions is not None and scores is not None:
-        raise UsageError("--predictions measures forecasts that exist, --scores makes them; give one of them")
+    if same_file(swapped, measuring.predictions):
+        raise UsageError(
+            "--swapped is the same file as --predictions; expected forecasts of the pairs with A and B swapped"
+        )
+
+
+def _measured(
+    labelled: str | None,
+    measuring: Measuring,
+    choosing: Choosing,
+    reading: Reading,
+    keeping: Keeping,
+    *,
+    swapped: Path | None = None,
+    surprises: int = 0,
+) -> tuple[str, Measured]:
+    """What the options name, measured, and what the forecasts are called."""
+    from prefcast.forecasts.resolve import for_scores, resolve
+    from prefcast.measuring.evaluation import measured_forecasts, measured_predictions, measured_scores
+    from prefcast.pairs.formats.saved import read_saved
+    from prefcast.runs.ready import ready
+
+    choice, predictions, scores = choosing.choice(), measuring.predictions, measuring.scores
+    other = None if measuring.against is None else (measuring.against.name, read_saved(measuring.against))
     if predictions is not None:
-        check_no_model(model, forecaster, budget, preset, options)
-        title = predictions.name
+        if scores is not None:
+            raise UsageError("--predictions measures forecasts that exist, --scores makes them; give one of them")
+        if not choice.empty:
+            raise UsageError(
+                "--predictions measures forecasts that exist: leave out what says how to make them (--model, --budget, ...)"
+            )
         measured = measured_predictions(
             predictions,
-            None if labelled is None else opened(labelled, columns, cells),
+            None if labelled is None else opened(labelled, reading),
             surprises=surprises,
             against=other,
-            swapped=None if swapped is None else read_predictions(swapped),
+            swapped=None if swapped is None else read_saved(swapped),
         )
-    elif labelled is None and scores is not None:
+        return predictions.name, measured
+    if labelled is None:
+        if scores is None:
+            raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
         # The scores hold the labels: they are read a block at a time, and never all held.
-        chosen = for_scores(resolve(model, forecaster, budget, preset, options))
-        title = scores.name
-        measured = measured_scores(scores, chosen, against=other)
-    elif labelled is None:
-        raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
-    else:
-        title = Path(model).name if model else forecaster.name if forecaster else DEFAULT
-        with opened(labelled, columns, cells) as file, progress(file) as show:
-            chosen = resolve(model, forecaster, budget, preset, options, scores)
-            with closing(chosen.scorer):
-                measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
-        say_reused(chosen.scorer)
-        say_truncated(measured.truncated, measured.rows, chosen)
-    return title, measured
+        return scores.name, measured_scores(scores, for_scores(resolve(choice)), against=other)
+    with (
+        opened(labelled, reading) as file,
+        progress(file) as show,
+        ready(resolve(choosing.choice(scores)), keeping.running()) as chosen,
+    ):
+        measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
+    say_restored(measured.restored, measured.rows)
+    say_truncated(measured.truncated, measured.rows, chosen)
+    return choice.title, measured
 
 
-def stop_if_failed(failed: int) -> None:
+def _end_failed(failed: int) -> None:
     """Exit status 3 if rows failed."""
     if failed:
         say(f"{failed} rows failed and are not in the figures; prefcast check names them")
         raise typer.Exit(ROWS_FAILED)
 
 
-def check_no_model(
-    model: str | None, forecaster: Path | None, budget: str | None, preset: str | None, options: Options
-) -> None:
-    """UsageError if forecasts that exist come with options that say how to make them."""
-    if (model, forecaster, budget, preset) != (None,) * 4 or options != Options():
-        raise UsageError(
-            "--predictions measures forecasts that exist: leave out what says how to make them (--model, --budget, ...)"
-        )
-
-
-@app.command()
-@reward_options
+@verb(app)
 def compare(
     left: Annotated[
         str, typer.Argument(metavar="LEFT", help="One system's answers: prompt and response (or messages), perhaps id.")
     ],
     right: Annotated[str, typer.Argument(metavar="RIGHT", help="The other's, to the same prompts.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Keep the forecast of each pair: .csv, .jsonl, .parquet.")
+        Path | None, typer.Option("-o", "--output", help="Write the forecast of each pair: .csv, .jsonl, .parquet.")
     ] = None,
-    model: Model = None,
-    forecaster: Folder = None,
     scores: ScoresFile = None,
-    budget: BudgetText = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(help="Your own column names: prompt=instruction,response=output,...", metavar="OURS=YOURS,..."),
-    ] = None,
-    cells: CellKind = Cells.json,
     json_output: JsonOutput = None,
-    preset: Preset = None,
-    with_text: Annotated[
-        bool, typer.Option("--with-text", help="Keep the texts in a .jsonl or .parquet output.")
-    ] = False,
+    with_text: WithText = False,
     *,
-    options: Options,
+    choosing: Choosing,
+    reading: Reading,
+    keeping: Keeping,
 ) -> None:
     """Say which of two systems people would prefer, from their answers to the same prompts; no labels are needed.
 
@@ -247,40 +263,30 @@ def compare(
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.comparison import compare as compare_pairs
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
-    from prefcast.pairs.sources import same_file
-    from prefcast.report.tables import comparison_text
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import comparison_text, write_json
+    from prefcast.runs.ready import ready
 
     if output is not None:
         output_kind(output)
     elif with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
-    for name in (left, right):
-        for written in (output, json_output):
-            if written is not None and same_file(name, written):
-                raise UsageError(f"{written}: is the input; write to another file")
+    check_outputs([output, json_output], [left, right])
     names = [Path(name).name for name in (left, right)]
     names = names if names[0] != names[1] else [left, right]
-    chosen = resolve(model, forecaster, budget, preset, options, scores)
-    report = JoinReport()
+    join = JoinReport()
     with ExitStack() as stack:
-        files = [stack.enter_context(AnswerFile(name, columns_of(columns), cells.value)) for name in (left, right)]
+        chosen = stack.enter_context(ready(resolve(choosing.choice(scores)), keeping.running()))
+        files = [stack.enter_context(AnswerFile(name, reading.mapping, str(reading.cells))) for name in (left, right)]
         show = stack.enter_context(progress(files[1]))
-        stack.enter_context(closing(chosen.scorer))
         writer = None if output is None else stack.enter_context(open_writer(output, with_text=with_text))
-        pairs = joined(files[0], files[1], names, report)
-        found = compare_pairs(pairs, chosen, names=names, writer=writer, progress=show)
-    if json_output is not None:
-        write_json(
-            {
-                **found.to_dict(),
-                "join": {**vars(report), "first_error": report.first_error and str(report.first_error)},
-            },
-            json_output,
+        found = compare_pairs(
+            joined(files[0], files[1], names, join), chosen, names=names, writer=writer, progress=show
         )
+    if json_output is not None:
+        said = {**vars(join), "first_error": join.first_error and str(join.first_error)}
+        write_json({**found.to_dict(), "join": said}, json_output)
     if json_output != "-":
-        print(comparison_text(found, report))
-    say_reused(chosen.scorer)
-    if failed := report.failed + found.failed:
-        say(f"{failed} rows failed; the first: {report.first_error or found.first_error}")
+        print(comparison_text(found, join))
+    if failed := join.failed + found.failed:
+        say(f"{failed} rows failed; the first: {join.first_error or found.first_error}")
         raise typer.Exit(ROWS_FAILED)

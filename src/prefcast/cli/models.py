@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, remote_scores
-from prefcast.cli.run_options import Running, run_options
-from prefcast.cli.running import attempted, end_failed, say_finished
-from prefcast.cli.shared import (
-    LOG,
+from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, placed
+from prefcast.cli.requests import (
     BudgetText,
-    CellKind,
-    Cells,
-    Columns,
+    Keeping,
+    LogKind,
+    LongRun,
     OnError,
     OnErrorOption,
     Pairs,
-    Quantize,
-    app,
-    columns_of,
-    opened,
-    reward_options,
-    say,
-    say_reused,
+    Reading,
+    RewardOptions,
 )
+from prefcast.cli.running import attempted, end_failed, say_finished, shard_of
+from prefcast.cli.shared import LOG, app, check_outputs, opened, say, say_restored
+from prefcast.cli.verbs import verb
 from prefcast.errors import UsageError
-from prefcast.scorers.reward import Options
 
 
-@app.command()
-@reward_options
-@run_options
+class Quantize(StrEnum):
+    nf4 = "nf4"
+    int8 = "int8"
+
+
+@verb(app)
 def score(
     pairs: Pairs,
     model: Annotated[
@@ -52,8 +50,6 @@ def score(
         ),
     ] = None,
     budget: BudgetText = None,
-    columns: Columns = None,
-    cells: CellKind = Cells.json,
     on_error: OnErrorOption = OnError.keep,
     check_drift: Annotated[
         int | None,
@@ -64,12 +60,14 @@ def score(
         ),
     ] = None,
     *,
-    options: Options,
-    running: Running,
+    reward: RewardOptions,
+    reading: Reading,
+    keeping: Keeping,
+    long: LongRun,
 ) -> None:
-    """Keep a model's raw scores: no outcome model, nothing squashed.
+    """Write a model's raw scores: no outcome model, nothing squashed.
 
-    Stopped or killed, the same command goes on where it was (docs/runs.md).
+    A run that was stopped or killed goes on when the same command is given again (docs/runs.md).
 
     \b
     Examples:
@@ -78,69 +76,63 @@ def score(
       prefcast score pairs.csv --model ./gemma-2-9b-lmsys --labels a,b,tie -o scores.csv
     """
     from prefcast.forecasts.predictions import output_kind
-    from prefcast.forecasts.resolve import resolve_scorer
+    from prefcast.forecasts.resolve import Choice, resolve_scorer
     from prefcast.forecasts.scores import column_names, open_score_writer
-    from prefcast.pairs.sources import same_file
+    from prefcast.runs.attempt import Target
     from prefcast.runs.jobs import scoring
 
+    LOG.as_json = long.log == LogKind.json
     if output is None and check_drift is None:
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
-    by_ray = check_engine(running, pairs, output, **{"check-drift": check_drift})
-    if output is not None and parts_asked(by_ray, pairs, output):
-        scorer, read = resolve_scorer(model, budget, options)
+    check_engine(long, pairs, output, **{"check-drift": check_drift})
+    choice = Choice(model, budget=budget, options=reward.options(), more=reward.more())
+    if output is not None and parts_asked(long, pairs, output):
+        scorer, read = resolve_scorer(choice)
         with closing(scorer):
-            made = remote_scores(scorer, read, options, running)
-        report = parts_run(*made, pairs, output, columns, cells.value, running, on_error=on_error.value)
-        say_finished(report, "pairs scored", Path(output), running, always=True)
-        end_failed(report)
+            remote = Remote.of("score", scorer, read, keeping, long)
+        report = parts_run(remote, pairs, output, reading, fresh=keeping.fresh, on_error=on_error)
+        say_finished(report, "pairs scored", Path(output), long, always=True)
+        end_failed(report.failed, report.rows, report.first_error)
         return
-    if output is not None:
-        output = str(Path(output))
-        output_kind(output)
-        if pairs != "-" and same_file(pairs, output):
-            raise UsageError(f"{output}: is the input; write the scores to another file")
+    path = None if output is None else Path(output)
+    if path is not None:
+        output_kind(path)
+        check_outputs([path], [pairs], "the scores")
+    shard = shard_of(long, path)
     if check_drift is not None:
-        _print_drift(pairs, model, budget, columns, cells, check_drift, options)
-    if output is None:
+        _print_drift(pairs, choice, reading, check_drift)
+    if path is None:
         return
-    scorer, read = resolve_scorer(model, budget, options)
-    remote = None
-    if by_ray:
-        remote = Remote(*remote_scores(scorer, read, options, running), pairs, columns_of(columns), cells.value)
-    elif running.isolated:
-        from prefcast.runs.isolated import isolated
-
-        scorer = isolated(scorer, running.time_limit)
-    with closing(scorer), opened(pairs, columns, cells) as file:
+    scorer, read = resolve_scorer(choice)
+    with ExitStack() as stack:
+        file = stack.enter_context(opened(pairs, reading))
+        scorer, store = stack.enter_context(placed("score", scorer, read, keeping, long))
+        facts: dict[str, Any] = {"input": file.name, "columns": reading.columns, "cells": str(reading.cells)}
         report = attempted(
             scoring(scorer, read),
             file,
             file,
-            Path(output),
-            lambda room: open_score_writer(output, column_names(scorer), room=room),
-            running,
-            facts={"input": file.name, "columns": columns, "cells": cells.value},
-            on_error=on_error.value,
-            remote=remote,
+            Target(lambda: open_score_writer(path, column_names(scorer)), path, shard, facts=facts),
+            on_error=on_error,
+            store=store,
         )
-    say_finished(report, "pairs scored", Path(output), running, always=True)
+    say_finished(report, "pairs scored", path, long, always=True)
     if not LOG.as_json:
-        say_reused(scorer)
-    end_failed(report)
+        say_restored(report.restored, report.rows)
+    end_failed(report.failed, report.rows, report.first_error)
 
 
-def _print_drift(
-    pairs: str, model: str, budget: str | None, columns: str | None, cells: Cells, rows: int, options: Options
-) -> None:
-    from prefcast.forecasts.resolve import is_reward_model, resolve_scorer
+def _print_drift(pairs: str, choice: Any, reading: Reading, rows: int) -> None:
+    from prefcast.forecasts.resolve import is_named_model, resolve_scorer
     from prefcast.measuring.drift import measure_drift
     from prefcast.pairs import Pair
-    from prefcast.report.text import drift_text
+    from prefcast.report.measurements import drift_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
+    model, options = choice.model, choice.options
     if pairs == "-":
         raise UsageError("--check-drift reads the file twice; standard input can be read only once")
-    if not is_reward_model(model):
+    if not is_named_model(model):
         raise UsageError(f"--check-drift is for reward models; {model} has one precision")
     if open_checkpoint(model, trust_remote_code=options.trust_remote_code).quantization:
         raise UsageError(
@@ -148,17 +140,16 @@ def _print_drift(
         )
     if options.quantize is None and options.dtype in (None, "float32"):
         raise UsageError("--check-drift compares a precision with float32: add --quantize or --dtype")
-    with opened(pairs, columns, cells) as file:
+    with opened(pairs, reading) as file:
         sample = [item for item in islice(file, rows) if isinstance(item, Pair)]
-    before, read = resolve_scorer(
-        model, budget, replace(options, quantize=None, dtype="float32" if options.quantize is None else options.dtype)
-    )
-    after, _ = resolve_scorer(model, budget, options)
+    plain = replace(options, quantize=None, dtype="float32" if options.quantize is None else options.dtype)
+    before, read = resolve_scorer(replace(choice, options=plain))
+    after, _ = resolve_scorer(choice)
     with closing(before), closing(after):
         print(drift_text(measure_drift(sample, before, after, read)))
 
 
-@app.command()
+@verb(app)
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a reward model, or its hub id.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the checkpoint goes; a new or empty folder.")],
@@ -175,12 +166,12 @@ def quantize(
     from prefcast.scorers.reward import require_extra
 
     require_extra()
-    from prefcast.report.text import size_text
+    from prefcast.report.descriptions import size_text
     from prefcast.scorers.reward.store import quantize_checkpoint
 
-    done = quantize_checkpoint(model, folder, kind.value)
+    done = quantize_checkpoint(model, folder, str(kind))
     say(
-        f"{folder}: {size_text(done.bytes)} instead of {size_text(done.bytes_before)}, {done.matrices} matrices in {kind.value}"
+        f"{folder}: {size_text(done.bytes)} instead of {size_text(done.bytes_before)}, {done.matrices} matrices in {kind}"
     )
 
 
@@ -191,14 +182,14 @@ app.add_typer(models, name="models")
 @models.callback(invoke_without_command=True)
 def list_models(context: typer.Context) -> None:
     """List the models that can be used and what each needs; `prefcast models show MODEL` tells about one."""
-    from prefcast.report.text import models_text
-    from prefcast.scorers import SCORERS
+    from prefcast.report.descriptions import models_text
+    from prefcast.scorers.registry import scorer_infos
 
     if context.invoked_subcommand is None:
-        print(models_text(SCORERS))
+        print(models_text([info for info in scorer_infos().values() if info.listed]))
 
 
-@models.command()
+@verb(models)
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or its hub id.")],
     trust_remote_code: Annotated[
@@ -209,7 +200,7 @@ def show(
 
     Nothing of it is loaded or run.
     """
-    from prefcast.report.text import checkpoint_text
+    from prefcast.report.descriptions import checkpoint_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
     print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))

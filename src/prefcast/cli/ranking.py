@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from prefcast.cli.shared import ROWS_FAILED, Columns, app, columns_of, say
+from prefcast.cli.requests import Choosing, JsonOutput, Keeping, Reading
+from prefcast.cli.shared import ROWS_FAILED, app, check_input, check_outputs, opened, progress, say
+from prefcast.cli.verbs import verb
 from prefcast.errors import UsageError
 
 
@@ -18,13 +21,13 @@ class Of(StrEnum):
     votes = "votes"
 
 
-@app.command()
+@verb(app)
 def rank(
     file: Annotated[
         str,
         typer.Argument(
             metavar="FILE",
-            help="Votes or forecasts with model_a and model_b: CSV, TSV, JSON Lines or Parquet, also .gz or .zst; - is standard input.",
+            help="Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON Lines or Parquet, also .gz or .zst. - reads standard input.",
         ),
     ],
     of: Annotated[
@@ -47,13 +50,14 @@ def rank(
             help="Votes, observed and predicted win rate of every model against every other, as .csv.", metavar="FILE"
         ),
     ] = None,
-    json_output: Annotated[
-        str | None, typer.Option("--json", help="Write everything as JSON; - is standard output.", metavar="OUT")
-    ] = None,
+    json_output: JsonOutput = None,
     min_votes: Annotated[int, typer.Option(help="Leave out models with fewer votes.", min=0, metavar="N")] = 0,
     repeats: Annotated[int, typer.Option(help="Bootstrap draws.", min=1, metavar="N")] = 1000,
     seed: Annotated[int, typer.Option(help="The seed of the draws.", min=0, metavar="N")] = 0,
-    columns: Columns = None,
+    *,
+    choosing: Choosing,
+    reading: Reading,
+    keeping: Keeping,
 ) -> None:
     """Rank the models of a file by votes or forecasts: ratings with 95 % intervals, from a Bradley-Terry model with
     ties.
@@ -66,12 +70,11 @@ def rank(
     Examples:
       prefcast rank votes.csv
       prefcast rank votes.csv.gz -o leaderboard.csv --plot leaderboard.svg
-      prefcast predict pairs.csv -o forecasts.jsonl --with-text && prefcast rank forecasts.jsonl
+      prefcast rank pairs.csv --model embedded
     """
     from prefcast.measuring.ranking import rank as ranked
     from prefcast.measuring.ranking import standings_kind, write_matrix, write_standings
-    from prefcast.pairs.sources import same_file
-    from prefcast.report.text import leaderboard_text, write_json
+    from prefcast.report.measurements import leaderboard_text, write_json
 
     if output is not None:
         standings_kind(output)
@@ -81,22 +84,25 @@ def rank(
         from prefcast.report.plots import plot_kind
 
         plot_kind(plot)
-    outputs = [str(each) for each in (output, plot, matrix, json_output) if each is not None and str(each) != "-"]
-    for number, each in enumerate(outputs):
-        if file != "-" and same_file(file, each):
-            raise UsageError(f"{each}: is the input; write the leaderboard to another file")
-        if any(Path(each).absolute() == Path(other).absolute() for other in outputs[:number]):
-            raise UsageError(f"{each}: is named for two outputs")
-    if file == "-" and sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError("standard input is a terminal; pipe a file into it")
-    board = ranked(
-        file,
-        of=None if of is None else of.value,
-        columns=columns_of(columns),
-        min_votes=min_votes,
-        repeats=repeats,
-        seed=seed,
-    )
+    check_outputs([output, plot, matrix, json_output], [file], "the leaderboard")
+    check_input(file)
+    choice = choosing.choice()
+    with ExitStack() as stack:
+        source: Any = file
+        if choice.model is not None or choice.forecaster is not None:
+            if of == Of.votes:
+                raise UsageError("--model ranks by forecasts; leave out --from votes")
+            source, of = _forecast(stack, file, choosing, reading, keeping), Of.forecasts
+        elif not choice.empty:
+            raise UsageError("options of a model go with --model or --forecaster")
+        board = ranked(
+            source,
+            of=None if of is None else str(of),
+            columns=None if source is not file else reading.mapping,
+            min_votes=min_votes,
+            repeats=repeats,
+            seed=seed,
+        )
     if output is not None:
         write_standings(board, output)
     if matrix is not None:
@@ -112,3 +118,19 @@ def rank(
     if board.faults:
         say(f"{board.faults} rows are at fault and not in the ratings; the first: {board.first_fault}")
         raise typer.Exit(ROWS_FAILED)
+
+
+def _forecast(
+    stack: ExitStack, file: str, choosing: Choosing, reading: Reading, keeping: Keeping
+) -> Iterator[Mapping[str, Any]]:
+    """The records of forecasts of the pairs in a file, as they are made."""
+    from prefcast.forecasts.resolve import resolve
+    from prefcast.runs.jobs import forecasts_of
+    from prefcast.runs.loop import Tally
+    from prefcast.runs.ready import ready
+
+    pairs = stack.enter_context(opened(file, reading))
+    show = stack.enter_context(progress(pairs))
+    chosen = stack.enter_context(ready(resolve(choosing.choice()), keeping.running()))
+    for forecasts in forecasts_of(pairs, chosen, Tally(), progress=show):
+        yield from forecasts.records(with_text=True)

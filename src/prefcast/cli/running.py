@@ -1,78 +1,67 @@
-"""What the verbs with long runs share: their options, one attempt at the run, and what is said at its end; and `merge`."""
+"""What the verbs with long runs share: one attempt at the run, here or on a cluster, and what is said at its end; and `merge`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefcast.cli.clusters import Remote, on_cluster
-from prefcast.cli.run_options import Running
-from prefcast.cli.shared import LOG, ROWS_FAILED, HowFar, app, progress, say
+from prefcast.cli.requests import LongRun
+from prefcast.cli.shared import LOG, ROWS_FAILED, app, progress, say
+from prefcast.cli.verbs import verb
 from prefcast.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from prefcast.errors import RowError
     from prefcast.pairs import Pair
     from prefcast.pairs.formats import PairFile
-    from prefcast.runs.attempt import Open
+    from prefcast.runs.attempt import Target
     from prefcast.runs.loop import Job, RunReport
+    from prefcast.runs.shards import ShardOf
+    from prefcast.scorers.store import EvidenceStore
+
+__all__ = ["attempted", "end_failed", "merge", "say_finished", "shard_of"]
 
 _LONG = 60.0
+
+
+def shard_of(long: LongRun, output: Path | None) -> ShardOf | None:
+    """The shard that is asked for. Raises UsageError."""
+    if long.shard is None:
+        return None
+    from prefcast.runs.shards import ShardOf
+
+    shard = ShardOf.parse(long.shard)
+    if output is None:
+        raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
+    return shard
 
 
 def attempted(
     job: Job,
     items: Iterable[Pair | RowError],
     file: PairFile,
-    output: Path | None,
-    open_output: Open,
-    running: Running,
+    target: Target,
     *,
-    facts: dict[str, Any],
     on_error: str,
-    with_text: bool = False,
-    remote: Remote | None = None,
+    store: EvidenceStore | None,
 ) -> RunReport:
-    """One attempt at the run, here or on a cluster, with a bar where people look."""
+    """One attempt at the run, with a bar where people look."""
     from prefcast.runs.attempt import attempt
     from prefcast.runs.log import Watch
-    from prefcast.runs.shards import ShardOf
 
-    shard = None if running.part is None else ShardOf.parse(running.part)
-    if shard is not None and output is None:
-        raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
-    if shard is not None and not running.journal:
-        raise UsageError("a shard is its journal: --shard and --no-journal exclude each other")
-    read: HowFar = file
-    gather = None
-    with ExitStack() as stack:
-        if remote is not None:
-            job, read, gather = stack.enter_context(on_cluster(remote, job, file, on_error))
-        show = stack.enter_context(progress(read))
-        return attempt(
-            job,
-            items,
-            open_output,
-            output,
-            facts,
-            log=LOG,
-            watch=Watch(LOG, show, lambda: read.progress, 1 / shard.count if shard else 1.0),
-            on_error=on_error,
-            journalled=running.journal,
-            fresh=running.fresh,
-            shard=shard,
-            with_text=with_text,
-            gather=gather,
-        )
+    with progress(file) as show:
+        share = 1.0 if target.shard is None else 1 / target.shard.count
+        watch = Watch(LOG, show, lambda: file.progress, share)
+        watch.keeps = store is not None
+        return attempt(job, items, target, log=LOG, watch=watch, on_error=on_error, store=store)
 
 
-def say_finished(report: RunReport, what: str, output: Path | None, running: Running, *, always: bool = False) -> None:
+def say_finished(report: RunReport, what: str, output: Path | None, long: LongRun, *, always: bool = False) -> None:
     """The closing line of a run with an output: on a terminal, after more than a minute, or always."""
     from prefcast.runs.log import duration_text
 
@@ -89,7 +78,7 @@ def say_finished(report: RunReport, what: str, output: Path | None, running: Run
     )
     if LOG.as_json or output is None or not (always or sys.stderr.isatty() or report.seconds > _LONG):
         return
-    where = output if running.part is None else f"shard {running.part} of {output}"
+    where = output if long.shard is None else f"shard {long.shard} of {output}"
     took = f"{report.seconds:.1f} s" if report.seconds < 2 * _LONG else duration_text(report.seconds)
     rate = f"{report.rate:{',.0f' if report.rate > 10 else '.2g'}} pairs a second"
     parts = [took, rate]
@@ -103,16 +92,15 @@ def say_finished(report: RunReport, what: str, output: Path | None, running: Run
     say(f"{report.rows} {what} in {where} ({', '.join(parts)}; {shares})")
 
 
-def end_failed(report: RunReport, got: str = "") -> None:
+def end_failed(failed: int, rows: int, first: object, got: str = "") -> None:
     """Exit status 3 if rows failed, with a line that says how many."""
-    if report.failed:
-        say_failed = f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}"
+    if failed:
         if not LOG.as_json:
-            say(say_failed)
+            say(f"{failed} of {rows} rows failed{got}; the first: {first}")
         raise typer.Exit(ROWS_FAILED)
 
 
-@app.command()
+@verb(app)
 def merge(
     shards: Annotated[list[Path], typer.Argument(metavar="SHARDS...", help="All shards of one run, in any order.")],
     output: Annotated[
@@ -121,7 +109,8 @@ def merge(
 ) -> None:
     """Join the shards of a run (--shard I/N) into the output that one run would have written, byte for byte.
 
-    A shard that is missing, there twice or of another run is named, and nothing is written.
+    Neither the model nor the input is needed. A shard that is missing, there twice, damaged or of another run is named,
+    and nothing is written.
 
     \b
     Examples:
@@ -129,12 +118,12 @@ def merge(
     """
     from prefcast.forecasts.predictions import open_writer, output_kind
     from prefcast.forecasts.scores import open_score_writer
-    from prefcast.runs.loop import Tally
-    from prefcast.runs.shards import open_shards, pieces_of
+    from prefcast.runs.shards import open_shards, rows_of
 
     output_kind(output)
     found = open_shards(shards)
-    tally = Tally()
+    rows = failed = 0
+    first: object = None
     with ExitStack() as stack:
         for shard in found:
             stack.callback(shard.close)
@@ -144,9 +133,12 @@ def merge(
             if header["verb"] == "score"
             else open_writer(output, with_text=bool(header["texts"]))
         )
-        for piece in pieces_of(found):
-            tally.add(piece, "keep")
+        for piece in rows_of(found):
+            rows += len(piece)
+            errors = [row["error"] for row in piece.rows if row["error"] is not None]
+            failed += len(errors)
+            first = first or next(iter(errors), None)
             writer.write(piece)
     if sys.stderr.isatty():
-        say(f"{tally.rows} rows of {len(found)} shards in {printable(str(output))}")
-    end_failed(tally.report(0.0))
+        say(f"{rows} rows of {len(found)} shards in {printable(str(output))}")
+    end_failed(failed, rows, first)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prefcast.cli.run_options import LogKind
-from prefcast.cli.shared import LOG, BudgetText, Folder, Model, Preset, app, reward_options
+from prefcast.cli.requests import Choosing, Keeping, LogKind
+from prefcast.cli.shared import LOG, app
+from prefcast.cli.verbs import verb
 from prefcast.errors import ModelError, UsageError, shown_path
-from prefcast.scorers.reward import Options
 
 _LEAST_TOKEN, _VARIABLE = 8, "PREFCAST_TOKEN"
 
 
-@app.command()
-@reward_options
+@verb(app)
 def serve(
-    model: Model = None,
-    forecaster: Folder = None,
     host: Annotated[str, typer.Option(help="Where to listen; beyond loopback a token is needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one, and says which.", min=0, max=65535)] = 8000,
     token: Annotated[
@@ -42,14 +40,13 @@ def serve(
             help="A name under which clients reach a server on loopback, say through a proxy.", metavar="NAME"
         ),
     ] = None,
-    budget: BudgetText = None,
-    preset: Preset = None,
     max_body: Annotated[int, typer.Option(help="The most bytes of a request.", min=1000)] = 16_000_000,
     max_characters: Annotated[int, typer.Option(help="The most characters of one text.", min=1)] = 200_000,
     max_pairs: Annotated[int, typer.Option(help="The most pairs of a request.", min=1)] = 256,
     max_responses: Annotated[int, typer.Option(help="The most answers of a ranking.", min=2)] = 16,
-    time_limit: Annotated[
-        float, typer.Option(help="The most seconds that a request may take.", min=0.1, metavar="SECONDS")
+    request_limit: Annotated[
+        float,
+        typer.Option("--request-limit", help="The most seconds that a request may take.", min=0.1, metavar="SECONDS"),
     ] = 60.0,
     queue: Annotated[int, typer.Option(help="The most pairs that wait; above that, 429.", min=1)] = 512,
     batch: Annotated[int, typer.Option(help="The most pairs that are scored at once.", min=1)] = 32,
@@ -60,7 +57,8 @@ def serve(
         LogKind, typer.Option(help="What standard error gets: text for people, or a JSON object an event.")
     ] = LogKind.text,
     *,
-    options: Options,
+    choosing: Choosing,
+    keeping: Keeping,
 ) -> None:
     """Serve forecasts over HTTP, with a page at / and the API's documents at /docs (extra `serve`).
 
@@ -79,6 +77,7 @@ def serve(
         if find_spec(module) is None:
             raise MissingExtraError(module, "serve")
     from prefcast.forecasts.resolve import resolve
+    from prefcast.runs.ready import ready
     from prefcast.service.app import create_service
     from prefcast.service.limits import Limits
     from prefcast.service.server import bind, fitted
@@ -93,14 +92,14 @@ def serve(
         text_characters=max_characters,
         pairs=max_pairs,
         responses=max_responses,
-        seconds=time_limit,
+        seconds=request_limit,
         queue=queue,
         batch=batch,
         company_seconds=wait / 1000,
     )
     listening = bind(host, port, beyond_loopback=secret is not None or no_token)
-    with listening:
-        chosen = resolve(model, forecaster, budget, preset, options)
+    with listening, ExitStack() as stack:
+        chosen = stack.enter_context(ready(resolve(choosing.choice()), keeping.running()))
         address, number = listening.getsockname()[:2]
         from prefcast.service.guard import is_loopback
 
@@ -115,14 +114,11 @@ def serve(
             log=LOG,
         )
         url = f"http://{shown}:{number}"
-        try:
-            run(
-                service,
-                listening,
-                lambda: LOG.tell("serving", f"{chosen.scorer.name} at {url} (documents: {url}/docs)", url=url),
-            )
-        finally:
-            chosen.scorer.close()
+        run(
+            service,
+            listening,
+            lambda: LOG.tell("serving", f"{chosen.scorer.name} at {url} (documents: {url}/docs)", url=url),
+        )
         if service.broken is not None:
             raise ModelError(service.broken)
         LOG.tell("stopped", f"stopped; {service.answered} requests were answered", answered=service.answered)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefcast.cli.requests import JsonOutput, Keeping
 from prefcast.cli.shared import app, say
+from prefcast.cli.verbs import verb
 
 if TYPE_CHECKING:
     from prefcast.training.vectors import Step
@@ -30,7 +32,7 @@ def _train() -> None:
     """Train a forecaster on labelled pairs of your own."""
 
 
-@train.command()
+@verb(train)
 def embedded(
     data: Annotated[
         list[Path],
@@ -65,11 +67,9 @@ def embedded(
             show_default=False,
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over where a training was begun.")] = False,
-    json_output: Annotated[
-        str | None,
-        typer.Option("--json", help="Write the forecaster's card as JSON; - is standard output.", metavar="OUT"),
-    ] = None,
+    json_output: JsonOutput = None,
+    *,
+    keeping: Keeping,
 ) -> None:
     """Move the embedded forecaster towards labelled pairs of your own: from 500 on, better with thousands.
 
@@ -81,7 +81,7 @@ def embedded(
       prefcast train embedded --data ./labelled -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import write_json
     from prefcast.training.embedded import train_embedded
 
     with _shown() as show:
@@ -92,7 +92,7 @@ def embedded(
             encoder=encoder,
             seed=seed,
             tokens=tokens,
-            fresh=fresh,
+            running=keeping.running(),
             say=say,
             progress=show,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties,
 from prefcast.fitting.selection import Fit, fit_link
 from prefcast.fitting.soft_labels import read_votes, read_weights
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.resolve import is_reward_model, resolve_scorer
+from prefcast.forecasts.resolve import Choice, is_named_model, resolve_scorer
 from prefcast.forecasts.scores import read_scores, score_blocks
 from prefcast.outcomes.models import FITTED_MODELS, Link, drawn_interval
 from prefcast.pairs import Outcome, Pair
@@ -27,12 +27,13 @@ from prefcast.pairs.pair import group_key
 from prefcast.pairs.pieces import pieces
 from prefcast.pairs.sources import LABEL_COLUMNS, opened_pairs
 from prefcast.runs.loop import Progress
-from prefcast.scorers import DEFAULT, Scorer
-from prefcast.scorers.base import read_pair
+from prefcast.runs.ready import Running, ready_scorer
+from prefcast.scorers.base import Meter, Scorer, Spent, read_pair
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
-from prefcast.scorers.reward import Options
+from prefcast.scorers.options import given
+from prefcast.scorers.registry import DEFAULT
 
 __all__ = ["Fitted", "fit"]
 
@@ -44,7 +45,8 @@ class Fitted:
     """A forecaster that was fitted, and what speaks for it: `fit` has the candidates and figures, `names` the scorers.
 
     `failed` rows could not be scored, `unlabelled` had no label; neither is in the fit. `target_prior` is the share of
-    ties that the tie level was moved to, None if it was left. `unmatched_votes` counts rows of the votes without a pair.
+    ties that the tie level was moved to, None if it was left. `unmatched_votes` counts rows of the votes without a pair, `restored`
+    the pairs whose evidence was in the store.
     """
 
     forecaster: Forecaster
@@ -57,6 +59,7 @@ class Fitted:
     first_error: RowError | None
     target_prior: float | None
     unmatched_votes: int = 0
+    restored: int = 0
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster's folder. Raises UsageError."""
@@ -75,7 +78,9 @@ def fit(
     budget: str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
-    options: Options | None = None,
+    options: Any = None,
+    more: Sequence[str] = (),
+    running: Running | None = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Fitted:
@@ -102,9 +107,8 @@ def fit(
                 members, names = [(read_scores(scores), WHOLE)], ["scores"]
             else:
                 names = models or [DEFAULT]
-                members = _resolved(names, budget, options or Options())
-            for scorer, _ in members:
-                stack.enter_context(closing(scorer))
+                members = _resolved(names, budget, options, more)
+            members = [(stack.enter_context(ready_scorer(scorer, running))[0], read) for scorer, read in members]
             with opened_pairs(source, columns, cells) as pairs:
                 if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
                     raise UsageError(f"{pairs.name}: nothing to fit: it has no label columns ({LABEL_COLUMNS})")
@@ -142,14 +146,22 @@ def fit(
             gathered.first_error,
             target_prior,
             0 if counts is None else len(counts) - gathered.matched,
+            gathered.spent.kept,
         )
 
 
-def _resolved(names: Sequence[str], budget: str | None, options: Options) -> list[tuple[Scorer, Budget]]:
+def _resolved(
+    names: Sequence[str], budget: str | None, options: Any, more: Sequence[str]
+) -> list[tuple[Scorer, Budget]]:
     """The scorers; options for reward models pass by the built-in ones that stand beside one."""
-    rewards = any(map(is_reward_model, names))
+    named = any(map(is_named_model, names))
     return [
-        resolve_scorer(name, budget, Options() if rewards and not is_reward_model(name) else options) for name in names
+        resolve_scorer(
+            Choice(name, budget=budget)
+            if named and not is_named_model(name)
+            else Choice(name, budget=budget, options=options, more=tuple(more))
+        )
+        for name in names
     ]
 
 
@@ -160,7 +172,7 @@ def _check(
     target_prior: float | None,
     target: Any,
     budget: str | None,
-    options: Options | None,
+    options: Any,
 ) -> None:
     if scores is not None and models:
         raise UsageError("name models or bring --scores, not both")
@@ -172,7 +184,7 @@ def _check(
         raise UsageError("--target-prior says what --target would estimate; give one of them")
     if target_prior is not None and not 0 < target_prior < 1:
         raise UsageError(f"--target-prior is a share of ties between 0 and 1, found {target_prior}")
-    if scores is not None and (budget is not None or options not in (None, Options())):
+    if scores is not None and (budget is not None or (options is not None and given(options))):
         raise UsageError(
             "--scores brings scores that exist: leave out what says how to make them (--budget, --dtype, ...)"
         )
@@ -189,6 +201,7 @@ class _Gathered:
         self.rows = self.failed = self.unlabelled = self.truncated = self.matched = 0
         self.first_error: RowError | None = None
         self.columns: tuple[str, ...] = ()
+        self.spent = Spent()
 
     def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
         """The votes on a row, weighted; None if there are none."""
@@ -236,8 +249,7 @@ class _Gathered:
         progress: Callable[[int], None] | None,
     ) -> None:
         """Score labelled pairs with every member."""
-        given = members[0][0] if len(members) == 1 else None
-        log_odds = isinstance(given, GivenScorer) and given.log_odds
+        log_odds = len(members) == 1 and members[0][0].log_odds
         self.evidence = LabelledEvidence(
             len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
         )
@@ -255,7 +267,7 @@ class _Gathered:
                 else:
                     rows.append(item)
                     counts.append(vote)
-            self._add(rows, np.array(counts), members)
+            self._add(rows, np.array(counts), members, self.rows - len(chunk), progress)
             if progress:
                 progress(self.rows)
 
@@ -263,7 +275,14 @@ class _Gathered:
         self.failed += 1
         self.first_error = self.first_error or error
 
-    def _add(self, rows: list[Pair], counts: Floats, members: Sequence[tuple[Scorer, Budget]]) -> None:
+    def _add(
+        self,
+        rows: list[Pair],
+        counts: Floats,
+        members: Sequence[tuple[Scorer, Budget]],
+        before: int,
+        progress: Progress | None,
+    ) -> None:
         if not rows or self.evidence is None:
             return
         margin, tie = np.empty((len(rows), len(members))), np.empty((len(rows), len(members)))
@@ -272,7 +291,9 @@ class _Gathered:
         for member, (scorer, budget) in enumerate(members):
             read = [read_pair(pair, budget, scorer) for pair in rows]
             truncated |= np.array([report.truncated for _, report in read])
-            found = scorer.evidence([pair for pair, _ in read])
+            last = member == len(members) - 1
+            follow = (lambda done: progress(before + done)) if progress and last else None
+            found = scorer.evidence([pair for pair, _ in read], Meter(follow, self.spent if last else None))
             margin[:, member], tie[:, member] = found.margin, found.tie
             problems = {**found.problems, **problems}
         good = (np.isfinite(margin) & np.isfinite(tie)).all(axis=1)

@@ -13,7 +13,7 @@ from prefcast.errors import RowError
 from prefcast.forecasts.forecaster import load_forecaster
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import PairFile
-from prefcast.scorers import SCORERS
+from prefcast.scorers.registry import DEFAULT
 
 __all__ = ["Inspection", "inspect"]
 
@@ -99,7 +99,7 @@ def inspect(
         characters_longest=longest,
         budget=str(forecaster.budget),
         truncated=truncated,
-        model=next(iter(SCORERS)),
+        model=DEFAULT,
         rate=rate,
         seconds=seconds,
     )

@@ -10,8 +10,9 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ from prefcast.outcomes.models import (
 )
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import DEFAULT_BUDGET, WHOLE, Budget, Notebook, Truncation, parse_budget
-from prefcast.scorers import DEFAULT, SCORERS, Evidence, Scorer, is_scorer_file, load_moved, scorer_class
-from prefcast.scorers.base import fingerprint, read_pair
+from prefcast.scorers.base import SILENT, Evidence, Meter, Scorer, fingerprint, read_pair
+from prefcast.scorers.registry import DEFAULT, find_scorer, is_scorer_file, scorer_class
 
-__all__ = ["Explanation", "Forecaster", "Influence", "load_forecaster"]
+__all__ = ["Explanation", "Forecaster", "Influence", "built_in", "load_forecaster"]
 
 _FORMAT = 1
 _CARD = "forecaster.json"
@@ -90,7 +91,12 @@ class Forecaster:
 
     def __post_init__(self) -> None:
         if self.budget is None:
-            object.__setattr__(self, "budget", DEFAULT_BUDGET if self.scorer.limit is None else WHOLE)
+            object.__setattr__(self, "budget", self.default_budget(self.scorer))
+
+    @staticmethod
+    def default_budget(scorer: Scorer) -> Budget:
+        """What is read where nobody says otherwise: everything where the scorer has a limit of its own."""
+        return DEFAULT_BUDGET if scorer.limit is None else WHOLE
 
     @classmethod
     def notebook(cls, scorer: Scorer) -> Forecaster:
@@ -113,7 +119,7 @@ class Forecaster:
         """The part of `pair` that the budget lets through, and its report."""
         return read_pair(pair, self.budget, self.scorer)
 
-    def forecast(self, pairs: Iterable[Pair | RowError]) -> Forecasts:
+    def forecast(self, pairs: Iterable[Pair | RowError], meter: Meter = SILENT) -> Forecasts:
         """Forecast `pairs`, in their order; a RowError among them (as `open_pairs` yields) or a failed score keeps
         its place as an error."""
         items = list(pairs)
@@ -131,7 +137,7 @@ class Forecaster:
         columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         probabilities = np.tile(np.array(self.prior), (len(items), 1))
         if read:
-            evidence = self.scorer.evidence(read)
+            evidence = self.scorer.evidence(read, meter)
             finite = np.isfinite(evidence.margin) & np.isfinite(evidence.tie)
             good = np.array(index, dtype=np.int64)[finite]
             margin[good], tie[good] = evidence.margin[finite], evidence.tie[finite]
@@ -213,16 +219,15 @@ class Forecaster:
         found.sort(key=lambda influence: -max(map(abs, influence.change)))
         return found
 
-    def save(self, folder: str | os.PathLike[str], *, replacing: Collection[str] = ()) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster as a folder, whole or not at all; a forecaster that is there is replaced.
 
-        A folder that holds anything else is left alone, but for things of the names in `replacing`, which may go with
-        what is replaced. Raises UsageError.
+        A folder that holds anything else is left alone. Raises UsageError.
         """
         shown = shown_path(folder)
         try:
             target = Path(os.path.realpath(folder))
-            there = _check_folder(target, shown, replacing).difference(replacing)
+            there = _check_folder(target, shown)
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=target.parent) as room:
                 made, old = Path(room) / "new", Path(room) / "old"
@@ -249,7 +254,7 @@ class Forecaster:
         card = {
             "format": _FORMAT,
             "model": self.scorer.name,
-            "scorer_sha256": fingerprint(folder, type(self.scorer)),
+            "scorer_sha256": fingerprint(folder, self.scorer),
             "budget": str(self.budget),
             "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
             "prior_tie": self.prior_tie,
@@ -284,7 +289,7 @@ class Forecaster:
                 raise ForecasterError(
                     f"{shown}: the scorer's files are not those that the outcome model was fitted for"
                 )
-            scorer = scorer_type.load(path) if model is None else load_moved(card["model"], path, model)
+            scorer = scorer_type.load(path, model)
             outcome = outcome_model(card["outcome"]["kind"], card["outcome"]["parameters"])
             prior_tie = float(card["prior_tie"])
             if not 0 <= prior_tie <= 1:
@@ -314,19 +319,19 @@ class Forecaster:
             raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
 
 
-def check_folder(folder: str | os.PathLike[str], *, replacing: Collection[str] = ()) -> None:
+def check_folder(folder: str | os.PathLike[str]) -> None:
     """UsageError if `save` would refuse the folder for what it holds."""
     try:
-        _check_folder(Path(os.path.realpath(folder)), shown_path(folder), replacing)
+        _check_folder(Path(os.path.realpath(folder)), shown_path(folder))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{shown_path(folder)}: cannot be written: {getattr(error, 'strerror', None) or error}"
         ) from None
 
 
-def _check_folder(target: Path, shown: str, replacing: Collection[str]) -> set[str]:
+def _check_folder(target: Path, shown: str) -> set[str]:
     there = {path.name for path in target.iterdir()} if target.exists() else set()
-    if not all(name in (_CARD, _DRAWS, *replacing) or is_scorer_file(name) for name in there):
+    if not all(name in (_CARD, _DRAWS) or is_scorer_file(name) for name in there):
         raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
     return there
 
@@ -382,16 +387,25 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+@cache
+def built_in() -> tuple[str, ...]:
+    """The names of the forecasters that are shipped, the default first."""
+    names = sorted(path.name for path in _BUILT_IN.iterdir() if (path / _CARD).is_file())
+    return tuple(sorted(names, key=lambda name: (name != DEFAULT, -len(name))))
+
+
 def load_forecaster(name_or_folder: str | os.PathLike[str] = DEFAULT, *, model: str | None = None) -> Forecaster:
     """A built-in forecaster by its name (`embedded`, `surface`, `length`), or one from its folder; `model` says where the folder's
     reward model lies now, if it has moved.
 
     Raises UsageError or ForecasterError.
     """
-    if isinstance(name_or_folder, str) and name_or_folder in SCORERS:
+    if isinstance(name_or_folder, str) and name_or_folder in built_in():
         return Forecaster.load(_BUILT_IN / name_or_folder)
     if is_folder(name_or_folder):
         return Forecaster.load(name_or_folder, model)
     if isinstance(name_or_folder, str) and os.sep not in name_or_folder:
-        scorer_class(name_or_folder)
-    raise ForecasterError(f"{shown_path(name_or_folder)}: no such forecaster folder; built in are {', '.join(SCORERS)}")
+        find_scorer(name_or_folder)
+    raise ForecasterError(
+        f"{shown_path(name_or_folder)}: no such forecaster folder; built in are {', '.join(built_in())}"
+    )

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -207,7 +207,7 @@ def _bar(probability: float) -> str:
     return f'<td style="min-width:6em;background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
 
 
-class Rows(Protocol):
+class Recordable(Protocol):
     """Rows of a file: their ids, and a record each."""
 
     @property
@@ -223,7 +223,7 @@ Schema = Callable[[bool, bool], "pyarrow.Schema"]
 class Writer(Protocol):
     """Takes forecasts in order, in as many pieces as come."""
 
-    def write(self, forecasts: Forecasts) -> None: ...
+    def write(self, forecasts: Recordable) -> None: ...
 
 
 class _Submission:
@@ -231,9 +231,12 @@ class _Submission:
         self._file = file
         file.write(f"id,{','.join(PROBABILITIES)}\n".encode())
 
-    def write(self, forecasts: Forecasts) -> None:
-        for id, row in zip(forecasts.ids, forecasts.probabilities.tolist(), strict=True):
-            a, b, tie = row
+    def write(self, forecasts: Recordable) -> None:
+        if isinstance(forecasts, Forecasts):
+            rows: Iterable[Sequence[float]] = forecasts.probabilities.tolist()
+        else:
+            rows = ([record[name] for name in PROBABILITIES] for record in forecasts.records())
+        for id, (a, b, tie) in zip(forecasts.ids, rows, strict=True):
             self._file.write(f"{quoted(clean(str(id)))},{a!r},{b!r},{tie!r}\n".encode())
 
 
@@ -249,7 +252,7 @@ class JsonLines:
         self._file = file
         self._with_text = with_text
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Recordable) -> None:
         for record in rows.records(with_text=self._with_text):
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
 
@@ -271,7 +274,7 @@ class Parquet:
     def _open(self) -> pyarrow.parquet.ParquetWriter:
         return self._pyarrow.parquet.ParquetWriter(self._file, self._schema(self._whole_ids, self._with_text))
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: Recordable) -> None:
         if self._whole_ids and not _whole(rows.ids):
             self._widen()
         records = list(rows.records(with_text=self._with_text))
@@ -342,15 +345,15 @@ def output_kind(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def open_writer(path: str | os.PathLike[str], *, with_text: bool = False, room: Path | None = None) -> Iterator[Writer]:
+def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[Writer]:
     """A writer for `path` by its ending.
 
-    The file appears when the block ends well, and never half; until then it lies in `room`. Raises UsageError.
+    The file appears when the block ends well, and never half. Raises UsageError.
     """
     kind = output_kind(path)
     if with_text and kind == ".csv":
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
-    with atomic_file(path, room) as file:
+    with atomic_file(path) as file:
         if kind == ".csv":
             yield _Submission(file)
         elif kind == ".jsonl":

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
@@ -16,15 +15,14 @@ from numpy.typing import NDArray
 
 from prefcast.base.files import atomic_file
 from prefcast.errors import FileError, RowError, ScoringError, excerpt, shown_path
-from prefcast.forecasts.predictions import JsonLines, Parquet, output_kind, quoted
+from prefcast.forecasts.predictions import JsonLines, Parquet, Recordable, output_kind, quoted
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Budget, Truncation
 from prefcast.pairs.formats.containers import open_records
 from prefcast.pairs.formats.forecasts import PROBABILITIES, checked_row, read_label, same_id, sound_numbers
 from prefcast.pairs.formats.ids import SeenIds
 from prefcast.pairs.pair import group_key
-from prefcast.scorers import Scorer
-from prefcast.scorers.base import read_pair
+from prefcast.scorers.base import SILENT, Meter, Scorer, read_pair
 from prefcast.scorers.given import GivenScorer
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ class RawScores:
             }
 
 
-def score_pairs(items: Sequence[Pair | RowError], scorer: Scorer, budget: Budget) -> RawScores:
+def score_pairs(items: Sequence[Pair | RowError], scorer: Scorer, budget: Budget, meter: Meter = SILENT) -> RawScores:
     """Score `items`; a RowError among them and a pair that fails keep their place as errors."""
     errors: list[RowError | None] = [item if isinstance(item, RowError) else None for item in items]
     truncations: list[Truncation | None] = [None] * len(items)
@@ -89,7 +87,7 @@ def score_pairs(items: Sequence[Pair | RowError], scorer: Scorer, budget: Budget
             pair, truncations[position] = read_pair(item, budget, scorer)
             read.append(pair)
             index.append(position)
-    evidence = scorer.evidence(read)
+    evidence = scorer.evidence(read, meter)
     values = {**evidence.raw, "margin": evidence.margin, "tie": evidence.tie}
     columns = {name: np.full(len(items), np.nan) for name in column_names(scorer)}
     for name, column in columns.items():
@@ -110,7 +108,7 @@ def column_names(scorer: Scorer) -> tuple[str, ...]:
 class ScoreWriter(Protocol):
     """Takes scores in order, in as many pieces as come."""
 
-    def write(self, scores: RawScores) -> None: ...
+    def write(self, scores: Recordable) -> None: ...
 
 
 class _Csv:
@@ -119,18 +117,16 @@ class _Csv:
         self._names = ("id", *names, *_TAIL)
         file.write((",".join(self._names) + "\n").encode())
 
-    def write(self, scores: RawScores) -> None:
+    def write(self, scores: Recordable) -> None:
         for record in scores.records():
             cells = ("" if record[name] is None else quoted(clean(str(record[name]))) for name in self._names)
             self._file.write((",".join(cells) + "\n").encode())
 
 
 @contextmanager
-def open_score_writer(
-    path: str | os.PathLike[str], names: Sequence[str], *, room: Path | None = None
-) -> Iterator[ScoreWriter]:
+def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator[ScoreWriter]:
     """A writer for `path` by its ending (.csv, .jsonl, .parquet) of the numbers `names` (see `column_names`); the file
-    appears whole or not at all, until then it lies in `room`.
+    appears whole or not at all.
 
     Raises UsageError.
     """
@@ -148,7 +144,7 @@ def open_score_writer(
             ]
         )
 
-    with atomic_file(path, room) as file:
+    with atomic_file(path) as file:
         if kind == ".csv":
             yield _Csv(file, names)
         elif kind == ".jsonl":

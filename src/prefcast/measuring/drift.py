@@ -14,8 +14,7 @@ from prefcast.outcomes.models import Davidson, OutcomeModel
 from prefcast.outcomes.statistics.bootstrap import paired_difference
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
-from prefcast.scorers import Scorer
-from prefcast.scorers.base import read_pair
+from prefcast.scorers.base import Scorer, read_pair
 
 __all__ = ["Drift", "measure_drift"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer
-from prefcast.forecasts.resolve import check_columns, resolve
+from prefcast.forecasts.resolve import Choice, check_columns, resolve
 from prefcast.forecasts.scores import score_blocks
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.measuring.metrics.measure import FOLDS, Rows, measure
@@ -33,8 +33,7 @@ from prefcast.pairs.pair import group_key
 from prefcast.pairs.sources import LABEL_COLUMNS, opened_pairs
 from prefcast.runs.jobs import forecasts_of
 from prefcast.runs.loop import Progress, Tally
-from prefcast.scorers.blend import BlendScorer
-from prefcast.scorers.given import GivenScorer
+from prefcast.runs.ready import Running, ready
 from prefcast.scorers.length import LengthScorer
 
 _STUB_ROWS, _REHEARSED_ROWS = 3, 1000
@@ -83,7 +82,7 @@ class Measured:
         self._texts = True
         self._swapped: list[tuple[Pair, Floats]] = []
         self.swap: Swap | None = None
-        self.rows = self.failed = self.unlabelled = self.truncated = 0
+        self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
         self.first_error: RowError | None = None
 
     def add(self, forecasts: Forecasts) -> None:
@@ -139,16 +138,9 @@ class Measured:
         """Forecast the first rows with A and B exchanged, and see what changes."""
         if not self._swapped:
             return
-        scorer = forecaster.scorer
-        scorer.on_progress = None
-        parts = [member.scorer for member in scorer.members] if isinstance(scorer, BlendScorer) else [scorer]
-        if any(isinstance(part, GivenScorer) for part in parts):
+        if forecaster.scorer.brought:
             return  # scores that are brought are those of one order
-        counts = [(part.reused, part.computed) for part in parts]
         again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
-        # What this trial found or scored is not the user's work.
-        for part, (reused, computed) in zip(parts, counts, strict=True):
-            part.reused, part.computed = reused, computed
         good = [index for index, error in enumerate(again.errors) if error is None]
         before = np.array([self._swapped[index][1] for index in good]).reshape(-1, 3)
         self.swap = swap_of(before, again.probabilities[good])
@@ -262,12 +254,13 @@ def measured_forecasts(
     against: tuple[str, Predictions] | None = None,
 ) -> Measured:
     """Forecast labelled pairs and keep what it takes to measure that, A and B exchanged on some rows included."""
-    measured = Measured(surprises=surprises, against=against)
+    measured, tally = Measured(surprises=surprises, against=against), Tally()
     with opened_pairs(source, columns, cells) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({LABEL_COLUMNS})")
-        for forecasts in forecasts_of(pairs, forecaster, Tally(), "keep", progress):
+        for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
             measured.add(forecasts)
+    measured.restored = tally.restored
     measured.try_swapped(forecaster)
     return measured
 
@@ -282,13 +275,15 @@ def evaluate(
     cells: str = "json",
     progress: Progress | None = None,
     preset: str | None = None,
+    running: Running | None = None,
 ) -> Evaluation:
     """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
 
     Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
     """
-    chosen = resolve(model, forecaster, budget, preset)
-    return measured_forecasts(source, chosen, columns=columns, cells=cells, progress=progress).evaluation()
+    choice = Choice(model, forecaster, budget=budget, preset=preset)
+    with ready(resolve(choice), running) as chosen:
+        return measured_forecasts(source, chosen, columns=columns, cells=cells, progress=progress).evaluation()
 
 
 def measured_predictions(
@@ -360,7 +355,7 @@ def measured_scores(
     path: str | os.PathLike[str], forecaster: Forecaster, *, against: tuple[str, Predictions] | None = None
 ) -> Measured:
     """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
-    if not isinstance(forecaster.scorer, GivenScorer):
+    if not forecaster.scorer.brought or forecaster.scorer.members():
         raise UsageError("the forecaster needs the texts beside the scores: name the file of labelled pairs as well")
     measured = Measured(against=against)
     for block in score_blocks(path):

@@ -1,161 +1,177 @@
-"""One attempt at a run that writes a file: journal, output, signals and log together.
+"""One attempt at a run that writes a file: output or shard, evidence store, signals and log together.
 
-Whatever ends it, the output is whole or not there, and what was scored is kept for the next attempt.
+Whatever ends it, the output is whole or not there, and the evidence that was computed is kept for the next attempt.
 """
 
 from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from prefcast.errors import FileError, JournalError, PrefcastError, ResourceError, RowError, WorkerError, shown_path
+from prefcast.errors import FileError, PrefcastError, ResourceError, RowError, shown_path
 from prefcast.pairs import Pair
-from prefcast.runs.journal import Journal
 from prefcast.runs.log import Log, Watch
-from prefcast.runs.loop import Job, RunReport, Sink, run_to
-from prefcast.runs.packed import Items, Piece, link_as_json
-from prefcast.runs.shards import ShardOf
+from prefcast.runs.loop import Job, RunReport, Sink, Tally, run_to, scored_pieces
+from prefcast.runs.shards import ShardOf, open_shard_writer
 from prefcast.runs.stopping import Interrupted, Stopping
+from prefcast.scorers.store import EvidenceStore
 
-__all__ = ["Gather", "attempt"]
+__all__ = ["Target", "attempt"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WAITING = "stopping once the piece in flight is scored; a second signal stops at once"
 
-# A writer, given the folder where its file lies until it is whole.
-Open = Callable[[Path | None], AbstractContextManager[Sink]]
-# Fills a journal with all pieces of the input that it lacks, wherever they are scored.
-Gather = Callable[[Journal, Watch, Stopping], None]
+
+@dataclass(frozen=True)
+class Target:
+    """What a run writes: `open` gives the writer of the output at `path` (None: standard output); with `shard` a shard of
+    it is written instead, which holds the texts where `with_text` says so. `facts` say, besides the job's own header, what
+    the output depends on."""
+
+    open: Callable[[], AbstractContextManager[Sink]]
+    path: Path | None = None
+    shard: ShardOf | None = None
+    with_text: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def written(self) -> Path | None:
+        """The file that is written."""
+        return self.path if self.path is None or self.shard is None else self.shard.path(self.path)
 
 
 def attempt(
     job: Job,
     items: Iterable[Pair | RowError],
-    open_output: Open,
-    output: Path | None,
-    facts: Mapping[str, Any],
+    target: Target,
     *,
     log: Log,
     watch: Watch,
     on_error: str = "keep",
-    journalled: bool = True,
-    fresh: bool = False,
-    shard: ShardOf | None = None,
-    with_text: bool = False,
-    gather: Gather | None = None,
+    store: EvidenceStore | None = None,
 ) -> RunReport:
-    """Do `job` for `items` into `output`; go on where an earlier attempt at the same was stopped.
+    """Do `job` for `items` into `target`.
 
-    `facts` say, besides the job's own header, what the output depends on. A shard's output is its journal, called
-    `output`.shard-I-of-N. Without an output, or with `journalled` off, nothing is kept. With `gather` nothing is scored
-    here: it fills the journal first. Raises Interrupted after a signal,
-    and PrefcastError: JournalError where the journal is another run's, another process holds it, or the input is no longer
-    what it was; ResourceError where disk or memory run out.
+    Raises Interrupted after a signal, and PrefcastError: ResourceError where disk or memory run out.
     """
-    target = output if output is None or shard is None else shard.path(output)
-    header = {**job.header, **facts}
-    if shard is not None:
-        header |= {"shard": str(shard), "texts": with_text}
-    log.event("started", **header, output=None if target is None else shown_path(target))
-    journal: Journal | None = None
+    header = {**job.header, **target.facts}
+    if target.shard is not None:
+        header |= {"shard": str(target.shard), "texts": target.with_text}
+    shown = None if target.written is None else shown_path(target.written)
+    log.event("started", **header, output=shown)
+    watch.on_first = None
     with Stopping(lambda: log.tell("stopping", _WAITING)) as stopping:
         try:
-            if target is not None and journalled:
-                journal = Journal(target, header, fresh=fresh)
-                _tell_resumed(journal, log)
-                if shard is not None:
-                    # Who merges has no forecaster.
-                    journal.note(link=link_as_json(job.link))
-            before, start = 0 if journal is None else journal.rows, time.perf_counter()
-            if gather is not None and journal is not None:
-                gather(journal, watch, stopping)
-                job = replace(job, score=_nothing_here)
-            with ExitStack() as stack:
-                room = None if journal is None else journal.folder
-                writer = None if shard is not None else stack.enter_context(open_output(room))
-                report = run_to(
-                    writer,
-                    items,
-                    job,
-                    on_error=on_error,
-                    watch=watch,
-                    journal=journal,
-                    part=shard,
-                    stopping=stopping,
-                    with_text=with_text and shard is not None,
-                )
-                if getattr(items, "changed", False):
-                    raise FileError(items.name, "changed while it was read, so nothing was written")  # type: ignore[attr-defined]
-            if gather is not None:
-                report = replace(report, restored=before, seconds=time.perf_counter() - start)
-            if journal is not None and shard is not None and target is not None:
-                journal.become(target)
-            elif journal is not None:
-                journal.remove()
+            with _marked(store, target, job, watch, log):
+                if target.shard is None:
+                    with target.open() as writer:
+                        report = run_to(writer, items, job, on_error=on_error, watch=watch, stopping=stopping)
+                        _check_unchanged(items)
+                else:
+                    report = _shard(job, items, target, header, on_error, watch, stopping)
         except BaseException as error:
-            _end(error, journal, target, watch, log)
+            _end(error, target, watch, log)
             raise
     return report
 
 
-def _nothing_here(items: Items) -> Piece:
-    """In the place of a job's scoring where others have done it."""
-    raise WorkerError(f"{len(items)} rows did not come back from the cluster")
+def _shard(
+    job: Job,
+    items: Iterable[Pair | RowError],
+    target: Target,
+    header: Mapping[str, Any],
+    on_error: str,
+    watch: Watch,
+    stopping: Stopping,
+) -> RunReport:
+    assert target.written is not None and target.shard is not None  # noqa: S101, PT018 - for the type checker
+    start, tally, rows = time.perf_counter(), Tally(), _Digested(items)
+    with open_shard_writer(target.written, header, with_text=target.with_text) as writer:
+        scored = scored_pieces(rows, job, tally, on_error=on_error, watch=watch, part=target.shard, stopping=stopping)
+        for number, piece in scored:
+            with watch.timing("writing"):
+                writer.write_piece(number, piece)
+        _check_unchanged(items)
+        writer.finish(watch.pieces_read, rows.hexdigest())
+    return tally.report(time.perf_counter() - start, watch)
 
 
-_WAITING = "stopping once the piece in flight is scored; a second signal stops at once"
+class _Digested:
+    """Rows that are digested as they go by: ids, labels, models, texts and faults."""
+
+    def __init__(self, items: Iterable[Pair | RowError]) -> None:
+        self._items, self._digest = items, blake2b(digest_size=16)
+
+    def __iter__(self) -> Iterator[Pair | RowError]:
+        for item in self._items:
+            said = (
+                ("!", str(item), item.id)
+                if isinstance(item, RowError)
+                else (item.id, item.outcome, item.model_a, item.model_b, item.prompt, item.response_a, item.response_b)
+            )
+            self._digest.update(repr(said).encode("utf-8", "surrogatepass"))
+            yield item
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
-def _tell_resumed(journal: Journal, log: Log) -> None:
-    if journal.rows:
-        log.tell(
-            "resumed",
-            f"{journal.shown}: {journal.rows:,} rows were scored before and are not scored again (--fresh starts over)",
-            rows=journal.rows,
-            chunks=journal.count,
-        )
-    # An attempt that ended in order says so in `ended`.
-    if journal.noted("began") == journal.count and not journal.noted("ended"):
+def _check_unchanged(items: Any) -> None:
+    if getattr(items, "changed", False):
+        raise FileError(items.name, "changed while it was read, so nothing was written")
+
+
+@contextmanager
+def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch, log: Log) -> Iterator[None]:
+    """Notes in the store that the run is under way, so that the next attempt knows whether this one ended in order."""
+    if store is None or target.written is None:
+        yield
+        return
+    said = f"{target.written.absolute()}\0{sorted(map(str, job.header.items()))}"
+    key = blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    if store.begin(key):
         log.tell(
             "ended_before",
-            f"the attempt before ended without a word after {journal.rows:,} rows; where a row does that, --isolate finds it",
-            rows=journal.rows,
+            "an earlier attempt at this output ended without a word before it had scored a new row; if a row does that, "
+            "--isolate finds it",
         )
-    journal.note(began=journal.count, ended=False)
+    watch.on_first = lambda: store.scored(key)
+    try:
+        yield
+    finally:
+        store.end(key)
 
 
-def _end(error: BaseException, journal: Journal | None, target: Path | None, watch: Watch, log: Log) -> None:
-    """Let go of the journal; an error becomes one of ours, with what is kept in its note."""
-    kept = 0
-    if journal is not None:
-        kept = journal.rows
-        with suppress(PrefcastError):
-            journal.note(ended=True)
-        journal.close()
-    goes_on = f"{kept:,} rows are kept: the same command goes on from there" if kept else ""
+def _end(error: BaseException, target: Target, watch: Watch, log: Log) -> None:
+    """An error becomes one of ours, with what is kept in its note."""
+    kept = watch.rows_scored
+    goes_on = f"{kept:,} rows are kept: the same command goes on from there" if kept and watch.keeps else ""
     if isinstance(error, Interrupted):
-        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if kept else ""
+        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if goes_on else ""
         log.tell(
             "interrupted",
             f"stopped by {error.name}{after or '; an output file is written whole or not at all'}",
             signal=error.name,
             rows_kept=kept,
         )
-    elif isinstance(error, OSError) and error.errno in _FULL and target is not None:
-        full = ResourceError(f"{shown_path(target)}: cannot be written: {error.strerror}")
-        if goes_on:
-            full.add_note(goes_on)
-        raise full from None
+    elif isinstance(error, OSError) and error.errno in _FULL and target.written is not None:
+        raise _noted(
+            ResourceError(f"{shown_path(target.written)}: cannot be written: {error.strerror}"), goes_on
+        ) from None
     elif isinstance(error, MemoryError):
-        short = ResourceError(
-            "out of memory; a smaller --budget reads less of a pair, and --isolate finds a row that alone needs too much"
-        )
-        if goes_on:
-            short.add_note(goes_on)
-        raise short from None
-    elif isinstance(error, PrefcastError) and not isinstance(error, JournalError) and goes_on:
-        error.add_note(goes_on)
+        short = "out of memory; a smaller --budget reads less of a pair, and --isolate finds a row that alone needs too much"
+        raise _noted(ResourceError(short), goes_on) from None
+    elif isinstance(error, PrefcastError):
+        _noted(error, goes_on)
+
+
+def _noted(error: PrefcastError, note: str) -> PrefcastError:
+    if note:
+        error.add_note(note)
+    return error

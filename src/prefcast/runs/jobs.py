@@ -1,8 +1,7 @@
-"""Whole files and tables, a piece at a time. `predict_to` writes as it goes, in memory that does not grow with the rows."""
+"""What a run does with each piece: forecast it, or score it. `predict` and `predict_to` are the library's way to run it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from prefcast.errors import RowError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer
-from prefcast.forecasts.resolve import resolve
+from prefcast.forecasts.resolve import Choice, resolve
 from prefcast.forecasts.scores import column_names, score_pairs
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
@@ -23,8 +22,8 @@ from prefcast.pairs.pieces import PIECE_CHARACTERS, PIECE_ROWS
 from prefcast.pairs.sources import is_table, opened_pairs
 from prefcast.runs.log import Watch
 from prefcast.runs.loop import Job, Progress, RunReport, Tally, run_to, scored_pieces
-from prefcast.runs.packed import link_as_json
-from prefcast.scorers import Scorer
+from prefcast.runs.ready import Running, pieces_ahead, ready
+from prefcast.scorers.base import Scorer
 
 __all__ = ["forecasting", "forecasts_of", "predict", "predict_to", "scoring"]
 
@@ -32,26 +31,26 @@ __all__ = ["forecasting", "forecasts_of", "predict", "predict_to", "scoring"]
 def forecasting(forecaster: Forecaster) -> Job:
     """Forecasting as a run's job; its header says all that a forecast depends on."""
     link = forecaster.link
+    drawn = None if link is None else sha256(f"{link.kind}{link.margin}{link.tie}".encode() + link.draws.tobytes())
     return Job(
         forecaster.forecast,
-        forecaster.scorer,
         {
             "verb": "predict",
             **_scorer_header(forecaster.scorer, forecaster.budget),
             "outcome model": f"{forecaster.outcome.kind} {forecaster.outcome.parameters()}",
             "prior": list(forecaster.prior),
-            "uncertainty": None if link is None else sha256(repr(link_as_json(link)).encode()).hexdigest()[:16],
+            "uncertainty": None if drawn is None else drawn.hexdigest()[:16],
         },
-        link,
+        pieces_ahead(forecaster.scorer),
     )
 
 
 def scoring(scorer: Scorer, budget: Budget) -> Job:
     """Raw scores as a run's job."""
     return Job(
-        lambda items: score_pairs(items, scorer, budget),
-        scorer,
+        lambda items, meter: score_pairs(items, scorer, budget, meter),
         {"verb": "score", **_scorer_header(scorer, budget), "numbers": list(column_names(scorer))},
+        pieces_ahead(scorer),
     )
 
 
@@ -66,12 +65,21 @@ def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:
     }
 
 
+def _plain_job(forecaster: Forecaster) -> Job:
+    """Forecasting without a header: nobody asks what the run is."""
+    return Job(forecaster.forecast, ahead=pieces_ahead(forecaster.scorer))
+
+
 def forecasts_of(
-    items: Iterable[Pair | RowError], forecaster: Forecaster, tally: Tally, on_error: str, progress: Progress | None
+    items: Iterable[Pair | RowError],
+    forecaster: Forecaster,
+    tally: Tally,
+    on_error: str = "keep",
+    progress: Progress | None = None,
 ) -> Iterator[Forecasts]:
-    job = Job(forecaster.forecast, forecaster.scorer)
-    found = scored_pieces(items, job, tally, on_error=on_error, watch=Watch(progress=progress))
-    return cast(Iterator[Forecasts], found)
+    """The forecasts of `items`, a piece at a time."""
+    found = scored_pieces(items, _plain_job(forecaster), tally, on_error=on_error, watch=Watch(progress=progress))
+    return (cast(Forecasts, piece) for _, piece in found)
 
 
 def predict_to(
@@ -82,36 +90,38 @@ def predict_to(
     on_error: str = "keep",
     progress: Progress | None = None,
 ) -> RunReport:
-    """Forecast `pairs` into `writer`, a piece at a time.
+    """Forecast `pairs` into `writer`, a piece at a time, in memory that does not grow with the rows.
 
     With `on_error="stop"` the first row that fails raises its RowError.
     """
-    job = Job(forecaster.forecast, forecaster.scorer)
-    return run_to(writer, pairs, job, on_error=on_error, watch=Watch(progress=progress))
+    return run_to(writer, pairs, _plain_job(forecaster), on_error=on_error, watch=Watch(progress=progress))
 
 
 def predict(
     source: Any,
     *,
     model: str | None = None,
-    forecaster: Forecaster | str | os.PathLike[str] | None = None,
+    forecaster: Any = None,
     budget: Budget | str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     on_error: str = "keep",
     preset: str | None = None,
+    running: Running | None = None,
 ) -> Any:
     """Forecast a file, pairs, or a table.
 
-    All is held in memory, texts included; `predict_to` is for what does not fit.
-    `source` is a path (any format that `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow
-    table. Paths and pairs give Forecasts; a table gives a table of its own kind, a row a forecast in the same order
-    (a data frame keeps its index). `model` names a built-in forecaster (default `embedded`) or, with
-    `preset="notebook"`, a reward model; `forecaster` is a Forecaster or its folder. Raises PrefcastError.
+    All of it is held in memory, texts included; `predict_to` is for what does not fit. `source` is a path (any format that
+    `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow table. Paths and pairs give Forecasts; a table
+    gives a table of its own kind, a row a forecast in the same order (a data frame keeps its index).
+
+    `model` names a built-in forecaster (default `embedded`) or, with `preset="notebook"`, a reward model; `forecaster` is a
+    Forecaster or its folder. `running` says how it is done: by default evidence is kept in the evidence store. Raises
+    PrefcastError.
     """
-    chosen = resolve(model, forecaster, budget, preset)
-    with opened_pairs(source, columns, cells) as pairs:
-        forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error, None)))
+    choice = Choice(model, forecaster, budget=budget, preset=preset)
+    with opened_pairs(source, columns, cells) as pairs, ready(resolve(choice), running) as chosen:
+        forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error)))
     if is_table(source, "pandas", "DataFrame"):
         frame = forecasts.to_pandas()
         frame.index = source.index

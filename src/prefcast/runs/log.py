@@ -76,8 +76,11 @@ class Watch:
         self._show, self._read, self._share = progress, read, share
         self._first: tuple[float, int] | None = None
         self._estimated = log is None
-        # Rows that were read, and those of them that will not be scored here.
-        self.rows_read = self.rows_passed = 0
+        # Pieces and rows that were read, rows that are another shard's, rows that have their evidence.
+        self.pieces_read = self.rows_read = self.rows_passed = self.rows_scored = 0
+        # Whether an evidence store keeps what is scored; what is called when the first row was computed here.
+        self.keeps = False
+        self.on_first: Callable[[], None] | None = None
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
@@ -100,6 +103,19 @@ class Watch:
                 except StopIteration:
                     return
             yield item
+
+    def scored(self, kept: int, rows: int) -> None:
+        """`rows` more have their evidence, `kept` of them from the evidence store."""
+        before, self.rows_scored = self.rows_scored, self.rows_scored + rows
+        if kept < rows and self.on_first is not None:
+            self.on_first()
+            self.on_first = None
+            if before + kept and self.keeps:
+                self.log.tell(
+                    "resumed",
+                    f"{before + kept:,} rows were scored before and are not scored again (--fresh scores them again)",
+                    rows=before + kept,
+                )
 
     def row_errors(self, errors: Iterable[RowError | None]) -> None:
         """Count the errors of a piece, and tell of each."""

@@ -1,40 +1,43 @@
-"""The loop of every run: rows in pieces, each scored once, what is done kept, all of it given in the order of the input.
+"""The loop of every run: rows in pieces, each piece scored, all of it given in the order of the input.
 
-Knows nothing of files: rows come from an iterable, pieces go to whoever takes them. A scorer that works elsewhere and out
-of order fits too: pieces have numbers, and the journal takes them in any order.
+This module knows nothing of files: rows come from an iterable, pieces go to whoever takes them. What was scored before is
+the affair of the evidence store, behind the scorer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Protocol
 
-from prefcast.errors import JournalError, RowError, UsageError
-from prefcast.outcomes.models import Link
+from prefcast.errors import RowError, UsageError
+from prefcast.forecasts.predictions import Forecasts
+from prefcast.forecasts.scores import RawScores
 from prefcast.pairs import Pair
 from prefcast.pairs.pieces import pieces
-from prefcast.runs.journal import Entry, Journal
 from prefcast.runs.log import Watch
-from prefcast.runs.packed import Items, Piece, digest_of, pack, unpack
 from prefcast.runs.stopping import Stopping
-from prefcast.scorers import Scorer
+from prefcast.scorers.base import Meter, Spent
 
-__all__ = ["ON_ERROR", "Job", "Progress", "RunReport", "Tally", "Whole", "run_to", "scored_pieces"]
+__all__ = ["ON_ERROR", "Job", "Part", "Piece", "Progress", "RunReport", "Tally", "run_to", "scored_pieces"]
 
 ON_ERROR = ("keep", "stop")
+
 Progress = Callable[[int], None]
+Piece = Forecasts | RawScores
+Items = list[Pair | RowError]
 
 
 @dataclass(frozen=True)
 class RunReport:
     """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds it took.
 
-    `restored` of the rows were scored by an earlier attempt; `errors` counts the failures by kind, `shares` tells where
-    the time went.
+    `restored` of the rows were in the evidence store; `errors` counts the failures by kind; `shares` are the parts of the
+    time.
     """
 
     rows: int
@@ -48,7 +51,7 @@ class RunReport:
 
     @property
     def rate(self) -> float:
-        """Rows that this attempt scored, a second."""
+        """Rows a second that were scored here."""
         return (self.rows - self.restored) / self.seconds if self.seconds else 0.0
 
 
@@ -59,24 +62,25 @@ def check_on_error(on_error: str) -> None:
 
 
 class Tally:
-    """Counts what went by."""
+    """Counts the rows that were written."""
 
     def __init__(self) -> None:
         self.rows = self.failed = self.truncated = self.restored = 0
         self.first: RowError | None = None
 
-    def add(self, piece: Piece, on_error: str, restored: bool = False) -> None:
-        """Count a piece; with `on_error="stop"` its first error is raised."""
+    def add(self, piece: Piece, on_error: str = "keep", restored: int = 0) -> None:
+        """Count a piece, `restored` rows of which were in the store; with `on_error="stop"` its first error is raised."""
         first = next(filter(None, piece.errors), None)
         if on_error == "stop" and first is not None:
             raise first
         self.rows += len(piece)
-        self.restored += len(piece) if restored else 0
+        self.restored += restored
         self.failed += piece.failed
         self.truncated += sum(truncation is not None and truncation.truncated for truncation in piece.truncations)
         self.first = self.first or first
 
     def report(self, seconds: float, watch: Watch | None = None) -> RunReport:
+        """What was counted, as a report."""
         errors, shares = (watch.errors, watch.shares()) if watch else ({}, {})
         return RunReport(
             self.rows, self.failed, self.truncated, self.first, seconds, self.restored, dict(errors), shares
@@ -85,26 +89,23 @@ class Tally:
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with each piece: `score` gives Forecasts or RawScores of its items, with `scorer`.
+    """What is done with each piece: `score` gives the forecasts or raw scores of its rows and tells a meter how far it is.
 
-    `header` says, in words, all that the results depend on besides the input.
+    `header` says, in words, all that the results depend on besides the input. `ahead` pieces are scored at a time.
     """
 
-    score: Callable[[Items], Piece]
-    scorer: Scorer
+    score: Callable[[Items, Meter], Piece]
     header: Mapping[str, Any] = field(default_factory=dict)
-    link: Link | None = None
+    ahead: int = 1
 
 
 class Part(Protocol):
-    """Which of the pieces are this run's."""
+    """Which of the pieces are this run's, by number."""
 
     def __contains__(self, number: int) -> bool: ...
 
 
-class Whole:
-    """All of them."""
-
+class _Whole:
     def __contains__(self, number: int) -> bool:
         return True
 
@@ -115,6 +116,18 @@ class Sink(Protocol):
     def write(self, piece: Any) -> None: ...
 
 
+@dataclass
+class _Scored:
+    """A piece on its way: its number, first row and rows, its result, and what it took."""
+
+    number: int
+    first: int
+    rows: int
+    result: Piece
+    spent: Spent
+    seconds: float
+
+
 def scored_pieces(
     items: Iterable[Pair | RowError],
     job: Job,
@@ -122,108 +135,95 @@ def scored_pieces(
     *,
     on_error: str = "keep",
     watch: Watch | None = None,
-    journal: Journal | None = None,
     part: Part | None = None,
     stopping: Stopping | None = None,
-    with_text: bool = False,
-) -> Iterator[Piece]:
-    """The results of `items` in their order: what the journal has is taken from there, the rest is scored and put there.
+) -> Iterator[tuple[int, Piece]]:
+    """The number and the result of each piece of `items`, in order.
 
-    With `on_error="stop"` the first row that fails raises its RowError. Raises JournalError where the rows of a piece
-    are not those that the journal knows.
+    With `on_error="stop"` the first row that fails raises its RowError.
     """
     check_on_error(on_error)
-    watch, part = watch or Watch(), part or Whole()
-    name = getattr(items, "name", "input")
-    number, whole = -1, blake2b(digest_size=16)
-    for number, chunk in enumerate(watch.reading(pieces(items))):
-        before = watch.rows_read
-        watch.rows_read += len(chunk)
-        if journal is not None:
-            with watch.timing("reading"):
-                digest = digest_of(chunk)
-                whole.update(digest)
-        if number not in part:
-            watch.rows_passed += len(chunk)
-            continue
-        entry = None if journal is None else journal.get(number)
-        if entry is not None:
-            if entry.digest != digest:
-                raise JournalError(f"{name}: {_rows(chunk, before)} changed since the run began; --fresh starts over")
-            piece = unpack(entry.payload, chunk, job.link)
-            watch.rows_passed += len(chunk)
-        else:
-            done = tally.rows - tally.restored
-            job.scorer.on_progress = _follower(watch, done, tally.rows)
-            with stopping.busy() if stopping else nullcontext():
-                start, told = time.perf_counter(), job.scorer.tokenising
-                piece = job.score(chunk)
-                seconds = time.perf_counter() - start
-                tokenising = job.scorer.tokenising - told
-                watch.spent("scoring", seconds - tokenising)
-                watch.spent("tokenising", tokenising)
-                # What stops the run is for its author to mend: the row will not be the same.
-                if journal is not None and not (on_error == "stop" and piece.failed):
-                    with watch.timing("writing"):
-                        packed = pack(piece, with_text=with_text)
-                        journal.put(Entry(number, before + 1, len(chunk), digest, packed))
-                watch.log.event(
-                    "chunk",
-                    number=number,
-                    first_row=before + 1,
-                    rows=len(chunk),
-                    failed=piece.failed,
-                    seconds=round(seconds, 6),
-                )
-        watch.row_errors(piece.errors)
-        tally.add(piece, on_error, restored=entry is not None)
-        yield piece
-        watch.done(None if entry else tally.rows - tally.restored, tally.rows)
-    if journal is not None:
-        if (more := journal.after(number + 1)) is not None:
-            raise JournalError(
-                f"{name}: ends after {watch.rows_read} rows, but row {more.first} was scored since the run began; "
-                "--fresh starts over"
-            )
-        journal.note(pieces=number + 1, rows=watch.rows_read, digest=whole.hexdigest())
+    watch = watch or Watch()
+    for scored in _scored(items, job, tally, watch, part or _Whole(), stopping):
+        kept = min(scored.spent.kept, scored.rows)
+        watch.spent("tokenising", scored.spent.tokenising)
+        watch.spent("scoring", max(0.0, scored.seconds - scored.spent.tokenising))
+        watch.scored(kept, scored.rows)
+        watch.log.event(
+            "piece",
+            number=scored.number,
+            first_row=scored.first,
+            rows=scored.rows,
+            failed=scored.result.failed,
+            kept=kept,
+            seconds=round(scored.seconds, 6),
+        )
+        watch.row_errors(scored.result.errors)
+        tally.add(scored.result, on_error, kept)
+        yield scored.number, scored.result
+        watch.done(tally.rows - tally.restored, tally.rows)
 
 
-def _follower(watch: Watch, scored: int, rows: int) -> Progress:
-    """Tells the watch of rows within a piece."""
-    return lambda within: watch.done(scored + within, rows + within)
+def _scored(
+    items: Iterable[Pair | RowError], job: Job, tally: Tally, watch: Watch, part: Part, stopping: Stopping | None
+) -> Iterator[_Scored]:
+    """The pieces that are this run's, scored, in order; `job.ahead` of them are under way at a time."""
 
+    def score(number: int, first: int, piece: Items) -> _Scored:
+        spent, start = Spent(), time.perf_counter()
+        meter = Meter(follow if job.ahead == 1 else None, spent)
+        result = job.score(piece, meter)
+        return _Scored(number, first, len(piece), result, spent, time.perf_counter() - start)
 
-def _rows(chunk: Sequence[Pair | RowError], before: int) -> str:
-    first, last = (getattr(item, "row", 0) for item in (chunk[0], chunk[-1]))
-    return f"rows {first or before + 1} to {last or before + len(chunk)}"
+    def follow(within: int) -> None:
+        watch.done(tally.rows - tally.restored + within, tally.rows + within)
+
+    def mine() -> Iterator[tuple[int, int, Items]]:
+        for number, piece in enumerate(watch.reading(pieces(items))):
+            first = watch.rows_read + 1
+            watch.rows_read += len(piece)
+            watch.pieces_read += 1
+            if number in part:
+                yield number, first, piece
+            else:
+                watch.rows_passed += len(piece)
+
+    busy = stopping.busy if stopping else nullcontext
+    if job.ahead == 1:
+        for each in mine():
+            with busy():
+                found = score(*each)
+            yield found
+        return
+    threads = ThreadPoolExecutor(job.ahead, thread_name_prefix="prefcast-piece")
+    under_way: deque[Future[_Scored]] = deque()
+    try:
+        for each in mine():
+            under_way.append(threads.submit(score, *each))
+            if len(under_way) >= job.ahead:
+                with busy():
+                    found = under_way.popleft().result()
+                yield found
+        while under_way:
+            with busy():
+                found = under_way.popleft().result()
+            yield found
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def run_to(
-    writer: Sink | None,
+    writer: Sink,
     items: Iterable[Pair | RowError],
     job: Job,
     *,
     on_error: str = "keep",
     watch: Watch | None = None,
-    journal: Journal | None = None,
-    part: Part | None = None,
     stopping: Stopping | None = None,
-    with_text: bool = False,
 ) -> RunReport:
-    """Do `job` for all `items` into `writer` (None: the journal is the result), a piece at a time; as `scored_pieces`."""
+    """Do `job` for all `items` into `writer`, a piece at a time; as `scored_pieces`."""
     start, tally, watch = time.perf_counter(), Tally(), watch or Watch()
-    for piece in scored_pieces(
-        items,
-        job,
-        tally,
-        on_error=on_error,
-        watch=watch,
-        journal=journal,
-        part=part,
-        stopping=stopping,
-        with_text=with_text,
-    ):
-        if writer is not None:
-            with watch.timing("writing"):
-                writer.write(piece)
+    for _, piece in scored_pieces(items, job, tally, on_error=on_error, watch=watch, stopping=stopping):
+        with watch.timing("writing"):
+            writer.write(piece)
     return tally.report(time.perf_counter() - start, watch)

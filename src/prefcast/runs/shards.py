@@ -1,22 +1,27 @@
-"""A run in parts, for people with a batch scheduler: every n-th piece a shard, and the shards as one output again."""
+"""A run in parts, for people with a batch scheduler: every n-th piece is a shard's, and `merge` makes one output of them.
+
+A shard is a text file: a line about the run, a line for each piece with its number and its rows as the output holds them,
+a line of totals, and a line with the SHA-256 of all that stands before. Merging needs neither model nor input.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from prefcast.errors import JournalError, UsageError, excerpt, shown_path
-from prefcast.outcomes.models import Link
-from prefcast.runs.journal import Entry, differences, entry_of, header_of
-from prefcast.runs.packed import Piece, link_of_json, unpack
+from prefcast.base.files import atomic_file
+from prefcast.errors import RunError, UsageError, excerpt, shown_path
 
-__all__ = ["Shard", "ShardOf", "open_shards", "pieces_of"]
+__all__ = ["Shard", "ShardOf", "ShardRows", "ShardWriter", "open_shard_writer", "open_shards", "rows_of"]
 
+_FORMAT = 2
+_MARK = "prefcast shard"
 # What may differ between the shards of one run.
 _OWN = ("shard",)
 
@@ -47,62 +52,117 @@ class ShardOf:
         return output.with_name(f"{output.name}.shard-{self.index}-of-{self.count}")
 
 
+class ShardWriter:
+    """Writes the pieces of one shard; `finish` says of what input they are."""
+
+    def __init__(self, file: BinaryIO, header: Mapping[str, Any], *, with_text: bool) -> None:
+        self._file, self._with_text = file, with_text
+        self._digest = hashlib.sha256()
+        self._line({_MARK: _FORMAT, "header": dict(header)})
+
+    def write_piece(self, number: int, piece: Any) -> None:
+        """The piece of that number: forecasts or scores."""
+        self._line({"piece": number, "rows": list(piece.records(with_text=self._with_text))})
+
+    def finish(self, pieces: int, digest: str) -> None:
+        """The input has so many pieces, and its rows this digest."""
+        self._line({"pieces": pieces, "digest": digest})
+        self._file.write(f"{self._digest.hexdigest()}\n".encode())
+
+    def _line(self, said: Mapping[str, Any]) -> None:
+        line = json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._digest.update(line)
+        self._file.write(line)
+
+
+@contextmanager
+def open_shard_writer(path: Path, header: Mapping[str, Any], *, with_text: bool) -> Iterator[ShardWriter]:
+    """A writer for the shard at `path`; the file appears whole or not at all. Raises UsageError."""
+    with atomic_file(path) as file:
+        yield ShardWriter(file, header, with_text=with_text)
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of a piece as the shard holds them, for the writers of outputs."""
+
+    ids: list[str | int]
+    rows: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
+        yield from self.rows
+
+
 @dataclass(frozen=True)
 class Shard:
-    """A shard's file: which one it is, its run's header, how many pieces the run has, and the input's digest."""
+    """A whole shard: which one it is, its run's header, how many pieces the run has, and the digest of the input."""
 
     path: str
     of: ShardOf
     header: dict[str, Any]
     pieces: int
     digest: str
-    link: Link | None
-    _db: sqlite3.Connection
+    _file: BinaryIO = field(repr=False)
 
     @classmethod
     def open(cls, path: Path) -> Shard:
-        """Raises JournalError if it is not a whole shard."""
+        """Raises RunError for a file that is not a whole and undamaged shard."""
         shown = shown_path(path)
-        if path.is_dir() and (path / "journal.sqlite").exists():
-            raise JournalError(f"{shown}: is a run that is not finished; its own command goes on with it")
-        if not path.is_file():
-            raise JournalError(f"{shown}: cannot be read: there is no such file")
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
         try:
-            header = header_of(db, shown)
-            facts = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM facts")}
-            if "shard" not in header:
-                raise JournalError(f"{shown}: is the journal of a whole run, not a shard")
-            if "pieces" not in facts:
-                raise JournalError(f"{shown}: is a shard that is not finished; its own command goes on with it")
+            file = path.open("rb")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        try:
+            header, total = _checked(file)
             index, count = map(int, header["shard"].split(" of "))
-            link = link_of_json(facts["link"])
-            return cls(shown, ShardOf(index, count), header, int(facts["pieces"]), str(facts["digest"]), link, db)
-        except (sqlite3.Error, ValueError, KeyError, TypeError, AttributeError):
-            db.close()
-            raise JournalError(
-                f"{shown}: is not a shard (prefcast predict --shard I/N makes them), or is damaged"
+            if not 1 <= index <= count:
+                raise ValueError
+            file.seek(0)
+            file.readline()
+            return cls(shown, ShardOf(index, count), header, int(total["pieces"]), str(total["digest"]), file)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            file.close()
+            raise RunError(
+                f"{shown}: is not a shard (prefcast predict --shard I/N makes them), or is damaged; make the shard anew"
             ) from None
         except BaseException:
-            db.close()
+            file.close()
             raise
 
-    def get(self, number: int) -> Entry:
-        """A piece of it; JournalError if it is missing or damaged."""
+    def next(self) -> tuple[int, ShardRows]:
+        """The next piece: its number and its rows. Raises RunError if there is none."""
         try:
-            row = self._db.execute("SELECT * FROM pieces WHERE number = ?", (number,)).fetchone()
-        except sqlite3.Error as error:
-            raise JournalError(f"{self.path}: is damaged: {error}; make the shard anew") from None
-        if row is None:
-            raise JournalError(f"{self.path}: lacks piece {number} of its run; make the shard anew")
-        return entry_of(row, self.path)
+            said = json.loads(self._file.readline())
+            rows = [dict(row) for row in said["rows"]]
+            return int(said["piece"]), ShardRows([row["id"] for row in rows], rows)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RunError(f"{self.path}: changed while it was read; make the shard anew") from None
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
+
+
+def _checked(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The header and the totals of a shard whose every byte is as it was written; ValueError otherwise."""
+    digest, first, total, last = hashlib.sha256(), b"", b"", b""
+    for line in file:
+        if last:
+            digest.update(last)
+            total = last
+        first, last = first or line, line
+    if last != f"{digest.hexdigest()}\n".encode():
+        raise ValueError
+    said = json.loads(first)
+    if said[_MARK] != _FORMAT:
+        raise ValueError
+    return dict(said["header"]), dict(json.loads(total))
 
 
 def open_shards(paths: Sequence[Path]) -> list[Shard]:
-    """The shards of one run, in order. Raises JournalError naming those that are missing, double or of another run."""
+    """The shards of one run, in order. Raises RunError naming those that are missing, double or of another run."""
     shards: dict[int, Shard] = {}
     first: Shard | None = None
     try:
@@ -112,14 +172,14 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
             twin = shards.setdefault(shard.of.index, shard)
             if shard is not twin and shard.of == twin.of:
                 shard.close()
-                raise JournalError(f"shard {shard.of} is there twice: {twin.path} and {shard.path}")
+                raise RunError(f"shard {shard.of} is there twice: {twin.path} and {shard.path}")
             _check_same(first, shard)
         if first is None:
             raise UsageError("name the shards to merge")
         missing = [number for number in range(1, first.of.count + 1) if number not in shards]
         if missing:
             named = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
-            raise JournalError(
+            raise RunError(
                 f"shard{'s' if len(missing) > 1 else ''} {named} of {first.of.count} {'are' if len(missing) > 1 else 'is'} missing"
             )
     except BaseException:
@@ -130,28 +190,29 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
 
 
 def _check_same(first: Shard, shard: Shard) -> None:
-    def common(header: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in header.items() if name not in _OWN}
-
-    differ = differences(common(first.header), common(shard.header))
+    names = [name for name in {**first.header, **shard.header} if name not in _OWN]
+    differ = [
+        f"the {name} is {_short(first.header.get(name))} in the first and {_short(shard.header.get(name))} in the second"
+        for name in names
+        if first.header.get(name) != shard.header.get(name)
+    ]
     if first.of.count != shard.of.count:
-        differ.insert(0, f"it is shard {shard.of}, the other {first.of}")
+        differ.insert(0, f"they are shard {first.of} and shard {shard.of}")
     if not differ and (first.digest, first.pieces) != (shard.digest, shard.pieces):
-        differ = ["its input held other rows"]
+        differ = ["their inputs held different rows"]
     if differ:
-        raise JournalError(
-            f"{first.path} and {shard.path} are not of one run: {'; '.join(differ)}".replace(
-                ", here it is", ", in the second"
-            )
-        )
+        raise RunError(f"{first.path} and {shard.path} are not of one run: {'; '.join(differ)}")
 
 
-def pieces_of(shards: Sequence[Shard]) -> Iterator[Piece]:
-    """The results of the whole run, in the order of its input."""
+def _short(value: Any) -> str:
+    return "none" if value is None else excerpt(value if isinstance(value, str) else json.dumps(value), 80)
+
+
+def rows_of(shards: Sequence[Shard]) -> Iterator[ShardRows]:
+    """The rows of the whole run, in the order of its input."""
     for number in range(shards[0].pieces):
         shard = shards[number % len(shards)]
-        entry = shard.get(number)
-        try:
-            yield unpack(entry.payload, None, shards[0].link)
-        except (ValueError, KeyError, TypeError, IndexError):
-            raise JournalError(f"{shard.path}: is damaged in piece {number}; make the shard anew") from None
+        found, rows = shard.next()
+        if found != number:
+            raise RunError(f"{shard.path}: lacks piece {number} of its run; make the shard anew")
+        yield rows

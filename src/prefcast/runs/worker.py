@@ -1,57 +1,55 @@
-"""A process with one scorer: reads pairs from standard input, answers with their evidence on standard output."""
+"""A process with one scorer: pairs come on standard input, their evidence goes out on standard output.
+
+Questions and answers have the form of `base/frames.py`; nothing is pickled.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from prefcast.base.frames import receive, send
 from prefcast.base.processes import answering
-from prefcast.errors import PrefcastError, printable
+from prefcast.errors import PrefcastError, UsageError
 from prefcast.pairs import Pair, Turn
-from prefcast.scorers import scorer_class
-from prefcast.scorers.base import Scorer
+from prefcast.scorers.base import Problem, Scorer
+from prefcast.scorers.registry import scorer_class
 
-_MOST = 200
+__all__ = ["main"]
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends. `sys.argv[1]` is the scorer's `spec`, and the `threads` to compute on."""
     answers = answering()
     try:
-        said = json.loads(sys.argv[1])
-        scorer = scorer_class(said["scorer"]).load(Path(said["folder"]))
-        if said["threads"] is not None:
-            scorer.use_threads(said["threads"])
+        spec = json.loads(sys.argv[1])
+        scorer = scorer_class(spec["name"]).from_spec(spec)
+        if spec.get("threads") is not None:
+            scorer.use_threads(spec["threads"])
         send(answers, {"ready": True})
         while True:
             header, _ = receive(sys.stdin.buffer)
-            _answer(answers, scorer, [_pair(each) for each in header["pairs"]])
+            _answer(answers, scorer, header)
     except (EOFError, BrokenPipeError):
         return
     except PrefcastError as error:
         send(answers, {"refused": str(error)})
 
 
-def _pair(said: list[list[str]]) -> Pair:
-    return Pair(tuple(Turn(*turn) for turn in said))
-
-
-def _answer(answers: IO[bytes], scorer: Scorer, pairs: list[Pair]) -> None:
-    try:
-        found = scorer.evidence(pairs)
-    except PrefcastError:
-        raise
-    except MemoryError:
-        send(answers, {"fault": "needs more memory than there is"})
+def _answer(answers: IO[bytes], scorer: Scorer, asked: dict[str, Any]) -> None:
+    if "conversations" in asked:
+        try:
+            send(answers, {}, [scorer.conversation_scores(asked["conversations"])])
+        except UsageError as error:
+            send(answers, {"usage": str(error)})
         return
-    except Exception as error:  # whatever a row does to a scorer, the other rows are to be scored
-        send(answers, {"fault": f"cannot be scored: {type(error).__name__}: {printable(str(error))[:_MOST]}"})
-        return
+    found = scorer.evidence([Pair(tuple(Turn(*turn) for turn in turns)) for turns in asked["pairs"]])
     arrays = {"margin": found.margin, "tie": found.tie, **found.raw}
-    problems = {str(place): problem for place, problem in found.problems.items()}
+    problems = {
+        place: [problem, problem.kind if isinstance(problem, Problem) else "pair"]
+        for place, problem in found.problems.items()
+    }
     send(answers, {"names": list(arrays), "problems": problems}, list(arrays.values()))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,10 @@ from prefcast.errors import ForecasterError, UsageError
 from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.budget import Budget, Measure, Truncation, parse_budget
-from prefcast.scorers.base import Evidence, Push, Scorer, fingerprint, read_pair
+from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, fingerprint, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
-from prefcast.scorers.given import GivenScorer
-
-if TYPE_CHECKING:
-    from prefcast.scorers.reward import Options
+from prefcast.scorers.info import ScorerInfo
+from prefcast.scorers.options import given
 
 __all__ = ["BlendScorer", "Member"]
 
@@ -49,58 +47,74 @@ class BlendScorer(Scorer):
 
     name: ClassVar[str] = "blend"
     files: ClassVar[tuple[str, ...]] = (_FILE,)
+    # What its members cost is theirs to say.
+    cost = Cost.INSTANT
 
     def __init__(self, members: Sequence[Member], weights: Mapping[str, float] | None = None) -> None:
-        self.members = list(members)
+        self.parts = list(members)
         self.weights = dict(weights or {})
-        numbers = range(len(self.members))
+        numbers = range(len(self.parts))
         names = [f"{what}:{member}" for what in ("margin", "tie") for member in numbers]
         names += [*MARGIN_COVARIATES, *TIE_COVARIATES] if self.weights else []
         self.raw_names = (*names, "member_spread") if self._alone else tuple(names)
         # Every member cuts for itself; the report is of the one that reads least.
-        self.limit = _EachItsOwn(self.members)
+        self.limit = _EachItsOwn(self.parts)
+        self.brought = next((part.scorer.brought for part in self.parts if part.scorer.brought), ())
+        self.workers = max(part.scorer.workers for part in self.parts)
+        self.portable = all(part.scorer.portable for part in self.parts)
 
     @property
     def _alone(self) -> bool:
-        return len(self.members) > 1 and all(member.alone is not None for member in self.members)
+        return len(self.parts) > 1 and all(part.alone is not None for part in self.parts)
 
-    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+    def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         n = len(pairs)
         margin, tie, problems, raw = np.zeros(n), np.zeros(n), dict[int, str](), dict[str, NDArray[np.float64]]()
         own = []
-        for number, member in enumerate(self.members):
-            member.scorer.on_progress = self.on_progress if number == len(self.members) - 1 else None
-            found = member.scorer.evidence([read_pair(pair, member.budget, member.scorer)[0] for pair in pairs])
-            margin += member.margin_weight * found.margin
-            tie += member.tie_weight * found.tie
+        for number, part in enumerate(self.parts):
+            # The pairs are counted once, with the last member.
+            shown = meter if number == len(self.parts) - 1 else meter.aside()
+            found = part.scorer.evidence([read_pair(pair, part.budget, part.scorer)[0] for pair in pairs], shown)
+            margin += part.margin_weight * found.margin
+            tie += part.tie_weight * found.tie
             raw[f"margin:{number}"], raw[f"tie:{number}"] = found.margin, found.tie
             problems = {**found.problems, **problems}
-            if self._alone and member.alone is not None:
+            if self._alone and part.alone is not None:
                 good = np.isfinite(found.margin) & np.isfinite(found.tie)
                 p = np.full((n, 3), np.nan)
-                p[good] = member.alone.probabilities(found.margin[good], found.tie[good])
+                p[good] = part.alone.probabilities(found.margin[good], found.tie[good])
                 own.append(p)
         if self.weights and n:
             rows = [covariates(pair) for pair in pairs]
-            for part, names in enumerate((MARGIN_COVARIATES, TIE_COVARIATES)):
-                raw |= {name: np.array([row[part][index] for row in rows]) for index, name in enumerate(names)}
+            for kind, names in enumerate((MARGIN_COVARIATES, TIE_COVARIATES)):
+                raw |= {name: np.array([row[kind][index] for row in rows]) for index, name in enumerate(names)}
             margin += sum(self.weights[name] * raw[name] for name in MARGIN_COVARIATES)
             tie += sum(self.weights[name] * raw[name] for name in TIE_COVARIATES)
         if own and n:
             raw["member_spread"] = np.ptp(np.stack(own), axis=0).max(axis=1)
-        return Evidence(margin, tie, problems, raw)
+        if n:
+            yield range(n), Evidence(margin, tie, problems, raw)
 
-    @property
-    def reused(self) -> int:  # type: ignore[override]
-        return sum(member.scorer.reused for member in self.members)
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
+        return self.evidence(pairs)
 
-    @property
-    def computed(self) -> int:  # type: ignore[override]
-        return sum(member.scorer.computed for member in self.members)
+    def members(self) -> tuple[Scorer, ...]:
+        return tuple(part.scorer for part in self.parts)
 
-    @property
-    def tokenising(self) -> float:  # type: ignore[override]
-        return sum(member.scorer.tokenising for member in self.members)
+    def with_members(self, members: Sequence[Scorer]) -> Scorer:
+        parts = [replace(part, scorer=scorer) for part, scorer in zip(self.parts, members, strict=True)]
+        return BlendScorer(parts, self.weights)
+
+    def with_options(self, options: Any) -> Scorer:
+        """The same with options for those members that have them. Raises UsageError if none has."""
+        if given(options) and not any(type(member.options) is type(options) for member in self.members()):
+            raise UsageError("the forecaster holds no reward model; such options are for reward models")
+        return self.with_members(
+            [
+                member.with_options(options) if type(member.options) is type(options) else member
+                for member in self.members()
+            ]
+        )
 
     def identity(self) -> str:
         said = [
@@ -111,27 +125,27 @@ class BlendScorer(Scorer):
                 member.tie_weight,
                 member.alone and [member.alone.kind, member.alone.parameters()],
             )
-            for member in self.members
+            for member in self.parts
         ]
         return hashlib.sha256(json.dumps([said, self.weights]).encode()).hexdigest()
 
     def close(self) -> None:
-        for member in self.members:
-            member.scorer.close()
+        for part in self.parts:
+            part.scorer.close()
 
     def use_threads(self, threads: int) -> None:
-        for member in self.members:
-            member.scorer.use_threads(threads)
+        for part in self.parts:
+            part.scorer.use_threads(threads)
 
     def explain(self, pair: Pair) -> list[Push]:
         pushes = []
-        for member in self.members:
+        for member in self.parts:
             read = read_pair(pair, member.budget, member.scorer)[0]
             parts = member.scorer.explain(read)
             if not parts:
                 found = member.scorer.evidence([read])
                 parts = [Push(member.scorer.name, float(found.margin[0]), float(found.tie[0]))]
-            prefix = f"{member.scorer.name}: " if len(self.members) > 1 else ""
+            prefix = f"{member.scorer.name}: " if len(self.parts) > 1 else ""
             pushes += [
                 Push(
                     f"{prefix}{push.name}",
@@ -152,7 +166,7 @@ class BlendScorer(Scorer):
 
     def save(self, folder: Path) -> None:
         members = []
-        for number, member in enumerate(self.members, 1):
+        for number, member in enumerate(self.parts, 1):
             room = folder / f"member-{number}"
             room.mkdir()
             member.scorer.save(room)
@@ -162,7 +176,7 @@ class BlendScorer(Scorer):
             members.append(
                 {
                     "model": member.scorer.name,
-                    "sha256": fingerprint(room, type(member.scorer)),
+                    "sha256": fingerprint(room, member.scorer),
                     "budget": str(member.budget),
                     "margin_weight": member.margin_weight,
                     "tie_weight": member.tie_weight,
@@ -172,36 +186,21 @@ class BlendScorer(Scorer):
         data = {"format": _FORMAT, "members": members, "covariates": self.weights}
         (folder / _FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
-    def elsewhere(self, options: Options) -> BlendScorer:
-        """The same with its reward models where `options` say. Raises UsageError if there is none."""
-        if not any(hasattr(member.scorer, "elsewhere") for member in self.members):
-            raise UsageError("the forecaster holds no reward model; such options are for reward models")
-        moved = [
-            replace(member, scorer=member.scorer.elsewhere(options)) if hasattr(member.scorer, "elsewhere") else member
-            for member in self.members
-        ]
-        return BlendScorer(moved, self.weights)
-
-    def with_scores(self, scores: GivenScorer) -> BlendScorer:
-        """The same with the scores that a person brings now, in the place of those it was fitted to."""
-        given = [
-            replace(member, scorer=scores) if isinstance(member.scorer, GivenScorer) else member
-            for member in self.members
-        ]
-        return BlendScorer(given, self.weights)
-
     @classmethod
-    def load(cls, folder: Path, model: str | None = None) -> Self:
-        """The blend in `folder`; `model` says where its one reward model lies now, if it has moved."""
-        from prefcast.scorers import REWARD_MODEL, load_moved, scorer_class
+    def load(cls, folder: Path, moved: str | None = None) -> Self:
+        """The blend in `folder`; `moved` says where its one reward model lies now."""
+        from prefcast.scorers.registry import scorer_class
 
         data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
         members = []
-        rewards = [said["model"] for said in data["members"]].count(REWARD_MODEL)
-        if model is not None and rewards != 1:
-            raise ForecasterError(f"{folder}: holds {rewards} reward models; one path cannot say where they lie now")
+        if moved is not None:
+            places = [said["model"] for said in data["members"] if scorer_class(said["model"]).may_lie_elsewhere]
+            if len(places) != 1:
+                raise ForecasterError(
+                    f"{folder}: holds {len(places)} reward models; one path cannot say where they lie now"
+                )
         for number, said in enumerate(data["members"], 1):
             room = folder / f"member-{number}"
             scorer = scorer_class(said["model"])
@@ -209,8 +208,7 @@ class BlendScorer(Scorer):
                 raise ForecasterError(f"{room}: the scorer's files are not those that the outcome model was fitted for")
             alone = said["alone"] and outcome_model(said["alone"]["kind"], said["alone"]["parameters"])
             weights = _number(said["margin_weight"]), _number(said["tie_weight"])
-            moved = model is not None and said["model"] == REWARD_MODEL
-            found = load_moved(said["model"], room, str(model)) if moved else scorer.load(room)
+            found = scorer.load(room, moved if scorer.may_lie_elsewhere else None)
             members.append(Member(found, parse_budget(said["budget"]), *weights, alone))
         weights_of = {str(name): _number(weight) for name, weight in data["covariates"].items()}
         if weights_of and set(weights_of) != {*MARGIN_COVARIATES, *TIE_COVARIATES}:
@@ -243,3 +241,6 @@ class _EachItsOwn(Budget):
         reports = [read_pair(Pair(turns), member.budget, member.scorer)[1] for member in self._members]
         least = min(reports, key=lambda report: (report.kept, report.turns_kept))
         return turns, least
+
+
+SCORER = ScorerInfo(BlendScorer.name, f"{__name__}:BlendScorer", files=BlendScorer.files, listed=False)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from prefcast.errors import ForecasterError, UsageError
 from prefcast.pairs import Pair
-from prefcast.scorers.base import Evidence, Scorer
+from prefcast.scorers.base import Cost, Evidence, Scorer
+from prefcast.scorers.info import ScorerInfo
 
 __all__ = ["GivenScorer"]
 
@@ -30,6 +31,8 @@ class GivenScorer(Scorer):
 
     name: ClassVar[str] = "scores"
     files: ClassVar[tuple[str, ...]] = (_FILE,)
+    cost = Cost.INSTANT
+    portable = False
 
     def __init__(
         self,
@@ -39,33 +42,34 @@ class GivenScorer(Scorer):
         tie: NDArray[np.float64] | None = None,
         source: str = "",
     ) -> None:
-        self.columns = tuple(columns)
+        self.brought = tuple(columns)
+        # Probabilities or three logits: the evidence is a forecast's log-odds already.
+        self.log_odds = len(self.brought) == 3
         self._where, self._margin, self._tie = where, margin, tie
         self._source = source
 
-    @property
-    def log_odds(self) -> bool:
-        """Whether the evidence is a forecast's log-odds already: it was made of probabilities or of three logits."""
-        return len(self.columns) == 3
-
     def save(self, folder: Path) -> None:
-        text = json.dumps({"format": _FORMAT, "columns": self.columns})
+        text = json.dumps({"format": _FORMAT, "columns": self.brought})
         (folder / _FILE).write_text(text + "\n", encoding="utf-8")
 
     def identity(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.columns, self._where]).encode())
+        digest = hashlib.sha256(json.dumps([self.brought, self._where]).encode())
         for values in (self._margin, self._tie):
             digest.update(b"" if values is None else values.tobytes())
         return digest.hexdigest()
 
+    def with_scores(self, scores: Scorer) -> Scorer:
+        return scores
+
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, moved: str | None = None) -> Self:
+        cls._check_unmoved(folder, moved)
         data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
         return cls([str(column) for column in data["columns"]])
 
-    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
         if self._where is None or self._margin is None or self._tie is None:
             raise UsageError(
                 "this forecaster was fitted to scores that were brought: bring those of these pairs with --scores"
@@ -80,3 +84,6 @@ class GivenScorer(Scorer):
             else:
                 problems[index] = f"its scores in {self._source} are missing"
         return Evidence(margin, tie, problems)
+
+
+SCORER = ScorerInfo(GivenScorer.name, f"{__name__}:GivenScorer", files=GivenScorer.files, listed=False)

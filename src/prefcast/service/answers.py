@@ -11,7 +11,7 @@ from prefcast.forecasts.best import ranked_answers
 from prefcast.forecasts.forecaster import Forecaster, Influence
 from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs.budget import cuts
-from prefcast.scorers import Scorer
+from prefcast.scorers.base import Scorer
 from prefcast.service import schema
 from prefcast.service.engine import Failed, Found, Result
 from prefcast.service.reading import Asked, Ranked

@@ -20,7 +20,7 @@ from prefcast.errors import PrefcastError
 from prefcast.forecasts.best import answer_pairs
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.runs.log import Log
-from prefcast.scorers import SCORERS
+from prefcast.scorers.registry import scorer_infos
 from prefcast.service import answers, docs, openapi, schema
 from prefcast.service.batching import Batcher, Full, Stopped
 from prefcast.service.engine import Conversation, Engine, Failed, Found, Item, Result, ToForecast
@@ -264,7 +264,7 @@ def _add_v1(api: FastAPI, service: Service) -> None:
                 forecaster=service.said,
                 models=[
                     schema.BuiltIn(name=each, title=title, served=each == name)
-                    for each, (_, title, _) in SCORERS.items()
+                    for each, title in ((info.name, info.summary) for info in scorer_infos().values() if info.listed)
                 ],
                 limits=schema.LimitsSaid(**{field: getattr(limits, field) for field in schema.LimitsSaid.model_fields}),
             )

@@ -6,7 +6,7 @@ Whatever happens to one item happens to it alone: where a batch fails, each of i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,14 +57,12 @@ class Engine:
 
     def __init__(self, forecaster: Forecaster, report: Callable[[str], None] = lambda what: None) -> None:
         self.forecaster = forecaster
-        # Only a model of single conversations has one.
-        self._score: Callable[[Sequence[Any]], Any] | None = getattr(forecaster.scorer, "score", None)
         self._report = report
 
     @property
     def pointwise(self) -> bool:
         """Whether single conversations have scores."""
-        return self._score is not None
+        return self.forecaster.scorer.pointwise
 
     def warm_up(self) -> None:
         """Forecast something, so that what is loaded late is loaded. Raises PrefcastError where that fails."""
@@ -108,9 +106,9 @@ class Engine:
         return found
 
     def _scores(self, items: list[Conversation]) -> list[Result]:
-        if self._score is None:
+        if not self.pointwise:
             return [Failed("the forecaster has no scores of single conversations") for _ in items]
-        scores = self._score([item.messages for item in items])
+        scores = self.forecaster.scorer.conversation_scores([item.messages for item in items])
         return [
             float(score) if math.isfinite(score) else Failed("the model gave a score that is not finite")
             for score in scores

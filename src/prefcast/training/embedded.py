@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +29,12 @@ from prefcast.outcomes.calibration import measure_calibration
 from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.bootstrap import paired_difference
 from prefcast.pairs import Outcome, Pair
+from prefcast.runs.ready import Running
 from prefcast.scorers.embedded import LEAST_TOKENS, MOST_TOKENS, EmbeddedScorer
 from prefcast.scorers.embedded.encoder import ENCODER, Encoder
 from prefcast.scorers.embedded.model import TopicModel
-from prefcast.scorers.embedded.texts import TOKENIZER, TextReader
+from prefcast.scorers.embedded.texts import TOKENIZER, PairTokenizer
+from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training.data import Labelled, read_labelled
 from prefcast.training.fit import Rows, evidence, fit, refit
@@ -47,7 +48,6 @@ Floats = NDArray[np.float64]
 # Of a text, start and end not counted.
 TOKENS = 320
 FOLDS, LINK_FOLDS = 5, 10
-_ROOM = ".training"
 _SHIPPED = "embedded"
 
 
@@ -72,7 +72,7 @@ def train_embedded(
     tokens: int | None = None,
     votes: bool = True,
     seed: int = 0,
-    fresh: bool = False,
+    running: Running | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Step], None] | None = None,
 ) -> Forecaster:
@@ -85,15 +85,15 @@ def train_embedded(
     of the prompts and of each side's responses is read (default: as the start does). With `votes`, shares of votes are learned where
     there are any; `seed` draws the prompts that are kept for the link where there is no `dev/`.
 
-    A training that was killed goes on when called with the same arguments, and ends at the same weights; `fresh` starts
-    over. Raises MissingExtraError, UsageError, ForecasterError, FitError, and what reading files raises.
+    A training that was killed goes on when called with the same arguments, and ends at the same weights: the evidence store
+    that `running` names keeps the encoder's vectors. Raises MissingExtraError, UsageError, ForecasterError, FitError, and what reading files raises.
     """
     tell = say or (lambda text: None)
     target = Path(output)
-    room = target / _ROOM
     if start is not None and encoder is not None:
         raise UsageError("start from a forecaster or from an encoder alone, not from both")
-    check_folder(target, replacing=(_ROOM,))
+    running = running or Running()
+    check_folder(target)
     files = [data] if isinstance(data, str | os.PathLike) else data
     labelled = read_labelled([Path(file) for file in files], votes=votes, seed=seed)
     origin = _origin(start, encoder, labelled.own, tokens)
@@ -102,12 +102,11 @@ def train_embedded(
         kept = int(labelled.calibration.sum())
         left_out = f", {labelled.left_out} left out because those share their prompts" if labelled.left_out else ""
         tell(f"{len(used) - kept} pairs to learn from, {kept} for the link{left_out}")
-        if fresh:
-            shutil.rmtree(room, ignore_errors=True)
         began = time.monotonic()
         pairs = [labelled.pairs[row] for row in used.tolist()]
-        texts = TextReader(origin.folder / TOKENIZER, origin.tokens).read(pairs)
-        vectors = read_vectors(texts, origin.encoder, origin.sha256, room, tell, progress)
+        texts = PairTokenizer(origin.folder / TOKENIZER, origin.tokens).read(pairs)
+        with EvidenceStore(running.store) if running.keep else nullcontext() as store:
+            vectors = read_vectors(texts, origin.encoder, origin.sha256, store, fresh=running.fresh, progress=progress)
         rows = Rows(
             *feature_arrays(pairs),
             vectors,
@@ -134,8 +133,7 @@ def train_embedded(
             scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
             found, figures["out_of_fold"] = _linked(scorer, out_of_fold, for_link, groups)
         card = _card(labelled, origin, time.monotonic() - began, figures)
-        replace(found, card=card).save(target, replacing=(_ROOM,))
-    shutil.rmtree(room, ignore_errors=True)
+        replace(found, card=card).save(target)
     return load_forecaster(target)
 
 

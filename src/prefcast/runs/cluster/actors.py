@@ -1,7 +1,7 @@
-"""What runs on the cluster: the reader of one file, and the actors that score its pieces. No process but Ray's imports it
-for its work, and none of it loads Ray.
+"""What runs on the cluster: actors that score batches, or whole parts. No process but Ray's imports this module for its
+work, and none of it loads Ray.
 
-Faults travel as rows of data, so that the one who asked gets our own exception, not Ray's account of it.
+Faults travel as data, so that the one who asked gets our own exception, not Ray's account of it.
 """
 
 from __future__ import annotations
@@ -9,43 +9,34 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefcast import errors
-from prefcast.errors import JournalError, PrefcastError, ResourceError, WorkerError, printable
+from prefcast.errors import PrefcastError, ResourceError, RunError, WorkerError, excerpt, printable
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.outcomes.models import NotebookRule
-from prefcast.pairs.formats import open_pairs
-from prefcast.pairs.pieces import pieces
-from prefcast.runs.isolated import isolated
+from prefcast.pairs import Pair, Turn
 from prefcast.runs.jobs import forecasting, scoring
-from prefcast.runs.journal import differences
 from prefcast.runs.loop import Job
-from prefcast.runs.packed import digest_of, pack, pack_items, unpack_items
-from prefcast.scorers import Scorer
-from prefcast.scorers.reward import Options
+from prefcast.runs.pool import pooled
+from prefcast.scorers.base import Problem, Scorer
+from prefcast.scorers.options import given, to_save, which
 
-if TYPE_CHECKING:
-    import pyarrow
-
-__all__ = ["PieceScorer", "Recipe", "Source", "fault_of", "header_there", "raise_fault", "read_pieces"]
+__all__ = ["EvidenceActor", "JobSpec", "differences", "fault_of", "header_there", "raise_fault"]
 
 # What Ray starts an actor anew for, until it is clear that it is the piece that ends it.
 TRIES = 3
 _MOST = 200
-# What of a reward model's options is the machine's affair, and therefore not in the forecaster's files.
-_WHERE = ("devices", "shard", "batch_tokens", "keep")
 
 # Called before a piece is scored, with what it is called: how often that has been so.
 Count = Callable[[str], int]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class JobSpec:
     """All that an actor needs to be what this process would be: the files of a forecaster, and how it is used.
 
     `verb` is predict or score. `header` is what the job must say of itself on every machine, once that is known.
@@ -60,23 +51,23 @@ class Recipe:
     header: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, verb: str, forecaster: Forecaster, options: Options, **more: Any) -> Recipe:
+    def of(cls, verb: str, forecaster: Forecaster, options: Any, **more: Any) -> JobSpec:
         """Raises UsageError where its scorer cannot be saved."""
         with tempfile.TemporaryDirectory(prefix="prefcast-") as room:
             forecaster.save(Path(room) / "forecaster")
             folder = Path(room) / "forecaster"
             files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        where = {name: getattr(options, name) for name in _WHERE}
-        changed = any(where[name] != getattr(Options(), name) for name in _WHERE)
-        return cls(verb, files, where=where if changed else None, **more)
+        saved = to_save(options)
+        where = {name: getattr(options, name) for name in given(options) if name not in saved}
+        return cls(verb, files, where=where or None, **more)
 
     @classmethod
-    def of_scorer(cls, scorer: Scorer, budget: Any, options: Options, **more: Any) -> Recipe:
+    def of_scorer(cls, scorer: Scorer, budget: Any, options: Any, **more: Any) -> JobSpec:
         """For raw scores, which know no outcome model."""
         return cls.of("score", Forecaster(scorer, NotebookRule(), budget), options, **more)
 
-    def job(self) -> Job:
-        """What is done with each piece. Raises PrefcastError: JournalError where it is not what `header` says."""
+    def forecaster(self) -> Forecaster:
+        """The forecaster as this machine has it. Raises PrefcastError."""
         # Libraries read these when they are first used, which is below.
         for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(self.threads)
@@ -88,20 +79,29 @@ class Recipe:
             forecaster = Forecaster.load(room)
             scorer = forecaster.scorer
             if self.where is not None:
-                scorer = scorer.elsewhere(Options(**self.where))  # type: ignore[attr-defined]
-            if self.isolate:
-                scorer = isolated(scorer, self.time_limit)
+                scorer = _with_options(scorer, self.where)
             scorer.use_threads(self.threads)
-            forecaster = replace(forecaster, scorer=scorer)
-            job = forecasting(forecaster) if self.verb == "predict" else scoring(scorer, forecaster.budget)
+            scorer = pooled(scorer, isolate=self.isolate, time_limit=self.time_limit)
+            return replace(forecaster, scorer=scorer)
+
+    def job(self) -> Job:
+        """What is done with each piece. Raises PrefcastError: RunError where it is not what `header` says."""
+        forecaster = self.forecaster()
+        job = forecasting(forecaster) if self.verb == "predict" else scoring(forecaster.scorer, forecaster.budget)
         if self.header is not None and (differ := differences(self.header, job.header)):
-            raise JournalError(
-                f"{os.uname().nodename}: is not like the other machines of the cluster: {'; '.join(differ)}"
-            )
+            raise RunError(f"{os.uname().nodename}: is not like the other machines of the cluster: {'; '.join(differ)}")
         return job
 
 
-def header_there(recipe: Recipe) -> dict[str, Any]:
+def _with_options(scorer: Scorer, where: Mapping[str, Any]) -> Scorer:
+    """The scorer, or its members that have such options, where `where` says."""
+    if members := scorer.members():
+        return scorer.with_members([_with_options(member, where) for member in members])
+    known = {name: value for name, value in where.items() if name in which(type(scorer.options))}
+    return scorer.with_options(type(scorer.options)(**known)) if known else scorer
+
+
+def header_there(recipe: JobSpec) -> dict[str, Any]:
     """The job's header on a machine of the cluster, whose devices may be others than those of the one who asks."""
     try:
         return {"header": dict(recipe.job().header)}
@@ -109,83 +109,28 @@ def header_there(recipe: Recipe) -> dict[str, Any]:
         return {"fault": fault_of(error)}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file as this process would read it: in `folder`, as `path`, called `name` in messages."""
+class EvidenceActor:
+    """An actor: the scorer of a job; it answers with the evidence of a batch."""
 
-    folder: str
-    path: str
-    columns: Mapping[str, str]
-    cells: str
-
-
-def read_pieces(table: pyarrow.Table, source: Source, known: Mapping[int, bytes]) -> Iterator[pyarrow.Table]:
-    """The pieces of a file but those that are `known`, by number and digest; a fault is the last row."""
-    import pyarrow
-
-    def row(number: int, **fields: Any) -> pyarrow.Table:
-        blank = {"first": 0, "rows": 0, "digest": b"", "items": b"", "position": 0, "reading": 0.0, "fault": ""}
-        return pyarrow.table({name: [value] for name, value in {"number": number, **blank, **fields}.items()})
-
-    number, first = -1, 1
-    try:
-        os.chdir(source.folder)
-        start = time.perf_counter()
-        with open_pairs(source.path, columns=source.columns, cells=source.cells) as file:
-            for number, items in enumerate(pieces(file)):
-                digest = digest_of(items)
-                there = known.get(number)
-                if there is None:
-                    yield row(
-                        number,
-                        first=first,
-                        rows=len(items),
-                        digest=digest,
-                        items=pack_items(items),
-                        position=file.progress[0],
-                        reading=time.perf_counter() - start,
-                    )
-                elif there != digest:
-                    last = first + len(items) - 1
-                    raise JournalError(
-                        f"{file.name}: rows {first} to {last} changed since the run began; --fresh starts over"
-                    )
-                first += len(items)
-                start = time.perf_counter()
-    except PrefcastError as error:
-        yield row(number + 1, fault=fault_of(error))
-
-
-class PieceScorer:
-    """An actor: scores pieces, one a call."""
-
-    def __init__(self, recipe: Recipe, count: Count) -> None:
-        self._count, self._fault = count, ""
+    def __init__(self, spec: JobSpec) -> None:
+        self._fault = ""
         try:
-            self._job = recipe.job()
+            self._scorer = spec.forecaster().scorer
         except PrefcastError as error:
             self._fault = fault_of(error)
 
-    def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
-        import pyarrow
-
-        (row,) = table.to_pylist()
-        items = row.pop("items")
-        done = {"payload": b"", "failed": 0, "seconds": 0.0, "tokenising": 0.0}
-        row["fault"] = row["fault"] or self._fault
-        if not row["fault"]:
-            last = row["first"] + row["rows"] - 1
-            where = f"rows {row['first']} to {last}"
-            with faults(where, row):
-                if self._count(where) > TRIES:
-                    raise WorkerError(died(where))
-                scorer, start = self._job.scorer, time.perf_counter()
-                told = scorer.tokenising
-                piece = self._job.score(unpack_items(items))
-                tokenising = scorer.tokenising - told
-                seconds = time.perf_counter() - start
-                done = {"payload": pack(piece), "failed": piece.failed, "seconds": seconds, "tokenising": tokenising}
-        return pyarrow.table({name: [value] for name, value in {**row, **done}.items()})
+    def evidence(self, pairs: Sequence[Sequence[tuple[str, str, str]]]) -> dict[str, Any]:
+        """The evidence of pairs, each a list of turns (prompt, response A, response B); or the `fault` that ends the run."""
+        said: dict[str, Any] = {"fault": self._fault}
+        if not self._fault:
+            with faults(f"a batch of {len(pairs)} pairs", said):
+                found = self._scorer.evidence([Pair(tuple(Turn(*turn) for turn in turns)) for turns in pairs])
+                problems = {
+                    place: (str(problem), problem.kind if isinstance(problem, Problem) else "pair")
+                    for place, problem in found.problems.items()
+                }
+                said |= {"margin": found.margin, "tie": found.tie, "raw": dict(found.raw), "problems": problems}
+        return said
 
 
 class faults:  # noqa: N801 - a context manager, used like a function
@@ -214,6 +159,20 @@ class faults:  # noqa: N801 - a context manager, used like a function
             return False
         self._row["fault"] = fault_of(fault)
         return True
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two headers, in words."""
+    names = [*there, *(name for name in now if name not in there)]
+    return [
+        f"its {name} is {_short(there.get(name))}, here it is {_short(now.get(name))}"
+        for name in names
+        if there.get(name) != now.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else excerpt(value if isinstance(value, str) else json.dumps(value), 80)
 
 
 def died(where: str) -> str:

@@ -21,20 +21,19 @@ from uuid import uuid4
 
 from prefcast.errors import (
     FileError,
-    JournalError,
     PrefcastError,
     RowError,
+    RunError,
     UsageError,
     WorkerError,
     shown_path,
 )
 from prefcast.forecasts.predictions import ENDINGS, open_writer
-from prefcast.forecasts.scores import column_names, open_score_writer
+from prefcast.forecasts.scores import open_score_writer
 from prefcast.pairs.formats import open_parquet
 from prefcast.runs.cluster import Pool
-from prefcast.runs.cluster.actors import TRIES, Count, Recipe, died, fault_of, faults, raise_fault
-from prefcast.runs.cluster.pieces import counting, remote_faults
-from prefcast.runs.journal import differences
+from prefcast.runs.cluster.actors import TRIES, Count, JobSpec, died, differences, fault_of, faults, raise_fault
+from prefcast.runs.cluster.driver import counting, remote_faults
 from prefcast.runs.log import Log, Watch
 from prefcast.runs.loop import RunReport, Tally, run_to
 
@@ -140,18 +139,18 @@ def listed(folder: Folder, *, output: bool = False) -> dict[str, list[int]]:
 
 
 def score_parts(
-    pool: Pool, recipe: Recipe, parts: Parts, *, fresh: bool, log: Log, progress: Callable[[int, int, int], None]
+    pool: Pool, spec: JobSpec, parts: Parts, *, fresh: bool, log: Log, progress: Callable[[int, int, int], None]
 ) -> RunReport:
     """Score every part that the target lacks; `progress` is told of rows, parts done, and parts in all.
 
     A part that cannot be read leaves the others alone: at the end FileError names the first. With `on_error="stop"` it, or
-    the first row that fails, stops the run. Raises PrefcastError: JournalError where the target is another run's.
+    the first row that fails, stops the run. Raises PrefcastError: RunError where the target is another run's.
     """
     import ray
 
     start, tally, watch, firsts = time.perf_counter(), _Counted(), Watch(log), dict[str, str]()
     todo = listed(parts.source)
-    there = _prepare(parts, recipe.header or {}, todo, fresh)
+    there = _prepare(parts, spec.header or {}, todo, fresh)
     if there:
         log.tell(
             "resumed",
@@ -163,7 +162,7 @@ def score_parts(
         [{"part": name, "there": name in there, "fault": ""} for name in todo], override_num_blocks=len(todo)
     )
     with remote_faults(), counting(pool) as count:
-        data = pool.map(data, PartScorer, recipe, parts, count)
+        data = pool.map(data, PartScorer, spec, parts, count)
         done = 0
         for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in table.to_pylist():
@@ -235,7 +234,7 @@ def _prepare(parts: Parts, header: Mapping[str, Any], todo: Mapping[str, list[in
             raise UsageError(f"{parts.target.shown}: holds other things than a run's parts; choose another folder")
         if mark is not None and not fresh:
             if differ := differences(mark["header"], said):
-                raise JournalError(
+                raise RunError(
                     f"{parts.target.shown}: belongs to another run: {'; '.join(differ)}; --fresh starts over, "
                     "the same as before goes on"
                 )
@@ -243,7 +242,7 @@ def _prepare(parts: Parts, header: Mapping[str, Any], todo: Mapping[str, list[in
             for name, stamp in mark["parts"].items():
                 if name in there and todo.get(name) != stamp:
                     what = "is no longer there" if name not in todo else "changed since the run began"
-                    raise JournalError(f"{parts.source.shown}/{name}: {what}; --fresh starts over")
+                    raise RunError(f"{parts.source.shown}/{name}: {what}; --fresh starts over")
         files.create_dir(path, recursive=True)
         if fresh and mark is not None:
             for name in {*mark["parts"], *todo} & set(there):
@@ -265,7 +264,7 @@ def _read_mark(files: pyarrow.fs.FileSystem, path: str, shown: str) -> dict[str,
                 raise ValueError
             return {"header": dict(mark["header"]), "parts": dict(mark["parts"])}
         except (ValueError, KeyError, TypeError):
-            raise JournalError(f"{shown}/{_MARK}: is damaged, or of another version; choose another folder") from None
+            raise RunError(f"{shown}/{_MARK}: is damaged, or of another version; choose another folder") from None
 
 
 def _put(files: pyarrow.fs.FileSystem, path: str, data: bytes | Path) -> None:
@@ -293,10 +292,10 @@ def _put(files: pyarrow.fs.FileSystem, path: str, data: bytes | Path) -> None:
 class PartScorer:
     """An actor: reads, scores and writes whole parts."""
 
-    def __init__(self, recipe: Recipe, parts: Parts, count: Count) -> None:
+    def __init__(self, spec: JobSpec, parts: Parts, count: Count) -> None:
         self._parts, self._count, self._fault = parts, count, ""
         try:
-            self._job = recipe.job()
+            self._job = spec.job()
             self._source, self._target = parts.source.open(), parts.target.open()
         except PrefcastError as error:
             self._fault = fault_of(error)
@@ -326,7 +325,7 @@ class PartScorer:
         with tempfile.TemporaryDirectory(prefix="prefcast-") as room, _of_files(replace(parts.source, shown=shown)):
             out = Path(room) / "part.parquet"
             writer: Any = (
-                open_score_writer(out, column_names(job.scorer))
+                open_score_writer(out, job.header["numbers"])
                 if job.header["verb"] == "score"
                 else open_writer(out, with_text=parts.with_text)
             )

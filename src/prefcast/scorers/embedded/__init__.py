@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,7 +18,8 @@ from prefcast.pairs import Pair
 from prefcast.scorers.base import Evidence, Push, Scorer
 from prefcast.scorers.embedded.encoder import ENCODER, Encoder
 from prefcast.scorers.embedded.model import TopicModel
-from prefcast.scorers.embedded.texts import TOKENIZER, TextReader
+from prefcast.scorers.embedded.texts import TOKENIZER, PairTokenizer
+from prefcast.scorers.info import ScorerInfo
 from prefcast.scorers.surface import feature_arrays, pushes
 from prefcast.scorers.surface.model import SurfaceModel
 
@@ -39,14 +40,17 @@ class EmbeddedScorer(Scorer):
 
     name: ClassVar[str] = "embedded"
     files: ClassVar[tuple[str, ...]] = (_FILE, _SURFACE, ENCODER, TOKENIZER)
+    # Few enough that little is lost when a run is killed; enough that the threads seldom wait for each other.
+    batch_pairs = 64
     raw_names = ("margin:surface", "tie:surface", "margin:encoder", "tie:encoder")
 
     def __init__(self, model: TopicModel, encoder: Encoder, folder: Path, tokens: int) -> None:
         self.model, self.encoder, self.folder = model, encoder, folder
-        self.reader = TextReader(folder / TOKENIZER, tokens)
+        self.reader = PairTokenizer(folder / TOKENIZER, tokens)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, moved: str | None = None) -> Self:
+        cls._check_unmoved(folder, moved)
         encoder = Encoder(folder / ENCODER)
         model, said = TopicModel.load(folder / _FILE, SurfaceModel.load(folder / _SURFACE), encoder.width)
         tokens = said.get("tokens")
@@ -73,20 +77,13 @@ class EmbeddedScorer(Scorer):
             self._save_weights(Path(folder))
             for name in (_FILE, _SURFACE):
                 digest.update((Path(folder) / name).read_bytes())
-        return digest.hexdigest()
+        return hashlib.sha256(f"{version('prefcast')}\0{digest.hexdigest()}".encode()).hexdigest()
 
-    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
         # The features are Python's work, the encoder releases the interpreter: they overlap.
         with ThreadPoolExecutor(1) as other:
             features = other.submit(feature_arrays, pairs)
-            vectors = []
-            start = time.perf_counter()
-            texts = self.reader.read(pairs)
-            self.tokenising += time.perf_counter() - start
-            for found in self.encoder.vectors(texts):
-                vectors.append(found)
-                if self.on_progress:
-                    self.on_progress(len(vectors))
+            vectors = list(self.encoder.vectors(self.reader.read(pairs)))
             rows = zip(*features.result(), vectors, strict=True)
         terms = [self.model.terms(*row) for row in rows]
         raw = {
@@ -111,3 +108,11 @@ class EmbeddedScorer(Scorer):
 
     def close(self) -> None:
         self.encoder.close()
+
+
+SCORER = ScorerInfo(
+    EmbeddedScorer.name,
+    f"{__name__}:EmbeddedScorer",
+    "a small text encoder's vectors beside the features of surface; explains itself",
+    files=EmbeddedScorer.files,
+)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prefcast.errors import ForecasterError
 from prefcast.pairs import Pair
 
-__all__ = ["TOKENIZER", "PairTexts", "TextReader"]
+__all__ = ["TOKENIZER", "PairTexts", "PairTokenizer"]
 
 Ids = NDArray[np.int32]
 
@@ -38,7 +38,7 @@ class PairTexts(NamedTuple):
     b: Ids
 
 
-class TextReader:
+class PairTokenizer:
     """Turns pairs into texts of at most `limit` tokens, start and end not counted, with the tokenizer in a file of the
     tokenizers library.
 

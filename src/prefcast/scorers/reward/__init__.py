@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefcast.errors import MissingExtraError
+from prefcast.scorers.info import ScorerInfo
+from prefcast.scorers.options import Option, option
 
 if TYPE_CHECKING:
     import torch
@@ -23,22 +26,49 @@ __all__ = ["Options", "load_scorer", "require_extra", "scorer_of"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is loaded and read; what a forecaster remembers of it."""
+    """How a reward model is loaded and read; a saved forecaster keeps what the scores depend on."""
 
-    dtype: str | None = None
-    quantize: str | None = None
-    devices: str | tuple[str, ...] | None = None
-    shard: bool = False
-    special_tokens: str | None = None
-    max_tokens: int | None = None
-    policy: str = "keep-last"
-    template: str | None = None
-    labels: tuple[str, ...] | None = None
-    batch_tokens: int | None = None
-    trust_remote_code: bool = False
-    keep: bool = True
-    isolate: bool = False
-    time_limit: float | None = None
+    dtype: str | None = option(
+        None,
+        Option(
+            "What a reward model computes in.  [default: float32 on a CPU]",
+            saved=True,
+            choices=("float32", "float16", "bfloat16"),
+        ),
+    )
+    quantize: str | None = option(
+        None, Option("Hold the weights of a reward model in 4 or 8 bit.", saved=True, choices=("nf4", "int8"))
+    )
+    devices: str | tuple[str, ...] | None = option(
+        None,
+        Option("Where: auto, cpu, cuda:0,cuda:1; one replica on each.  [default: auto]", metavar="LIST"),
+    )
+    shard: bool = option(False, Option("Spread one model over the devices instead.", flag="--spread"))
+    special_tokens: str | None = option(
+        None,
+        Option(
+            "Special tokens inside a text: read letter by letter, or parsed.  [default: literal]",
+            saved=True,
+            choices=("literal", "original"),
+        ),
+    )
+    max_tokens: int | None = option(
+        None,
+        Option("The most tokens of a conversation that are read.  [default: the model's limit]", saved=True, least=1),
+    )
+    policy: str = option("keep-last", Option(saved=True))
+    template: str | None = option(
+        None,
+        Option("The prompt of a pair classifier: lmsys, rlhflow or a Jinja file.", saved=True, metavar="NAME|FILE"),
+    )
+    labels: tuple[str, ...] | None = option(
+        None, Option("The outputs of a pair classifier, in order.", saved=True, metavar="a,b,tie")
+    )
+    batch_tokens: int | None = option(None, Option("Tokens in a batch.", least=1))
+    threads: int | None = option(None, Option())
+    trust_remote_code: bool = option(
+        False, Option("Run Python code that comes with the checkpoint. It can do anything.")
+    )
 
 
 def require_extra() -> None:
@@ -70,19 +100,17 @@ def load_scorer(
     shard: bool = False,
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
-    keep: bool = True,
-) -> Any:
+) -> RewardScorer:
     """The scorer of a reward model in a folder, or of a hub id such as `owner/name`.
 
     `dtype` is what is computed in (`float32`, `float16`, `bfloat16`; by default float32 on a CPU, elsewhere the
     checkpoint's own), `quantize` (`nf4`, `int8`) how the weights lie in memory, `devices` where (`auto`, `cpu,cpu`,
     `cuda:0,cuda:1`: a replica on each, or with `shard` one model over all). `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
-    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers. With `keep`, scores are kept in a
-    file (docs/reward-models.md) and what was scored before is not scored again.
+    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers.
 
-    A pointwise model gives a PointwiseScorer with `score(conversations)` and `encode(conversation)`; every one has
-    `evidence(pairs)`. Raises ModelError, UsageError and MissingExtraError.
+    Every scorer has `evidence(pairs)`; that of a pointwise model has `conversation_scores(conversations)` and
+    `encode(conversation)` too. Raises ModelError, UsageError and MissingExtraError.
     """
     if dtype is not None and not isinstance(dtype, str):
         dtype = str(dtype).removeprefix("torch.")
@@ -98,6 +126,46 @@ def load_scorer(
         labels=None if labels is None else tuple(labels),
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,
-        keep=keep,
     )
     return scorer_of(model, options)
+
+
+def check_model(model: str, options: Options) -> None:
+    """Raise ModelError for a folder that is no checkpoint; a hub id is not looked up."""
+    from prefcast.scorers.reward.checkpoint import is_hub_id, open_checkpoint
+
+    if Path(model).is_dir() or not is_hub_id(model):
+        open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+
+
+def notebook_options(model: str, options: Options) -> Options:
+    """The Kaggle notebook's settings: NF4, and special tokens as the original reads them."""
+    from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
+
+    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+    plain = checkpoint.quantization is None and checkpoint.kind is not Kind.CUSTOM
+    quantize = options.quantize or ("nf4" if plain else None)
+    return replace(options, quantize=quantize, special_tokens=options.special_tokens or "original")
+
+
+def _is_checkpoint(model: str) -> bool:
+    """Whether a model's name is that of a folder, or a hub id."""
+    try:
+        return "/" in model or os.sep in model or Path(model).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+SCORER = ScorerInfo(
+    "reward-model",
+    f"{__name__}.scorer:RewardScorer",
+    "any reward model in a folder, or by its hub id",
+    "pip install 'prefcast[transformers]'",
+    options=Options,
+    claims=_is_checkpoint,
+    make=f"{__name__}:scorer_of",
+    looks=f"{__name__}:check_model",
+    presets={"notebook": f"{__name__}:notebook_options"},
+    files=("reward-model.json",),
+    listed=False,
+)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from prefcast.scorers.reward.loading import body_of, load_network, one_line, pac
 from prefcast.scorers.reward.packing import Ids, pack
 from prefcast.scorers.reward.precision import compute_dtype
 
-__all__ = ["Engine", "Group", "Recipe", "Scores"]
+__all__ = ["Engine", "EngineSpec", "Group", "Scores"]
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EngineSpec:
     """All that a process needs to build an engine.
 
     `folder` holds the checkpoint; `devices` are one replica's; `columns` are the tokens whose logits a causal model is
@@ -40,15 +39,6 @@ class Recipe:
     columns: tuple[int, ...] | None = None
     threads: int | None = None
     trust_remote_code: bool = False
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        data = json.loads(text)
-        columns = data.pop("columns")
-        return cls(devices=tuple(data.pop("devices")), columns=None if columns is None else tuple(columns), **data)
 
     def precision(self, checkpoint: Checkpoint) -> tuple[torch.dtype, str | None]:
         """What is computed in, and how the weights are quantised."""
@@ -104,12 +94,6 @@ class Group:
     @property
     def tokens(self) -> int:
         return sum(map(len, self.ids))
-
-    @property
-    def content(self) -> bytes:
-        """All of it in one piece: equal for equal groups alone."""
-        sizes = np.array([len(self.ids), self.types is not None, *map(len, self.ids)], dtype=np.int32)
-        return b"".join(part.tobytes() for part in (sizes, *self.ids, *(self.types or ())))
 
     def unique(self) -> tuple[Group, list[int]]:
         """The group without repeated sequences, in an order that follows from them alone (a pair and the same pair
@@ -287,8 +271,7 @@ class Engine:
             failed = False
         if failed:
             # Outside the handler the error's traceback, and with it the batch's tensors, is gone.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
             return [None] if len(groups) == 1 else self._halves(groups)
         parts = np.split(outputs, np.cumsum([len(group.ids) for group in groups])[:-1])
         return list(parts)
@@ -296,6 +279,12 @@ class Engine:
     def _halves(self, groups: Sequence[Group]) -> list[Scores | None]:
         middle = len(groups) // 2
         return [*self.run(groups[:middle]), *self.run(groups[middle:])]
+
+
+def free_memory() -> None:
+    """Give the memory of devices that nothing uses back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:

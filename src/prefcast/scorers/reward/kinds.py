@@ -19,7 +19,7 @@ from prefcast.scorers.reward.engine import Group, Scores
 from prefcast.scorers.reward.labels import label_columns
 from prefcast.scorers.reward.loading import one_line, packs
 from prefcast.scorers.reward.precision import DTYPES, QUANTIZATIONS
-from prefcast.scorers.reward.scorer import RewardScorer
+from prefcast.scorers.reward.scorer import TOO_LARGE, RewardScorer
 from prefcast.scorers.reward.text import Message, PairTemplate, checked, conversations, pair_template
 
 __all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer"]
@@ -39,6 +39,7 @@ class PointwiseScorer(RewardScorer):
     """
 
     raw_names = ("score_a", "score_b")
+    pointwise = True
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         super().__init__(checkpoint, options)
@@ -57,7 +58,7 @@ class PointwiseScorer(RewardScorer):
         """The token ids of a conversation as they are scored; never truncated."""
         return self._encode(checked(conversation))[0]
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
+    def conversation_scores(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
         """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`), higher is better.
 
         Nothing is truncated. Raises UsageError for what is no conversation or is longer than the model's position
@@ -70,11 +71,13 @@ class PointwiseScorer(RewardScorer):
             if hard is not None and len(ids) > hard:
                 raise UsageError(f"a conversation has {len(ids)} tokens; {self.checkpoint.name} reads at most {hard}")
             groups.append(Group((_ids(ids),), None if types is None else (_ids(types),)))
-        results = self._run(groups)
-        for index, result in enumerate(results):
-            if isinstance(result, str):
-                raise ModelError(f"conversation {index}: {result}")
-        return np.array([result[0, 0] for result in results], dtype=np.float64)  # type: ignore[index]
+        scores = np.full(len(groups), np.nan)
+        for batch in self._planned(groups):
+            for index, result in zip(batch, self.engine.run([groups[index] for index in batch]), strict=True):
+                if result is None:
+                    raise ModelError(f"conversation {index}: {TOO_LARGE}")
+                scores[index] = result[0, 0]
+        return scores
 
     def _encode(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int] | None]:
         safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]

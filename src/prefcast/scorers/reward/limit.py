@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from prefcast.errors import PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
 from prefcast.pairs.budget import Budget, KeepLast, Measure, Proportional, Truncation
-from prefcast.scorers.reward.text import TextReader
+from prefcast.scorers.reward.text import TextEncoder
 
 __all__ = ["POLICIES", "TokenBudget"]
 
@@ -22,7 +22,7 @@ class TokenBudget(Budget):
     tokenised as it will be scored: the content is cut, never the template or the token that is scored.
     """
 
-    def __init__(self, policy: str, limit: int, longest: Callable[[Sequence[Turn]], int], reader: TextReader) -> None:
+    def __init__(self, policy: str, limit: int, longest: Callable[[Sequence[Turn]], int], reader: TextEncoder) -> None:
         if policy not in POLICIES:
             raise UsageError(f"unknown policy {excerpt(policy)}; there are {', '.join(POLICIES)}")
         self.name = f"{policy} in tokens"
@@ -64,7 +64,7 @@ class TokenBudget(Budget):
 class TokenMeasure:
     """Sizes and ends of texts in tokens."""
 
-    def __init__(self, reader: TextReader) -> None:
+    def __init__(self, reader: TextEncoder) -> None:
         self._reader = reader
         self._offsets: dict[str, list[tuple[int, int]]] = {}
 

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from prefcast.errors import ModelError, UsageError, excerpt, shown_path
 from prefcast.pairs import Turn, clean
 
-__all__ = ["Message", "PairTemplate", "TextReader", "checked", "conversations", "pair_template"]
+__all__ = ["Message", "PairTemplate", "TextEncoder", "checked", "conversations", "pair_template"]
 
 SPECIAL_TOKENS = ("literal", "original")
 Message = Mapping[str, str]
@@ -70,7 +70,7 @@ def conversations(turns: Sequence[Turn]) -> tuple[list[dict[str, str]], list[dic
     return a, b
 
 
-class TextReader:
+class TextEncoder:
     """Encodes texts with one model's tokenizer.
 
     `encode` never truncates, pads or adds special tokens of its own; it may be called from several threads.
@@ -216,7 +216,7 @@ class PairTemplate:
         except (TemplateError, RecursionError, MemoryError) as error:
             raise UsageError(f"template {name}: {excerpt(str(error) or type(error).__name__, 200)}") from None
 
-    def render(self, turns: Sequence[Turn], reader: TextReader) -> str:
+    def render(self, turns: Sequence[Turn], reader: TextEncoder) -> str:
         """The text; UsageError if the template fails."""
         safe = [Turn(*map(reader.protect, (turn.prompt, turn.response_a, turn.response_b))) for turn in turns]
         try:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prefcast.pairs import Pair
 from prefcast.scorers.base import Evidence, Push, Scorer
+from prefcast.scorers.info import ScorerInfo
 from prefcast.scorers.surface.features import (
     COUNTS,
     GROUPS,
@@ -53,13 +54,14 @@ class SurfaceScorer(Scorer):
         self.model = model
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, moved: str | None = None) -> Self:
+        cls._check_unmoved(folder, moved)
         return cls(SurfaceModel.load(folder / _FILE))
 
     def save(self, folder: Path) -> None:
         self.model.save(folder / _FILE)
 
-    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
         margin, likeness, both = self.model.terms(*feature_arrays(pairs))
         # Sums along a row, not matrix products: a row's bits do not depend on its neighbours.
         return Evidence(margin.sum(axis=1), likeness.sum(axis=1) + both.sum(axis=1))
@@ -98,3 +100,11 @@ def _value(name: str, a: float, b: float) -> tuple[str, float, float]:
     if name == "words":
         return name, round((10 * a) ** 2), round((10 * b) ** 2)
     return (name, round(np.expm1(a), 1), round(np.expm1(b), 1)) if name in COUNTS else (name, a, b)
+
+
+SCORER = ScorerInfo(
+    SurfaceScorer.name,
+    f"{__name__}:SurfaceScorer",
+    "features of the texts into a small additive model; explains itself; instant",
+    files=SurfaceScorer.files,
+)

@@ -1,0 +1,354 @@
+"""The evidence store: one SQLite file that keeps evidence by a hash of the scorer and the pair. It holds hashes and
+numbers, never texts.
+
+This module knows keys and bytes; `kept.py` says what a key stands for. In WAL mode a commit does not wait for the disk. A
+killed process loses nothing that was committed; a power cut may lose the last commits, never the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefcast.errors import UsageError, printable, shown_path
+
+__all__ = ["LIMIT", "EvidenceStore", "Held", "default_path"]
+
+_log = logging.getLogger("prefcast")
+# Raise it when the tables change: another version's file is then refused by name.
+_FORMAT = 1
+_APPLICATION = 0x70726665
+LIMIT = 2_000_000_000
+# A bound that is reached is undercut by so much, so that entries are not removed at every write.
+_LOW = 0.9
+_PATIENCE = 15.0
+_AT_ONCE = 256
+_CHECK_BYTES = 4
+_KEY_BYTES = 16
+_CHECK_ROWS = 16_384
+
+
+class _UnusableError(Exception):
+    """The file is not one of ours, or is damaged."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a store holds: its file, entries, the bytes that they take, the bound, and when the oldest and the newest were
+    added (seconds since 1970; None in an empty store)."""
+
+    path: str
+    entries: int
+    bytes: int
+    limit: int
+    oldest: int | None
+    newest: int | None
+
+
+def default_path() -> Path:
+    """`evidence.sqlite` in `$PREFCAST_CACHE`, else in `$XDG_CACHE_HOME/prefcast`, else in `~/.cache/prefcast`.
+
+    Raises RuntimeError where there is no home folder.
+    """
+    if own := os.environ.get("PREFCAST_CACHE"):
+        folder = Path(own)
+    elif shared := os.environ.get("XDG_CACHE_HOME"):
+        folder = Path(shared) / "prefcast"
+    else:
+        folder = Path.home() / ".cache" / "prefcast"
+    return folder / "evidence.sqlite"
+
+
+class EvidenceStore:
+    """Values by key, in a file (default: `default_path`) of at most about `limit` bytes; the oldest entries go first.
+
+    Several threads and processes may use one file; every `put` is a transaction. A file that cannot be used is told once
+    through the logger, and from then on nothing is found or kept: reading and writing never raise.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, limit: int | None = None) -> None:
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._asked = limit
+        self._unchecked = 0
+        self.shown = "evidence.sqlite"
+        try:
+            self.path = default_path() if path is None else Path(path)
+            self.shown = shown_path(self.path)
+            self._db = _opened(self.path)
+            self.limit = limit or self._fact("limit") or LIMIT
+            # The write-ahead log of a reader that was killed is taken in; whoever forgets to close leaves nothing open.
+            weakref.finalize(self, self._db.close)
+        except (sqlite3.Error, OSError, RuntimeError, ValueError, _UnusableError) as error:
+            self._give_up(error)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the file can be used."""
+        return self._db is not None
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values of those `keys` that are there."""
+        found: dict[bytes, bytes] = {}
+        with self._lock:
+            if self._db is None:
+                return found
+            try:
+                for start in range(0, len(keys), _AT_ONCE):
+                    part = keys[start : start + _AT_ONCE]
+                    query = f"SELECT key, value FROM evidence WHERE key IN ({','.join('?' * len(part))})"  # noqa: S608
+                    for key, packed in self._db.execute(query, part):
+                        found[key] = _unpacked(key, packed)
+                if not found.keys() <= set(keys):
+                    raise _UnusableError(_DAMAGED)
+            except (sqlite3.Error, _UnusableError, TypeError) as error:
+                self._give_up(error)
+                return {}
+        return found
+
+    def put(self, values: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep the values of keys of 16 bytes, all or none; an older value of the same key goes."""
+        now = int(time.time()) // 60
+        rows = [(key, now, value + _check(key, value)) for key, value in values]
+        with self._lock:
+            if self._db is None or not rows:
+                return
+            try:
+                with _Transaction(self._db):
+                    self._db.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", rows)
+                self._unchecked += len(rows)
+                if self._unchecked >= _CHECK_ROWS or self._asked is not None:
+                    self._unchecked = 0
+                    self._trim(self.limit)
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def begin(self, key: bytes) -> bool:
+        """Note that a run begins; whether the last run of that key ended without a word, before it had scored anything."""
+        with self._lock:
+            if self._db is None:
+                return False
+            try:
+                row = self._db.execute("SELECT scored FROM attempts WHERE key = ?", (key,)).fetchone()
+                self._db.execute("INSERT OR REPLACE INTO attempts VALUES (?, 0)", (key,))
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return False
+        return row is not None and not row[0]
+
+    def scored(self, key: bytes) -> None:
+        """Note that the run of that key has scored something."""
+        self._quietly("UPDATE attempts SET scored = 1 WHERE key = ?", key)
+
+    def end(self, key: bytes) -> None:
+        """Note that the run of that key ended in order."""
+        self._quietly("DELETE FROM attempts WHERE key = ?", key)
+
+    def _quietly(self, query: str, *values: object) -> None:
+        with self._lock:
+            if self._db is None:
+                return
+            try:
+                self._db.execute(query, values)
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def held(self) -> Held:
+        """What is there. Raises UsageError where the file cannot be used."""
+        with self._lock:
+            db = self._usable()
+            try:
+                entries, oldest, newest = db.execute("SELECT count(*), min(stamp), max(stamp) FROM evidence").fetchone()
+                used = _used(db)
+            except sqlite3.Error as error:
+                raise UsageError(f"{self.shown}: {printable(str(error))}") from None
+        times = (None if each is None else int(each) * 60 for each in (oldest, newest))
+        return Held(self.shown, entries, used, self.limit, *times)
+
+    def bound(self, limit: int) -> None:
+        """From now on the file takes at most about `limit` bytes. Raises UsageError where it cannot be used."""
+        with self._lock:
+            db = self._usable()
+            try:
+                db.execute("INSERT OR REPLACE INTO facts VALUES ('limit', ?)", (limit,))
+                self.limit = limit
+                if self._trim(limit):
+                    db.execute("VACUUM")
+            except sqlite3.Error as error:
+                raise UsageError(f"{self.shown}: {printable(str(error))}") from None
+
+    def empty(self) -> None:
+        """Forget everything. Raises UsageError where the file cannot be used."""
+        with self._lock:
+            db = self._usable()
+            try:
+                db.execute("DELETE FROM evidence")
+                db.execute("DELETE FROM attempts")
+                db.execute("VACUUM")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise UsageError(f"{self.shown}: {printable(str(error))}") from None
+
+    def copy(self, path: str | os.PathLike[str]) -> None:
+        """Copy everything into a new file at `path`. Raises UsageError where that cannot be."""
+        with self._lock:
+            db = self._usable()
+            try:
+                if Path(path).exists():
+                    raise UsageError(f"{shown_path(path)}: is there already; name a new file")
+                db.execute("VACUUM INTO ?", (os.fspath(path),))
+                Path(path).chmod(0o600)
+            except (sqlite3.Error, OSError, ValueError) as error:
+                raise UsageError(f"{shown_path(path)}: cannot be written: {printable(str(error))}") from None
+
+    def close(self) -> None:
+        """Give the file back; afterwards nothing is found or kept."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def __enter__(self) -> EvidenceStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _usable(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise UsageError(f"{self.shown}: cannot be used; --store FILE names another file")
+        return self._db
+
+    def _fact(self, name: str) -> int | None:
+        row = (
+            None if self._db is None else self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        )
+        return None if row is None else int(row[0])
+
+    def _trim(self, limit: int) -> bool:
+        """Remove the oldest entries where the file is over its bound; whether any went."""
+        db = self._usable()
+        used = _used(db)
+        if used <= limit:
+            return False
+        entries = max(1, db.execute("SELECT count(*) FROM evidence").fetchone()[0])
+        surplus = int(entries * (1 - _LOW * limit / used)) + 1
+        for stamp, count in db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp").fetchall():
+            if surplus <= 0:
+                break
+            # All of one minute are of one age.
+            db.execute(
+                "DELETE FROM evidence WHERE key IN (SELECT key FROM evidence WHERE stamp = ? LIMIT ?)",
+                (stamp, min(count, surplus)),
+            )
+            surplus -= count
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or error
+        _log.warning(
+            "%s: %s: evidence is neither kept nor found there (--store FILE names another file, --no-store does without)",
+            self.shown,
+            printable(str(reason)),
+        )
+        if self._db is not None:
+            with suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+
+
+_DAMAGED = "the file is damaged; delete it"
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:  # a full disk may have rolled back already
+            self._db.execute("ROLLBACK")
+
+
+def _check(key: bytes, value: bytes) -> bytes:
+    """A checksum: SQLite notices a damaged page only where its structure is hit."""
+    return zlib.crc32(key + value).to_bytes(_CHECK_BYTES, "little")
+
+
+def _unpacked(key: object, packed: object) -> bytes:
+    if isinstance(key, bytes) and isinstance(packed, bytes) and len(key) == _KEY_BYTES and len(packed) >= _CHECK_BYTES:
+        value = packed[:-_CHECK_BYTES]
+        if packed[-_CHECK_BYTES:] == _check(key, value):
+            return value
+    raise _UnusableError(_DAMAGED)
+
+
+def _used(db: sqlite3.Connection) -> int:
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    if path.exists() and not path.is_file():
+        raise _UnusableError("is not a regular file")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Nobody else reads what was scored; SQLite gives its other files the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # The lock of EvidenceStore keeps threads apart.
+    db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    try:
+        _set_up(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _set_up(db: sqlite3.Connection) -> None:
+    """Make the tables if the file is new; _UnusableError if it is another version's or another program's."""
+    if not db.execute("PRAGMA application_id").fetchone()[0]:
+        with _Transaction(db):
+            # Another process may have been faster.
+            if not db.execute("PRAGMA application_id").fetchone()[0]:
+                if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    raise _UnusableError("the file belongs to another program")
+                db.execute(
+                    "CREATE TABLE evidence (key BLOB PRIMARY KEY, stamp INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID"
+                )
+                db.execute("CREATE TABLE attempts (key BLOB PRIMARY KEY, scored INTEGER NOT NULL) WITHOUT ROWID")
+                db.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
+                db.execute(f"PRAGMA user_version = {_FORMAT}")
+                db.execute(f"PRAGMA application_id = {_APPLICATION}")
+    application, found = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    if application != _APPLICATION:
+        raise _UnusableError("the file belongs to another program")
+    if found != _FORMAT:
+        raise _UnusableError(f"the file is of format {found}, this version keeps format {_FORMAT}; delete it")
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Here SQLite itself does not wait for the others.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("SELECT key, stamp, value FROM evidence LIMIT 0")
+    db.execute("SELECT key, scored FROM attempts LIMIT 0")
