@@ -122,7 +122,7 @@ class KeptScorer(WrappedScorer):
         columns = np.column_stack([evidence.margin, evidence.tie, *(evidence.raw[name] for name in self.raw_names)])
         swapped: NDArray[np.bool_] = np.array(turned, dtype=bool)
         rows: NDArray[np.float64] = np.where(swapped[:, None], self._turn(columns), columns)
-        whole: NDArray[np.bool_] = np.isfinite(columns[:, :2]).all(axis=1)
+        whole = np.asarray(np.isfinite(columns[:, :2]).all(axis=1))
         values: list[bytes | None] = []
         for index, row in enumerate(rows.astype("<f8")):
             problem = evidence.problems.get(index)
