@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prefcast.base.files import atomic_file
 from prefcast.errors import RowError, UsageError, excerpt, printable, shown_path
 from prefcast.forecasts.predictions import quoted
-from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_davidson
+from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
 from prefcast.measuring.ranking.votes import Votes, read_votes
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.pairs import Outcome
@@ -155,7 +155,7 @@ def rank_votes(votes: Votes, *, min_votes: int = 0, repeats: int = REPEATS, seed
         )
     wins, ties = votes.matrices()
     _check_connected(votes, whole)
-    strengths, nu = fit_davidson(wins, ties)
+    strengths, nu = fit_strengths(wins, ties)
     ratings = CENTRE + POINTS * strengths
     draws = _draws(votes, strengths, nu, repeats, seed)
     points = _ranks(ratings[None])[0]
@@ -220,7 +220,7 @@ def _draws(votes: Votes, strengths: Floats, nu: float, repeats: int, seed: int) 
     for draw in draws:
         weights = rng.standard_exponential(votes.groups)[votes.group] * votes.weight
         sums: Floats = np.bincount(slot, weights, 3 * len(met)).astype(np.float64).reshape(3, -1)
-        draw[:] = pairs.fit(sums, strengths, nu or 1.0)[0]
+        draw[:] = pairs.fit(sums, (strengths, nu))[0]
     return CENTRE + POINTS * draws
 
 
