@@ -26,7 +26,7 @@ from prefcast.errors import FileError, FitError, UsageError, printable
 from prefcast.measuring.ranking import Leaderboard, rank
 from prefcast.measuring.ranking.strengths import expected_shares, fit_strengths
 from prefcast.measuring.ranking.votes import _Sums, read_votes
-from prefcast.report.plots import inline_svg, leaderboard_figure, plot_style, save_figure, short_name
+from prefcast.report.plots import inline_svg, leaderboard_figure, plot_style, save_figure
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 OUTCOMES = ("model_a", "model_b", "tie")
@@ -646,13 +646,6 @@ def test_an_inline_svg_brings_no_prolog_and_no_style_sheet(board: Leaderboard) -
     assert "<!DOCTYPE" not in text
     assert "stroke-linejoin" in text[:200]
     assert "&lt;script&gt;" in text
-
-
-def test_short_names() -> None:
-    assert short_name("gpt-4") == "gpt-4"
-    assert short_name("x" * 99) == "x" * 55 + "…"
-    assert short_name("a\nb\x1b") == "a b\\x1b"
-    assert len(short_name("模" * 99)) <= 29
 
 
 # Cost

@@ -71,7 +71,7 @@ def best(
     from prefcast.forecasts.resolve import resolve
     from prefcast.pairs.formats.candidates import CandidateFile
     from prefcast.pairs.sources import same_file
-    from prefcast.report.text import ChoiceTable
+    from prefcast.report.forecasts import ChoiceTable
 
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.csv)")

@@ -84,8 +84,7 @@ def fit(
     from prefcast.fitting import fit as fit_to
     from prefcast.forecasts.forecaster import check_folder
     from prefcast.pairs.sources import same_file
-    from prefcast.report.tables import fit_text
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import fit_text, write_json
 
     if folder is None:
         raise UsageError("name the folder of the forecaster: -o DIR")

@@ -97,8 +97,8 @@ def predict(
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.evaluation import Rehearsal, rehearsal_rows
     from prefcast.pairs.sources import same_file
-    from prefcast.report.tables import evaluation_text
-    from prefcast.report.text import TableWriter
+    from prefcast.report.forecasts import TableWriter
+    from prefcast.report.measurements import evaluation_text
     from prefcast.runs.jobs import forecasting
 
     if output is None and with_text:
@@ -203,7 +203,7 @@ def explain(
     """
     from prefcast.forecasts.resolve import resolve
     from prefcast.pairs.sources import find_pair
-    from prefcast.report.text import explanation_text
+    from prefcast.report.forecasts import explanation_text
 
     chosen = resolve(model, forecaster, budget, preset, options, scores)
     with opened(pairs, columns, cells) as file:
@@ -222,7 +222,7 @@ def check(pairs: Pairs, columns: Columns = None, cells: CellKind = Cells.json) -
       prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
     """
     from prefcast.forecasts.check import inspect
-    from prefcast.report.text import inspection_text
+    from prefcast.report.descriptions import inspection_text
 
     with opened(pairs, columns, cells) as file, progress(file) as show:
         found = inspect(file, on_fault=lambda error: print(printable(str(error))), progress=show)

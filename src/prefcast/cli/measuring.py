@@ -99,8 +99,7 @@ def evaluate(
       prefcast evaluate train.csv --model length --json figures.json
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
-    from prefcast.report.tables import evaluation_text
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import evaluation_text, write_json
 
     title, measured = measure_as_asked(
         labelled,
@@ -248,8 +247,7 @@ def compare(
     from prefcast.measuring.comparison import compare as compare_pairs
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
     from prefcast.pairs.sources import same_file
-    from prefcast.report.tables import comparison_text
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import comparison_text, write_json
 
     if output is not None:
         output_kind(output)

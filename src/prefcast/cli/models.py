@@ -135,7 +135,7 @@ def _print_drift(
     from prefcast.forecasts.resolve import is_reward_model, resolve_scorer
     from prefcast.measuring.drift import measure_drift
     from prefcast.pairs import Pair
-    from prefcast.report.text import drift_text
+    from prefcast.report.measurements import drift_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
     if pairs == "-":
@@ -175,7 +175,7 @@ def quantize(
     from prefcast.scorers.reward import require_extra
 
     require_extra()
-    from prefcast.report.text import size_text
+    from prefcast.report.descriptions import size_text
     from prefcast.scorers.reward.store import quantize_checkpoint
 
     done = quantize_checkpoint(model, folder, kind.value)
@@ -191,7 +191,7 @@ app.add_typer(models, name="models")
 @models.callback(invoke_without_command=True)
 def list_models(context: typer.Context) -> None:
     """List the models that can be used and what each needs; `prefcast models show MODEL` tells about one."""
-    from prefcast.report.text import models_text
+    from prefcast.report.descriptions import models_text
     from prefcast.scorers import SCORERS
 
     if context.invoked_subcommand is None:
@@ -209,7 +209,7 @@ def show(
 
     Nothing of it is loaded or run.
     """
-    from prefcast.report.text import checkpoint_text
+    from prefcast.report.descriptions import checkpoint_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
     print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))

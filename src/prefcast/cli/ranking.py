@@ -71,7 +71,7 @@ def rank(
     from prefcast.measuring.ranking import rank as ranked
     from prefcast.measuring.ranking import standings_kind, write_matrix, write_standings
     from prefcast.pairs.sources import same_file
-    from prefcast.report.text import leaderboard_text, write_json
+    from prefcast.report.measurements import leaderboard_text, write_json
 
     if output is not None:
         standings_kind(output)

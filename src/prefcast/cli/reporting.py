@@ -74,7 +74,7 @@ def report(
     from prefcast.base.files import atomic_file
     from prefcast.pairs.sources import same_file
     from prefcast.report.html import report_html
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import write_json
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{shown_path(output)}: a report is an HTML page; name a file that ends in .html")

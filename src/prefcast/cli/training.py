@@ -81,7 +81,7 @@ def embedded(
       prefcast train embedded --data ./labelled -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
-    from prefcast.report.text import write_json
+    from prefcast.report.measurements import write_json
     from prefcast.training.embedded import train_embedded
 
     with _shown() as show:

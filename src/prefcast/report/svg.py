@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefcast.measuring.metrics import HISTOGRAM
-from prefcast.report.plots import BLUE, GREY, INK, inline_svg, plot_style, short_name, styled_figure
+from prefcast.report.plots import BLUE, GREY, INK, inline_svg, plot_style, styled_figure
+from prefcast.report.terminal import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -
         for place, (_, found) in enumerate(rungs):
             last = place == len(rungs) - 1
             _interval(axes, found, place, BLUE if last else _MUTED)
-        axes.set_yticks(range(len(rungs)), [short_name(label, 18) for label, _ in rungs])
+        axes.set_yticks(range(len(rungs)), [short(label, 18) for label, _ in rungs])
         axes.get_yticklabels()[-1].set_color(BLUE)
         axes.set_ylim(len(rungs) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -184,9 +185,9 @@ def _label(part: Slice) -> str:
         left, right = part.name.split(" and ", 1)
         name = [left, f"and {right}"]
     else:
-        wrapped = textwrap.wrap(short_name(part.name, 3 * _LABEL), _LABEL, break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(short(part.name, 3 * _LABEL), _LABEL, break_on_hyphens=False) or [""]
         name = [wrapped[0], " ".join(wrapped[1:])] if len(wrapped) > 1 else wrapped
-    lines = [short_name(line, _LABEL) for line in name]
+    lines = [short(line, _LABEL) for line in name]
     size = f"({part.n}, few)" if part.small else f"({part.n})"
     if len(lines[-1]) + 1 + len(size) <= _LABEL:
         return "\n".join([*lines[:-1], f"{lines[-1]} {size}".lstrip()])
