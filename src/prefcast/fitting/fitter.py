@@ -109,7 +109,7 @@ class Fitter:
                     "%s: the two scores of a pair never differ; nothing can be told from them", data.names[member]
                 )
         self.mean, self.unit = mean, np.where(self.varies, spread, 1.0)
-        self._sample = self._sampled()
+        self.sample = self._sampled()
 
     def _sampled(self) -> Floats:
         """The rows of cross-validation: all, or whole groups drawn by their keys."""
@@ -123,16 +123,12 @@ class Fitter:
         return np.concatenate(kept)
 
     @property
-    def sample(self) -> Floats:
-        return self._sample
-
-    @property
     def keys(self) -> NDArray[np.uint64]:
-        return self._sample[:, self.data.place["key"]].copy().view(np.uint64)
+        return self.sample[:, self.data.place["key"]].copy().view(np.uint64)
 
     @property
     def votes(self) -> Floats:
-        return self._sample[:, self._votes]
+        return self.sample[:, self._votes]
 
     def columns(self, candidate: Candidate) -> tuple[list[int], list[int]]:
         """Where the candidate's antisymmetric and symmetric columns are."""
@@ -190,7 +186,7 @@ class Fitter:
 
     def out_of_fold(self, candidate: Candidate) -> Floats:
         """Log-probabilities (n, 3) of the sample's rows by the candidate fitted to the other folds."""
-        rows, out = self._sample, np.empty((len(self._sample), len(Outcome)))
+        rows, out = self.sample, np.empty((len(self.sample), len(Outcome)))
         link = FITTED_MODELS[candidate.kind].log_probabilities
         # Folds of groups in the order of their mixed keys: as equal in groups as can be, however few there are.
         fold, start = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS, None

@@ -19,7 +19,7 @@ from prefcast.forecasts.predictions import Forecasts, Writer
 from prefcast.forecasts.resolve import check_columns, resolve
 from prefcast.forecasts.scores import score_blocks
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
-from prefcast.measuring.metrics.measure import FOLDS, Rows, measure
+from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
 from prefcast.measuring.metrics.slices import KINDS, Slicer
 from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.bootstrap import REPEATS
@@ -75,7 +75,12 @@ class Measured:
     def __init__(self, *, surprises: int = 0, against: tuple[str, Predictions] | None = None) -> None:
         self._slicer = Slicer()
         self._length = LengthScorer()
-        names = [*Rows.COLUMNS, "length", *(f"slice:{kind}" for kind in KINDS), *(f"other_{name}" for name in NAMES)]
+        names = [
+            *MeasuredRows.COLUMNS,
+            "length",
+            *(f"slice:{kind}" for kind in KINDS),
+            *(f"other_{name}" for name in NAMES),
+        ]
         self._table = Columns(names)
         self._against = against
         self._most = surprises
@@ -167,9 +172,9 @@ class Measured:
             )
         other = None if self._against is None else "other"
         if self._texts:
-            rows = Rows(self._with_lengths(), ("length",), other, self._slicer.names)
+            rows = MeasuredRows(self._with_lengths(), ("length",), other, self._slicer.names)
         else:
-            rows = Rows(self._table, (), other, {}, self.resampled)
+            rows = MeasuredRows(self._table, (), other, {}, self.resampled)
         found = measure(rows, repeats=repeats, seed=seed)
         against = found.against
         if self._against is not None:

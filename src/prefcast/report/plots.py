@@ -27,13 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE",
-    "DIVERGING",
-    "GREEN",
     "GREY",
     "INK",
-    "ORANGE",
-    "PALETTE",
-    "PURPLE",
     "inline_svg",
     "leaderboard_figure",
     "plot_kind",
@@ -42,12 +37,11 @@ __all__ = [
     "styled_figure",
 ]
 
-# Okabe and Ito's colours (2008, "Color universal design"): told apart with any colour vision.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+# From Okabe and Ito (2008, "Color universal design"): visible with any colour vision.
+BLUE = "#0072B2"
 INK, GREY = "#222222", "#8A8A8A"
-# Orange to purple through white, told apart with any colour vision.
-DIVERGING = "PuOr"
+# Orange to purple through white: visible with any colour vision.
+_DIVERGING = "PuOr"
 
 _ENDINGS = (".svg", ".png", ".pdf")
 _STYLE: dict[str, Any] = {
@@ -174,7 +168,7 @@ def _ratings(axes: Axes, board: Leaderboard, names: list[str]) -> None:
 
 def _win_rates(figure: Figure, axes: Axes, board: Leaderboard) -> None:
     k = len(board.standings)
-    image = axes.imshow(100 * board.predicted, cmap=DIVERGING, vmin=0, vmax=100, aspect="equal")
+    image = axes.imshow(100 * board.predicted, cmap=_DIVERGING, vmin=0, vmax=100, aspect="equal")
     axes.set_xticks(range(k), [str(place) for place in range(1, k + 1)])
     axes.tick_params(length=0, labelleft=False)
     axes.spines[:].set_visible(False)

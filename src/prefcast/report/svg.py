@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prefcast.measuring.metrics import Baseline, Bin, Figure, Slice
 
-__all__ = ["ladder_svg", "margins_svg", "page_svg", "reliability_svg", "slice_range", "slices_svg"]
+__all__ = ["ladder_svg", "margins_svg", "reliability_svg", "slice_range", "slices_svg"]
 
 # What a figure is drawn in, and what the page calls it.
 _MUTED, _GRID = "#777777", "#DDDDDD"
@@ -37,7 +37,7 @@ _LABEL = 21
 _LEFT, _RIGHT = 0.42, 0.97
 
 
-def page_svg(figure: Drawing, name: str) -> str:
+def _page_svg(figure: Drawing, name: str) -> str:
     """A figure as an `<svg>` element in the colours of the page; `name` (letters) sets its ids apart from others'."""
     with plot_style():
         text = inline_svg(figure)
@@ -91,7 +91,7 @@ def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -
         axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("log loss (further left is better)")
-        return page_svg(figure, "ladder")
+        return _page_svg(figure, "ladder")
 
 
 def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
@@ -112,7 +112,7 @@ def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
         axes.grid()
         axes.set_xlabel("forecast, %")
         axes.set_ylabel("happened, %")
-        return page_svg(figure, f"reliability-{outcome}")
+        return _page_svg(figure, f"reliability-{outcome}")
 
 
 def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) -> str:
@@ -137,7 +137,7 @@ def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) 
             axes.tick_params(axis="y", length=0)
         figure.supylabel("% of these rows", fontsize=9)
         panels[-1].set_xlabel("log(P(A) / P(B)): right of 0 it leans to A")
-        return page_svg(figure, "margins")
+        return _page_svg(figure, "margins")
 
 
 def slice_range(slices: Sequence[Slice]) -> tuple[float, float]:
@@ -176,7 +176,7 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
         axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("gain in log loss")
-        return page_svg(figure, name)
+        return _page_svg(figure, name)
 
 
 def _label(part: Slice) -> str:

@@ -34,7 +34,7 @@ from prefcast.outcomes.statistics.bootstrap import REPEATS, Bootstrap, Figure, f
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Outcome
 
-__all__ = ["FOLDS", "Rows", "evaluate_probabilities", "measure"]
+__all__ = ["FOLDS", "MeasuredRows", "evaluate_probabilities", "measure"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,8 +43,8 @@ FOLDS = 10
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What `measure` takes: a table with the columns of `Rows.COLUMNS`, then any of these.
+class MeasuredRows:
+    """What `measure` takes: a table with the columns of `MeasuredRows.COLUMNS`, then any of these.
 
     `baselines` and `other` name columns triples of probabilities (`length_a`, ...; nan: not there), `slices` the
     columns of codes, with the name of each code.
@@ -59,7 +59,7 @@ class Rows:
     resampled: str = "prompts"
 
 
-def measure(rows: Rows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
+def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
     """The figures of `rows`, in memory that grows by a few numbers a row.
 
     Raises UsageError where there is no row.
@@ -106,7 +106,7 @@ def measure(rows: Rows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
 class _Plan:
     """Which sums a measurement takes, and each block's share in them."""
 
-    def __init__(self, rows: Rows, label: Ints, key: NDArray[np.uint64]) -> None:
+    def __init__(self, rows: MeasuredRows, label: Ints, key: NDArray[np.uint64]) -> None:
         table = rows.table
         self.rows, self.label = rows, label
         self.place = {name: index for index, name in enumerate(table.names)}
@@ -298,7 +298,7 @@ def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) ->
     return tuple(found)
 
 
-def _shown_slices(rows: Rows, table: Columns) -> list[tuple[str, int]]:
+def _shown_slices(rows: MeasuredRows, table: Columns) -> list[tuple[str, int]]:
     """The codes of each kind that are shown: all, or the twenty with most rows."""
     shown: list[tuple[str, int]] = []
     for kind, names in rows.slices.items():
@@ -309,7 +309,7 @@ def _shown_slices(rows: Rows, table: Columns) -> list[tuple[str, int]]:
     return shown
 
 
-def _slice(sums: Bootstrap, rows: Rows, kind: str, code: int) -> Slice:
+def _slice(sums: Bootstrap, rows: MeasuredRows, kind: str, code: int) -> Slice:
     n = int(sums.total(f"rows:{kind}:{code}"))
     loss, gain = (_mean(sums, f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
     return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE)
@@ -341,6 +341,6 @@ def evaluate_probabilities(
     p, y = checked_probabilities(probabilities, outcomes)
     if groups is not None and len(groups) != len(p):
         raise UsageError(f"groups must have shape (n,); found {len(groups)} for {len(p)} rows")
-    table = Columns(Rows.COLUMNS)
+    table = Columns(MeasuredRows.COLUMNS)
     table.append(np.column_stack([p, y, group_keys(groups, len(p)).view(np.float64)]))
-    return measure(Rows(table, resampled="rows" if groups is None else "prompts"), repeats=repeats, seed=seed)
+    return measure(MeasuredRows(table, resampled="rows" if groups is None else "prompts"), repeats=repeats, seed=seed)

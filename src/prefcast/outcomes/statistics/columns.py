@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from tempfile import SpooledTemporaryFile
 from weakref import finalize
@@ -31,7 +30,6 @@ class Columns:
         self._file = SpooledTemporaryFile(max_size=_HELD_BYTES)  # noqa: SIM115 - it lives as long as the table
         finalize(self, self._file.close)
         self._rows = 0
-        weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
         return self._rows

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FitError
 
-__all__ = ["Block", "Link", "Optimum", "linear", "maximise", "weight_blocks"]
+__all__ = ["Block", "LinkFunction", "Optimum", "linear", "maximise", "weight_blocks"]
 
 Floats = NDArray[np.float64]
 
 # (s, t) -> log-probabilities (n, 3), their derivatives by s (n, 3) and by t (n, 3)
-Link = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]
+LinkFunction = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]
 # m (n, p), t (n, q), votes (n, 3)
 Block = tuple[Floats, Floats, Floats]
 
@@ -50,7 +50,7 @@ def linear(theta: Floats, m: Floats, t: Floats) -> tuple[Floats, Floats]:
 
 
 def maximise(
-    link: Link,
+    link: LinkFunction,
     blocks: Callable[[], Iterable[Block]],
     basis: Floats,
     offset: Floats,
@@ -99,7 +99,7 @@ def _solve(information: Floats, slope: Floats) -> Floats:
 
 
 def _evaluate(
-    link: Link, blocks: Callable[[], Iterable[Block]], basis: Floats, offset: Floats, free: Floats, hold: Floats
+    link: LinkFunction, blocks: Callable[[], Iterable[Block]], basis: Floats, offset: Floats, free: Floats, hold: Floats
 ) -> tuple[float, Floats, Floats, float]:
     """The loss, its gradient and information in the free parameters, and the votes."""
     theta = offset + basis @ free
