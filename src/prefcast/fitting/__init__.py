@@ -1,4 +1,4 @@
-"""From labelled pairs, or scores with labels, to a forecaster of one's own."""
+"""Fitting: makes a forecaster from labelled pairs, or from scores with labels."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A forecaster that was fitted, and what speaks for it: `fit` has the candidates and figures, `names` the scorers.
+    """A fitted forecaster with the results of the fit: `fit` holds the candidates and figures, `names` the scorers.
 
-    `failed` rows could not be scored, `unlabelled` had no label; neither is in the fit. `target_prior` is the share of
-    ties that the tie level was moved to, None if it was left. `unmatched_votes` counts rows of the votes without a pair, `restored`
-    the pairs whose evidence was in the store.
+    `failed` rows could not be scored and `unlabelled` rows had no label; neither is in the fit. `target_prior` is the
+    share of ties to which the tie level was adjusted, None if it was not. `unmatched_votes` counts the rows of the
+    votes file whose id is not among the pairs, `restored` the pairs whose evidence was in the store.
     """
 
     forecaster: Forecaster
@@ -62,7 +62,7 @@ class Fitted:
     restored: int = 0
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the forecaster's folder. Raises UsageError."""
+        """Write the forecaster as a folder. Raises UsageError."""
         self.forecaster.save(folder)
 
 
@@ -84,11 +84,12 @@ def fit(
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Fitted:
-    """Fit an outcome model to labelled pairs: what `predict` takes, with labels or with `votes` (a file of vote counts).
+    """Fit an outcome model to labelled pairs.
 
-    `model` names a scorer or several (an ensemble; default `embedded`); `scores` is a file of scores instead, which may have
-    labels of its own, so that `source` may be left out. `weights` is a file of row weights. `target_prior` is the
-    share of ties where the forecaster will be used, or `target` are unlabelled pairs from there.
+    `source` is what `predict` takes, with labels, or without them if `votes` names a file of vote counts. `model` names
+    one scorer or several (an ensemble); the default is `embedded`. `scores` is a file of scores to use in place of a
+    model; if it has labels, `source` may be left out. `weights` is a file of row weights. `target_prior` is the share
+    of ties in the data where the forecaster will be used; alternatively `target` is unlabelled pairs of that data.
 
     Raises UsageError, FitError and FileError.
     """
@@ -111,7 +112,7 @@ def fit(
             members = [(stack.enter_context(ready_scorer(scorer, running))[0], read) for scorer, read in members]
             with opened_pairs(source, columns, cells) as pairs:
                 if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
-                    raise UsageError(f"{pairs.name}: nothing to fit: it has no label columns ({LABEL_COLUMNS})")
+                    raise UsageError(f"{pairs.name}: nothing to fit: the file has no label columns ({LABEL_COLUMNS})")
                 gathered.of_pairs(pairs, members, names, progress)
         if gathered.evidence is None or not len(gathered.evidence):
             raise FitError(
@@ -153,7 +154,7 @@ def fit(
 def _resolved(
     names: Sequence[str], budget: str | None, options: Any, more: Sequence[str]
 ) -> list[tuple[Scorer, Budget]]:
-    """The scorers; options for reward models pass by the built-in ones that stand beside one."""
+    """The scorers. If reward models and built-in models are named together, the options are for the reward models."""
     named = any(map(is_named_model, names))
     return [
         resolve_scorer(
@@ -175,25 +176,23 @@ def _check(
     options: Any,
 ) -> None:
     if scores is not None and models:
-        raise UsageError("name models or bring --scores, not both")
+        raise UsageError("give either models or --scores, not both")
     if source is None and scores is None:
-        raise UsageError("name the file of labelled pairs, or --scores with labels of their own")
+        raise UsageError("name a file of labelled pairs, or give --scores FILE, a file with labels")
     if len(set(models)) < len(models):
-        raise UsageError("a model is named twice; each counts once")
+        raise UsageError("a model is named twice; name each model once")
     if target_prior is not None and target is not None:
-        raise UsageError("--target-prior says what --target would estimate; give one of them")
+        raise UsageError("--target estimates what --target-prior sets; give only one of them")
     if target_prior is not None and not 0 < target_prior < 1:
-        raise UsageError(f"--target-prior is a share of ties between 0 and 1, found {target_prior}")
+        raise UsageError(f"--target-prior must be a share of ties between 0 and 1; found {target_prior}")
     if scores is not None and (budget is not None or (options is not None and given(options))):
-        raise UsageError(
-            "--scores brings scores that exist: leave out what says how to make them (--budget, --dtype, ...)"
-        )
+        raise UsageError("with --scores nothing is scored: leave out the options of scoring (--budget, --dtype, ...)")
     if target is not None and scores is not None:
-        raise UsageError("--target is scored by the models; with --scores say the share of ties: --target-prior")
+        raise UsageError("--target needs models to score it; with --scores give the share of ties: --target-prior")
 
 
 class _Gathered:
-    """Evidence and votes, as rows go by."""
+    """Collects evidence and votes, row by row."""
 
     def __init__(self, votes: dict[str, tuple[float, ...]] | None, weights: dict[str, float] | None) -> None:
         self._votes, self._weights = votes, weights
@@ -204,7 +203,7 @@ class _Gathered:
         self.spent = Spent()
 
     def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
-        """The votes on a row, weighted; None if there are none."""
+        """The votes on a row times its weight; None if it has no votes."""
         if self._votes is not None:
             counts = self._votes.get(str(id))
             self.matched += counts is not None
@@ -218,7 +217,7 @@ class _Gathered:
         return tuple(weight * count for count in counts)
 
     def of_scores(self, path: str | os.PathLike[str]) -> None:
-        """Take a file of scores with labels."""
+        """Collect a file of scores with labels."""
         for block in score_blocks(path):
             if self.evidence is None:
                 self.evidence = LabelledEvidence(1, log_odds=block.log_odds)
@@ -248,7 +247,7 @@ class _Gathered:
         names: Sequence[str],
         progress: Callable[[int], None] | None,
     ) -> None:
-        """Score labelled pairs with every member."""
+        """Score labelled pairs with every member and collect the evidence."""
         log_odds = len(members) == 1 and members[0][0].log_odds
         self.evidence = LabelledEvidence(
             len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
@@ -319,7 +318,7 @@ class _Gathered:
 
 
 def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecaster:
-    """The forecaster of a fit: one scorer with its link, or a blend whose sums are the link's."""
+    """The forecaster of a fit: one scorer with its link, or a blend of several scorers whose weights are the link's."""
     link, model = found.link, FITTED_MODELS[found.link.kind]
     level = float(link.theta[len(link.margin)])
     weight = {**dict(zip(link.margin, link.theta.tolist(), strict=False))}
@@ -349,7 +348,7 @@ def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecas
 
 
 def _named(column: str, names: Sequence[str]) -> str:
-    """A column as people read it: margin:0 becomes "margin of surface"."""
+    """The readable name of a column: margin:0 becomes "margin of surface"."""
     what, colon, member = column.partition(":")
     return f"{what} of {names[int(member)]}" if colon else what
 
@@ -362,7 +361,7 @@ def _alone(link: Link) -> Any:
 def _card(
     found: Fit, link: Link, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
 ) -> dict[str, Any]:
-    """What the folder says of the fit; `link` is the one that is shipped, its tie level moved or not."""
+    """The description of the fit that is saved in the folder; `link` is the saved link, with the adjusted tie level."""
     low, high = drawn_interval(link.draws)
     columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
     card: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What a fit reads: rows of evidence with their votes."""
+"""The input of a fit: rows of evidence with their votes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Floats = NDArray[np.float64]
 
 
 class LabelledEvidence:
-    """What a fit reads: rows of evidence with their votes, as they come.
+    """A growing table of rows of evidence with their votes.
 
-    `members` scorers (called `names`) give a margin and a tie each; covariates are antisymmetric and symmetric columns more.
+    Each of the `members` scorers, called `names`, gives a margin and a tie. `margin_covariates` are further
+    antisymmetric columns, `tie_covariates` further symmetric ones.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class LabelledEvidence:
         self.names = tuple(names) if names is not None else tuple(f"scorer {number + 1}" for number in range(members))
         self.margin_covariates = tuple(margin_covariates)
         self.tie_covariates = tuple(tie_covariates)
-        # Whether the one member's evidence is already the log-odds of a forecast.
+        # Whether the evidence of the only member is already the log-odds of a forecast.
         self.log_odds = log_odds
         names = [f"{what}:{member}" for what in ("margin", "tie") for member in range(members)]
         names += [*self.margin_covariates, *self.tie_covariates, "votes_a", "votes_b", "votes_tie", "key"]
@@ -54,16 +55,16 @@ class LabelledEvidence:
         tie_covariates: Floats | None = None,
         models: Sequence[tuple[str | None, str | None]] | None = None,
     ) -> None:
-        """Add n rows: margin and tie (n, members), votes (n, 3), the keys of their groups (n,), covariates, models.
+        """Add n rows: margin and tie (n, members), votes (n, 3), group keys (n,), covariates, names of the models.
 
-        Raises UsageError on values that are not finite, or on votes below 0.
+        Raises UsageError if a value is not finite or a vote is below 0.
         """
         n = len(margin)
         more = [np.zeros((n, 0)) if part is None else part for part in (margin_covariates, tie_covariates)]
         values = np.concatenate([margin, tie, *more, votes], axis=1)
         if not np.isfinite(values).all() or (votes < 0).any():
             raise UsageError("margin, tie, covariates and votes must be finite, votes not negative")
-        # 52 bits of a name's hash: a float holds them exactly.
+        # A model is identified by 52 bits of the hash of its name, which a float holds exactly.
         numbers = {
             model: np.nan if model is None else float(group_key(model) >> 12)
             for model in chain.from_iterable(models or ())

@@ -1,5 +1,7 @@
-"""Fitting one form of link: penalised, out of fold, and with the draws of its bootstrap. Which form is taken is decided
-elsewhere."""
+"""Fits of one form of link: with a penalty, out of fold, and with the draws of its bootstrap.
+
+`selection` chooses the form.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +25,28 @@ __all__ = ["DRAWS", "LEAST_LABELS", "Candidate", "Fitter"]
 Floats = NDArray[np.float64]
 
 FOLDS = 10
-# Least rows: below, even the tie level is a guess.
+# A fit needs at least so many rows.
 LEAST_LABELS = 20
 _LARGEST = 1e100
 _log = logging.getLogger("prefcast")
 DRAWS = 200
-# Cross-validation looks at this many rows at most; more would not change a choice.
+# Cross-validation uses at most so many rows; more would not change the choice.
 _CROSS_VALIDATED = 200_000
-# Up to here every draw is fitted anew; beyond, one Newton step from the optimum is as good.
+# Up to this number of rows every draw is fitted anew; with more rows, one Newton step from the optimum is as good.
 _REFITTED = 5_000
-# Standard normal priors of the standardised coefficients: about one vote's worth of information. Without them 50
-# labels may send a coefficient to infinity.
+# The priors of the standardised coefficients are standard normal: the information of about one vote. Without them a
+# coefficient may be infinite, for example with 50 labels.
 _PENALTY = 1.0
 _LEVEL_PENALTY = 0.1
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One form of link: which members and whether covariates; `tied` gives tie evidence the margin's coefficient,
-    `fixed` takes the evidence as it is, `blank` ignores it."""
+    """One form of link: its members, and whether it has covariates.
+
+    `tied` gives the tie evidence the coefficient of the margin, `fixed` uses the evidence as it is, and `blank` ignores
+    the evidence.
+    """
 
     name: str
     kind: str
@@ -53,7 +58,7 @@ class Candidate:
 
 
 class Fitter:
-    """The data of a fit with the units that make its columns comparable."""
+    """The data of a fit, with the units that standardise its columns."""
 
     def __init__(self, data: LabelledEvidence) -> None:
         self.data = data
@@ -71,7 +76,7 @@ class Fitter:
             squared += float((each**2).sum())
             extreme = np.maximum(extreme, np.abs(block[:, :first]).max(axis=0, initial=0.0))
             if extreme.max(initial=0.0) > _LARGEST:
-                raise FitError(f"a score is {extreme.max():.3g}; scores beyond {_LARGEST:g} cannot be told apart")
+                raise FitError(f"a score is {extreme.max():.3g}; the largest allowed size is {_LARGEST:g}")
             sums += each @ block[:, :first]
             squares += each @ block[:, :first] ** 2
             self.mass += block[:, self._votes].sum(axis=0)
@@ -82,12 +87,14 @@ class Fitter:
         if rows < LEAST_LABELS:
             raise FitError(f"a fit needs at least {LEAST_LABELS} labelled pairs that could be scored; there are {rows}")
         if self.groups < 2:
-            raise FitError("a fit needs labelled pairs with different first prompts; all of these have the same")
-        # Kish's effective sample size: weights may leave one row alone with a say.
+            raise FitError(
+                "a fit needs labelled pairs with different first prompts; all of these have the same first prompt"
+            )
+        # Kish's effective sample size: with extreme weights a few rows may decide everything.
         effective = weight**2 / squared
         if effective < LEAST_LABELS:
             raise FitError(
-                f"the weights leave {effective:.1f} rows' worth of labels; a fit needs at least {LEAST_LABELS}"
+                f"with these weights the labels count as {effective:.1f} rows; a fit needs at least {LEAST_LABELS}"
             )
         mean = sums / weight
         antisymmetric = [data.place[f"margin:{member}"] for member in range(data.members)]
@@ -95,24 +102,25 @@ class Fitter:
         mean[antisymmetric] = 0.0
         spread = np.sqrt(np.maximum(squares / weight - mean**2, 0.0))
         self.varies = spread > 1e-9 * extreme
-        # The typical size of a margin, beside which one row may stand alone.
+        # One row may outweigh all others.
         for member in range(data.members):
             column = data.place[f"margin:{member}"]
             if self.varies[column] and extreme[column] ** 2 > 0.5 * squares[column] * (rows / weight):
                 _log.warning(
-                    "%s: one score gap is %.3g and outweighs all others together; look whether it is meant",
+                    "%s: one score gap is %.3g and outweighs all others together; check whether it is correct",
                     data.names[member],
                     extreme[column],
                 )
             elif not self.varies[column]:
                 _log.warning(
-                    "%s: the two scores of a pair never differ; nothing can be told from them", data.names[member]
+                    "%s: the two scores of every pair are equal; they say nothing about the preferences",
+                    data.names[member],
                 )
         self.mean, self.unit = mean, np.where(self.varies, spread, 1.0)
-        self._sample = self._sampled()
+        self.sample = self._sampled()
 
     def _sampled(self) -> Floats:
-        """The rows of cross-validation: all, or whole groups drawn by their keys."""
+        """The rows for cross-validation: all rows, or all rows of a random sample of groups."""
         share = _CROSS_VALIDATED / max(1, len(self.data))
         place, kept = self.data.place["key"], []
         for block in self.data.table.blocks():
@@ -123,19 +131,15 @@ class Fitter:
         return np.concatenate(kept)
 
     @property
-    def sample(self) -> Floats:
-        return self._sample
-
-    @property
     def keys(self) -> NDArray[np.uint64]:
-        return self._sample[:, self.data.place["key"]].copy().view(np.uint64)
+        return self.sample[:, self.data.place["key"]].copy().view(np.uint64)
 
     @property
     def votes(self) -> Floats:
-        return self._sample[:, self._votes]
+        return self.sample[:, self._votes]
 
     def columns(self, candidate: Candidate) -> tuple[list[int], list[int]]:
-        """Where the candidate's antisymmetric and symmetric columns are."""
+        """The places of the candidate's antisymmetric and symmetric columns."""
         place = self.data.place
         margin = [place[f"margin:{member}"] for member in candidate.members]
         tie = [place[f"tie:{member}"] for member in candidate.members]
@@ -145,7 +149,7 @@ class Fitter:
         return margin, tie
 
     def basis(self, candidate: Candidate) -> tuple[Floats, Floats, Floats]:
-        """Basis, offset and penalties of the candidate's parameters, in units of the columns."""
+        """Basis, offset and penalties of the candidate's parameters, in the units of the columns."""
         margin, tie = self.columns(candidate)
         size = len(margin) + 1 + len(tie)
         level = len(margin)
@@ -160,7 +164,7 @@ class Fitter:
             scale = np.zeros(size)
             scale[0] = 1.0
             if self.varies[tie[0]]:
-                # The tie evidence itself, not its distance from the mean, has the margin's coefficient.
+                # The coefficient is that of the tie evidence itself, not of its distance from the mean.
                 scale[1:] = self.mean[tie[0]] / self.unit[margin[0]], self.unit[tie[0]] / self.unit[margin[0]]
             return np.column_stack([scale, np.eye(size)[level]]), offset, np.array([_PENALTY, _LEVEL_PENALTY])
         free = [index for index, column in enumerate(margin) if self.varies[column]]
@@ -177,7 +181,7 @@ class Fitter:
         )
 
     def fit(self, candidate: Candidate, rows: Floats | None = None, start: Floats | None = None) -> Optimum:
-        """The candidate's optimum on `rows`, by default on all of the table."""
+        """The candidate's optimum on `rows`, by default on the whole table."""
 
         def blocks() -> Iterable[Block]:
             if rows is not None:
@@ -189,10 +193,10 @@ class Fitter:
         return maximise(link, blocks, basis, offset, penalty=penalty, start=start, name=candidate.name)
 
     def out_of_fold(self, candidate: Candidate) -> Floats:
-        """Log-probabilities (n, 3) of the sample's rows by the candidate fitted to the other folds."""
-        rows, out = self._sample, np.empty((len(self._sample), len(Outcome)))
+        """Log-probabilities (n, 3) of the rows of the sample, each by the candidate fitted to the other folds."""
+        rows, out = self.sample, np.empty((len(self.sample), len(Outcome)))
         link = FITTED_MODELS[candidate.kind].log_probabilities
-        # Folds of groups in the order of their mixed keys: as equal in groups as can be, however few there are.
+        # Groups are dealt to the folds in the order of their mixed keys, so that all folds have about as many groups.
         fold, start = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS, None
         for number in range(FOLDS):
             test = fold == number
@@ -205,7 +209,7 @@ class Fitter:
         return out
 
     def link(self, candidate: Candidate, repeats: int, seed: int) -> Link:
-        """The candidate fitted to everything, with the draws of its bootstrap, in the evidence's units."""
+        """The candidate fitted to all rows, with the draws of its bootstrap, in the units of the evidence."""
         optimum = self.fit(candidate)
         margin, tie = self.columns(candidate)
         draws = self._draws(candidate, optimum, repeats, seed) if repeats else np.zeros((0, len(optimum.theta)))
@@ -227,13 +231,14 @@ class Fitter:
         )
 
     def _draws(self, candidate: Candidate, optimum: Optimum, repeats: int, seed: int) -> Floats:
-        """Parameters (repeats, k) under the bootstrap over groups, made as wide as few groups call for.
+        """Parameters (repeats, k) under the bootstrap over groups, widened for few groups.
 
-        The prior alone narrows the bootstrap of a penalised fit, so each draw has a prior around another centre, which
-        was drawn from the prior (for linear models draws then vary as the posterior does: Newton, Polson and Xu,
+        The penalty would make the bootstrap draws too narrow. So each draw has a prior around its own centre, which is
+        drawn from the prior (for linear models the draws then vary like the posterior: Newton, Polson and Xu,
         "Weighted Bayesian bootstrap for scalable posterior distributions", Canadian Journal of Statistics 49, 2021;
-        Osband and others, "Randomized prior functions for deep reinforcement learning", 2018). The factor is that of
-        Hesterberg's expanded interval ("What teachers should know about the bootstrap", The American Statistician 69, 2015).
+        Osband and others, "Randomized prior functions for deep reinforcement learning", 2018). The draws are widened by
+        the factor of Hesterberg's expanded interval ("What teachers should know about the bootstrap", The American
+        Statistician 69, 2015).
         """
         basis, offset, penalty = self.basis(candidate)
         if not basis.shape[1]:
@@ -272,15 +277,17 @@ class Fitter:
 
 
 def _expanded(groups: int) -> float:
-    """How much wider the 95 % interval of a mean of so many numbers is than its bootstrap's: Student's quantile for the
-    normal one, and their variance over groups - 1."""
+    """The factor by which the 95 % interval of a mean of so many numbers is wider than its bootstrap interval.
+
+    It is the ratio of Student's quantile to the normal quantile, times sqrt(groups / (groups - 1)).
+    """
     from scipy.special import stdtrit
 
     return float(stdtrit(groups - 1, 0.975) / stdtrit(np.inf, 0.975) * np.sqrt(groups / (groups - 1)))
 
 
 def _spun(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The keys, mixed: row numbers are keys too, and must not fall into folds in their order."""
+    """A hash of the keys: keys may be row numbers, and consecutive rows must not go to folds in order."""
     with np.errstate(over="ignore"):
         z = (keys + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
         z ^= z >> np.uint64(27)

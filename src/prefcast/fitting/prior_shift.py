@@ -1,4 +1,4 @@
-"""Moving a fitted link to where ties are more or less frequent: how frequent they are there, and how far the tie level moves."""
+"""Adjusting a fitted link to data with another share of ties: estimates that share, and how far the tie level moves."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["check_share", "drawn_ties", "labelled_ties", "share_of_ties", "shift
 
 Floats = NDArray[np.float64]
 
-# Davidson and Rao-Kupper level apart, a prior moves by so much at most.
+# The largest change of the tie level.
 _WIDEST_SHIFT = 20.0
-# An estimated share of ties whose 95 % interval is wider than this is no estimate.
+# An estimated share of ties is refused if its 95 % interval is wider than this.
 _WIDEST_SHARE = 0.3
 _TARGET_ROWS = 5000
 
 
 def drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floats:
-    """Tie probabilities (draws, n) of the first pairs that can be forecast, under each draw of the link."""
+    """Tie probabilities (draws, n) under each draw of the link, for the first n pairs that can be forecast."""
     found: list[Floats] = []
     count = 0
     for chunk in pieces(pairs):
@@ -45,7 +45,7 @@ def drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floa
 
 
 def labelled_ties(found: Fit, evidence: LabelledEvidence, seed: int) -> Floats:
-    """Each draw's mean tie probability (draws,) of labelled rows drawn anew, of a block of them where they are many."""
+    """For each draw of the link, the mean tie probability (draws,) of a bootstrap sample of the first labelled rows."""
     rows = next(evidence.table.blocks(_TARGET_ROWS))
     m, t = (rows[:, [evidence.place[name] for name in part]] for part in (found.link.margin, found.link.tie))
     rng = np.random.default_rng(seed)
@@ -54,12 +54,15 @@ def labelled_ties(found: Fit, evidence: LabelledEvidence, seed: int) -> Floats:
 
 
 def share_of_ties(ties: Floats, labelled: Floats, seed: int) -> tuple[float, float, float]:
-    """The share of ties where only forecasts are known, with a 95 % interval: the likelihood of a share given tie
-    probabilities made for another (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a
-    priori probabilities", Neural Computation 14, 2002), averaged over the draws `ties` (draws, n) of the link. `labelled` (draws,) is each draw's share among the labelled
-    rows: a draw with a higher tie level has more ties there too, and only the difference counts.
+    """The share of ties in unlabelled data, with a 95 % interval, estimated from forecasts.
 
-    Raises UsageError where the interval is wide: then the forecasts do not tell ties apart well enough.
+    `ties` (draws, n) are the tie probabilities under each draw of the link. The estimate uses the likelihood of a share
+    given tie probabilities that were made for another share (Saerens, Latinne and Decaestecker, "Adjusting the outputs
+    of a classifier to new a priori probabilities", Neural Computation 14, 2002), averaged over the draws. `labelled`
+    (draws,) is the share among the labelled rows in each draw: a draw with a higher tie level has more ties there too,
+    so only the difference between the two matters.
+
+    Raises UsageError if the interval is too wide, that is, if the forecasts do not predict ties well enough.
     """
     shares = np.linspace(0.002, 0.998, 250)
     rng, sampled = np.random.default_rng(seed), []
@@ -73,27 +76,32 @@ def share_of_ties(ties: Floats, labelled: Floats, seed: int) -> tuple[float, flo
     low, high = np.quantile(every, [0.025, 0.975]).tolist()
     if high - low > _WIDEST_SHARE:
         raise UsageError(
-            f"--target: the forecasts do not tell ties apart well enough: the share of ties there may be anything from {low:.0%} to "
-            f"{high:.0%}; say it with --target-prior, or fit to more labels"
+            "--target: the forecasts do not predict ties well enough to estimate the share of ties: its 95 % interval is "
+            f"{low:.0%} to {high:.0%}; give the share with --target-prior, or fit to more labels"
         )
     return float(np.median(every)), low, high
 
 
 def check_share(labelled: float) -> None:
     if not 0 < labelled < 1:
-        raise UsageError(f"the labels' share of ties is {labelled:g}: it says nothing about ties that could be moved")
+        raise UsageError(
+            f"the share of ties among the labels is {labelled:g}; expected a share between 0 and 1 to adjust the tie level"
+        )
 
 
 def _moved(tie: Floats, before: float, after: float) -> Floats:
-    """Tie probabilities (n,) once the share of ties is `after` instead of `before` (Bayes' rule)."""
+    """Tie probabilities (n,) if the share of ties is `after` instead of `before`, by Bayes' rule."""
     up, down = tie * after / before, (1 - tie) * (1 - after) / (1 - before)
     moved: Floats = up / (up + down)
     return moved
 
 
 def shift(found: Fit, evidence: LabelledEvidence, share: float) -> float:
-    """How far the tie level moves when the share of ties is another: for Davidson's model Bayes' rule says so, for
-    Rao and Kupper's the mean tie probability of the labelled rows becomes what Bayes' rule makes of it."""
+    """The change of the tie level for another `share` of ties.
+
+    For Davidson's model it follows from Bayes' rule. For Rao and Kupper's model it is the change that gives the
+    labelled rows the mean tie probability that Bayes' rule gives.
+    """
     before = found.shares[Outcome.TIE]
     check_share(before)
     odds = float(np.log(share / (1 - share)) - np.log(before / (1 - before)))
@@ -104,7 +112,7 @@ def shift(found: Fit, evidence: LabelledEvidence, share: float) -> float:
     places = [[evidence.place[name] for name in part] for part in (found.link.margin, found.link.tie)]
 
     def ties(by: float) -> Floats:
-        """The tie probabilities (n,) of all labelled rows with the level moved."""
+        """The tie probabilities (n,) of all labelled rows with `by` added to the tie level."""
         link = found.link.shifted(by)
         blocks = ((rows[:, places[0]], rows[:, places[1]]) for rows in evidence.table.blocks())
         return np.concatenate([link.probabilities(m, t)[:, Outcome.TIE] for m, t in blocks])

@@ -1,7 +1,7 @@
-"""Choosing and fitting a link: from evidence and votes to the outcome model that cross-validation bears out.
+"""Choosing and fitting a link by cross-validation.
 
-Candidates stand in order, simple to rich; a richer one is taken only where it beats the best so far out of fold by
-more than the standard error of the difference, so a link never does harm that the labels could have shown.
+The candidates are tried in order, from simple to complex. A more complex one is taken only if its log loss out of fold
+is lower than that of the best so far by more than the standard error of the difference.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate as cross-validation saw it: `gain` is how much lower its log loss is than that of `over`, the best
-    before it; `error` the standard error of that gain."""
+    """The cross-validation of a candidate: `gain` is the log loss of `over`, the best before it, minus its own log loss;
+    `error` is the standard error of that gain."""
 
     name: str
     log_loss: float
@@ -38,11 +38,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Fit:
-    """The chosen link and what speaks for it.
+    """The chosen link and the results that led to the choice.
 
-    `rows` have `votes` labels in `groups` first prompts, `shares` of the outcomes. `log_loss` is the chosen link's out of
-    fold on `validated` rows, `gain` that of the prior less it, paired; `useful` says whether the gain's interval
-    excludes 0. `members` are the scorers with a part in it, `useless` those that added nothing.
+    `rows` have `votes` votes in `groups` first prompts; `shares` are the shares of the outcomes. `log_loss` is that of
+    the chosen link out of fold on `validated` rows; `gain` is the log loss of the prior minus it, paired. `useful`
+    says whether the interval of the gain is above 0. `members` are the scorers that the link uses, `useless` those
+    that do not improve it.
     """
 
     link: Link
@@ -66,9 +67,9 @@ class Fit:
 
 
 def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> Fit:
-    """The link of `data` that cross-validation grouped by first prompt bears out.
+    """Choose the link of `data` by cross-validation grouped by first prompt, and fit it.
 
-    Raises FitError where there are fewer than LEAST_LABELS rows or a fit does not converge.
+    Raises FitError if there are fewer than LEAST_LABELS rows or a fit does not converge.
     """
     fitter = Fitter(data)
     weights = fitter.votes.sum(axis=1)
@@ -76,7 +77,7 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
     logs: dict[Candidate, Floats] = {}
 
     def loss(candidate: Candidate) -> Floats:
-        """Row losses (n,), summed over a row's votes, of the candidate out of fold."""
+        """Losses (n,) of the candidate out of fold, each summed over the votes of a row."""
         if candidate not in losses:
             log_p = fitter.out_of_fold(candidate)
             logs[candidate] = log_p
@@ -86,8 +87,8 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
     def better(candidate: Candidate, best: Candidate) -> Trial:
         gain, error = paired_error(loss(best), loss(candidate), weights, fitter.keys)
         value = float(loss(candidate).sum() / weights.sum())
-        # Against the prior half of that will do: the penalty keeps a link of worthless evidence near it, and the
-        # interval of the gain says whether there is something.
+        # Half the standard error is enough against the prior: the penalty keeps the link of worthless evidence near the
+        # prior, and the interval of the gain shows whether the evidence helps.
         return Trial(candidate.name, value, best.name, gain, error, bool(gain > (error / 2 if best.blank else error)))
 
     prior = Candidate("prior", "davidson", (0,), blank=True)
@@ -135,20 +136,20 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
 
 
 def davidson_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> Link:
-    """Davidson's model of all members' evidence with the draws of its bootstrap, chosen or not."""
+    """Davidson's model of the evidence of all members, with the draws of its bootstrap, without selection."""
     return Fitter(data).link(Candidate("davidson", "davidson", tuple(range(data.members))), repeats, seed)
 
 
 def cross_fitted(data: LabelledEvidence, members: tuple[int, ...]) -> Floats:
-    """Probabilities (n, 3) by Davidson's model of these members' evidence, each row's by a fit to the other folds.
+    """Probabilities (n, 3) by Davidson's model of the evidence of these members, each row by a fit to the other folds.
 
-    Beyond 200,000 rows they are those of a sample.
+    With more than 200,000 rows the result is for a sample of the rows.
     """
     return np.exp(Fitter(data).out_of_fold(Candidate("davidson", "davidson", members)))
 
 
 def _ladder(fitter: Fitter, members: tuple[int, ...], first: Candidate | None) -> list[Candidate]:
-    """The candidates after the first, simple to rich."""
+    """The candidates after the first, from simple to complex."""
     data = fitter.data
     ladder = [] if first is None else [first]
     tie_varies = any(fitter.varies[data.place[f"tie:{member}"]] for member in members)
@@ -165,8 +166,11 @@ def _ladder(fitter: Fitter, members: tuple[int, ...], first: Candidate | None) -
 def _members(
     fitter: Fitter, loss: Callable[[Candidate], Floats], trials: list[Trial]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The members of the ensemble: the best one, then whichever helps most, while it helps by more than the standard
-    error and has a positive weight; and those that are left."""
+    """The members of the ensemble, and the scorers that are left out.
+
+    The best scorer is first. The scorer that helps most is added as long as its gain is above the standard error and
+    its weight is positive.
+    """
     rest = list(range(fitter.data.members))
     if len(rest) == 1:
         return (0,), ()

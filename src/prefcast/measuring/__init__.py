@@ -1,1 +1,1 @@
-"""How good forecasts are, and what they say of systems."""
+"""Measuring forecasts against labels, comparing systems, and ranking models."""

@@ -1,4 +1,4 @@
-"""Two systems that answered the same prompts, without labels: which would people prefer, and how sure is that."""
+"""Comparing two systems that answered the same prompts, without labels: which one people would prefer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KINDS = ("turns", "length of both answers", "language of the prompt", "prompt a
 
 @dataclass(frozen=True)
 class Example:
-    """A pair whose forecast is among the most decided."""
+    """A pair whose forecast is among the clearest."""
 
     pair: Pair
     probabilities: tuple[float, float, float]
@@ -40,8 +40,10 @@ class Example:
 
 @dataclass(frozen=True)
 class SystemSlice:
-    """The prompts of one kind: `net` is RIGHT's win rate less its loss rate; the interval covers the choice of prompts
-    and the link, not the forecaster's bias."""
+    """The prompts of one kind: `net` is RIGHT's win rate minus its loss rate.
+
+    The interval covers the choice of prompts and the link, but not the bias of the forecaster.
+    """
 
     kind: str
     name: str
@@ -54,9 +56,9 @@ class SystemSlice:
 class Comparison:
     """Expected rates of RIGHT (B) against LEFT (A) over `n` prompts.
 
-    `net` is win less loss. The intervals cover which prompts were asked (bootstrap over first prompts), the link that was
-    fitted (its draws) and, where `calibrated`, how far this forecaster is off for whole systems (`Calibration`); `bias`
-    holds that in standard deviations. `verdict` is `right`, `left` or `none`: whether the interval of `net` excludes 0.
+    `net` is win minus loss. The intervals cover the choice of prompts (bootstrap over first prompts), the fitted link
+    (its draws) and, if `calibrated`, the error of this forecaster for a whole system (`Calibration`), whose standard
+    deviations are in `bias`. `verdict` is `right` or `left` if the interval of `net` excludes 0, otherwise `none`.
     """
 
     left: str
@@ -76,7 +78,7 @@ class Comparison:
     first_error: RowError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form; examples by their ids."""
+        """The fields as JSON types; examples are given by their ids."""
         plain = {name: value for name, value in vars(self).items() if name not in ("examples", "first_error", "slices")}
         plain |= {name: asdict(getattr(self, name)) for name in ("win", "loss", "tie", "net")}
         plain["slices"] = [asdict(part) for part in self.slices]
@@ -97,9 +99,9 @@ def compare(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Comparison:
-    """Forecast pairs of LEFT's (A) and RIGHT's (B) answers, and sum them up; `writer` gets the forecasts.
+    """Forecast pairs of LEFT's (A) and RIGHT's (B) answers and compare the systems; `writer` receives the forecasts.
 
-    Raises UsageError where no pair could be forecast.
+    Raises UsageError if no pair could be forecast.
     """
     tally = _Tally(forecaster, repeats, seed)
     for chunk in pieces(pairs):
@@ -115,7 +117,7 @@ def compare(
 
 
 def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
-    """Two columns (repeats,) of standard normal quantiles in an order that was drawn: symmetric around 0."""
+    """Two arrays (repeats,) of standard normal quantiles in random order; each is symmetric around 0."""
     from scipy.special import ndtri
 
     quantiles = ndtri((np.arange(repeats) + 0.5) / repeats)
@@ -124,7 +126,7 @@ def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
 
 
 class _Tally:
-    """Sums over prompts, in every draw of prompts and link."""
+    """Sums over prompts, for every draw of prompts and link."""
 
     def __init__(self, forecaster: Forecaster, repeats: int, seed: int) -> None:
         self._link, self._calibration = forecaster.link, forecaster.calibration
@@ -201,7 +203,7 @@ class _Tally:
         net = rates[:, Outcome.B] - rates[:, Outcome.A]
         tie = rates[:, Outcome.TIE]
         if calibration is not None:
-            # The draws follow the sides, so that exchanging the systems mirrors the interval exactly.
+            # The sign depends on the side, so that exchanging the systems mirrors the interval exactly.
             side = 1.0 if self._total[Outcome.B] >= self._total[Outcome.A] else -1.0
             of_net, of_tie = _normal_draws(self._repeats, self._seed)
             net = net + side * calibration.net * of_net

@@ -1,4 +1,4 @@
-"""What a lower precision costs: the same pairs scored twice."""
+"""Drift: how a lower precision changes the scores of the same pairs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LEAST_LABELS = 30
 
 @dataclass(frozen=True)
 class Drift:
-    """How margins moved over n pairs: mean and largest absolute change, beside the margins' own spread (standard
-    deviation), correlation, and the share of pairs whose margin changed its sign.
+    """How the margins of n pairs changed: `mean` and `largest` absolute change, `spread` (the standard deviation of the
+    margins before), `correlation`, and `flipped` (the share of pairs whose margin changed its sign).
 
-    `log_loss_before`, `log_loss_after` and `log_loss_change` (a paired bootstrap interval over prompts) are there where
-    at least 30 pairs have labels; `link` says how margins became probabilities.
+    `log_loss_before`, `log_loss_after` and `log_loss_change` (with a paired bootstrap interval over prompts) are None
+    if fewer than 30 pairs have labels. `link` says how margins were turned into probabilities.
     """
 
     n: int
@@ -49,17 +49,18 @@ def measure_drift(
 ) -> Drift:
     """Score `pairs` with the unquantised scorer `before` and with `after`.
 
-    Without `outcome`, margins become probabilities by a Davidson model fitted to the unquantised margins of these same
-    pairs, for both. `before` is closed on the way. Raises UsageError if no pair could be scored by both.
+    Without `outcome`, both margins are turned into probabilities by a Davidson model that is fitted to the unquantised
+    margins of the same pairs. `before` is closed before `after` is used. Raises UsageError if no pair could be scored
+    by both.
     """
     read = [read_pair(pair, budget, before)[0] for pair in pairs]
     first = before.evidence(read)
-    # One after the other: together they may not fit a device.
+    # Both together may not fit on a device.
     before.close()
     second = after.evidence(read)
     good = np.flatnonzero(np.isfinite(first.margin) & np.isfinite(second.margin))
     if not len(good):
-        raise UsageError("no pair could be scored in both precisions; prefcast score names the faults")
+        raise UsageError("no pair could be scored in both precisions; prefcast score shows the errors")
     x, y = first.margin[good], second.margin[good]
     kept = [pairs[index] for index in good.tolist()]
     change = np.abs(y - x)
@@ -92,9 +93,9 @@ Losses = tuple[NDArray[np.float64], NDArray[np.float64]]
 def _losses(
     before: Evidence, after: Evidence, pairs: Sequence[Pair], labelled: NDArray[np.bool_], outcome: OutcomeModel | None
 ) -> tuple[Losses | None, str]:
-    """The log loss of each labelled pair with either evidence, and by which link; or None and why not."""
+    """The log losses of the labelled pairs before and after, and the link used; or None and the reason."""
     if labelled.sum() < _LEAST_LABELS:
-        return None, f"no log loss: it takes {_LEAST_LABELS} labelled pairs, there are {labelled.sum()}"
+        return None, f"no log loss: it needs {_LEAST_LABELS} labelled pairs, there are {labelled.sum()}"
     outcomes = np.array([int(pair.outcome) for pair in pairs if pair.outcome is not None])
     (margin, tie), (other_margin, other_tie) = (tuple(part[labelled] for part in each) for each in (before, after))
     link = "with the forecaster's outcome model"

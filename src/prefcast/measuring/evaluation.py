@@ -1,4 +1,4 @@
-"""Measuring forecasts: from forecasts or files of them, and labels, to an Evaluation."""
+"""Evaluation: measures forecasts, made here or read from a file, against labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefcast.forecasts.predictions import Forecasts, Writer
 from prefcast.forecasts.resolve import Choice, check_columns, resolve
 from prefcast.forecasts.scores import score_blocks
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
-from prefcast.measuring.metrics.measure import FOLDS, Rows, measure
+from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
 from prefcast.measuring.metrics.slices import KINDS, Slicer
 from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.bootstrap import REPEATS
@@ -50,14 +50,14 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-# Exchanging A and B is tried on so many rows; a forecaster that depends on the order shows it soon.
+# The exchange of A and B is tried on so many rows, which is enough to detect a dependence on the order.
 _SWAPPED = 256
 _LENGTH_PENALTY = np.array([1.0, 0.1, 1.0])
 
 
 @dataclass(frozen=True)
 class Surprise:
-    """A labelled pair that the forecast thought unlikely, with its probabilities and what that cost."""
+    """A labelled pair whose outcome had a low probability, with the probabilities and the log loss."""
 
     pair: Pair
     probabilities: tuple[float, float, float]
@@ -65,16 +65,21 @@ class Surprise:
 
 
 class Measured:
-    """Forecasts with their labels, as they go by.
+    """Collects forecasts with their labels and measures them.
 
-    `surprises` keeps so many rows with the largest log loss. `against` is another forecast of the same rows, found by
-    id.
+    `surprises` is the number of rows with the largest log loss to keep. `against` is another forecast of the same rows,
+    which are matched by id.
     """
 
     def __init__(self, *, surprises: int = 0, against: tuple[str, Predictions] | None = None) -> None:
         self._slicer = Slicer()
         self._length = LengthScorer()
-        names = [*Rows.COLUMNS, "length", *(f"slice:{kind}" for kind in KINDS), *(f"other_{name}" for name in NAMES)]
+        names = [
+            *MeasuredRows.COLUMNS,
+            "length",
+            *(f"slice:{kind}" for kind in KINDS),
+            *(f"other_{name}" for name in NAMES),
+        ]
         self._table = Columns(names)
         self._against = against
         self._most = surprises
@@ -86,7 +91,7 @@ class Measured:
         self.first_error: RowError | None = None
 
     def add(self, forecasts: Forecasts) -> None:
-        """Take forecasts of pairs, labelled or not."""
+        """Collect forecasts of pairs, labelled or not."""
         good: list[int] = []
         for index, (pair, error) in enumerate(zip(forecasts.pairs, forecasts.errors, strict=True)):
             if error is not None or pair is None:
@@ -103,7 +108,7 @@ class Measured:
         self.add_pairs(pairs, forecasts.probabilities[good], [*map(self._slicer.codes, pairs, truncations)])
 
     def add_pairs(self, pairs: Sequence[Pair], p: Floats, codes: Sequence[Sequence[float]] | None = None) -> None:
-        """Take the probabilities (n, 3) of labelled pairs."""
+        """Collect the probabilities (n, 3) of labelled pairs."""
         if not pairs:
             return
         codes = codes if codes is not None else [self._slicer.codes(pair, None) for pair in pairs]
@@ -119,7 +124,7 @@ class Measured:
             self._swapped += list(zip(pairs, p, strict=True))[: _SWAPPED - len(self._swapped)]
 
     def add_rows(self, p: Floats, y: NDArray[np.int64], keys: NDArray[np.uint64], other: Floats | None) -> None:
-        """Take probabilities (n, 3), labels (n,) and group keys (n,) of rows without texts."""
+        """Collect probabilities (n, 3), labels (n,) and group keys (n,) of rows without texts."""
         self._texts = False
         blank = np.full((len(p), 1 + len(KINDS)), -1.0)
         other = np.full((len(p), 3), np.nan) if other is None else other
@@ -135,11 +140,11 @@ class Measured:
                 (heapq.heappush if len(self._heap) < self._most else heapq.heappushpop)(self._heap, item)
 
     def try_swapped(self, forecaster: Forecaster) -> None:
-        """Forecast the first rows with A and B exchanged, and see what changes."""
+        """Forecast the first rows again with A and B exchanged, and measure the change."""
         if not self._swapped:
             return
         if forecaster.scorer.brought:
-            return  # scores that are brought are those of one order
+            return  # given scores exist for one order only
         again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
         good = [index for index, error in enumerate(again.errors) if error is None]
         before = np.array([self._swapped[index][1] for index in good]).reshape(-1, 3)
@@ -147,11 +152,11 @@ class Measured:
 
     @property
     def surprises(self) -> list[Surprise]:
-        """The most surprising rows, the worst first."""
+        """The rows with the largest log loss, the largest first."""
         return [item for _, _, item in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))]
 
     def evaluation(self, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
-        """The figures of all that went by. Raises UsageError where no row has both a forecast and a label."""
+        """The figures of all collected rows. Raises UsageError if no row has both a forecast and a label."""
         if not len(self._table):
             raise UsageError(
                 f"nothing to evaluate: of {self.rows} rows {self.failed} failed and {self.unlabelled} have no label ({LABEL_COLUMNS})"
@@ -159,14 +164,14 @@ class Measured:
             )
         other = None if self._against is None else "other"
         if self._texts:
-            rows = Rows(self._with_lengths(), ("length",), other, self._slicer.names)
+            rows = MeasuredRows(self._with_lengths(), ("length",), other, self._slicer.names)
         else:
-            rows = Rows(self._table, (), other, {}, self.resampled)
+            rows = MeasuredRows(self._table, (), other, {}, self.resampled)
         found = measure(rows, repeats=repeats, seed=seed)
         against = found.against
         if self._against is not None:
             if against is None:
-                raise UsageError(f"{self._against[0]}: has none of the ids that were measured; nothing to compare")
+                raise UsageError(f"{self._against[0]}: nothing to compare: the file has none of the measured ids")
             against = replace(against, name=self._against[0])
         return replace(
             found,
@@ -180,7 +185,7 @@ class Measured:
     resampled = "rows"
 
     def _with_lengths(self) -> Columns:
-        """The table with the probabilities of a Davidson link on the answers' lengths, each fold's fitted on the others."""
+        """The table with the probabilities of a Davidson link on the lengths of the answers, fitted out of fold."""
         place = {name: index for index, name in enumerate(self._table.names)}
 
         def block_of(rows: Floats) -> Block:
@@ -218,7 +223,7 @@ class Measured:
 
 
 class Rehearsal:
-    """A writer that passes forecasts on and keeps what it takes to measure them."""
+    """A writer that passes forecasts on and collects them to measure them."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -229,12 +234,12 @@ class Rehearsal:
         self._measured.add(forecasts)
 
     def evaluation(self) -> Evaluation:
-        """The figures of all forecasts that went by and have a label."""
+        """The figures of all forecasts with a label."""
         return self._measured.evaluation()
 
 
 def swap_of(before: Floats, after: Floats) -> Swap | None:
-    """What an exchange of A and B did: `before` (n, 3), and `after` (n, 3) of the exchanged rows."""
+    """The effect of exchanging A and B: probabilities `before` (n, 3), and `after` (n, 3) of the exchanged rows."""
     if not len(before):
         return None
     back = after[:, [Outcome.B, Outcome.A, Outcome.TIE]]
@@ -253,11 +258,11 @@ def measured_forecasts(
     surprises: int = 0,
     against: tuple[str, Predictions] | None = None,
 ) -> Measured:
-    """Forecast labelled pairs and keep what it takes to measure that, A and B exchanged on some rows included."""
+    """Forecast labelled pairs and collect the forecasts, and try the exchange of A and B on some rows."""
     measured, tally = Measured(surprises=surprises, against=against), Tally()
     with opened_pairs(source, columns, cells) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
-            raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({LABEL_COLUMNS})")
+            raise UsageError(f"{pairs.name}: nothing to evaluate: the file has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
             measured.add(forecasts)
     measured.restored = tally.restored
@@ -279,7 +284,7 @@ def evaluate(
 ) -> Evaluation:
     """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
 
-    Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
+    Rows that fail and rows without a label are counted and left out. Raises UsageError if no row is left.
     """
     choice = Choice(model, forecaster, budget=budget, preset=preset)
     with ready(resolve(choice), running) as chosen:
@@ -294,10 +299,9 @@ def measured_predictions(
     against: tuple[str, Predictions] | None = None,
     swapped: Predictions | None = None,
 ) -> Measured:
-    """Keep what it takes to measure the forecasts of a file against the labels of `labelled` (joined by id) or,
-    without it, their own. `swapped` are forecasts of the same rows with A and B exchanged.
+    """Collect the forecasts of a file with the labels of `labelled`, joined by id, or with the labels of the file.
 
-    Raises FileError if a labelled row has no prediction.
+    `swapped` are forecasts of the same rows with A and B exchanged. Raises FileError if a labelled row has no forecast.
     """
     measured = Measured(surprises=surprises, against=against)
     if labelled is None:
@@ -317,7 +321,7 @@ def measured_predictions(
             if swapped is not None:
                 exchanged.append((block.probabilities, swapped.rows_of(block.ids)))
         if measured.unlabelled == measured.rows:
-            raise UsageError("the predictions hold no label of their own; name the file of labelled pairs as well")
+            raise UsageError("the file of predictions has no labels; name the file of labelled pairs as well")
         if exchanged:
             measured.swap = _both(*map(np.concatenate, zip(*exchanged, strict=True)))
         return measured
@@ -354,9 +358,9 @@ def measured_predictions(
 def measured_scores(
     path: str | os.PathLike[str], forecaster: Forecaster, *, against: tuple[str, Predictions] | None = None
 ) -> Measured:
-    """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
+    """Forecast from a file of scores with labels, and collect the forecasts."""
     if not forecaster.scorer.brought or forecaster.scorer.members():
-        raise UsageError("the forecaster needs the texts beside the scores: name the file of labelled pairs as well")
+        raise UsageError("the forecaster needs the texts as well as the scores: name the file of labelled pairs")
     measured = Measured(against=against)
     for block in score_blocks(path):
         check_columns(forecaster.scorer, block.columns, path)
@@ -388,13 +392,13 @@ def evaluate_predictions(
 def rehearsal_rows(
     stub: str, train: str, columns: Mapping[str, str] | None, cells: str
 ) -> Iterable[Pair | RowError] | None:
-    """The first 1,000 rows of `train` if `stub` is the competition's public test file of exactly three rows, otherwise
-    None.
+    """The first 1,000 rows of `train` if `stub` has exactly three rows, as the competition's public test file has;
+    otherwise None.
 
-    Raises UsageError if `train` cannot have labels or the stub is standard input, which can be read only once.
+    Raises UsageError if `train` has no label columns or `stub` is standard input, which can be read only once.
     """
     if stub == "-":
-        raise UsageError("--rehearse must look at the file first; standard input can be read only once")
+        raise UsageError("--rehearse reads the input twice, and standard input can be read only once; name a file")
     labelled = open_pairs(train, columns=columns, cells=cells)
     if not labelled.may_have_labels:
         labelled.close()

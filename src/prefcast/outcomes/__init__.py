@@ -1,1 +1,1 @@
-"""From evidence to probabilities, and the statistics of many rows."""
+"""Outcome models, which turn evidence into probabilities, and statistics over many rows."""

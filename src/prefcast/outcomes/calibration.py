@@ -1,8 +1,9 @@
-"""How far a forecaster may be off for a whole system: its calibration error, measured on labelled rows out of fold.
+"""The error of a forecaster for a whole system, measured on labelled rows out of fold.
 
-A forecaster's sampling noise averages out over a thousand prompts; a taste that people do not share (for long answers,
-say) does not, because all answers of one system have it. Where labelled rows name the models, that is measured as a
-variance between models; otherwise the expected calibration error stands in.
+Errors that are independent between prompts average out over many prompts. A bias does not: a forecaster that prefers
+long answers more than people do is wrong about every answer of a system whose answers are long. Where the labelled
+rows name the models, the bias is measured as a variance between models; otherwise the expected calibration error is
+used in its place.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ __all__ = ["BINS", "Calibration", "folded_normal_mean", "measure_calibration"]
 
 Floats = NDArray[np.float64]
 
-# Bins of equal mass in the expected calibration error.
+# The number of bins of equal mass in the expected calibration error.
 BINS = 10
-# Fewer pairs of rows that share a model say too little about differences between models.
+# The variance between models is estimated only from at least so many pairs of rows that share a model.
 _LEAST_PAIRS = 2000
 _LEAST_CHANCE = 1e-200
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Standard deviations of the forecaster's error in two rates of a pair of systems: `net`, the win rate less the
-    loss rate, and `tie`. `source` says how they were measured: between `models`, or from the `bins` of the expected
-    calibration error."""
+    """Standard deviations of the forecaster's error in two rates of a pair of systems: `net` (the win rate minus the
+    loss rate) and `tie`.
+
+    `source` names the method: `models` (the variance between models) or `bins` (the expected calibration error).
+    """
 
     net: float
     tie: float
@@ -41,13 +44,13 @@ class Calibration:
 def measure_calibration(
     probabilities: Floats, votes: Floats, keys: NDArray[np.uint64], model_a: Floats, model_b: Floats
 ) -> Calibration:
-    """The calibration of out-of-fold `probabilities` (n, 3) against `votes` (n, 3); `model_a`, `model_b` (n,) are
-    numbers of the models, nan where unknown.
+    """The calibration of out-of-fold `probabilities` (n, 3) against `votes` (n, 3).
 
-    With u a model's own bias, a row's residual is u_b - u_a plus noise that is independent between prompts; the
-    variance of u is the mean product of residuals of rows that share a model (method of moments, as in DerSimonian and Laird,
-    1986, for one-way effects), and what it may be in spite of that estimate (`_expected_variance`). Two systems differ by
-    two such biases.
+    `model_a` and `model_b` (n,) are numbers that identify the models, nan where unknown. With u the bias of a model, the
+    residual of a row is u_b - u_a plus noise that is independent between prompts. The moment estimate of the variance
+    of u is the mean product of residuals of rows that share a model (as in DerSimonian and Laird, 1986, for one-way
+    effects). `_expected_variance` adds the uncertainty of that estimate. The error for two systems is the difference
+    of two biases, which has twice the variance.
     """
     error = _expected_calibration_error(probabilities, votes)
     weights = votes.sum(axis=1)
@@ -68,14 +71,14 @@ def measure_calibration(
 def _variance(
     residual: Floats, a: NDArray[np.int64], b: NDArray[np.int64], sign: int, models: int, keys: NDArray[np.uint64]
 ) -> float | None:
-    """The expected variance between models; None where too few rows share one.
+    """The expected variance between models; None if too few rows share a model.
 
-    Rows of one prompt are left out of the products: what they share may be the prompt.
+    Products of two rows of the same prompt are left out: their residuals may be alike because of the prompt.
     """
     if not len(residual):
         return None
     total, pairs = _products(residual, a, b, sign, models)
-    # Within one prompt: the same sums over (prompt, model).
+    # The products within one prompt: the same sums over (prompt, model).
     _, prompt = np.unique(keys, return_inverse=True)
     cells, inner = np.unique(np.concatenate([prompt * models + a, prompt * models + b]), return_inverse=True)
     inner_a, inner_b = np.split(inner, 2)
@@ -83,30 +86,31 @@ def _variance(
     if pairs - few < _LEAST_PAIRS:
         return None
     rows = np.bincount(np.concatenate([a, b]), minlength=models).astype(np.float64)
-    # Each model counts as the square of its rows: so many like the largest would say as much.
+    # Each model has as weight the square of its number of rows; this is the effective number of models.
     effective = float((rows**2).sum() ** 2 / (rows**4).sum())
     noise = float((residual**2).mean()) * np.sqrt(effective / (pairs - few))
     return _expected_variance((total - within) / (pairs - few), noise, effective)
 
 
 def _expected_variance(estimate: float, noise: float, models: float) -> float:
-    """What the variance of `models` biases is expected to be, given its moment `estimate`, which may be negative, and
-    the variance `noise` with which each bias is seen.
+    """The expected variance of `models` biases, given its moment `estimate` (which may be negative) and the variance
+    `noise` with which each bias is observed.
 
-    v = variance + noise is at least `noise`, and (estimate + noise) / v is a mean of `models` squared normals; under the
+    v = variance + noise is at least `noise`, and (estimate + noise) / v is a mean of `models` squared normals. Under the
     prior 1 / v the mean of v is a ratio of chi-squared probabilities (Hill, "Inference about variance components in the
-    one-way model", JASA 60, 1965; Box and Tiao, "Bayesian Inference in Statistical Analysis", 1973, section 5.2). So an
-    estimate of 0 from few labels does not say that there is no bias, and few models do not say how large it is.
+    one-way model", JASA 60, 1965; Box and Tiao, "Bayesian Inference in Statistical Analysis", 1973, section 5.2). The
+    result is therefore above 0 even if the estimate is 0, and larger if there are few labels or few models.
     """
     from scipy.special import chdtr
 
-    # The mean is finite from three models on.
+    # The mean is finite for three models or more.
     models = max(models, 3.0)
     total = models * max(estimate + noise, 0.0)
     if noise <= 0:
         return total / (models - 2)
     lower, upper = (float(chdtr(freedom, total / noise)) for freedom in (models - 2, models))
-    # Far below the noise both vanish, and v decays from `noise` on as its power -models / 2 - 1.
+    # Far below the noise both probabilities are 0 in floating point. There the density of v, from `noise` on, is
+    # proportional to v ** (-models / 2 - 1), which gives this mean.
     mean = total / (models - 2) * lower / upper if upper > _LEAST_CHANCE else noise * models / (models - 2)
     return mean - noise
 
@@ -114,19 +118,20 @@ def _expected_variance(estimate: float, noise: float, models: float) -> float:
 def _products(
     residual: Floats, a: NDArray[np.int64], b: NDArray[np.int64], sign: int, models: int
 ) -> tuple[float, float]:
-    """The sum of products of residuals over ordered pairs of different rows that share a model, and how many times the
-    variance that sum is on average."""
+    """The sum of products of residuals over ordered pairs of different rows that share a model, and the factor between
+    the mean of that sum and the variance."""
     sums = np.bincount(b, residual, models) + sign * np.bincount(a, residual, models)
     squares = np.bincount(b, residual**2, models) + np.bincount(a, residual**2, models)
     counts = np.bincount(a, minlength=models) + np.bincount(b, minlength=models)
-    # Two rows of the same two models share both biases: their product counts under each, with twice the variance.
+    # Two rows of the same two models share both biases: their product is counted under each model, with twice the
+    # variance.
     _, together = np.unique(np.minimum(a, b) * models + np.maximum(a, b), return_counts=True)
     times = float((counts * (counts - 1.0)).sum() + 2 * (together * (together - 1.0)).sum())
     return float((sums**2 - squares).sum()), times
 
 
 def _expected_calibration_error(probabilities: Floats, votes: Floats) -> float:
-    """Debiased, averaged over the outcomes, as `metrics.Scores` says, for votes."""
+    """The debiased error of votes, averaged over the outcomes; `metrics.Scores` defines it."""
     weights = votes.sum(axis=1)
     errors = []
     for outcome in Outcome:
@@ -144,7 +149,7 @@ def _expected_calibration_error(probabilities: Floats, votes: Floats) -> float:
 
 
 def folded_normal_mean(mean: ArrayLike, deviation: ArrayLike) -> Floats:
-    """E|X| of X normal with `mean` and `deviation`."""
+    """The mean of |X| for a normal X with `mean` and `deviation`."""
     from scipy.special import erf
 
     mean, deviation = np.asarray(mean, dtype=np.float64), np.asarray(deviation, dtype=np.float64)

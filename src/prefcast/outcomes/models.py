@@ -1,7 +1,7 @@
-"""From evidence to probabilities: (margin, tie) -> (n, 3) in Outcome's order.
+"""Outcome models: from evidence (margin, tie) to probabilities (n, 3) in Outcome's order.
 
-Every model here gives columns A and B by one formula with the margin's sign turned, so exchanging A and B (negating
-the margin) exchanges the columns exactly. None of them knows where the evidence came from.
+Every model computes A and B by one formula with opposite signs of the margin. So exchanging A and B, which negates the
+margin, exchanges the two columns exactly. The models do not depend on the source of the evidence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Floats = NDArray[np.float64]
 
 _COLUMNS = len(Outcome)
 _QUANTILES = (0.025, 0.975)
-# Over all rows, in standardised units: below it some parameter's standard error is above 3, that is, nothing is known.
+# In standardised units, over all rows. Below this value some parameter has a standard error above 3, which is no
+# estimate.
 _LEAST_INFORMATION = 0.1
 
 
@@ -64,8 +65,8 @@ class OutcomeModel(ABC):
 class FittedModel(OutcomeModel):
     """An outcome model with three parameters, fitted by maximum likelihood.
 
-    `scale` turns the margin into log-odds, `level` sets how often people call a tie, `tie_weight` how much the tie
-    evidence moves that.
+    `scale` turns the margin into log-odds, `level` sets how frequent ties are, and `tie_weight` how strongly the tie
+    evidence changes that.
     """
 
     scale: float
@@ -75,7 +76,8 @@ class FittedModel(OutcomeModel):
     @staticmethod
     @abstractmethod
     def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
-        """Log-probabilities (n, 3) of s = scale * margin and t = level + tie_weight * tie; their derivatives by s and by t."""
+        """Log-probabilities (n, 3) given s = scale * margin and t = level + tie_weight * tie, and their derivatives by s
+        and by t, (n, 3) each."""
 
     def _weights(self, margin: Floats, tie: Floats) -> tuple[Floats, Floats, Floats]:
         log_p = self.log_probabilities(self.scale * margin, self.level + self.tie_weight * tie)[0]
@@ -84,11 +86,10 @@ class FittedModel(OutcomeModel):
 
     @classmethod
     def fit(cls, margin: ArrayLike, tie: ArrayLike, outcomes: ArrayLike, weights: ArrayLike | None = None) -> Self:
-        """The maximum-likelihood model of `outcomes` (n,) in Outcome's values given margin and tie, both (n,).
+        """The maximum-likelihood model of `outcomes` (n,), which are Outcome's values, given margin and tie, both (n,).
 
-        `weights` (n,) are non-negative row weights. Where the tie evidence does not vary, tie_weight is 0. Raises
-        FitError when an outcome never occurs, when the margins separate the outcomes, or when the optimiser does not
-        converge.
+        `weights` (n,) are non-negative weights of the rows. tie_weight is 0 if the tie evidence does not vary. Raises
+        FitError if an outcome never occurs, if the margins separate the outcomes, or if the fit does not converge.
         """
         m = np.asarray(margin, dtype=np.float64)
         t = np.asarray(tie, dtype=np.float64)
@@ -105,8 +106,9 @@ class FittedModel(OutcomeModel):
         mass = np.bincount(y, w, _COLUMNS)
         if not mass.all():
             never = ", ".join(outcome.name for outcome in Outcome if not mass[outcome])
-            raise FitError(f"cannot fit {cls.__name__}: among the {len(y)} labels this outcome never occurs: {never}")
-        # Standardised inputs, so that one tolerance suits every reward model's scale. What does not vary has no weight.
+            raise FitError(f"cannot fit {cls.__name__}: this outcome never occurs among the {len(y)} labels: {never}")
+        # The inputs are standardised, so that one tolerance suits the scale of every reward model. A constant column gets
+        # coefficient 0.
         m_unit = float(np.sqrt(np.average(m * m, weights=w)))
         t_mean = float(np.average(t, weights=w))
         t_unit = float(np.sqrt(np.average((t - t_mean) ** 2, weights=w)))
@@ -117,7 +119,7 @@ class FittedModel(OutcomeModel):
         if float(np.linalg.eigvalsh(found.information)[0]) < _LEAST_INFORMATION:
             raise FitError(
                 f"the fit of {cls.__name__} to {len(y)} labels did not converge: the evidence separates the outcomes "
-                "without a mistake, or an outcome is too rare; more labels are needed"
+                "perfectly, or an outcome is too rare; more labels are needed"
             )
         scale, level, tie_weight = found.theta / (m_unit, 1.0, t_unit)
         return cls(float(scale), float(level - tie_weight * t_mean), float(tie_weight))  # type: ignore[call-arg]
@@ -149,7 +151,9 @@ class Davidson(FittedModel):
 
 @dataclass(frozen=True)
 class RaoKupper(FittedModel):
-    """P(A) = sigmoid(s - eta), P(B) = sigmoid(-s - eta), the rest is a tie; eta = softplus(level + tie_weight * tie) > 0.
+    """P(A) = sigmoid(s - eta), P(B) = sigmoid(-s - eta), P(tie) = 1 - P(A) - P(B).
+
+    s = scale * margin, eta = softplus(level + tie_weight * tie) > 0.
 
     Rao and Kupper, "Ties in paired-comparison experiments: a generalization of the Bradley-Terry model", JASA 62 (1967);
     exp(eta) is their theta.
@@ -162,7 +166,7 @@ class RaoKupper(FittedModel):
 
     @staticmethod
     def log_probabilities(s: Floats, t: Floats) -> tuple[Floats, Floats, Floats]:
-        # eta' = sigmoid(t); below -700 exp underflows, and a tie has no mass that a float could hold.
+        # The derivative of eta is sigmoid(t). Below t = -700 exp underflows, and P(tie) is too small for a float.
         t = np.maximum(t, -700.0)
         eta, eta_slope = np.logaddexp(0.0, t), np.exp(-np.logaddexp(0.0, -t))
         log_a, log_b = -np.logaddexp(0.0, eta - s), -np.logaddexp(0.0, eta + s)
@@ -176,10 +180,11 @@ class RaoKupper(FittedModel):
 
 @dataclass(frozen=True)
 class NotebookRule(OutcomeModel):
-    """The notebook's constants: a band of 0.08 is a tie, anything else a softmax with 0.0002 taken for the tie.
+    """The rule of the notebook: a margin below 0.08 in size is a tie; otherwise a softmax from which 0.0002 is taken
+    for the tie.
 
-    The rule has no view of tie evidence. Beyond a gap of about 9.2 the original's subtraction leaves a negative
-    probability; here it is clipped at 0 and the row normalised.
+    The rule ignores the tie evidence. For margins above about 9.2 the subtraction in the notebook gives a negative
+    probability; here it is set to 0 and the row is normalised.
     """
 
     kind: ClassVar[str] = "notebook"
@@ -200,8 +205,11 @@ OUTCOME_MODELS: dict[str, type[Davidson] | type[RaoKupper] | type[NotebookRule]]
 
 @dataclass(frozen=True)
 class Link:
-    """A fitted link in the evidence's own units: `margin` and `tie` name its columns, `theta` (k,) holds their coefficients
-    (margin's, the level, tie's), `draws` (repeats, k) those of the bootstrap over groups."""
+    """A fitted link, in the units of the evidence.
+
+    `margin` and `tie` name its columns. `theta` (k,) holds the coefficients of the margin columns, the level, and the
+    coefficients of the tie columns. `draws` (repeats, k) holds the same for each draw of the bootstrap over groups.
+    """
 
     kind: str
     margin: tuple[str, ...]
@@ -210,14 +218,14 @@ class Link:
     draws: Floats
 
     def probabilities(self, m: Floats, t: Floats) -> Floats:
-        """Probabilities (n, 3) of the columns m (n, p) and t (n, q)."""
+        """Probabilities (n, 3) given the margin columns m (n, p) and the tie columns t (n, q)."""
         p: Floats = np.exp(FITTED_MODELS[self.kind].log_probabilities(*linear(self.theta, m, t))[0])
         return p
 
     def drawn(self, m: Floats, t: Floats) -> Floats:
         """Probabilities (repeats, n, 3) under each draw."""
         p = m.shape[1]
-        # Column by column: what a matrix product says of a row may depend on how many there are.
+        # The columns are summed one by one: the rounding of a matrix product may depend on the number of rows.
         s = sum(self.draws[:, k, None] * m[:, k] for k in range(p))
         tie = self.draws[:, p, None] + sum(self.draws[:, p + 1 + k, None] * t[:, k] for k in range(t.shape[1]))
         s, tie = (np.broadcast_to(part, (len(self.draws), len(m))) for part in (s, tie))
@@ -230,12 +238,12 @@ class Link:
         return drawn_interval(self.drawn(m, t))
 
     def renamed(self, names: Mapping[str, str]) -> Link:
-        """The same with columns under other names."""
+        """The same link with other names of columns."""
         margin, tie = (tuple(names.get(name, name) for name in part) for part in (self.margin, self.tie))
         return Link(self.kind, margin, tie, self.theta, self.draws)
 
     def shifted(self, by: float) -> Link:
-        """The same with the tie level moved."""
+        """The same link with `by` added to the tie level."""
         place = len(self.margin)
         theta, draws = self.theta.copy(), self.draws.copy()
         theta[place] += by
@@ -246,8 +254,8 @@ class Link:
 def drawn_interval(draws: Floats) -> tuple[Floats, Floats]:
     """The 2.5 % and 97.5 % quantiles over the first axis of `draws` (repeats, ...).
 
-    Of B draws the k-th smallest is the k / (B + 1) quantile (Davison and Hinkley, "Bootstrap Methods and their
-    Application", 1997, section 5.2): the interval between NumPy's default ones of 200 draws holds 94 %.
+    The k-th smallest of B draws is the k / (B + 1) quantile (Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997, section 5.2). NumPy's default quantiles of 200 draws would give a 94 % interval.
     """
     low, high = np.quantile(draws, _QUANTILES, axis=0, method="weibull")
     return low, high
@@ -259,10 +267,10 @@ def parameter_names(model: type[OutcomeModel]) -> tuple[str, ...]:
 
 
 def outcome_model(kind: str, parameters: dict[str, float]) -> OutcomeModel:
-    """The outcome model that `kind` and `parameters` (as saved) describe; UsageError if they do not fit."""
+    """The outcome model of this kind with these saved parameters. Raises UsageError if they do not belong together."""
     model = OUTCOME_MODELS.get(kind)
     if model is None:
-        raise UsageError(f"unknown outcome model {kind!r}; there are {', '.join(OUTCOME_MODELS)}")
+        raise UsageError(f"unknown outcome model {kind!r}; the known ones are {', '.join(OUTCOME_MODELS)}")
     names = parameter_names(model)
     if set(parameters) != set(names) or not all(
         isinstance(value, int | float) and np.isfinite(value) for value in parameters.values()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from prefcast.base.files import atomic_file
-from prefcast.errors import UsageError, printable, shown_path
+from prefcast.errors import UsageError, shown_path
+from prefcast.report.terminal import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,28 +27,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE",
-    "DIVERGING",
-    "GREEN",
     "GREY",
     "INK",
-    "ORANGE",
-    "PALETTE",
-    "PURPLE",
     "inline_svg",
     "leaderboard_figure",
     "plot_kind",
     "plot_style",
     "save_figure",
-    "short_name",
     "styled_figure",
 ]
 
-# Okabe and Ito's colours (2008, "Color universal design"): told apart with any colour vision.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+# From Okabe and Ito (2008, "Color universal design"): visible with any colour vision.
+BLUE = "#0072B2"
 INK, GREY = "#222222", "#8A8A8A"
-# Orange to purple through white, told apart with any colour vision.
-DIVERGING = "PuOr"
+# Orange to purple through white: visible with any colour vision.
+_DIVERGING = "PuOr"
 
 _ENDINGS = (".svg", ".png", ".pdf")
 _STYLE: dict[str, Any] = {
@@ -138,23 +131,10 @@ def _render(figure: Figure, file: BinaryIO | io.BytesIO, kind: str) -> None:
         figure.savefig(file, format=kind[1:], metadata=_NOTHING[kind])
 
 
-def short_name(name: str, columns: int = _NAME) -> str:
-    """An untrusted name as a label: one line, nothing invisible, at most `columns` wide (wide characters count
-    double)."""
-    shown, width = "", 0
-    clean = printable(name[: 4 * columns])
-    for character in clean:
-        width += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if width > columns:
-            return f"{shown[:-1]}…"
-        shown += character
-    return shown
-
-
 def leaderboard_figure(board: Leaderboard) -> Figure:
     """Ratings with their 95 % intervals, the best on top; up to 30 models next to a map of the predicted win rates."""
     k = len(board.standings)
-    names = [short_name(standing.model) for standing in board.standings]
+    names = [short(standing.model, _NAME) for standing in board.standings]
     with_map = k <= _HEAT_MAP
     side = max(2.2, 0.27 * k)
     label = 0.075 * max(map(len, names))
@@ -188,7 +168,7 @@ def _ratings(axes: Axes, board: Leaderboard, names: list[str]) -> None:
 
 def _win_rates(figure: Figure, axes: Axes, board: Leaderboard) -> None:
     k = len(board.standings)
-    image = axes.imshow(100 * board.predicted, cmap=DIVERGING, vmin=0, vmax=100, aspect="equal")
+    image = axes.imshow(100 * board.predicted, cmap=_DIVERGING, vmin=0, vmax=100, aspect="equal")
     axes.set_xticks(range(k), [str(place) for place in range(1, k + 1)])
     axes.tick_params(length=0, labelleft=False)
     axes.spines[:].set_visible(False)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefcast.measuring.metrics import HISTOGRAM
-from prefcast.report.plots import BLUE, GREY, INK, inline_svg, plot_style, short_name, styled_figure
+from prefcast.report.plots import BLUE, GREY, INK, inline_svg, plot_style, styled_figure
+from prefcast.report.terminal import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from prefcast.measuring.metrics import Baseline, Bin, Figure, Slice
 
-__all__ = ["ladder_svg", "margins_svg", "page_svg", "reliability_svg", "slice_range", "slices_svg"]
+__all__ = ["ladder_svg", "margins_svg", "reliability_svg", "slice_range", "slices_svg"]
 
 # What a figure is drawn in, and what the page calls it.
 _MUTED, _GRID = "#777777", "#DDDDDD"
@@ -36,7 +37,7 @@ _LABEL = 21
 _LEFT, _RIGHT = 0.42, 0.97
 
 
-def page_svg(figure: Drawing, name: str) -> str:
+def _page_svg(figure: Drawing, name: str) -> str:
     """A figure as an `<svg>` element in the colours of the page; `name` (letters) sets its ids apart from others'."""
     with plot_style():
         text = inline_svg(figure)
@@ -82,7 +83,7 @@ def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -
         for place, (_, found) in enumerate(rungs):
             last = place == len(rungs) - 1
             _interval(axes, found, place, BLUE if last else _MUTED)
-        axes.set_yticks(range(len(rungs)), [short_name(label, 18) for label, _ in rungs])
+        axes.set_yticks(range(len(rungs)), [short(label, 18) for label, _ in rungs])
         axes.get_yticklabels()[-1].set_color(BLUE)
         axes.set_ylim(len(rungs) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
@@ -90,7 +91,7 @@ def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -
         axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("log loss (further left is better)")
-        return page_svg(figure, "ladder")
+        return _page_svg(figure, "ladder")
 
 
 def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
@@ -111,7 +112,7 @@ def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
         axes.grid()
         axes.set_xlabel("forecast, %")
         axes.set_ylabel("happened, %")
-        return page_svg(figure, f"reliability-{outcome}")
+        return _page_svg(figure, f"reliability-{outcome}")
 
 
 def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) -> str:
@@ -136,7 +137,7 @@ def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) 
             axes.tick_params(axis="y", length=0)
         figure.supylabel("% of these rows", fontsize=9)
         panels[-1].set_xlabel("log(P(A) / P(B)): right of 0 it leans to A")
-        return page_svg(figure, "margins")
+        return _page_svg(figure, "margins")
 
 
 def slice_range(slices: Sequence[Slice]) -> tuple[float, float]:
@@ -175,7 +176,7 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
         axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("gain in log loss")
-        return page_svg(figure, name)
+        return _page_svg(figure, name)
 
 
 def _label(part: Slice) -> str:
@@ -184,9 +185,9 @@ def _label(part: Slice) -> str:
         left, right = part.name.split(" and ", 1)
         name = [left, f"and {right}"]
     else:
-        wrapped = textwrap.wrap(short_name(part.name, 3 * _LABEL), _LABEL, break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(short(part.name, 3 * _LABEL), _LABEL, break_on_hyphens=False) or [""]
         name = [wrapped[0], " ".join(wrapped[1:])] if len(wrapped) > 1 else wrapped
-    lines = [short_name(line, _LABEL) for line in name]
+    lines = [short(line, _LABEL) for line in name]
     size = f"({part.n}, few)" if part.small else f"({part.n})"
     if len(lines[-1]) + 1 + len(size) <= _LABEL:
         return "\n".join([*lines[:-1], f"{lines[-1]} {size}".lstrip()])

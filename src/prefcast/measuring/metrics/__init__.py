@@ -1,4 +1,4 @@
-"""How good forecasts are: what each figure is."""
+"""The figures that say how good forecasts are, and their definitions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 SMALL_SLICE = 100
 HISTOGRAM = np.linspace(-4.0, 4.0, 41)
 NAMES = tuple(outcome.name.lower() for outcome in Outcome)
-# As scikit-learn's log_loss: a probability of 0 costs what the smallest step above it costs.
+# As in scikit-learn's log_loss: a probability of 0 counts as this one.
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -40,13 +40,17 @@ _EPSILON = float(np.finfo(np.float64).eps)
 class Scores:
     """The figures of one forecast.
 
-    `brier_score` sums the squared errors of the three outcomes (0 to 2). A tie between the two largest probabilities
-    counts as half (a third) an accurate forecast. `expected_calibration_error` takes, for each outcome, 10 bins of
-    equal mass by its probability, and averages |observed share - mean probability| over rows, then over the outcomes;
-    sampling noise alone makes that positive, and the headline figure is debiased (Kumar, Liang and Ma, "Verified
-    uncertainty calibration", NeurIPS 2019, normal approximation; not below 0); the plain one stands beside it.
-    `tie_recall` is the accuracy on ties, `auc` the chance that a pair that A won has a higher P(A) / (P(A) + P(B))
-    than one that B won. A figure whose rows do not exist is None; `log_loss_by_outcome` has the outcomes that occur.
+    `brier_score` is the sum of the squared errors of the three outcomes (0 to 2). `accuracy` is the share of rows whose
+    likeliest outcome happened; if two (three) outcomes are equally likely, each counts as a half (a third).
+
+    `expected_calibration_error` puts the rows, for each outcome, into 10 bins of equal mass by its probability, and
+    averages |observed share - mean probability| over rows and outcomes. Sampling noise alone makes that average
+    positive, so it is debiased (Kumar, Liang and Ma, "Verified uncertainty calibration", NeurIPS 2019, normal
+    approximation; not below 0). `expected_calibration_error_plain` is not debiased.
+
+    `tie_recall` is the accuracy on ties. `auc` is the probability that a pair that A won has a higher
+    P(A) / (P(A) + P(B)) than a pair that B won. A figure without rows is None; `log_loss_by_outcome` has only outcomes
+    that occur.
     """
 
     log_loss: Figure
@@ -61,7 +65,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A forecast that anyone can make, on the same rows; `gain` is its log loss less the forecast's, paired."""
+    """A simple forecast of the same rows; `gain` is its log loss minus that of the forecast, paired."""
 
     log_loss: Figure
     accuracy: Figure
@@ -71,7 +75,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Difference:
-    """This forecast less another, on the n rows that both have: below 0 is better for losses, above 0 for accuracy."""
+    """The figures of this forecast minus those of another, on the n rows that both have.
+
+    This forecast is better if a loss is below 0 or the accuracy is above 0.
+    """
 
     name: str
     n: int
@@ -82,7 +89,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows with like probabilities of one outcome: their number, mean probability, and the share where it happened."""
+    """Rows with similar probabilities of one outcome: their number, mean probability, and the share where it happened."""
 
     n: int
     forecast: float
@@ -91,8 +98,8 @@ class Bin:
 
 @dataclass(frozen=True)
 class Slice:
-    """The rows of one kind: `gain` is the class prior's log loss on them less the forecast's; `small` warns that there
-    are fewer than 100."""
+    """The rows of one kind: `gain` is the log loss of the class prior minus that of the forecast on these rows; `small`
+    says that there are fewer than 100."""
 
     kind: str
     name: str
@@ -104,8 +111,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Swap:
-    """What exchanging A and B did to n forecasts: the share whose favourite is another answer then, and the largest
-    change of a probability."""
+    """The effect of exchanging A and B on n forecasts: the share with another favourite, and the largest change of a
+    probability."""
 
     n: int
     flips: float
@@ -114,12 +121,12 @@ class Swap:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`scores` on `n` labelled rows, with what anyone can do (`baselines`) on the same rows.
+    """The `scores` of a forecast on `n` labelled rows, and those of the `baselines` on the same rows.
 
-    The intervals resampled `groups` units: `resampled` says whether those were first prompts or rows. `failed` rows had
-    no forecast and `unlabelled` rows no label; neither is in the figures. `confusion[i][j]` counts rows that were i and
-    whose likeliest outcome was j; `margins` are histograms of log(P(A) / P(B)) by outcome over the edges HISTOGRAM (what
-    lies beyond is in the first and last).
+    The intervals are from resampling `groups` units; `resampled` says whether these are first prompts or rows. `failed`
+    rows had no forecast and `unlabelled` rows no label; neither is in the figures. `confusion[i][j]` is the number of
+    rows with outcome i whose likeliest outcome was j. `margins` are histograms of log(P(A) / P(B)) by outcome over the
+    edges HISTOGRAM; values outside are in the first and last bin.
     """
 
     n: int
@@ -139,32 +146,35 @@ class Evaluation:
     resampled: str = "rows"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form: every field, the scores' own on the same level."""
+        """All fields as JSON types; the fields of `scores` are on the top level."""
         plain = asdict(self)
         return {"n": plain.pop("n"), **plain.pop("scores"), **plain}
 
 
 def row_log_loss(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
-    """-log of the probability of what happened, (n,); probabilities are clipped to [eps, 1 - eps] as scikit-learn does."""
+    """-log of the probability of the outcome, (n,); probabilities are clipped to [eps, 1 - eps] as in scikit-learn."""
     return -np.log(np.clip(probabilities[np.arange(len(outcomes)), outcomes], _EPSILON, 1 - _EPSILON))
 
 
 def row_accuracy(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
-    """1 where the likeliest outcome happened, a half or a third where it shares that place, (n,)."""
+    """1 if the likeliest outcome happened, a half or a third if two or three are equally likely, (n,)."""
     best = probabilities == probabilities.max(axis=1, keepdims=True)
     accurate: Floats = best[np.arange(len(outcomes)), outcomes] / best.sum(axis=1)
     return accurate
 
 
 def row_brier(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
-    """The squared errors of the three probabilities, summed, (n,)."""
+    """The sum of the squared errors of the three probabilities, (n,)."""
     squares: Floats = ((probabilities - np.eye(len(Outcome))[outcomes]) ** 2).sum(axis=1)
     return squares
 
 
 def checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
-    """Both as arrays, (n, 3) and (n,). Raises UsageError on shapes that do not fit, on rows that do not sum to 1
-    within 1e-6, on labels that are none, and where there is no row."""
+    """Both as arrays, (n, 3) and (n,).
+
+    Raises UsageError if the shapes do not fit, a row does not sum to 1 within 1e-6, a label is not 0, 1 or 2, or there
+    is no row.
+    """
     p = np.asarray(probabilities, dtype=np.float64)
     y = np.asarray(outcomes, dtype=np.int64)
     if p.ndim != 2 or p.shape[1] != len(Outcome) or y.shape != (len(p),):

@@ -1,7 +1,7 @@
-"""The figures of rows that lie in a table, with their bootstrap, in one pass.
+"""The figures of the rows of a table, with their bootstrap, in one pass.
 
-All figures but two are quotients of sums over rows, so a bootstrap needs only sums; the calibration error is a function
-of such, and the AUC is one to first order.
+The bootstrap needs only sums over rows: all figures but two are ratios of such sums, the calibration error is a
+function of them, and the AUC is approximated by them to first order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from prefcast.outcomes.statistics.bootstrap import REPEATS, Bootstrap, Figure, f
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Outcome
 
-__all__ = ["FOLDS", "Rows", "evaluate_probabilities", "measure"]
+__all__ = ["FOLDS", "MeasuredRows", "evaluate_probabilities", "measure"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,11 +43,11 @@ FOLDS = 10
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What `measure` takes: a table with the columns of `Rows.COLUMNS`, then any of these.
+class MeasuredRows:
+    """The input of `measure`: a table with the columns COLUMNS, and further columns that these fields name.
 
-    `baselines` and `other` name columns triples of probabilities (`length_a`, ...; nan: not there), `slices` the
-    columns of codes, with the name of each code.
+    `baselines` and `other` name triples of columns with probabilities (`length` is `length_a`, `length_b` and
+    `length_tie`; nan means that there is none). `slices` gives, for each column of codes, the name of each code.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("a", "b", "tie", "label", "key")
@@ -59,11 +59,8 @@ class Rows:
     resampled: str = "prompts"
 
 
-def measure(rows: Rows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
-    """The figures of `rows`, in memory that grows by a few numbers a row.
-
-    Raises UsageError where there is no row.
-    """
+def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
+    """The figures of `rows`. Memory grows by a few numbers per row. Raises UsageError if there are no rows."""
     table = rows.table
     if not len(table):
         raise UsageError("no labelled row has a forecast: nothing to evaluate")
@@ -104,9 +101,9 @@ def measure(rows: Rows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
 
 
 class _Plan:
-    """Which sums a measurement takes, and each block's share in them."""
+    """The sums that a measurement needs, and what each block adds to them."""
 
-    def __init__(self, rows: Rows, label: Ints, key: NDArray[np.uint64]) -> None:
+    def __init__(self, rows: MeasuredRows, label: Ints, key: NDArray[np.uint64]) -> None:
         table = rows.table
         self.rows, self.label = rows, label
         self.place = {name: index for index, name in enumerate(table.names)}
@@ -127,7 +124,7 @@ class _Plan:
         self.names = names
 
     def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> Floats:
-        """What each row of the block adds to the sums, (m, k)."""
+        """What each row of a block adds to each of the sums, (m, k)."""
         p = block[:, :3]
         losses = _losses(p, y)
         columns: dict[str, Floats] = {"rows": np.ones(len(block)), **losses}
@@ -183,7 +180,7 @@ def _mean(sums: Bootstrap, name: str, of: str = "rows") -> Figure:
 
 
 def _bin_edges(values: Floats) -> Floats:
-    """The inner edges of bins of equal mass; equal values share a bin, so there may be fewer than 10."""
+    """The inner edges of bins of equal mass; equal values are in one bin, so there may be fewer than 10 bins."""
     values.sort()
     starts = np.arange(1, BINS) * len(values) // BINS
     edges = np.unique(values[starts])
@@ -192,7 +189,10 @@ def _bin_edges(values: Floats) -> Floats:
 
 
 def _cross_fitted_prior(by_fold: NDArray[np.int64]) -> Floats:
-    """For each fold the outcome shares of the other folds, A and B counted as one, with one row more of each outcome."""
+    """For each fold, the shares of the outcomes in the other folds, with one row added to each outcome.
+
+    A and B get the same share.
+    """
     others = by_fold.sum(axis=0) - by_fold + 1.0
     side = (others[:, Outcome.A] + others[:, Outcome.B]) / 2
     shares = np.column_stack([side, side, others[:, Outcome.TIE]])
@@ -201,14 +201,17 @@ def _cross_fitted_prior(by_fold: NDArray[np.int64]) -> Floats:
 
 
 class _Placements:
-    """Each decisive row's share of the AUC: of the rows that the other side won, how many it outranks."""
+    """The contribution of each decisive row to the AUC: the share of the rows that the other side won that it outranks."""
 
     def __init__(self, a: Floats, b: Floats, label: NDArray[np.int64]) -> None:
         preferred = _preferred(a, b)
         self._won = {side: np.sort(preferred[label == side]) for side in (Outcome.A, Outcome.B)}
 
     def of(self, p: Floats, label: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """For rows that A won the share of B's rows below them, for those that B won of A's above them; otherwise 0."""
+        """For rows that A won, the share of B's rows below them; for rows that B won, the share of A's rows above them.
+
+        Both are 0 for all other rows.
+        """
         value = _preferred(p[:, 0], p[:, 1])
         out = []
         for side, other in ((Outcome.A, Outcome.B), (Outcome.B, Outcome.A)):
@@ -233,7 +236,7 @@ def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
     auc = None
     if sums.total("rows:a") and sums.total("rows:b"):
         value = sums.total("auc:a") / sums.total("rows:a")
-        # To first order (Hajek's projection) the AUC of a draw is the sum of the two mean placements.
+        # To first order (Hajek's projection) the AUC of a draw is the sum of the two mean contributions, minus the value.
         draws = sums.ratio_draws("auc:a", "rows:a") + sums.ratio_draws("auc:b", "rows:b") - value
         auc = figure(value, draws)
     by_outcome = {name: sums.ratio(f"log_loss:{name}", f"rows:{name}") for name in NAMES}
@@ -252,8 +255,9 @@ def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
 def _calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]], debias: bool) -> Figure:
     """The expected calibration error averaged over the outcomes.
 
-    With a bin's true gap d, its estimate is about normal around d with variance s^2, and its absolute value is on
-    average the folded normal's mean; twice the estimate less that mean at the estimate removes the first-order bias.
+    If d is the true gap of a bin, its estimate is approximately normal around d with variance s^2, and the mean of the
+    absolute value is that of the folded normal. Twice the absolute estimate minus the mean of the folded normal at the
+    estimate removes the bias to first order.
     """
     rows, gap, noise = (np.zeros((len(sums.draws) + 1, len(bins))) for _ in range(3))
     for column, (name, index) in enumerate(bins):
@@ -265,19 +269,19 @@ def _calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]], debias:
         noise[full, column] = np.sqrt(np.maximum(variance, 0.0)[full]) / n[full]
     error = np.abs(gap)
     if debias:
-        # A draw holds the noise of the sample and its own.
+        # A draw has the noise of the sample and its own noise.
         noise[1:] *= np.sqrt(2)
         error = 2 * error - folded_normal_mean(gap, noise)
     every = rows.sum(axis=1)
     values = np.divide((rows * error).sum(axis=1), every, out=np.full(len(every), np.nan), where=every > 0)
     value, draws = values[0], values[1:]
-    # A draw's error lies above the sample's by its own noise, on average; the interval is moved back by that.
+    # On average the error of a draw is above that of the sample because of its own noise; the interval is moved back.
     draws = draws - (np.nanmean(draws) - value)
     return figure(max(0.0, value), np.maximum(0.0, draws))
 
 
 def _uniform(sums: Bootstrap) -> Baseline:
-    """What (1/3, 1/3, 1/3) costs is the same for every row."""
+    """The baseline of equal probabilities, whose loss is the same for every row."""
     third = np.full((1, 3), 1 / 3)
     label = np.zeros(1, dtype=np.int64)
     loss = float(row_log_loss(third, label)[0])
@@ -298,8 +302,8 @@ def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) ->
     return tuple(found)
 
 
-def _shown_slices(rows: Rows, table: Columns) -> list[tuple[str, int]]:
-    """The codes of each kind that are shown: all, or the twenty with most rows."""
+def _shown_slices(rows: MeasuredRows, table: Columns) -> list[tuple[str, int]]:
+    """The codes of each kind to show: all, or the 20 with most rows."""
     shown: list[tuple[str, int]] = []
     for kind, names in rows.slices.items():
         codes = table.column(f"slice:{kind}")
@@ -309,7 +313,7 @@ def _shown_slices(rows: Rows, table: Columns) -> list[tuple[str, int]]:
     return shown
 
 
-def _slice(sums: Bootstrap, rows: Rows, kind: str, code: int) -> Slice:
+def _slice(sums: Bootstrap, rows: MeasuredRows, kind: str, code: int) -> Slice:
     n = int(sums.total(f"rows:{kind}:{code}"))
     loss, gain = (_mean(sums, f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
     return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE)
@@ -335,12 +339,12 @@ def evaluate_probabilities(
 ) -> Evaluation:
     """Figures of `probabilities` (n, 3) against `outcomes` (n,) in Outcome's values.
 
-    `groups` (n hashable values, by default one a row) are resampled as wholes. Raises UsageError as
+    The bootstrap resamples `groups` (n hashable values; by default each row is a group). Raises UsageError as
     `checked_probabilities` does.
     """
     p, y = checked_probabilities(probabilities, outcomes)
     if groups is not None and len(groups) != len(p):
         raise UsageError(f"groups must have shape (n,); found {len(groups)} for {len(p)} rows")
-    table = Columns(Rows.COLUMNS)
+    table = Columns(MeasuredRows.COLUMNS)
     table.append(np.column_stack([p, y, group_keys(groups, len(p)).view(np.float64)]))
-    return measure(Rows(table, resampled="rows" if groups is None else "prompts"), repeats=repeats, seed=seed)
+    return measure(MeasuredRows(table, resampled="rows" if groups is None else "prompts"), repeats=repeats, seed=seed)

@@ -1,4 +1,4 @@
-"""Kinds of rows by which figures are told apart."""
+"""Slices: kinds of rows for which figures are given separately."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefcast.scorers.surface.features import is_code, read_texts
 
 __all__ = ["KINDS", "Slicer"]
 
-# Kinds whose names are fixed, in the order in which they are shown; the others are found in the rows.
+# The kinds, in the order in which they are shown, with their names; the names of an empty one are found in the rows.
 KINDS: dict[str, tuple[str, ...]] = {
     "turns": ("1", "2", "3 or more"),
     "length of both answers": ("under 1,000 characters", "1,000 to 4,000", "over 4,000"),
@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 class Slicer:
-    """Gives each row its place in every kind; names that are found get numbers as they come."""
+    """Assigns each row a code for every kind; new names get the next code."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {kind: list(names) for kind, names in KINDS.items()}
@@ -31,7 +31,7 @@ class Slicer:
         }
 
     def codes(self, pair: Pair, truncation: Truncation | None) -> list[float]:
-        """The codes of a row in the order of KINDS; -1 where a kind says nothing of it."""
+        """The codes of a row in the order of KINDS; -1 if a kind does not apply to it."""
         prompt = read_texts(pair.prompt)
         a, b = (sum(map(len, texts)) for texts in (pair.response_a, pair.response_b))
         short, long = sorted((a, b))

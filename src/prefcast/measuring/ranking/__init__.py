@@ -1,6 +1,6 @@
-"""Leaderboards: the strengths of models from votes or forecasts of pairs of them.
+"""Leaderboards: ratings of models from votes on pairs of their answers, or from forecasts of such votes.
 
-The strengths are those of Davidson's model, a Bradley-Terry model with ties (see `strengths`).
+The ratings are strengths of Davidson's model, a Bradley-Terry model with ties (see `strengths`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prefcast.base.files import atomic_file
 from prefcast.errors import RowError, UsageError, excerpt, printable, shown_path
 from prefcast.forecasts.predictions import quoted
-from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_davidson
+from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
 from prefcast.measuring.ranking.votes import Votes, read_votes
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.pairs import Outcome
@@ -29,10 +29,10 @@ __all__ = ["Leaderboard", "Standing", "rank", "rank_votes", "standings_kind", "w
 Floats = NDArray[np.float64]
 
 CENTRE = 1000.0
-# Elo's scale: ten times the strength are 400 points.
+# Elo's scale: 400 points are a factor of 10 in strength.
 POINTS = 400 / math.log(10)
 MOST_MODELS = 500
-# Ratings that differ by less than this are the same: they differ by rounding alone.
+# Ratings that differ by less than this count as equal: the difference is rounding.
 _SAME = 1e-5
 _LOW, _HIGH = 0.025, 0.975
 _TRIED = (2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
@@ -41,13 +41,13 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Standing:
-    """One model's place.
+    """The place of one model.
 
-    `rating` is in Elo points, 1000 + 400 / ln(10) * log(strength), where the mean over the models is 1000. `low` and
-    `high` are the 2.5 % and 97.5 % quantiles of its bootstrap draws. `rank` is 1 + the number of models with a higher
-    rating; `rank_low` and `rank_high` are the 2.5 % and 97.5 % quantiles of the rank over the draws, the best one
-    first. `n` rows hold the model; `wins`, `losses` and `ties` are counts for votes and sums of probabilities for
-    forecasts. `win_rate` is (wins + ties / 2) / n.
+    `rating` is in Elo points, 1000 + 400 / ln(10) * log(strength); the mean over the models is 1000. `low` and `high`
+    are the 2.5 % and 97.5 % quantiles of the bootstrap draws of the rating. `rank` is 1 + the number of models with a
+    higher rating; `rank_low` (the better one) and `rank_high` are the 2.5 % and 97.5 % quantiles of the rank over the
+    draws. `n` is the number of rows with the model. `wins`, `losses` and `ties` are counts of votes, or sums of
+    probabilities of forecasts. `win_rate` is (wins + ties / 2) / n.
     """
 
     model: str
@@ -66,16 +66,16 @@ class Standing:
 
 @dataclass(frozen=True, eq=False)
 class Leaderboard:
-    """k models, the best first.
+    """A leaderboard of k models, the best first.
 
-    `n` votes (or forecasts, as `source` says) between them; `nu` is the tie parameter. The intervals resampled
-    `groups` units `repeats` times from `seed`: `resampled` says whether those were first prompts or rows. `failed`
-    rows had an error instead of a forecast, `unlabelled` rows no vote, `faults` rows could not be used,
-    `first_fault` among them; `left_out` are the models with fewer than `min_votes` votes.
+    `n` is the number of votes or forecasts; `source` says which. `nu` is the tie parameter. The intervals are from
+    resampling `groups` units `repeats` times with `seed`; `resampled` says whether these are first prompts or rows.
+    `failed` rows had an error and no forecast, `unlabelled` rows no vote, and `faults` rows could not be read;
+    `first_fault` is the first of these. `left_out` are the models with fewer than `min_votes` votes.
 
-    The matrices (k, k) are in the order of `standings`, row against column: `meetings` the number of votes, `observed`
-    the share that the row won, ties counting half, nan where the two never met, and `predicted` what the model expects
-    of that share; both are nan on the diagonal.
+    The matrices (k, k) are in the order of `standings`, row against column. `meetings` is the number of votes.
+    `observed` is the share of them that the row won, a tie counting as half; it is nan if the two never met.
+    `predicted` is the share that the model expects. `observed` and `predicted` are nan on the diagonal.
     """
 
     standings: tuple[Standing, ...]
@@ -102,7 +102,7 @@ class Leaderboard:
         return tuple(standing.model for standing in self.standings)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready form: every field, matrices as lists of rows, None where a number does not exist."""
+        """All fields as JSON types: matrices are lists of rows, and nan is None."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         plain["standings"] = [asdict(standing) for standing in self.standings]
         plain["first_fault"] = None if self.first_fault is None else str(self.first_fault)
@@ -121,10 +121,10 @@ def rank(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Leaderboard:
-    """A leaderboard of the models in `model_a` and `model_b`.
+    """A leaderboard of the models that `model_a` and `model_b` name.
 
-    `source` is a file, or records in memory (`forecasts.records()`, dicts); see `read_votes` for what it needs and
-    what `of` ("forecasts" or "votes") and `columns` are. `min_votes`, `repeats` and `seed`: see `rank_votes`.
+    `source` is a file or a sequence of records (dicts, or `forecasts.records()`). `read_votes` describes the columns
+    that it needs, `of` ("forecasts" or "votes") and `columns`; `rank_votes` describes the other arguments.
 
     Raises FileError, UsageError, FitError.
     """
@@ -133,37 +133,37 @@ def rank(
 
 
 def rank_votes(votes: Votes, *, min_votes: int = 0, repeats: int = REPEATS, seed: int = 0) -> Leaderboard:
-    """A leaderboard of votes that were read.
+    """A leaderboard of votes.
 
-    Models with fewer than `min_votes` votes are left out, again and again until all that are left have as many among
-    themselves. Intervals come from `repeats` draws of the Bayesian bootstrap over groups (Rubin 1981, "The Bayesian
-    bootstrap", Annals of Statistics 9, 130-134: every group weighs an exponential variate). No group ever weighs
-    nothing, so every draw has finite ratings where the data have.
+    Models with fewer than `min_votes` votes are left out; this is repeated until all remaining models have that many
+    votes among themselves. The intervals are from `repeats` draws of the Bayesian bootstrap over groups (Rubin 1981,
+    "The Bayesian bootstrap", Annals of Statistics 9, 130-134: the weight of a group is an exponential variate). No
+    weight is 0, so the ratings of every draw are finite if those of the data are.
 
-    Raises UsageError where a rating would be infinite or there are no two models, FitError where a fit does not
+    Raises UsageError if a rating would be infinite or fewer than two models remain, and FitError if a fit does not
     converge.
     """
     _check(min_votes, repeats)
     whole = votes
     votes = _enough(votes, min_votes)
     if len(votes.models) < 2:
-        raise UsageError(f"no two models have {min_votes} votes or more; a leaderboard needs two")
+        raise UsageError(f"fewer than two models have {min_votes} votes or more; a leaderboard needs two")
     if len(votes.models) > MOST_MODELS:
         raise UsageError(
-            f"{len(votes.models)} models are more than the {MOST_MODELS} that can be ranked; a higher number of least "
-            "votes (--min-votes) leaves out rare ones"
+            f"there are {len(votes.models)} models; at most {MOST_MODELS} can be ranked; a higher --min-votes leaves out "
+            "models with few votes"
         )
     wins, ties = votes.matrices()
     _check_connected(votes, whole)
-    strengths, nu = fit_davidson(wins, ties)
+    strengths, nu = fit_strengths(wins, ties)
     ratings = CENTRE + POINTS * strengths
     draws = _draws(votes, strengths, nu, repeats, seed)
     points = _ranks(ratings[None])[0]
-    # The nearest draw from within: a rank is a whole number.
+    # This method gives whole numbers, as ranks are.
     rank_low = np.quantile(_ranks(draws), _LOW, axis=0, method="inverted_cdf")
     rank_high = np.quantile(_ranks(draws), _HIGH, axis=0, method="inverted_cdf")
     low, high = np.quantile(draws, [_LOW, _HIGH], axis=0)
-    # Rounding would otherwise tell of 12.000000000000002 wins.
+    # Without rounding there would be 12.000000000000002 wins.
     won, lost, tied = (np.round(total, 9) for total in (wins.sum(axis=1), wins.sum(axis=0), ties.sum(axis=1)))
     meetings = np.round(wins + wins.T + ties)
     with np.errstate(invalid="ignore"):
@@ -210,7 +210,7 @@ def rank_votes(votes: Votes, *, min_votes: int = 0, repeats: int = REPEATS, seed
 
 
 def _draws(votes: Votes, strengths: Floats, nu: float, repeats: int, seed: int) -> Floats:
-    """Ratings of bootstrap draws, (repeats, k), each sought from the estimate."""
+    """The ratings of the bootstrap draws, (repeats, k); each fit starts at the estimate."""
     k = len(votes.models)
     met, pair = np.unique(votes.left * k + votes.right, return_inverse=True)
     pairs = Pairs(met // k, met % k, k)
@@ -220,12 +220,12 @@ def _draws(votes: Votes, strengths: Floats, nu: float, repeats: int, seed: int) 
     for draw in draws:
         weights = rng.standard_exponential(votes.groups)[votes.group] * votes.weight
         sums: Floats = np.bincount(slot, weights, 3 * len(met)).astype(np.float64).reshape(3, -1)
-        draw[:] = pairs.fit(sums, strengths, nu or 1.0)[0]
+        draw[:] = pairs.fit(sums, (strengths, nu))[0]
     return CENTRE + POINTS * draws
 
 
 def _ranks(ratings: Floats) -> NDArray[np.int64]:
-    """1 + the number of models with a higher rating, for rows of ratings (r, k)."""
+    """1 + the number of models with a higher rating, for each row of `ratings` (r, k)."""
     ranks = np.empty(ratings.shape, np.int64)
     for row, out in zip(ratings, ranks, strict=True):
         out[:] = 1 + len(row) - np.searchsorted(np.sort(row), row + _SAME, side="right")
@@ -251,7 +251,8 @@ def _enough(votes: Votes, least: int) -> Votes:
 
 
 def _components(votes: Votes) -> tuple[NDArray[np.int64], int, Floats]:
-    """The strong components of the graph of wins and ties: their numbers (k,), how many, and the graph (k, k)."""
+    """The strong components of the graph of wins and ties: the component of each model (k,), their count, and the graph
+    (k, k)."""
     from scipy.sparse.csgraph import connected_components
 
     wins, ties = votes.matrices()
@@ -261,10 +262,12 @@ def _components(votes: Votes) -> tuple[NDArray[np.int64], int, Floats]:
 
 
 def _ties_bounded(votes: Votes) -> bool:
-    """Whether nu is finite, given one component: there are no ties, or wins outnumber ties around some circle.
+    """Whether nu is finite, given one component. It is if there are no ties, or if wins outnumber ties around some
+    circle of the graph.
 
-    Otherwise there are shifts of the log strengths with winners at least 2 above losers and ties at most 2 apart: as
-    they and log nu grow together, no vote becomes less likely. Such shifts are what circles of that kind rule out.
+    Otherwise the log strengths can be shifted so that every winner moves at least 2 above the loser and models that tied
+    move at most 2 apart. If these shifts and log nu grow in proportion, no vote becomes less likely, so there is no
+    maximum. A circle with more wins than ties makes such shifts impossible.
     """
     from scipy.sparse.csgraph import NegativeCycleError, bellman_ford, connected_components
 
@@ -279,19 +282,22 @@ def _ties_bounded(votes: Votes) -> bool:
 
 
 def _check_connected(votes: Votes, whole: Votes) -> None:
-    """Raises UsageError unless all ratings are finite: each model can be reached from each by wins and ties (Ford 1957,
-    "Solution of a ranking problem from binary comparisons", American Mathematical Monthly 64, 28-33), and nu is."""
+    """Raises UsageError unless all ratings and nu are finite.
+
+    The ratings are finite if every model can be reached from every other by wins and ties (Ford 1957, "Solution of a
+    ranking problem from binary comparisons", American Mathematical Monthly 64, 28-33).
+    """
     if not (votes.outcome != Outcome.TIE).any():
-        raise UsageError("every vote is a tie: nothing tells the models apart")
+        raise UsageError("every vote is a tie: the models cannot be ranked")
     label, count, graph = _components(votes)
     if count == 1 and _ties_bounded(votes):
         return
     if count == 1:
         raise UsageError(
-            "no finite ratings: wherever one model won, no other vote went against it, only ties; more votes are "
-            f"needed{_advice(whole)}"
+            "no finite ratings: no model won against a model that it also lost to, directly or through others, more "
+            f"often than there are ties; more votes are needed{_advice(whole)}"
         )
-    # Of the groups that nothing leads into, or out of, the smallest says it most plainly.
+    # Of the groups without a win or tie into them, or out of them, the smallest gives the clearest message.
     between = graph * (label[:, None] != label[None])
     closed = [
         (int((label == each).sum()), each)
@@ -318,7 +324,7 @@ def _check_connected(votes: Votes, whole: Votes) -> None:
 
 
 def _advice(votes: Votes) -> str:
-    """What leaving out rare models would do."""
+    """The effect of leaving out models with few votes, as the end of a message."""
     for least in _TRIED:
         votes = _enough(votes, least)
         if len(votes.models) < 2:
@@ -329,15 +335,17 @@ def _advice(votes: Votes) -> str:
 
 
 def standings_kind(path: str | os.PathLike[str]) -> str:
-    """The ending of a file of standings; UsageError if no writer has it."""
+    """The extension of a file of standings. Raises UsageError if it is not supported."""
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".jsonl"):
-        raise UsageError(f"{shown_path(path)}: the ending tells the format of the leaderboard: .csv or .jsonl")
+        raise UsageError(
+            f"{shown_path(path)}: a leaderboard is written as .csv or .jsonl; name a file that ends in one of these"
+        )
     return ending
 
 
 def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
-    """A line a model, the best first, with the fields of Standing: .csv or .jsonl. Raises UsageError."""
+    """Write one line per model, the best first, with the fields of Standing, as .csv or .jsonl. Raises UsageError."""
     kind = standings_kind(path)
     records = [asdict(standing) for standing in board.standings]
     if kind == ".csv":
@@ -349,10 +357,15 @@ def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
 
 
 def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
-    """Every model against every other as CSV: `model`, `opponent`, `votes` between them, and the share of them that
-    the model won, ties counting half: `observed` (empty where they never met) and `predicted`. Raises UsageError."""
+    """Write every model against every other as CSV. Raises UsageError.
+
+    The columns are `model`, `opponent`, `votes` (the number of votes between them), and the share of these votes that
+    the model won, a tie counting as half: `observed` (empty if there are no votes) and `predicted`.
+    """
     if Path(path).suffix.lower() != ".csv":
-        raise UsageError(f"{shown_path(path)}: the matrix of win rates is written as .csv")
+        raise UsageError(
+            f"{shown_path(path)}: the matrix of win rates is written as .csv; name a file that ends in .csv"
+        )
     lines = ["model,opponent,votes,observed,predicted"]
     for i, model in enumerate(board.models):
         for j, opponent in enumerate(board.models):
@@ -364,8 +377,8 @@ def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
 
 
 def _cell(value: object) -> str:
-    """A CSV cell. Names come from strangers: what a terminal would obey is escaped, and what a spreadsheet would run gets
-    an apostrophe before it."""
+    """A CSV cell. Names are untrusted: control characters are escaped, and a text that a spreadsheet would take for a
+    formula gets an apostrophe before it."""
     if not isinstance(value, str):
         return repr(value)
     shown = printable(value)

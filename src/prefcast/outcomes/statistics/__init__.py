@@ -1,1 +1,1 @@
-"""Numbers about many rows: tables, bootstrap, likelihood. Nothing here knows of pairs."""
+"""Statistics over many rows: tables, bootstrap, likelihood. These modules do not use pairs."""

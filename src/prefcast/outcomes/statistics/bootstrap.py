@@ -1,9 +1,9 @@
-"""The bootstrap over groups of rows, in one pass and in memory that does not grow with the rows.
+"""The bootstrap over groups of rows, in one pass; memory does not grow with the number of rows.
 
-A row's weight in a draw is a Poisson(1) number that depends on its group's key and the draw alone, so rows of one
-group count together wherever they stand (Hanley and MacGibbon, "Creating non-parametric bootstrap samples using
-Poisson frequencies", Computer Methods and Programs in Biomedicine 83, 2006). A figure that is a function of sums over
-rows then needs only the sums of each draw.
+The weight of a row in a draw is a Poisson(1) number that depends only on the draw and the key of the row's group, so
+all rows of a group have the same weight, wherever they are (Hanley and MacGibbon, "Creating non-parametric bootstrap
+samples using Poisson frequencies", Computer Methods and Programs in Biomedicine 83, 2006). A figure that is a function
+of sums over rows then needs only the sums of each draw.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Figure:
-    """An estimate with the 2.5 % and 97.5 % quantiles of its bootstrap."""
+    """An estimate with the 2.5 % and 97.5 % quantiles of its bootstrap draws."""
 
     value: float
     low: float
@@ -51,7 +51,7 @@ class Figure:
 
 
 def group_keys(groups: Sequence[object] | None, n: int) -> Keys:
-    """The keys (n,) of n rows: rows of equal groups have equal keys; without groups each row is its own."""
+    """The keys (n,) of n rows: rows of one group have the same key; without groups each row is a group."""
     if groups is None:
         return np.arange(n, dtype=np.uint64)
     numbers: dict[object, int] = {}
@@ -60,14 +60,14 @@ def group_keys(groups: Sequence[object] | None, n: int) -> Keys:
 
 @cache
 def _poisson_table() -> NDArray[np.uint8]:
-    """The Poisson(1) number of each of 65,536 equally likely cases."""
+    """The Poisson(1) number for each value of a uniform 16-bit number."""
     cumulative = np.cumsum([exp(-1) / factorial(k) for k in range(12)])
     return np.searchsorted(cumulative, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.uint8)
 
 
 def poisson_weights(keys: Keys, repeats: int, seed: int = 0) -> NDArray[np.float32]:
-    """Weights (m, repeats) of m rows with `keys` (m,) in each draw."""
-    # SplitMix64 (Steele, Lea and Flood, 2014), used as a hash of (key, draw): four draws a call.
+    """The weights (m, repeats) in each draw of m rows with `keys` (m,)."""
+    # SplitMix64 (Steele, Lea and Flood, 2014), used as a hash of (key, draw); each hash gives four draws.
     quarter = -(-repeats // 4)
     with np.errstate(over="ignore"):
         steps = np.arange(1, quarter + 1, dtype=np.uint64) + np.uint64(seed) * np.uint64(0x632BE59BD9B4E019)
@@ -81,7 +81,7 @@ def poisson_weights(keys: Keys, repeats: int, seed: int = 0) -> NDArray[np.float
 
 
 class Bootstrap:
-    """Sums of k columns, over all rows (`sums`, (k,)) and over each draw (`draws`, (repeats, k))."""
+    """Sums of k columns: over all rows in `sums` (k,), and for each draw in `draws` (repeats, k)."""
 
     def __init__(self, names: Sequence[str], repeats: int = REPEATS, seed: int = 0) -> None:
         self.names = {name: index for index, name in enumerate(names)}
@@ -105,48 +105,54 @@ class Bootstrap:
         return self.draws[:, self.names[name]]
 
     def ratio(self, above: str, below: str) -> Figure | None:
-        """The quotient of two sums with its interval; None where the lower one is 0."""
+        """The ratio of two sums with its interval; None if the sum `below` is 0."""
         if not self.total(below):
             return None
         return figure(self.total(above) / self.total(below), self.ratio_draws(above, below))
 
     def ratio_draws(self, above: str, below: str) -> Floats:
-        """The quotient in each draw, (repeats,); nan where a draw has no such row."""
+        """The ratio in each draw, (repeats,); nan in draws where the sum `below` is 0."""
         over, under = self.drawn(above), self.drawn(below)
         quotients: Floats = np.divide(over, under, out=np.full(len(over), np.nan), where=under > 0)
         return quotients
 
 
 def figure(value: float, draws: Floats) -> Figure:
-    """`value` with the quantiles of its draws (repeats,), which enclose it; draws that say nothing (nan) are left out."""
+    """`value` with the quantiles of its draws (repeats,); draws that are nan are left out.
+
+    The interval is extended to include the value.
+    """
     drawn = draws[np.isfinite(draws)]
     low, high = np.quantile(drawn, [_LEVEL / 2, 1 - _LEVEL / 2]) if len(drawn) else (value, value)
-    # Draws are summed in single precision: where they do not vary, their rounding must not exclude the value.
+    # Draws are summed in single precision; their rounding must not exclude the value from a narrow interval.
     return Figure(float(value), min(float(low), float(value)), max(float(high), float(value)))
 
 
 def paired_difference(
     left: ArrayLike, right: ArrayLike, groups: Sequence[object] | None = None, *, repeats: int = REPEATS, seed: int = 0
 ) -> Figure:
-    """Mean of left - right, two losses (n,) of the same rows, with a bootstrap interval over groups."""
+    """The mean of left - right, two losses (n,) of the same rows, with a bootstrap interval over groups."""
     difference = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
     keys = group_keys(groups, len(difference))
     return weighted_mean(difference, np.ones(len(difference)), keys, repeats=repeats, seed=seed)
 
 
 def weighted_mean(sums: Floats, weights: Floats, keys: Keys, *, repeats: int = REPEATS, seed: int = 0) -> Figure:
-    """The sum of `sums` (n,) over that of `weights` (n,), with a bootstrap interval over the groups of `keys` (n,)."""
+    """The sum of `sums` (n,) divided by the sum of `weights` (n,), with a bootstrap interval over the groups of `keys`
+    (n,)."""
     found = Bootstrap(["value", "rows"], repeats, seed)
     found.add(keys, np.column_stack([sums, weights]))
     mean = found.ratio("value", "rows")
     if mean is None:
-        raise UsageError("no row has a weight: there is no mean")
+        raise UsageError("there is no mean: no row has a weight above 0")
     return mean
 
 
 def paired_error(left: Floats, right: Floats, weights: Floats, keys: Keys) -> tuple[float, float]:
-    """The mean of left - right, two losses (n,) summed over `weights` (n,) votes a row, and its standard error over
-    groups (a ratio of sums, linearised)."""
+    """The mean of left - right per vote, and its standard error over groups (a ratio of sums, linearised).
+
+    `left` and `right` (n,) are losses summed over the votes of each row; `weights` (n,) are the numbers of votes.
+    """
     _, group = np.unique(keys, return_inverse=True)
     difference, votes = np.bincount(group, left - right), np.bincount(group, weights)
     mean = difference.sum() / votes.sum()

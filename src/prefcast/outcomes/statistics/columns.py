@@ -1,8 +1,7 @@
-"""Rows of numbers that may be too many for memory: a few megabytes are held, the rest lies in a temporary file."""
+"""A table of numbers that may be larger than memory: beyond 16 MB it is kept in a temporary file."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from tempfile import SpooledTemporaryFile
 from weakref import finalize
@@ -21,23 +20,22 @@ _HELD_BYTES = 16_000_000
 
 
 class Columns:
-    """A table that grows by blocks of rows (m, k), float64, and is read back block by block or a column at a time.
+    """A table of float64 that grows by blocks of rows (m, k) and is read by blocks or by columns.
 
-    A column may hold 64-bit patterns of another kind (`view`): nothing here computes.
+    A column may hold the bits of another 64-bit type (see `ndarray.view`): the table only stores them.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._file = SpooledTemporaryFile(max_size=_HELD_BYTES)  # noqa: SIM115 - it lives as long as the table
+        self._file = SpooledTemporaryFile(max_size=_HELD_BYTES)  # noqa: SIM115 - closed with the table
         finalize(self, self._file.close)
         self._rows = 0
-        weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
         return self._rows
 
     def append(self, block: Floats) -> None:
-        """Add rows (m, k). Raises UsageError on another number of columns."""
+        """Add rows (m, k). Raises UsageError if the number of columns is wrong."""
         if block.ndim != 2 or block.shape[1] != len(self.names):
             raise UsageError(f"a block must have shape (m, {len(self.names)}); found {block.shape}")
         self._file.seek(0, 2)

@@ -1,10 +1,10 @@
-"""Maximum likelihood of links: votes on pairs given linear evidence, by Newton's method over blocks of rows.
+"""Maximum-likelihood fits of links from evidence to votes, by Newton's method over blocks of rows.
 
 A row has antisymmetric columns m (p,) and symmetric ones t (q,); with the coefficients theta = (b, level, c)
 
     s = m . b,   tie = level + t . c,   log-probabilities of (A, B, tie) = link(s, tie).
 
-The rows are read once a step, so they may lie on disk. This module knows nothing of which link it is.
+The rows are read once per step, so they may be kept on disk. The link function is an argument.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FitError
 
-__all__ = ["Block", "Link", "Optimum", "linear", "maximise", "weight_blocks"]
+__all__ = ["Block", "LinkFunction", "Optimum", "linear", "maximise", "weight_blocks"]
 
 Floats = NDArray[np.float64]
 
 # (s, t) -> log-probabilities (n, 3), their derivatives by s (n, 3) and by t (n, 3)
-Link = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]
+LinkFunction = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]
 # m (n, p), t (n, q), votes (n, 3)
 Block = tuple[Floats, Floats, Floats]
 
@@ -34,8 +34,8 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the likelihood is largest: `theta` (k,), the `information` (k, k) there, penalty included, in the free
-    parameters `free` (f,), and the number of votes."""
+    """The maximum of the likelihood: all parameters `theta` (k,), the free parameters `free` (f,), the `information`
+    (f, f) in the free parameters with the penalty, and the number of votes."""
 
     theta: Floats
     free: Floats
@@ -44,13 +44,13 @@ class Optimum:
 
 
 def linear(theta: Floats, m: Floats, t: Floats) -> tuple[Floats, Floats]:
-    """S and tie, (n,) each, of the columns m (n, p) and t (n, q)."""
+    """s and tie, (n,) each, given the columns m (n, p) and t (n, q)."""
     p = m.shape[1]
     return m @ theta[:p], theta[p] + t @ theta[p + 1 :]
 
 
 def maximise(
-    link: Link,
+    link: LinkFunction,
     blocks: Callable[[], Iterable[Block]],
     basis: Floats,
     offset: Floats,
@@ -61,22 +61,22 @@ def maximise(
 ) -> Optimum:
     """The theta = offset + basis @ free that maximises sum(votes * log P) - sum(penalty * free^2) / 2.
 
-    `basis` (k, f) says which parameters are free, or tied to each other; `penalty` (f,) holds them near 0. The
-    expected information stands in for the Hessian (for Davidson's model they are equal). Raises FitError where the gradient
-    does not vanish.
+    `basis` (k, f) selects the free parameters or couples parameters; `penalty` (f,) keeps the free ones near 0. The
+    expected information is used in place of the Hessian (for Davidson's model they are equal). Raises FitError if the
+    fit does not converge.
     """
     free = np.zeros(basis.shape[1]) if start is None else start.copy()
     hold = np.zeros(basis.shape[1]) if penalty is None else penalty
     loss, slope, information, votes = _evaluate(link, blocks, basis, offset, free, hold)
     if not votes:
-        raise FitError(f"cannot fit {name}: there is no vote")
+        raise FitError(f"cannot fit {name}: there are no votes")
     for _ in range(_STEPS):
         if np.abs(slope).max(initial=0.0) <= _TOLERANCE * votes:
             return Optimum(offset + basis @ free, free, information, votes)
         step = _solve(information, slope)
         for _ in range(_HALVINGS):
             tried = _evaluate(link, blocks, basis, offset, free - step, hold)
-            # Near the optimum losses differ by their rounding only; the gradient then decides.
+            # Near the optimum the losses differ only by rounding; then the gradient decides.
             if tried[0] <= loss + _ROUNDING * abs(loss):
                 break
             step = step / 2
@@ -94,14 +94,14 @@ def _solve(information: Floats, slope: Floats) -> Floats:
     try:
         step: Floats = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
     except np.linalg.LinAlgError:
-        raise FitError("the fit did not converge: a parameter cannot be told from the others") from None
+        raise FitError("the fit did not converge: the data do not determine every parameter") from None
     return step
 
 
 def _evaluate(
-    link: Link, blocks: Callable[[], Iterable[Block]], basis: Floats, offset: Floats, free: Floats, hold: Floats
+    link: LinkFunction, blocks: Callable[[], Iterable[Block]], basis: Floats, offset: Floats, free: Floats, hold: Floats
 ) -> tuple[float, Floats, Floats, float]:
-    """The loss, its gradient and information in the free parameters, and the votes."""
+    """The loss, its gradient and information in the free parameters, and the number of votes."""
     theta = offset + basis @ free
     loss, votes, size = 0.0, 0.0, len(theta)
     slope, information = np.zeros(size), np.zeros((size, size))
@@ -109,7 +109,7 @@ def _evaluate(
         rows, p = len(m), m.shape[1]
         log_p, by_s, by_t = link(*linear(theta, m, t))
         each = counts.sum(axis=1)
-        # What never happened costs nothing, however unlikely it is.
+        # An outcome without votes adds 0, also where its log-probability is -inf.
         loss -= float(np.where(counts > 0, counts * log_p, 0.0).sum())
         votes += float(each.sum())
         of_s, of_t = m, np.concatenate([np.ones((rows, 1)), t], axis=1)
@@ -128,6 +128,6 @@ def _evaluate(
 
 
 def weight_blocks(blocks: Iterable[Block], weights: Callable[[int], Floats]) -> Iterable[Block]:
-    """The blocks with each row's votes times its weight; `weights(n)` gives those of the next n rows."""
+    """The blocks with the votes of each row multiplied by its weight; `weights(n)` returns the next n weights."""
     for m, t, counts in blocks:
         yield m, t, counts * weights(len(m))[:, None]

@@ -1,0 +1,260 @@
+"""Evaluations, fits, comparisons, leaderboards and drifts as text, and any of them as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prefcast.base.files import atomic_file
+from prefcast.errors import shown_path
+from prefcast.report.terminal import rendered, short, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prefcast.fitting import Fitted
+    from prefcast.measuring.comparison import Comparison
+    from prefcast.measuring.drift import Drift
+    from prefcast.measuring.metrics import Evaluation, Figure
+    from prefcast.measuring.ranking import Leaderboard
+    from prefcast.pairs.formats.answers import JoinReport
+
+__all__ = ["comparison_text", "drift_text", "evaluation_text", "fit_text", "leaderboard_text", "write_json"]
+
+# With fewer rows the bootstrap intervals are too narrow.
+_FEW = 30
+_FIRST = 16
+_ID, _PROMPT, _MODEL, _LEFT_OUT = 16, 60, 60, 20
+_NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
+
+
+def _counts(*counts: tuple[int, str]) -> str:
+    """The counts that are not 0, as the end of a list."""
+    return "".join(f", {count} {what}" for count, what in counts if count)
+
+
+def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False) -> str:
+    """The figures as tables: the forecast beside the baselines, the log loss by outcome, the calibration, and, if
+    `slices`, the slices of rows."""
+    shares = ", ".join(
+        f"{name if name == 'tie' else name.upper()} {share:.0%}" for name, share in evaluation.outcome_shares.items()
+    )
+    left_out = _counts((evaluation.failed, "failed"), (evaluation.unlabelled, "without a label"))
+    scores = evaluation.scores
+    rows = [(title, str(scores.log_loss), str(scores.accuracy), str(scores.brier_score))]
+    rows += [
+        (name.replace("_", " "), str(base.log_loss), str(base.accuracy), str(base.brier_score))
+        for name, base in evaluation.baselines.items()
+    ]
+    more = [(f"gain over {name.replace('_', ' ')}", str(base.gain)) for name, base in evaluation.baselines.items()]
+    more += [(f"log loss where {_NAMES[name]}", str(found)) for name, found in scores.log_loss_by_outcome.items()]
+    more += [
+        ("expected calibration error", f"{scores.expected_calibration_error}, debiased"),
+        ("  plain", str(scores.expected_calibration_error_plain)),
+        ("tie recall", _or_dash(scores.tie_recall)),
+        ("AUC on decisive pairs", _or_dash(scores.auc)),
+    ]
+    if evaluation.order_swap is not None:
+        swap = evaluation.order_swap
+        change = f"{swap.flips:.1%} of {swap.n} favourites change; largest change {swap.largest_change:.2g}"
+        more.append(("A and B exchanged", change))
+    if evaluation.against is not None:
+        other = evaluation.against
+        more.append((f"less {other.name}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
+        more.append(("", f"Brier score {other.brier_score}, accuracy {other.accuracy}"))
+    parts: list[str | Table] = [
+        f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
+        "",
+        table(("", "log loss", "accuracy", "Brier score"), rows, first_width=_FIRST),
+        "",
+        table(("", ""), more),
+    ]
+    if slices:
+        parts += ["", *_slices(evaluation)]
+    if evaluation.n < _FEW:
+        parts += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures say little"]
+    return rendered(*parts)
+
+
+def _or_dash(figure: Figure | None) -> str:
+    return "-" if figure is None else str(figure)
+
+
+def _slices(evaluation: Evaluation) -> list[str | Table]:
+    if not evaluation.slices:
+        return ["no slices: slices need the texts; name the file of labelled pairs"]
+    rows = [
+        (f"{part.kind}: {part.name}", str(part.n), str(part.log_loss), str(part.gain), "few rows" if part.small else "")
+        for part in evaluation.slices
+    ]
+    made = table(("slice", "n", "log loss", "gain over class prior", ""), rows)
+    small = sum(part.small for part in evaluation.slices)
+    return [made, f"{small} slices have fewer than 100 rows: their figures say little"] if small else [made]
+
+
+def fit_text(fitted: Fitted) -> str:
+    """What a fit found: the candidates, the choice, its parameters, and whether it helps."""
+    fit, card = fitted.fit, fitted.forecaster.card
+    shares = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in zip(("A", "B", "tie"), card["fitted_on"]["outcome_shares"].values(), strict=True)
+    )
+    votes = "" if fit.votes == fit.rows else f" with {fit.votes:g} votes"
+    left_out = _counts((fitted.failed, "failed"), (fitted.unlabelled, "without a label"))
+    rows = [
+        (
+            trial.name,
+            f"{trial.log_loss:.4f}",
+            "" if trial.over is None else f"{trial.gain:+.4f} ± {trial.error:.4f} over {trial.over}",
+            "taken" if trial.taken else "",
+        )
+        for trial in fit.trials
+    ]
+    parameters = [
+        (f"  {name}", f"{said['value']:+.4g} [{said['low']:+.4g}, {said['high']:+.4g}]")
+        for name, said in card["parameters"].items()
+        if said["value"] or said["low"] or said["high"]
+    ]
+    parts: list[str | Table] = [
+        f"{fit.rows} labelled pairs{votes} ({shares}){left_out}, {fit.groups} groups",
+        "",
+        table(("candidate", "log loss", "gain ± standard error", ""), rows, first_width=_FIRST),
+        "",
+        f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold",
+        *([table(("", ""), parameters)] if parameters else []),
+        *(f"{name} adds nothing: it has weight 0 and is not in the forecaster" for name in card["useless"]),
+    ]
+    if "tie_level_moved" in card:
+        moved = card["tie_level_moved"]
+        estimate = f" [{moved['low']:.0%}, {moved['high']:.0%}], estimated" if "low" in moved else ""
+        parts.append(
+            f"the share of ties moved from {moved['from']:.1%} among the labels to {moved['to']:.1%}{estimate}"
+        )
+    if fit.useful:
+        parts.append(f"it gains {fit.gain} over the class prior")
+    else:
+        parts.append(f"it is no better than the class prior, as far as these labels can tell: its gain is {fit.gain}")
+    return rendered(*parts)
+
+
+def comparison_text(found: Comparison, report: JoinReport) -> str:
+    """Which system people would prefer, with intervals, kinds of prompts, and the most decided examples."""
+    left, right = found.left, found.right
+    failed = report.failed + found.failed
+    left_out = ((report.only_left, f"only in {left}"), (report.only_right, f"only in {right}"), (failed, "failed"))
+    expected = [
+        (f"{right} preferred", *_percent(found.win)),
+        (f"{left} preferred", *_percent(found.loss)),
+        ("tie", *_percent(found.tie)),
+        ("win less loss", *_percent(found.net)),
+    ]
+    verdict = {
+        "right": f"people would prefer {right}",
+        "left": f"people would prefer {left}",
+        "none": "no difference that this forecaster can see",
+    }
+    covered = "which prompts alone; this forecaster has no record of its own error"
+    if found.calibrated:
+        covered = (
+            "which prompts, the fitted link, and this forecaster's own error for a whole system, which has a standard "
+            f"deviation of {found.bias['net']:.1%} in win less loss"
+        )
+    kinds = [
+        (f"{part.kind}: {part.name}", str(part.n), *_percent(part.net), "few rows" if part.small else "")
+        for part in found.slices
+    ]
+    parts: list[str | Table] = [
+        f"{found.n} prompts that both answered (joined by {report.by}); {right} against {left}",
+        *(f"  {count} {what}" for count, what in left_out if count),
+        "",
+        table(("", "", ""), expected, right=(1,), first_width=_FIRST),
+        "",
+        verdict[found.verdict],
+        f"(the 95 % intervals cover {covered})",
+        "",
+        table(("kind of prompt", "n", "win less loss", "", ""), kinds, right=(1, 2)),
+    ]
+    if found.calibrated:
+        parts.append("(the intervals of the kinds do not cover that error)")
+    for side, name in (("right", right), ("left", left)):
+        examples = [
+            (
+                f"  {max(example.probabilities[:2]):.0%}",
+                short(str(example.pair.id), _ID),
+                short(example.pair.prompt[0], _PROMPT),
+            )
+            for example in found.examples[side]
+        ]
+        parts += ["", f"most decided for {name}", *([table(("", "", ""), examples)] if examples else [])]
+    return rendered(*parts)
+
+
+def _percent(figure: Figure) -> tuple[str, str]:
+    return f"{figure.value:.1%}", f"[{figure.low:.1%}, {figure.high:.1%}]"
+
+
+def leaderboard_text(board: Leaderboard) -> str:
+    """The models, the best first, one per line."""
+    left_out = _counts((board.failed, "failed"), (board.unlabelled, "without a vote"), (board.faults, "at fault"))
+    rows = [
+        (
+            str(standing.rank),
+            f"{standing.rank_low}-{standing.rank_high}",
+            short(standing.model, _MODEL),
+            f"{standing.rating:.0f}",
+            f"[{standing.low:.0f}, {standing.high:.0f}]",
+            str(standing.n),
+            f"{standing.win_rate:.1%}",
+        )
+        for standing in board.standings
+    ]
+    head = ("rank", "range", "model", "rating", "95 % interval", board.source, "win rate")
+    parts: list[str | Table] = [
+        f"{board.n} {board.source} between {len(rows)} models{left_out}; 95 % intervals by bootstrap over {board.groups} {board.resampled}",
+        "",
+        table(head, rows, right=(0, 3, 5, 6)),
+    ]
+    if board.left_out:
+        shown = ", ".join(short(model, _MODEL) for model in board.left_out[:_LEFT_OUT])
+        more = f" and {len(board.left_out) - _LEFT_OUT} more" if len(board.left_out) > _LEFT_OUT else ""
+        parts += ["", f"left out, with fewer than {board.min_votes} {board.source}: {shown}{more}"]
+    return rendered(*parts)
+
+
+def drift_text(drift: Drift) -> str:
+    """How far a precision moves the scores."""
+    facts = [
+        (
+            "margin",
+            f"mean {drift.mean:.3g}, largest {drift.largest:.3g}; the margins' own spread is {drift.spread:.3g}, "
+            f"correlation {drift.correlation:.4f}",
+        ),
+        ("sign", f"{drift.flipped:.1%} of the pairs change sides"),
+    ]
+    if drift.log_loss_before is None or drift.log_loss_after is None:
+        facts.append(("log loss", drift.link))
+    else:
+        facts.append(
+            (
+                "log loss",
+                f"{drift.log_loss_before:.4f} before, {drift.log_loss_after:.4f} after, "
+                f"change {drift.log_loss_change} over {drift.labelled} labelled pairs,",
+            )
+        )
+        facts.append(("", drift.link))
+    return rendered(
+        f"drift over {drift.n} pairs{f' ({drift.failed} failed)' if drift.failed else ''}", table(("", ""), facts)
+    )
+
+
+def write_json(data: Mapping[str, Any], path: str) -> None:
+    """Write JSON to a file, whole or not at all, or to standard output (`-`)."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+    print(f"figures in {shown_path(path)}")
