@@ -61,7 +61,8 @@ def check_engine(running: Running, pairs: str, output: str | Path | None, **excl
         raise UsageError("--engine ray gathers the pieces in the journal: --no-journal excludes it")
     excluded = {"shard": running.part, **excluded}
     if named := next((name for name, value in excluded.items() if value is not None), None):
-        why = "looks numbers up" if named == "scores" else "is one small run" if named == "rehearse" else "is a part"
+        reasons = {"scores": "looks numbers up", "rehearse": "is one small run", "label-values": "reads labels"}
+        why = reasons.get(named, "is a part")
         raise UsageError(f"--{named} {why}, which the local engine does; leave out --engine ray")
     return True
 
@@ -116,11 +117,12 @@ def parts_asked(by_ray: bool, pairs: str, output: str | Path | None) -> bool:
     """Whether a folder of parts is to be written. Raises UsageError where input and output do not go together."""
     from prefcast.runs.cluster.parts import are_parts
 
-    many = "://" in pairs or Path(pairs).is_dir()
+    remote = "://" in pairs
+    many = remote or Path(pairs).is_dir()
     parts = output is not None and are_parts(str(output))
     if not by_ray:
-        if many:
-            raise UsageError(f"{pairs}: folders and URIs are read by --engine ray, into a folder (-o DIR)")
+        if remote:
+            raise UsageError(f"{pairs}: URIs are read by --engine ray, into a folder (-o DIR)")
         return False
     if many and not parts:
         raise UsageError(f"{output}: the parts of a folder or a URI go into a folder: -o DIR, or a URI")

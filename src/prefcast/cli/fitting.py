@@ -14,6 +14,7 @@ from prefcast.cli.shared import (
     CellKind,
     Cells,
     Columns,
+    LabelValues,
     app,
     columns_of,
     opened,
@@ -66,6 +67,7 @@ def fit(
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
+    label_values: LabelValues = None,
     json_output: Annotated[
         str | None, typer.Option("--json", help="Write what was found as JSON; - is standard output.", metavar="OUT")
     ] = None,
@@ -83,6 +85,7 @@ def fit(
     """
     from prefcast.fitting import fit as fit_to
     from prefcast.forecasts.forecaster import check_folder
+    from prefcast.pairs.formats.labels import label_values_of
     from prefcast.pairs.sources import same_file
     from prefcast.report.tables import fit_text
     from prefcast.report.text import write_json
@@ -98,7 +101,7 @@ def fit(
         source: Any = None
         show = None
         if labelled is not None:
-            source = stack.enter_context(opened(labelled, columns, cells))
+            source = stack.enter_context(opened(labelled, columns, cells, label_values))
             show = stack.enter_context(progress(source))
         fitted = fit_to(
             source,
@@ -111,6 +114,7 @@ def fit(
             budget=budget,
             columns=columns_of(columns),
             cells=cells.value,
+            label_values=label_values_of(label_values),
             options=options,
             progress=show,
         )

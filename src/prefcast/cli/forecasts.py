@@ -22,6 +22,7 @@ from prefcast.cli.shared import (
     Cells,
     Columns,
     Folder,
+    LabelValues,
     Model,
     OnError,
     OnErrorOption,
@@ -66,6 +67,7 @@ def predict(
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
+    label_values: LabelValues = None,
     on_error: OnErrorOption = OnError.keep,
     with_text: Annotated[
         bool, typer.Option("--with-text", help="Keep the texts in a .jsonl or .parquet output.")
@@ -96,6 +98,7 @@ def predict(
     from prefcast.forecasts.predictions import open_writer, output_kind
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.evaluation import Rehearsal, rehearsal_rows
+    from prefcast.pairs.formats.labels import label_values_of
     from prefcast.pairs.sources import same_file
     from prefcast.report.tables import evaluation_text
     from prefcast.report.text import TableWriter
@@ -103,7 +106,7 @@ def predict(
 
     if output is None and with_text:
         raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
-    by_ray = check_engine(running, pairs, output, rehearse=rehearse, scores=scores)
+    by_ray = check_engine(running, pairs, output, rehearse=rehearse, scores=scores, **{"label-values": label_values})
     if output is not None and parts_asked(by_ray, pairs, output):
         chosen = resolve(model, forecaster, budget, preset, options)
         with closing(chosen.scorer):
@@ -122,7 +125,11 @@ def predict(
             raise UsageError(f"{output}: is the labelled file; write the forecasts to another file")
     if rehearse is not None and running.part is not None:
         raise UsageError("--rehearse is one small run; --shard has no part in it")
-    train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value)
+    train = (
+        None
+        if rehearse is None
+        else rehearsal_rows(pairs, str(rehearse), columns_of(columns), cells.value, label_values_of(label_values))
+    )
     chosen = resolve(model, forecaster, budget, preset, options, scores)
     remote = None
     if by_ray:
@@ -144,7 +151,7 @@ def predict(
             rehearsal = None if train is None else Rehearsal(writer)
             yield rehearsal or writer
 
-    with opened(pairs, columns, cells) as file, closing(chosen.scorer):
+    with opened(pairs, columns, cells, label_values) as file, closing(chosen.scorer):
         report = attempted(
             forecasting(chosen),
             file if train is None else train,
@@ -156,6 +163,7 @@ def predict(
                 "input": file.name if train is None else f"{rehearse} for {file.name}",
                 "columns": columns,
                 "cells": cells.value,
+                "label values": label_values,
             },
             on_error=on_error.value,
             with_text=with_text,

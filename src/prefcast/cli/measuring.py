@@ -16,6 +16,7 @@ from prefcast.cli.shared import (
     Cells,
     Columns,
     Folder,
+    LabelValues,
     Model,
     Preset,
     ScoresFile,
@@ -85,6 +86,7 @@ def evaluate(
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
+    label_values: LabelValues = None,
     json_output: JsonOutput = None,
     preset: Preset = None,
     repeats: Repeats = 1000,
@@ -115,6 +117,7 @@ def evaluate(
         preset,
         options,
         swapped=swapped,
+        label_values=label_values,
         outputs=() if json_output is None else (json_output,),
     )
     evaluation = measured.evaluation(repeats=repeats)
@@ -139,6 +142,7 @@ def measure_as_asked(
     options: Options,
     *,
     swapped: Path | None = None,
+    label_values: str | None = None,
     outputs: Sequence[str | Path] = (),
     surprises: int = 0,
 ) -> tuple[str, Measured]:
@@ -148,7 +152,8 @@ def measure_as_asked(
     """
     from prefcast.forecasts.resolve import for_scores, resolve
     from prefcast.measuring.evaluation import measured_forecasts, measured_predictions, measured_scores
-    from prefcast.pairs.formats.forecasts import read_predictions
+    from prefcast.pairs.formats.labels import label_values_of
+    from prefcast.pairs.formats.saved import read_saved
     from prefcast.pairs.sources import same_file
 
     for output in outputs:
@@ -161,7 +166,7 @@ def measure_as_asked(
         )
     if swapped is not None and predictions is None:
         raise UsageError("--swapped goes with --predictions; forecasts made here are tried in both orders anyway")
-    other = None if against is None else (against.name, read_predictions(against))
+    other = None if against is None else (against.name, read_saved(against))
     if predictions is not None and scores is not None:
         raise UsageError("--predictions measures forecasts that exist, --scores makes them; give one of them")
     if predictions is not None:
@@ -169,21 +174,22 @@ def measure_as_asked(
         title = predictions.name
         measured = measured_predictions(
             predictions,
-            None if labelled is None else opened(labelled, columns, cells),
+            None if labelled is None else opened(labelled, columns, cells, label_values),
             surprises=surprises,
             against=other,
-            swapped=None if swapped is None else read_predictions(swapped),
+            swapped=None if swapped is None else read_saved(swapped),
+            label_values=label_values_of(label_values),
         )
     elif labelled is None and scores is not None:
         # The scores hold the labels: they are read a block at a time, and never all held.
         chosen = for_scores(resolve(model, forecaster, budget, preset, options))
         title = scores.name
-        measured = measured_scores(scores, chosen, against=other)
+        measured = measured_scores(scores, chosen, against=other, label_values=label_values_of(label_values))
     elif labelled is None:
         raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
     else:
         title = Path(model).name if model else forecaster.name if forecaster else DEFAULT
-        with opened(labelled, columns, cells) as file, progress(file) as show:
+        with opened(labelled, columns, cells, label_values) as file, progress(file) as show:
             chosen = resolve(model, forecaster, budget, preset, options, scores)
             with closing(chosen.scorer):
                 measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from prefcast.cli.shared import ROWS_FAILED, Columns, app, columns_of, say
+from prefcast.cli.shared import ROWS_FAILED, Columns, LabelValues, app, columns_of, say
 from prefcast.errors import UsageError
 
 
@@ -24,7 +24,7 @@ def rank(
         str,
         typer.Argument(
             metavar="FILE",
-            help="Votes or forecasts with model_a and model_b: CSV, TSV, JSON Lines or Parquet, also .gz or .zst; - is standard input.",
+            help="Votes or forecasts with model_a and model_b: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them; - is standard input.",
         ),
     ],
     of: Annotated[
@@ -54,6 +54,7 @@ def rank(
     repeats: Annotated[int, typer.Option(help="Bootstrap draws.", min=1, metavar="N")] = 1000,
     seed: Annotated[int, typer.Option(help="The seed of the draws.", min=0, metavar="N")] = 0,
     columns: Columns = None,
+    label_values: LabelValues = None,
 ) -> None:
     """Rank the models of a file by votes or forecasts: ratings with 95 % intervals, from a Bradley-Terry model with
     ties.
@@ -70,6 +71,7 @@ def rank(
     """
     from prefcast.measuring.ranking import rank as ranked
     from prefcast.measuring.ranking import standings_kind, write_matrix, write_standings
+    from prefcast.pairs.formats.labels import label_values_of
     from prefcast.pairs.sources import same_file
     from prefcast.report.text import leaderboard_text, write_json
 
@@ -93,6 +95,7 @@ def rank(
         file,
         of=None if of is None else of.value,
         columns=columns_of(columns),
+        label_values=label_values_of(label_values),
         min_votes=min_votes,
         repeats=repeats,
         seed=seed,

@@ -24,6 +24,7 @@ from prefcast.cli.shared import (
     Cells,
     Columns,
     Folder,
+    LabelValues,
     Model,
     Preset,
     ScoresFile,
@@ -55,6 +56,7 @@ def report(
     budget: BudgetText = None,
     columns: Columns = None,
     cells: CellKind = Cells.json,
+    label_values: LabelValues = None,
     json_output: JsonOutput = None,
     preset: Preset = None,
     repeats: Repeats = 1000,
@@ -95,6 +97,7 @@ def report(
             cells,
             preset,
             options,
+            label_values=label_values,
             outputs=(output,) if json_output is None else (output, json_output),
             surprises=_SURPRISES,
         )

@@ -61,11 +61,22 @@ class OnError(StrEnum):
 
 
 Pairs = Annotated[
-    str, typer.Argument(metavar="PAIRS", help="CSV, TSV, JSON Lines or Parquet, also .gz or .zst; - is standard input.")
+    str,
+    typer.Argument(
+        metavar="PAIRS", help="CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them; - is standard input."
+    ),
 ]
 Columns = Annotated[
     str | None,
     typer.Option(help="Your own column names: prompt=question,response_a=left,...", metavar="OURS=YOURS,..."),
+]
+LabelValues = Annotated[
+    str | None,
+    typer.Option(
+        "--label-values",
+        help="What your own labels in the columns winner and label mean: a, b or tie, as in 'A>B=a,B>A=b,A=B=tie'.",
+        metavar="VALUE=a|b|tie,...",
+    ),
 ]
 CellKind = Annotated[
     Cells, typer.Option(help="What a text cell holds: a JSON array of turns, or one turn as plain text.")
@@ -223,12 +234,14 @@ def say_reused(scorer: Scorer) -> None:
         )
 
 
-def opened(pairs: str, columns: str | None, cells: Cells) -> PairFile:
+def opened(pairs: str, columns: str | None, cells: Cells, label_values: str | None = None) -> PairFile:
     from prefcast.pairs.formats import open_pairs
+    from prefcast.pairs.formats.labels import label_values_of
 
     if pairs == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal; pipe a file into it")
-    file = open_pairs(pairs, columns=columns_of(columns), cells=cells.value)
+    values = label_values_of(label_values)
+    file = open_pairs(pairs, columns=columns_of(columns), cells=cells.value, label_values=values)
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
     return file

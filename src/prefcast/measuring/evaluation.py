@@ -28,9 +28,10 @@ from prefcast.outcomes.statistics.likelihood import Block, linear, maximise
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.formats import PairFile, open_pairs
-from prefcast.pairs.formats.forecasts import Predictions, prediction_blocks
+from prefcast.pairs.formats.labels import LABEL_COLUMNS
+from prefcast.pairs.formats.saved import SavedForecasts, saved_blocks
 from prefcast.pairs.pair import group_key
-from prefcast.pairs.sources import LABEL_COLUMNS, opened_pairs
+from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.jobs import forecasts_of
 from prefcast.runs.loop import Progress, Tally
 from prefcast.scorers.blend import BlendScorer
@@ -72,7 +73,7 @@ class Measured:
     id.
     """
 
-    def __init__(self, *, surprises: int = 0, against: tuple[str, Predictions] | None = None) -> None:
+    def __init__(self, *, surprises: int = 0, against: tuple[str, SavedForecasts] | None = None) -> None:
         self._slicer = Slicer()
         self._length = LengthScorer()
         names = [*Rows.COLUMNS, "length", *(f"slice:{kind}" for kind in KINDS), *(f"other_{name}" for name in NAMES)]
@@ -257,13 +258,14 @@ def measured_forecasts(
     *,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     surprises: int = 0,
-    against: tuple[str, Predictions] | None = None,
+    against: tuple[str, SavedForecasts] | None = None,
 ) -> Measured:
     """Forecast labelled pairs and keep what it takes to measure that, A and B exchanged on some rows included."""
     measured = Measured(surprises=surprises, against=against)
-    with opened_pairs(source, columns, cells) as pairs:
+    with opened_pairs(source, columns, cells, label_values) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: it has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, Tally(), "keep", progress):
@@ -280,6 +282,7 @@ def evaluate(
     budget: Budget | str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     preset: str | None = None,
 ) -> Evaluation:
@@ -288,7 +291,9 @@ def evaluate(
     Rows that fail and rows without a label are left out and counted. Raises UsageError if no row is left.
     """
     chosen = resolve(model, forecaster, budget, preset)
-    return measured_forecasts(source, chosen, columns=columns, cells=cells, progress=progress).evaluation()
+    return measured_forecasts(
+        source, chosen, columns=columns, cells=cells, label_values=label_values, progress=progress
+    ).evaluation()
 
 
 def measured_predictions(
@@ -296,8 +301,9 @@ def measured_predictions(
     labelled: AbstractContextManager[PairFile] | None = None,
     *,
     surprises: int = 0,
-    against: tuple[str, Predictions] | None = None,
-    swapped: Predictions | None = None,
+    against: tuple[str, SavedForecasts] | None = None,
+    swapped: SavedForecasts | None = None,
+    label_values: Mapping[str, str] | None = None,
 ) -> Measured:
     """Keep what it takes to measure the forecasts of a file against the labels of `labelled` (joined by id) or,
     without it, their own. `swapped` are forecasts of the same rows with A and B exchanged.
@@ -308,7 +314,7 @@ def measured_predictions(
     if labelled is None:
         start = 0
         exchanged: list[tuple[Floats, Floats]] = []
-        for block in prediction_blocks(path):
+        for block in saved_blocks(path, label_values=label_values):
             labelled_rows = block.labels >= 0
             used = labelled_rows & ~block.failed
             measured.rows += len(block.ids)
@@ -326,7 +332,7 @@ def measured_predictions(
         if exchanged:
             measured.swap = _both(*map(np.concatenate, zip(*exchanged, strict=True)))
         return measured
-    predictions = Predictions.of(prediction_blocks(path))
+    predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
     with labelled as file:
         waiting: list[Pair] = []
         found: list[int] = []
@@ -357,13 +363,17 @@ def measured_predictions(
 
 
 def measured_scores(
-    path: str | os.PathLike[str], forecaster: Forecaster, *, against: tuple[str, Predictions] | None = None
+    path: str | os.PathLike[str],
+    forecaster: Forecaster,
+    *,
+    against: tuple[str, SavedForecasts] | None = None,
+    label_values: Mapping[str, str] | None = None,
 ) -> Measured:
     """Keep what it takes to measure a forecaster on a file of scores with labels of their own."""
     if not isinstance(forecaster.scorer, GivenScorer):
         raise UsageError("the forecaster needs the texts beside the scores: name the file of labelled pairs as well")
     measured = Measured(against=against)
-    for block in score_blocks(path):
+    for block in score_blocks(path, label_values=label_values):
         check_columns(forecaster.scorer, block.columns, path)
         start, n = measured.rows, len(block.ids)
         measured.rows += n
@@ -391,7 +401,7 @@ def evaluate_predictions(
 
 
 def rehearsal_rows(
-    stub: str, train: str, columns: Mapping[str, str] | None, cells: str
+    stub: str, train: str, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
 ) -> Iterable[Pair | RowError] | None:
     """The first 1,000 rows of `train` if `stub` is the competition's public test file of exactly three rows, otherwise
     None.
@@ -400,7 +410,7 @@ def rehearsal_rows(
     """
     if stub == "-":
         raise UsageError("--rehearse must look at the file first; standard input can be read only once")
-    labelled = open_pairs(train, columns=columns, cells=cells)
+    labelled = open_pairs(train, columns=columns, cells=cells, label_values=label_values)
     if not labelled.may_have_labels:
         labelled.close()
         raise UsageError(f"{labelled.name}: a rehearsal needs labels ({LABEL_COLUMNS})")

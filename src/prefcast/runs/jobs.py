@@ -20,7 +20,7 @@ from prefcast.forecasts.scores import column_names, score_pairs
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.pieces import PIECE_CHARACTERS, PIECE_ROWS
-from prefcast.pairs.sources import is_table, opened_pairs
+from prefcast.pairs.sources import opened_pairs, table_like
 from prefcast.runs.log import Watch
 from prefcast.runs.loop import Job, Progress, RunReport, Tally, run_to, scored_pieces
 from prefcast.runs.packed import link_as_json
@@ -98,25 +98,23 @@ def predict(
     budget: Budget | str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     on_error: str = "keep",
     preset: str | None = None,
 ) -> Any:
     """Forecast a file, pairs, or a table.
 
     All is held in memory, texts included; `predict_to` is for what does not fit.
-    `source` is a path (any format that `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow
-    table. Paths and pairs give Forecasts; a table gives a table of its own kind, a row a forecast in the same order
-    (a data frame keeps its index). `model` names a built-in forecaster (default `embedded`) or, with
+    `source` is what `open_pairs` takes (a path, several, a table, dicts), or an iterable of Pair. Paths and pairs give
+    Forecasts; a pandas or polars data frame, an Arrow table, a datasets.Dataset or a list of dicts gives one of its own kind,
+    a row a forecast in the same order (a pandas data frame keeps its index). `model` names a built-in forecaster (default `embedded`) or, with
     `preset="notebook"`, a reward model; `forecaster` is a Forecaster or its folder. Raises PrefcastError.
     """
     chosen = resolve(model, forecaster, budget, preset)
-    with opened_pairs(source, columns, cells) as pairs:
+    with opened_pairs(source, columns, cells, label_values) as pairs:
         forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error, None)))
-    if is_table(source, "pandas", "DataFrame"):
-        frame = forecasts.to_pandas()
-        frame.index = source.index
-        return frame
-    return forecasts.to_arrow() if is_table(source, "pyarrow", "Table") else forecasts
+    table = table_like(source, forecasts)
+    return forecasts if table is None else table
 
 
 def _joined(parts: list[Forecasts]) -> Forecasts:
