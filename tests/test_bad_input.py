@@ -44,7 +44,11 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
         jsonl(kaggle_row(1), {}),
         "row 2: id is missing; expected a text or a number in every row",
     ),
-    "empty JSON Lines": ("f.jsonl", b"\n\n", "the file is empty; expected one JSON object a line"),
+    "empty JSON Lines": (
+        "f.jsonl",
+        b"\n\n",
+        "the file is empty; expected JSON objects, one a line, or an array of them",
+    ),
     "column missing, a near one there": (
         "f.csv",
         GOOD_CSV.replace(b"prompt", b"promt"),
@@ -160,11 +164,42 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
         zstd.compress(GOOD_CSV)[:-6],
         "the compressed data end too early: the file is truncated",
     ),
-    "one JSON array": (
-        "f.jsonl",
-        json.dumps([kaggle_row()], indent=1).encode(),
-        "one JSON array holds everything; expected one JSON object a line (jq -c '.[]' FILE makes it so)",
+    "an array that never ends": (
+        "f.json",
+        json.dumps([kaggle_row()]).encode()[:-1],
+        "row 1: not valid JSON: the array never ends; expected one array of objects",
     ),
+    "an array that ends in an object": (
+        "f.json",
+        json.dumps([kaggle_row()]).encode()[:-9],
+        "row 1: not valid JSON: ",
+    ),
+    "an array with something after it": (
+        "f.json",
+        json.dumps([kaggle_row()]).encode() + b"[]",
+        "row 1: not valid JSON: there is more after the array",
+    ),
+    "an array without a comma": (
+        "f.json",
+        json.dumps([kaggle_row(1), kaggle_row(2)]).replace("}, {", "} {").encode(),
+        "row 1: not valid JSON: found '{' after an item; expected one array of objects",
+    ),
+    "an array with a broken object": (
+        "f.json",
+        json.dumps([kaggle_row(1), "x"]).replace('"x"', "{oops}").encode(),
+        "row 2: not valid JSON: Expecting property name enclosed in double quotes, found '{oops}]'; nothing after it",
+    ),
+    "an array that is not UTF-8": (
+        "f.json",
+        b'[{"a": "\xe9"}]',
+        "not UTF-8: byte 0xe9 at offset 8; save the file as UTF-8",
+    ),
+    "an array of no objects": (
+        "f.json",
+        b"[1, 2]",
+        "no JSON object in the first 2 items; the first says: 1 where a JSON object",
+    ),
+    "an empty array": ("f.json", b" [ ] ", "the file is empty; expected JSON objects, one a line, or an array of them"),
     "no JSON at all": (
         "f.jsonl",
         b"hello\nworld\n",
@@ -283,6 +318,31 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
         jsonl(kaggle_row(winner="gpt-4")),
         1,
         "winner: is 'gpt-4'; expected one of model_a, model_b, tie, tie (bothbad), both_bad",
+    ),
+    "an unknown label": ("f.jsonl", jsonl(kaggle_row(label=3)), 1, "label: is 3; expected 0 (A), 1 (B) or 2 (tie)"),
+    "a label that contradicts the columns": (
+        "f.jsonl",
+        jsonl(labelled(0) | {"label": 1}),
+        1,
+        "label: says B where winner_model_a, winner_model_b, winner_tie say A; expected one label",
+    ),
+    "a label that contradicts the winner": (
+        "f.jsonl",
+        jsonl(kaggle_row(label=2, winner="model_b")),
+        1,
+        "label: says TIE where winner says B; expected one label",
+    ),
+    "an item of an array that is no object": (
+        "f.json",
+        json.dumps([kaggle_row(1), ["x"], kaggle_row(3)]).encode(),
+        2,
+        "a JSON array where a JSON object is expected",
+    ),
+    "an item of an array that is nested too deeply": (
+        "f.json",
+        json.dumps([kaggle_row(1), "x", kaggle_row(3)]).replace('"x"', "[" * 100_000 + "]" * 100_000).encode(),
+        2,
+        "not usable JSON: nested too deeply",
     ),
 }
 

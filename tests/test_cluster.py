@@ -405,7 +405,7 @@ def test_what_does_not_go_together_is_one_line(prefcast: Run, arguments: list[st
 def test_inputs_of_the_two_engines_are_told_apart(prefcast: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for pairs, output, more, said in (
-        ("in", "o.csv", [], "in: folders and URIs are read by --engine ray, into a folder (-o DIR)"),
+        ("in", "o.csv", [], "in: the folder holds no file that can be read; expected .csv"),
         (
             "in",
             "o.csv",

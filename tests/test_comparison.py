@@ -207,8 +207,8 @@ def test_messages_and_turns(tmp_path: Path) -> None:
         ([{"text": "x"}], [answer()], r"left\.jsonl: holds no answers; expected prompt and response, or messages"),
         ([answer(), answer()], [answer()], r"left\.jsonl: row 2: has the prompt of row 1 again; give both files ids"),
         ([answer()], [answer(), answer()], r"right\.jsonl: row 2: has the prompt of row 1 again"),
-        ([answer("q", id=1), answer("p", id=1)], [answer(id=1)], r"left\.jsonl: row 2: id '1' is the same as in row 1"),
-        ([answer("q", id=None)], [answer(id=1)], r"left\.jsonl: row 1: id is None; expected a text or a number"),
+        ([answer("q", id=1), answer("p", id=1)], [answer(id=1)], r"left\.jsonl: row 2: id 1 is the same as in row 1"),
+        ([answer("q", id=None)], [answer(id=1)], r"left\.jsonl: row 1: id is missing; expected a text or a number"),
         ([answer("q", id=[1])], [answer(id=1)], r"left\.jsonl: row 1: id is .*; expected a text or a number"),
     ],
 )

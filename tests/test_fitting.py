@@ -384,7 +384,10 @@ def test_scores_that_miss_rows(tmp_path: Path) -> None:
         ("id,score_a,score_b,label\nx,1,2,3\n", "row 1: label is '3'; expected 0"),
         ("id,score_a,score_b\nx,1,2\nx,1,2\n", "row 2: id 'x' is the same as in row 1"),
         ("id,score_a,score_b\n,1,2\n", "row 1: id is missing"),
-        ("id,winner_model_a,winner_model_b,winner_tie\nx,0.5,0.5,0.5\n", "row 1: the probabilities sum to 1.5"),
+        (
+            "id,winner_model_a,winner_model_b,winner_tie\nx,0.5,0.5,0.5\n",
+            "row 1: winner_model_a,winner_model_b,winner_tie sum to 1.5",
+        ),
         ("id,score_a,score_b\n", "has no rows"),
     ],
 )
@@ -399,10 +402,10 @@ def test_scores_at_fault(tmp_path: Path, text: str, message: str) -> None:
     ("text", "message"),
     [
         ("id,votes_a,votes_b\nr0,1,2\n", "column 'votes_tie' is missing"),
-        ("id,votes_a,votes_b,votes_tie\nr0,1,-2,0\n", "row 1: votes_b is '-2'; expected a number, 0 or more"),
+        ("id,votes_a,votes_b,votes_tie\nr0,1,-2,0\n", "row 1: votes_b is '-2'; expected a finite number, 0 or more"),
         ("id,votes_a,votes_b,votes_tie\nr0,1,inf,0\n", "row 1: votes_b is 'inf'"),
         ("id,votes_a,votes_b,votes_tie\nr0,0,0,0\n", "row 1: has no vote at all"),
-        ("id,votes_a,votes_b,votes_tie\nr0,1,0,0\nr0,1,0,0\n", "row 2: id 'r0' is there twice"),
+        ("id,votes_a,votes_b,votes_tie\nr0,1,0,0\nr0,1,0,0\n", "row 2: id 'r0' is the same as in row 1"),
         ("id,votes_a,votes_b,votes_tie\n", "has no rows"),
     ],
 )

@@ -211,7 +211,7 @@ def test_what_excel_leaves_behind(tmp_path: Path) -> None:
 def test_a_file_is_read_once(tmp_path: Path) -> None:
     with open_pairs(write_jsonl(tmp_path / "p.jsonl", ROWS)) as file:
         assert len(list(file)) == 3
-        with pytest.raises(UsageError, match="its pairs were read already; open it again"):
+        with pytest.raises(UsageError, match="was read already; open it again"):
             list(file)
 
 

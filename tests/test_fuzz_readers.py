@@ -16,7 +16,7 @@ from prefcast.errors import FileError, RowError
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import KeepLast
 from prefcast.pairs.formats import open_pairs
-from prefcast.pairs.formats.forecasts import read_predictions
+from prefcast.pairs.formats.saved import read_saved
 from test_bad_input import ASSISTANT, USER, parquet_bytes
 
 EXAMPLE = EXAMPLES.read_bytes()
@@ -90,7 +90,7 @@ def read_all(path: Path) -> None:
         except FileError as error:
             errors.append(error)
     try:
-        read_predictions(path)
+        read_saved(path)
     except FileError as error:
         errors.append(error)
     assert all(str(error).isprintable() for error in errors)

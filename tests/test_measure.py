@@ -31,7 +31,7 @@ from prefcast.outcomes.statistics.bootstrap import (
     poisson_weights,
 )
 from prefcast.outcomes.statistics.columns import Columns
-from prefcast.pairs.formats.forecasts import read_predictions
+from prefcast.pairs.formats.saved import read_saved
 from prefcast.pairs.pair import group_key
 
 PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
@@ -184,7 +184,7 @@ def test_against_another_forecast_is_a_paired_difference(tmp_path: Path) -> None
     other = prefcast.predict(EXAMPLES, model="length")
     path = write_predictions(tmp_path / "other.jsonl", other)
     with prefcast.open_pairs(EXAMPLES) as file:
-        measured = measured_forecasts(file, load_forecaster("surface"), against=("other.jsonl", read_predictions(path)))
+        measured = measured_forecasts(file, load_forecaster("surface"), against=("other.jsonl", read_saved(path)))
     found = measured.evaluation().against
     y = np.array([pair.outcome for pair in PAIRS])
     losses = [row_log_loss(each.probabilities, y) for each in (prefcast.predict(EXAMPLES, model="surface"), other)]
@@ -206,7 +206,7 @@ def test_against_another_forecast_is_a_paired_difference(tmp_path: Path) -> None
 
 
 def evaluate_against(path: Path, other: Path) -> Evaluation:
-    return measured_predictions(path, against=(other.name, read_predictions(other))).evaluation()
+    return measured_predictions(path, against=(other.name, read_saved(other))).evaluation()
 
 
 def test_exchanging_a_and_b_changes_nothing_of_ours() -> None:

@@ -17,7 +17,8 @@ from prefcast.errors import FileError, RowError, UsageError
 from prefcast.forecasts.forecaster import load_forecaster
 from prefcast.forecasts.predictions import Forecasts, open_writer
 from prefcast.pairs import Turn
-from prefcast.pairs.formats.forecasts import PROBABILITIES, read_predictions
+from prefcast.pairs.formats.labels import WINNERS
+from prefcast.pairs.formats.saved import read_saved
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, forecasts: Forecasts, endi
     path = tmp_path / f"out{ending}"
     with open_writer(path) as writer:
         writer.write(forecasts)
-    found = read_predictions(path)
+    found = read_saved(path)
     assert found.ids == [str(id) for id in forecasts.ids]
     np.testing.assert_allclose(found.probabilities, forecasts.probabilities, rtol=0, atol=1e-12)
     if ending != ".csv":
@@ -61,7 +62,7 @@ def test_any_id_survives_a_submission(tmp_path: Path, id: str) -> None:
         writer.write(load_forecaster("length").forecast([Pair.of("p", "a", "b", id=id)]))
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         assert [row[0] for row in csv.reader(file)] == ["id", id]
-    assert read_predictions(tmp_path / "s.csv").ids == [id]
+    assert read_saved(tmp_path / "s.csv").ids == [id]
 
 
 def test_half_characters_from_a_program_are_written_all_the_same(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_half_characters_from_a_program_are_written_all_the_same(tmp_path: Path)
     for name in ("f.csv", "f.jsonl", "f.parquet"):
         with open_writer(tmp_path / name, with_text=name != "f.csv") as writer:
             writer.write(load_forecaster("length").forecast([pair]))
-        assert read_predictions(tmp_path / name).ids == ["\ufffd"]
+        assert read_saved(tmp_path / name).ids == ["\ufffd"]
     assert Pair.of("p\ud83d", "a", "b").prompt == ("p\ufffd",)
 
 
@@ -194,12 +195,15 @@ GOOD = "id,winner_model_a,winner_model_b,winner_tie"
             "column 'winner_model_a' is missing; expected id, winner_model_a, winner_model_b, winner_tie",
         ),
         (f"{GOOD}\n1,0.5,0.5,x\n", "row 1: winner_tie is 'x'; expected a probability"),
-        (f"{GOOD}\n1,0.5,0.5,nan\n", "row 1: winner_tie is nan; expected a probability from 0 to 1"),
-        (f"{GOOD}\n1,1.5,-0.5,0\n", "row 1: winner_model_a is 1.5; expected a probability from 0 to 1"),
-        (f"{GOOD}\n1,0.5,0.4,0\n", "row 1: the probabilities sum to 0.9; expected 1 (within 0.001)"),
+        (f"{GOOD}\n1,0.5,0.5,nan\n", "row 1: winner_tie is 'nan'; expected a probability from 0 to 1"),
+        (f"{GOOD}\n1,1.5,-0.5,0\n", "row 1: winner_model_a is '1.5'; expected a probability from 0 to 1"),
+        (
+            f"{GOOD}\n1,0.5,0.4,0\n",
+            "row 1: winner_model_a,winner_model_b,winner_tie sum to 0.9; expected 1 (within 0.001)",
+        ),
         (f"{GOOD}\n1,1,0,0\n1,0,1,0\n", "row 2: id '1' is the same as in row 1"),
         (f"{GOOD},label\n1,1,0,0,1.9\n", "row 1: label is '1.9'; expected 0 (A), 1 (B) or 2 (tie)"),
-        (f"{GOOD}\n,1,0,0\n", "row 1: id is missing; every row needs one"),
+        (f"{GOOD}\n,1,0,0\n", "row 1: id is missing; expected a text or a number in every row"),
         (f"{GOOD},label\n1,1,0,0,5\n", "row 1: label is '5'; expected 0 (A), 1 (B) or 2 (tie)"),
         (f"{GOOD}\n1,1\n", "row 1: has 2 cells where the header has 4"),
         (f"{GOOD}\n", "has no rows; expected at least one"),
@@ -208,20 +212,20 @@ GOOD = "id,winner_model_a,winner_model_b,winner_tie"
 def test_predictions_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(FileError) as caught:
-        read_predictions(tmp_path / "p.csv")
+        read_saved(tmp_path / "p.csv")
     assert message in str(caught.value)
 
 
 def test_rounded_probabilities_are_normalised(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(f"{GOOD}\n1,0.6090,0.1139,0.2770\n")
-    found = read_predictions(tmp_path / "p.csv").probabilities[0]
+    found = read_saved(tmp_path / "p.csv").probabilities[0]
     assert found.sum() == pytest.approx(1, abs=1e-15)
     assert found[0] == pytest.approx(0.6090 / 0.9999)
 
 
 def test_labels_as_other_programs_write_them(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(f"{GOOD},label\n1,1.0000000000000002,0,0,2.0\n2,1,0,0,\n")
-    assert read_predictions(tmp_path / "p.csv").labels.tolist() == [2, -1]
+    assert read_saved(tmp_path / "p.csv").labels.tolist() == [2, -1]
 
 
 def test_results_show_themselves_with_their_texts_escaped(forecasts: Forecasts) -> None:
@@ -245,5 +249,5 @@ def test_results_show_themselves_with_their_texts_escaped(forecasts: Forecasts) 
 def test_results_become_tables(forecasts: Forecasts) -> None:
     table, frame = forecasts.to_arrow(), forecasts.to_pandas()
     assert table.column_names == list(frame.columns)
-    np.testing.assert_array_equal(frame[list(PROBABILITIES)].to_numpy(), forecasts.probabilities)
+    np.testing.assert_array_equal(frame[list(WINNERS)].to_numpy(), forecasts.probabilities)
     assert table["id"].to_pylist() == forecasts.ids

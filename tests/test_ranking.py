@@ -25,7 +25,7 @@ from conftest import Run, kaggle_row, write_csv, write_jsonl
 from prefcast.errors import FileError, FitError, UsageError, printable
 from prefcast.measuring.ranking import Leaderboard, rank
 from prefcast.measuring.ranking.strengths import expected_shares, fit_strengths
-from prefcast.measuring.ranking.votes import _Sums, read_votes
+from prefcast.measuring.ranking.votes import _Sums, read_board_votes
 from prefcast.report.plots import inline_svg, leaderboard_figure, plot_style, save_figure
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -389,7 +389,7 @@ def test_forecasts_of_predict_can_be_ranked(tmp_path: Path) -> None:
         (forecast("", "y", 1, 0, 0), "model_a", "is missing"),
         (forecast("x", "  ", 1, 0, 0), "model_b", "is missing"),
         (forecast("x", "x", 1, 0, 0), "model_b", "expected another model"),
-        (forecast("x", "y", 1, 1, 0), ",".join(LABELS), "expected one 1 and two 0"),
+        (forecast("x", "y", 1, 1, 0), ",".join(LABELS), "expected exactly one 1 and two 0"),
         (forecast("x", "y", 0.3, 0.3, 0.4), ",".join(LABELS), "--from forecasts"),
         (forecast("x", "y", 1, 0, 0, winner="model_b"), "winner", "says B where"),
         ({"model_a": "x", "model_b": "y", "winner": "me"}, "winner", "is 'me'; expected one of"),
@@ -679,6 +679,6 @@ def test_a_plot_leaves_matplotlib_as_it_was() -> None:
 
 def test_votes_are_kept_as_sums() -> None:
     rows, _ = simulated(4, 3000, 6)
-    votes = read_votes([row | {"prompt": "the same"} for row in rows])
+    votes = read_board_votes([row | {"prompt": "the same"} for row in rows])
     assert len(votes.weight) <= 3 * 6
     assert votes.weight.sum() == votes.n == 3000

@@ -18,7 +18,7 @@ from prefcast.errors import FileError, RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.measuring.evaluation import evaluate_predictions
 from prefcast.pairs.budget import KeepLast
-from prefcast.pairs.formats.forecasts import PROBABILITIES
+from prefcast.pairs.formats.labels import WINNERS
 from prefcast.pairs.pieces import pieces
 from prefcast.runs.jobs import predict_to
 
@@ -33,8 +33,8 @@ def test_a_path_pairs_and_tables_give_the_same_forecasts() -> None:
     assert isinstance(from_frame, pd.DataFrame)
     assert isinstance(from_table, pyarrow.Table)
     assert from_frame.index.tolist() == list(range(100, 142))
-    for name in PROBABILITIES:
-        np.testing.assert_array_equal(from_frame[name], by_path.probabilities[:, PROBABILITIES.index(name)])
+    for name in WINNERS:
+        np.testing.assert_array_equal(from_frame[name], by_path.probabilities[:, WINNERS.index(name)])
         np.testing.assert_array_equal(from_table[name].to_numpy(), from_frame[name])
 
 
@@ -70,7 +70,7 @@ def test_an_arena_export_read_with_pandas(tmp_path: Path) -> None:
     from_frame = prefcast.predict(pd.read_parquet(tmp_path / "f.parquet"), model="surface")
     assert from_frame["error"].isna().all()
     np.testing.assert_array_equal(
-        from_frame[list(PROBABILITIES)], prefcast.predict(tmp_path / "f.parquet", model="surface").probabilities
+        from_frame[list(WINNERS)], prefcast.predict(tmp_path / "f.parquet", model="surface").probabilities
     )
 
 
@@ -95,7 +95,7 @@ def test_a_frame_with_own_names_and_plain_text() -> None:
         frame, columns={"prompt": "q", "response_a": "left", "response_b": "right"}, cells="text", model="surface"
     )
     expected = prefcast.predict([Pair.of("Why?", "Because.", "So.")], model="surface")
-    np.testing.assert_array_equal(found[list(PROBABILITIES)].to_numpy(), expected.probabilities)
+    np.testing.assert_array_equal(found[list(WINNERS)].to_numpy(), expected.probabilities)
 
 
 def test_models_forecasters_and_budgets(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def fit(
             budget=budget,
             columns=reading.mapping,
             cells=str(reading.cells),
+            label_values=reading.labels,
             options=reward.options(),
             more=reward.more(),
             running=keeping.running(),

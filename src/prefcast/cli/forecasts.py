@@ -110,7 +110,11 @@ def predict(
     if rehearse is not None and long.shard is not None:
         raise UsageError("--rehearse is one small run; --shard has no part in it")
     shard = shard_of(long, path)
-    train = None if rehearse is None else rehearsal_rows(pairs, str(rehearse), reading.mapping, str(reading.cells))
+    train = (
+        None
+        if rehearse is None
+        else rehearsal_rows(pairs, str(rehearse), reading.mapping, str(reading.cells), reading.labels)
+    )
     chosen = resolve(choosing.choice(scores))
     rehearsal: Rehearsal | None = None
 
@@ -128,6 +132,7 @@ def predict(
             "input": file.name if train is None else f"{rehearse} for {file.name}",
             "columns": reading.columns,
             "cells": str(reading.cells),
+            "label values": reading.label_values,
         }
         report = attempted(
             forecasting(replace(chosen, scorer=scorer)),

@@ -210,13 +210,16 @@ def _measured(
             surprises=surprises,
             against=other,
             swapped=None if swapped is None else read_saved(swapped),
+            label_values=reading.labels,
         )
         return predictions.name, measured
     if labelled is None:
         if scores is None:
             raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
         # The scores hold the labels: they are read a block at a time, and never all held.
-        return scores.name, measured_scores(scores, for_scores(resolve(choice)), against=other)
+        return scores.name, measured_scores(
+            scores, for_scores(resolve(choice)), against=other, label_values=reading.labels
+        )
     with (
         opened(labelled, reading) as file,
         progress(file) as show,

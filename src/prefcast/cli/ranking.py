@@ -27,7 +27,7 @@ def rank(
         str,
         typer.Argument(
             metavar="FILE",
-            help="Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON Lines or Parquet, also .gz or .zst. - reads standard input.",
+            help="Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them. - reads standard input.",
         ),
     ],
     of: Annotated[
@@ -99,6 +99,7 @@ def rank(
             source,
             of=None if of is None else str(of),
             columns=None if source is not file else reading.mapping,
+            label_values=None if source is not file else reading.labels,
             min_votes=min_votes,
             repeats=repeats,
             seed=seed,

@@ -71,7 +71,7 @@ Pairs = Annotated[
     str,
     typer.Argument(
         metavar="PAIRS",
-        help="A file of pairs: CSV, TSV, JSON Lines or Parquet, also .gz or .zst. - reads standard input.",
+        help="A file of pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them. - reads standard input.",
     ),
 ]
 JsonOutput = Annotated[
@@ -111,6 +111,20 @@ class Reading:
     cells: Annotated[
         Cells, typer.Option(help="What a text cell holds: a JSON array of turns, or one turn as plain text.")
     ] = Cells.json
+    label_values: Annotated[
+        str | None,
+        typer.Option(
+            help="What your own labels in the columns winner and label mean: a, b or tie, as in 'A>B=a,B>A=b,A=B=tie'.",
+            metavar="VALUE=a|b|tie,...",
+        ),
+    ] = None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the file -> a, b or tie."""
+        from prefcast.pairs.formats.labels import label_values_of
+
+        return label_values_of(self.label_values)
 
     @property
     def mapping(self) -> dict[str, str]:

@@ -69,7 +69,7 @@ def opened(pairs: str, reading: Reading) -> PairFile:
     from prefcast.pairs.formats import open_pairs
 
     check_input(pairs)
-    file = open_pairs(pairs, columns=reading.mapping, cells=str(reading.cells))
+    file = open_pairs(pairs, columns=reading.mapping, cells=str(reading.cells), label_values=reading.labels)
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
     return file

@@ -15,7 +15,7 @@ from prefcast.errors import FitError, RowError, UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
 from prefcast.fitting.selection import Fit, fit_link
-from prefcast.fitting.soft_labels import read_votes, read_weights
+from prefcast.fitting.soft_labels import read_vote_counts, read_weights
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.resolve import Choice, is_named_model, resolve_scorer
 from prefcast.forecasts.scores import read_scores, score_blocks
@@ -23,9 +23,10 @@ from prefcast.outcomes.models import FITTED_MODELS, Link, drawn_interval
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import WHOLE, Budget
 from prefcast.pairs.formats import PairFile
+from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.pair import group_key
 from prefcast.pairs.pieces import pieces
-from prefcast.pairs.sources import LABEL_COLUMNS, opened_pairs
+from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.loop import Progress
 from prefcast.runs.ready import Running, ready_scorer
 from prefcast.scorers.base import Meter, Scorer, Spent, read_pair
@@ -78,6 +79,7 @@ def fit(
     budget: str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     options: Any = None,
     more: Sequence[str] = (),
     running: Running | None = None,
@@ -95,12 +97,12 @@ def fit(
     """
     models = [model] if isinstance(model, str) else list(model or [])
     _check(source, models, scores, target_prior, target, budget, options)
-    counts = None if votes is None else read_votes(votes)
+    counts = None if votes is None else read_vote_counts(votes)
     amounts = None if weights is None else read_weights(weights)
     gathered = _Gathered(counts, amounts)
     with ExitStack() as stack:
         if source is None and scores is not None:
-            gathered.of_scores(scores)
+            gathered.of_scores(scores, label_values)
             members: list[tuple[Scorer, Budget]] = [(GivenScorer(gathered.columns), WHOLE)]
             names = ["scores"]
         else:
@@ -110,7 +112,7 @@ def fit(
                 names = models or [DEFAULT]
                 members = _resolved(names, budget, options, more)
             members = [(stack.enter_context(ready_scorer(scorer, running))[0], read) for scorer, read in members]
-            with opened_pairs(source, columns, cells) as pairs:
+            with opened_pairs(source, columns, cells, label_values) as pairs:
                 if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
                     raise UsageError(f"{pairs.name}: nothing to fit: the file has no label columns ({LABEL_COLUMNS})")
                 gathered.of_pairs(pairs, members, names, progress)
@@ -123,7 +125,7 @@ def fit(
         forecaster = _forecaster(found, members)
         interval = None
         if target is not None:
-            with opened_pairs(target, columns, cells) as pairs:
+            with opened_pairs(target, columns, cells, label_values) as pairs:
                 check_share(found.shares[Outcome.TIE])
                 ties = drawn_ties(forecaster, pairs)
                 interval = share_of_ties(ties, labelled_ties(found, gathered.evidence, seed), seed)
@@ -216,9 +218,9 @@ class _Gathered:
             raise UsageError(f"--weights: id {str(id)!r} has no weight; every labelled row needs one")
         return tuple(weight * count for count in counts)
 
-    def of_scores(self, path: str | os.PathLike[str]) -> None:
+    def of_scores(self, path: str | os.PathLike[str], label_values: Mapping[str, str] | None) -> None:
         """Collect a file of scores with labels."""
-        for block in score_blocks(path):
+        for block in score_blocks(path, label_values=label_values):
             if self.evidence is None:
                 self.evidence = LabelledEvidence(1, log_odds=block.log_odds)
                 self.columns = block.columns

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from math import isfinite
-from typing import Any
 
-from prefcast.errors import FileError, RowError, excerpt, shown_path
-from prefcast.pairs.formats.containers import open_records
+from prefcast.errors import FileError, shown_path
+from prefcast.pairs.formats.fields import Fault, number
+from prefcast.pairs.formats.table import Table
 
-__all__ = ["VOTES", "read_votes", "read_weights"]
+__all__ = ["VOTES", "read_vote_counts", "read_weights"]
 
 VOTES = ("votes_a", "votes_b", "votes_tie")
 
 
-def read_votes(path: str | os.PathLike[str]) -> dict[str, tuple[float, ...]]:
+def read_vote_counts(path: str | os.PathLike[str]) -> dict[str, tuple[float, ...]]:
     """How many people said A, B and tie, by the row's id: a file with id, votes_a, votes_b, votes_tie.
 
     Raises FileError.
@@ -37,33 +35,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, float]:
 
 def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
-    with open_records(path) as records:
-        for name in ("id", *columns):
-            if name not in records.columns:
-                raise FileError(records.name, f"column '{name}' is missing; expected id, {', '.join(columns)}")
-        for row, record in records:
-            if isinstance(record, RowError):
-                raise FileError(records.name, record.problem, row)
-            id = record.get("id")
-            if id in (None, ""):
-                raise FileError(records.name, "id is missing; every row needs one", row)
-            if str(id) in found:
-                raise FileError(records.name, f"id {excerpt(str(id))} is there twice; expected it once", row)
-            values = tuple(_count(record, column, records.name, row) for column in columns)
-            if columns == VOTES and not sum(values):
-                raise FileError(records.name, "has no vote at all; leave the row out", row)
-            found[str(id)] = values
-    if not found:
-        raise FileError(records.name, "has no rows; expected at least one")
+    with Table(path, ("id", *columns)) as table:
+        table.need("id", *columns, otherwise=f"expected id, {', '.join(columns)}")
+        for row, id, record in table.sound():
+            try:
+                values = tuple(number(record, column, 0.0) for column in columns)
+                if columns == VOTES and not sum(values):
+                    raise Fault("", "has no vote at all; leave the row out")
+            except Fault as fault:
+                raise table.fault(row, fault) from None
+            found[id] = values
     return found
-
-
-def _count(record: Mapping[str, Any], column: str, name: str, row: int) -> float:
-    value = record.get(column)
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    if not isfinite(number) or number < 0:
-        raise FileError(name, f"{column} is {excerpt(value)}; expected a number, 0 or more", row)
-    return number

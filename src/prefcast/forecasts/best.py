@@ -24,7 +24,7 @@ from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecast, quoted
 from prefcast.pairs import Pair, Turn, clean
 from prefcast.pairs.formats.candidates import Candidates
-from prefcast.pairs.formats.forecasts import PROBABILITIES
+from prefcast.pairs.formats.labels import WINNERS
 
 __all__ = [
     "AnswerRanking",
@@ -131,7 +131,7 @@ class Choice:
 def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
     for i, j in combinations(range(len(ranking.order)), 2):
         a, b, tie = map(float, ranking.probabilities[i, j])
-        yield {"a": i, "b": j, PROBABILITIES[0]: a, PROBABILITIES[1]: b, PROBABILITIES[2]: tie}
+        yield {"a": i, "b": j, WINNERS[0]: a, WINNERS[1]: b, WINNERS[2]: tie}
 
 
 def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:

@@ -23,7 +23,7 @@ from prefcast.errors import RowError, UsageError, printable, shown_path
 from prefcast.outcomes.models import Link
 from prefcast.pairs import Outcome, Pair, clean
 from prefcast.pairs.budget import Truncation
-from prefcast.pairs.formats.forecasts import PROBABILITIES
+from prefcast.pairs.formats.labels import WINNERS
 
 if TYPE_CHECKING:
     import pandas
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "open_writer", "output_kind"]
 
 # The interval of each probability, and how far the members of an ensemble differ.
-UNCERTAINTY = (*(f"{name}_{end}" for name in PROBABILITIES for end in ("low", "high")), "member_spread")
+UNCERTAINTY = (*(f"{name}_{end}" for name in WINNERS for end in ("low", "high")), "member_spread")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _SHOWN, _SHOWN_TEXT = 10, 80
 _MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
@@ -135,7 +135,7 @@ class Forecasts(Sequence[Forecast]):
             failed = error is not None
             record: dict[str, Any] = {
                 "id": clean(id) if isinstance(id, str) else id,
-                **dict(zip(PROBABILITIES, map(float, self.probabilities[index]), strict=True)),
+                **dict(zip(WINNERS, map(float, self.probabilities[index]), strict=True)),
                 "margin": None if failed else float(self.margin[index]),
                 "tie": None if failed else float(self.tie[index]),
                 **self._uncertainty(index, failed),
@@ -229,13 +229,13 @@ class Writer(Protocol):
 class _Submission:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        file.write(f"id,{','.join(PROBABILITIES)}\n".encode())
+        file.write(f"id,{','.join(WINNERS)}\n".encode())
 
     def write(self, forecasts: Recordable) -> None:
         if isinstance(forecasts, Forecasts):
             rows: Iterable[Sequence[float]] = forecasts.probabilities.tolist()
         else:
-            rows = ([record[name] for name in PROBABILITIES] for record in forecasts.records())
+            rows = ([record[name] for name in WINNERS] for record in forecasts.records())
         for id, (a, b, tie) in zip(forecasts.ids, rows, strict=True):
             self._file.write(f"{quoted(clean(str(id)))},{a!r},{b!r},{tie!r}\n".encode())
 
@@ -323,7 +323,7 @@ def _schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
     number, whole, text = pyarrow.float64(), pyarrow.int64(), pyarrow.string()
     columns = [
         ("id", whole if whole_ids else text),
-        *((name, number) for name in (*PROBABILITIES, "margin", "tie", *UNCERTAINTY)),
+        *((name, number) for name in (*WINNERS, "margin", "tie", *UNCERTAINTY)),
         ("label", whole),
     ]
     columns += [(name, text) for name in ("model_a", "model_b")]

@@ -6,22 +6,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
-from math import isfinite
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.files import atomic_file
-from prefcast.errors import FileError, RowError, ScoringError, excerpt, shown_path
+from prefcast.errors import FileError, RowError, ScoringError, shown_path
 from prefcast.forecasts.predictions import JsonLines, Parquet, Recordable, output_kind, quoted
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Budget, Truncation
-from prefcast.pairs.formats.containers import open_records
-from prefcast.pairs.formats.forecasts import PROBABILITIES, checked_row, read_label, same_id, sound_numbers
-from prefcast.pairs.formats.ids import SeenIds
-from prefcast.pairs.pair import group_key
+from prefcast.pairs.formats.fields import Fault, Record, number
+from prefcast.pairs.formats.labels import WINNERS, Labels, normalised, three_numbers
+from prefcast.pairs.formats.saved import ROW_FIELDS, row_blocks, sound_numbers
+from prefcast.pairs.formats.table import Table
 from prefcast.scorers.base import SILENT, Meter, Scorer, read_pair
 from prefcast.scorers.given import GivenScorer
 
@@ -158,8 +157,9 @@ def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> Ite
 
 
 # What a file of scores may hold, the first that is there: a forecast, evidence, logits, or a score of each answer.
-_SHAPES = (PROBABILITIES, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"))
-_BLOCK_ROWS = 4096
+_SHAPES = (WINNERS, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"))
+_MORE = {"margin": "tie", "logit_a": "logit_tie"}
+_NAMES = ("model_a", "model_b")
 # Rounded files hold zeros; a logarithm needs more.
 _LEAST_PROBABILITY = 1e-6
 
@@ -188,107 +188,65 @@ class GivenScores:
         return np.isfinite(self.margin) & np.isfinite(self.tie)
 
 
-def score_blocks(path: str | os.PathLike[str]) -> Iterator[GivenScores]:
+def score_blocks(
+    path: Any, *, label_values: Mapping[str, str] | None = None, with_labels: bool = True
+) -> Iterator[GivenScores]:
     """Read a file of scores, a block of rows at a time.
 
     It has `id` and either score_a and score_b (of each answer, higher is better), logit_a, logit_b and perhaps
     logit_tie, margin and perhaps tie (as `prefcast score` writes), or the three probabilities of a forecast; perhaps
-    `label` (0, 1, 2), model_a, model_b, prompt and error. Raises FileError.
+    `label` (0, 1, 2, or what `label_values` names), model_a, model_b, prompt and error. Raises FileError.
     """
-    seen, empty = SeenIds(), True
-    with open_records(path) as records:
-        names = next((shape for shape in _SHAPES if all(name in records.columns for name in shape)), None)
-        if names is None or "id" not in records.columns:
+    with Table(path, ("id", *chain.from_iterable(_SHAPES), *_MORE.values(), *_NAMES, *ROW_FIELDS)) as table:
+        names = next((shape for shape in _SHAPES if all(name in table.names for name in shape)), None)
+        if names is None:
             raise FileError(
-                records.name,
-                "column 'id' is missing; scores are joined by it"
-                if names is not None
-                else "holds no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
-                f"(and tie), or {', '.join(PROBABILITIES)}",
+                table.name,
+                "holds no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
+                f"(and tie), or {', '.join(WINNERS)}",
             )
-        more = {"margin": "tie", "logit_a": "logit_tie"}.get(names[0])
-        wanted = (*names, more) if more in records.columns and more is not None else names
-        with_prompts = "prompt" in records.columns
-        rows = iter(records)
-        while block := list(islice(rows, _BLOCK_ROWS)):
-            empty = False
-            ids, values, labels, keys, models = [], [], [], [], []
-            failed = "error" in records.columns and any(
-                isinstance(record, RowError) or record.get("error") not in (None, "") for _, record in block
-            )
-            sound = None if failed else sound_numbers(block, wanted)
-            for row, record in block:
-                if isinstance(record, RowError):
-                    raise FileError(records.name, record.problem, row)
-                ids.append(_known_id(record.get("id"), seen, records.name, row))
-                if sound is None:
-                    values.append(_numbers(record, wanted, records.name, row))
-                labels.append(read_label(record.get("label"), records.name, row))
-                model_a, model_b = record.get("model_a"), record.get("model_b")
-                models.append((_name(model_a), _name(model_b)))
-                if with_prompts:
-                    prompt = record.get("prompt")
-                    keys.append(group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt)))
-            if found := seen.settle():
-                raise same_id(records.name, *found)
-            margin, tie = _evidence(np.array(values) if sound is None else sound, wanted)
-            yield GivenScores(
-                ids,
-                margin,
-                tie,
-                np.array(labels),
-                np.array(keys, dtype=np.uint64) if with_prompts else None,
-                models,
-                wanted,
-            )
-    if empty:
-        raise FileError(shown_path(path), "has no rows; expected at least one")
+        table.need("id", otherwise="scores are joined by it")
+        more = _MORE.get(names[0])
+        wanted = (*names, more) if more is not None and more in table.names else names
+        for block in row_blocks(table, Labels(label_values) if with_labels else None):
+            values = None if block.failed.any() else sound_numbers(block.records, wanted)
+            if values is None:
+                values = np.array([_numbers(table, row, record, wanted) for row, record in block])
+            models = [(_name(record.get("model_a")), _name(record.get("model_b"))) for record in block.records]
+            yield GivenScores(block.ids, *_evidence(values, wanted), block.labels, block.keys, models, wanted)
 
 
-def read_scores(path: str | os.PathLike[str]) -> GivenScorer:
+def read_scores(path: Any) -> GivenScorer:
     """A file of scores as a scorer that finds them by id. Raises FileError."""
-    blocks = list(score_blocks(path))
+    blocks = list(score_blocks(path, with_labels=False))
     where = {id: row for row, id in enumerate(id for block in blocks for id in block.ids)}
     margin, tie = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("margin", "tie"))
     return GivenScorer(blocks[0].columns, where, margin, tie, shown_path(path))
-
-
-def _known_id(value: Any, seen: SeenIds, name: str, row: int) -> str:
-    if value in (None, ""):
-        raise FileError(name, "id is missing; every row needs one", row)
-    if (first := seen.add(str(value), row)) is not None:
-        raise same_id(name, row, first, str(value))
-    return str(value)
 
 
 def _name(value: Any) -> str | None:
     return None if value in (None, "") else clean(str(value))
 
 
-def _numbers(record: Mapping[str, Any], names: Sequence[str], name: str, row: int) -> list[float]:
+def _numbers(table: Table, row: int, record: Record, names: Sequence[str]) -> Sequence[float]:
     """The numbers of a row; nan for all where it failed or has none."""
-    found = [record.get(column) for column in names]
-    if all(value in (None, "") for value in found) or record.get("error") not in (None, ""):
+    if record.get("error") not in (None, "") or all(record.get(name) in (None, "") for name in names):
         return [float("nan")] * len(names)
-    numbers = []
-    for column, value in zip(names, found, strict=True):
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            number = float("nan")
-        if not isfinite(number) or isinstance(value, bool):
-            raise FileError(name, f"{column} is {excerpt(value)}; expected a finite number", row)
-        numbers.append(number)
-    if names[0] == PROBABILITIES[0]:
-        return list(checked_row(numbers, name, row))
-    return numbers
+    try:
+        if tuple(names) != WINNERS:
+            return [number(record, name) for name in names]
+        found = three_numbers(record) or []
+        normalised(found)  # only to see that they are probabilities
+        return found
+    except Fault as fault:
+        raise table.fault(row, fault) from None
 
 
 def _evidence(values: NDArray[np.float64], names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Margin and tie (n,) of the columns (n, k)."""
     if names[0] == "margin":
         return values[:, 0], values[:, 1] if len(names) > 1 else np.where(np.isfinite(values[:, 0]), 0.0, np.nan)
-    if names[0] == PROBABILITIES[0]:
+    if names[0] == WINNERS[0]:
         values = np.log(np.maximum(values, _LEAST_PROBABILITY))
     margin = values[:, 0] - values[:, 1]
     if values.shape[1] == 3:

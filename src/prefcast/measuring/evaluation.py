@@ -28,9 +28,10 @@ from prefcast.outcomes.statistics.likelihood import Block, linear, maximise
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.formats import PairFile, open_pairs
-from prefcast.pairs.formats.forecasts import Predictions, prediction_blocks
+from prefcast.pairs.formats.labels import LABEL_COLUMNS
+from prefcast.pairs.formats.saved import SavedForecasts, saved_blocks
 from prefcast.pairs.pair import group_key
-from prefcast.pairs.sources import LABEL_COLUMNS, opened_pairs
+from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.jobs import forecasts_of
 from prefcast.runs.loop import Progress, Tally
 from prefcast.runs.ready import Running, ready
@@ -71,7 +72,7 @@ class Measured:
     which are matched by id.
     """
 
-    def __init__(self, *, surprises: int = 0, against: tuple[str, Predictions] | None = None) -> None:
+    def __init__(self, *, surprises: int = 0, against: tuple[str, SavedForecasts] | None = None) -> None:
         self._slicer = Slicer()
         self._length = LengthScorer()
         names = [
@@ -254,13 +255,14 @@ def measured_forecasts(
     *,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     surprises: int = 0,
-    against: tuple[str, Predictions] | None = None,
+    against: tuple[str, SavedForecasts] | None = None,
 ) -> Measured:
     """Forecast labelled pairs and collect the forecasts, and try the exchange of A and B on some rows."""
     measured, tally = Measured(surprises=surprises, against=against), Tally()
-    with opened_pairs(source, columns, cells) as pairs:
+    with opened_pairs(source, columns, cells, label_values) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: the file has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
@@ -278,6 +280,7 @@ def evaluate(
     budget: Budget | str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     preset: str | None = None,
     running: Running | None = None,
@@ -288,7 +291,9 @@ def evaluate(
     """
     choice = Choice(model, forecaster, budget=budget, preset=preset)
     with ready(resolve(choice), running) as chosen:
-        return measured_forecasts(source, chosen, columns=columns, cells=cells, progress=progress).evaluation()
+        return measured_forecasts(
+            source, chosen, columns=columns, cells=cells, label_values=label_values, progress=progress
+        ).evaluation()
 
 
 def measured_predictions(
@@ -296,8 +301,9 @@ def measured_predictions(
     labelled: AbstractContextManager[PairFile] | None = None,
     *,
     surprises: int = 0,
-    against: tuple[str, Predictions] | None = None,
-    swapped: Predictions | None = None,
+    against: tuple[str, SavedForecasts] | None = None,
+    swapped: SavedForecasts | None = None,
+    label_values: Mapping[str, str] | None = None,
 ) -> Measured:
     """Collect the forecasts of a file with the labels of `labelled`, joined by id, or with the labels of the file.
 
@@ -307,7 +313,7 @@ def measured_predictions(
     if labelled is None:
         start = 0
         exchanged: list[tuple[Floats, Floats]] = []
-        for block in prediction_blocks(path):
+        for block in saved_blocks(path, label_values=label_values):
             labelled_rows = block.labels >= 0
             used = labelled_rows & ~block.failed
             measured.rows += len(block.ids)
@@ -325,7 +331,7 @@ def measured_predictions(
         if exchanged:
             measured.swap = _both(*map(np.concatenate, zip(*exchanged, strict=True)))
         return measured
-    predictions = Predictions.of(prediction_blocks(path))
+    predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
     with labelled as file:
         waiting: list[Pair] = []
         found: list[int] = []
@@ -356,13 +362,17 @@ def measured_predictions(
 
 
 def measured_scores(
-    path: str | os.PathLike[str], forecaster: Forecaster, *, against: tuple[str, Predictions] | None = None
+    path: str | os.PathLike[str],
+    forecaster: Forecaster,
+    *,
+    against: tuple[str, SavedForecasts] | None = None,
+    label_values: Mapping[str, str] | None = None,
 ) -> Measured:
     """Forecast from a file of scores with labels, and collect the forecasts."""
     if not forecaster.scorer.brought or forecaster.scorer.members():
         raise UsageError("the forecaster needs the texts as well as the scores: name the file of labelled pairs")
     measured = Measured(against=against)
-    for block in score_blocks(path):
+    for block in score_blocks(path, label_values=label_values):
         check_columns(forecaster.scorer, block.columns, path)
         start, n = measured.rows, len(block.ids)
         measured.rows += n
@@ -390,7 +400,7 @@ def evaluate_predictions(
 
 
 def rehearsal_rows(
-    stub: str, train: str, columns: Mapping[str, str] | None, cells: str
+    stub: str, train: str, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
 ) -> Iterable[Pair | RowError] | None:
     """The first 1,000 rows of `train` if `stub` has exactly three rows, as the competition's public test file has;
     otherwise None.
@@ -399,7 +409,7 @@ def rehearsal_rows(
     """
     if stub == "-":
         raise UsageError("--rehearse reads the input twice, and standard input can be read only once; name a file")
-    labelled = open_pairs(train, columns=columns, cells=cells)
+    labelled = open_pairs(train, columns=columns, cells=cells, label_values=label_values)
     if not labelled.may_have_labels:
         labelled.close()
         raise UsageError(f"{labelled.name}: a rehearsal needs labels ({LABEL_COLUMNS})")

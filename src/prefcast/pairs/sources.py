@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
-from prefcast.pairs.formats import PairFile, open_pairs, pairs_of_records
+from prefcast.pairs.formats import PairFile, open_pairs
+from prefcast.pairs.formats.memory import kind_of_table
 from prefcast.pairs.pair import Pair
-from prefcast.pairs.pieces import PIECE_ROWS
 
-__all__ = ["LABEL_COLUMNS", "find_pair", "is_table", "opened_pairs", "same_file"]
+__all__ = ["find_pair", "opened_pairs", "same_file", "table_like"]
 
-LABEL_COLUMNS = "winner_model_a, winner_model_b, winner_tie or winner"
 _NEAR = 3
 
 
@@ -28,8 +23,6 @@ class _Given:
     """Pairs that are in memory already, under the same roof as a file."""
 
     def __init__(self, pairs: Iterable[Pair | RowError]) -> None:
-        if not isinstance(pairs, Iterable):
-            raise UsageError(f"expected a path, pairs or a table, found {excerpt(pairs)}")
         self._pairs = pairs
 
     def __iter__(self) -> Iterator[Pair | RowError]:
@@ -47,42 +40,46 @@ class _Given:
         pass
 
 
-def opened_pairs(source: Any, columns: Mapping[str, str] | None, cells: str) -> PairFile | _Given:
+def opened_pairs(
+    source: Any, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
+) -> PairFile | _Given:
+    """Pairs of whatever the library takes: what `open_pairs` takes, pairs, or a PairFile."""
     if isinstance(source, PairFile):
         return source
-    if isinstance(source, str | os.PathLike):
-        return open_pairs(source, columns=columns, cells=cells)
-    if is_table(source, "pandas", "DataFrame"):
-        names = [str(name) for name in source.columns]
-        records = (dict(zip(names, map(_plain, row), strict=True)) for row in source.itertuples(index=False, name=None))
-        return pairs_of_records(records, names, mapping=columns, cells=cells)
-    if is_table(source, "pyarrow", "Table"):
-        rows = chain.from_iterable(batch.to_pylist() for batch in source.to_batches(max_chunksize=PIECE_ROWS))
-        return pairs_of_records(rows, source.column_names, mapping=columns, cells=cells)
-    return _Given(source)
+    if kind_of_table(source) is None and isinstance(source, Iterable) and not isinstance(source, str | Mapping):
+        items = iter(source)
+        first = next(items, None)
+        source = [] if first is None else chain([first], items)
+        if not isinstance(first, Mapping | str | os.PathLike):
+            return _Given(source)
+    return open_pairs(source, columns=columns, cells=cells, label_values=label_values)
 
 
-def is_table(source: Any, module: str, name: str) -> bool:
-    # Whoever passes a table has imported its library; nobody else should have to.
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(source, getattr(loaded, name))
+class Tabular(Protocol):
+    """What can be had as a table of several libraries."""
+
+    def records(self) -> Iterator[dict[str, Any]]: ...
+
+    def to_arrow(self) -> Any: ...
+
+    def to_pandas(self) -> Any: ...
 
 
-def _plain(value: Any) -> Any:
-    """A cell of a data frame as JSON would have it: arrays and tuples become lists, NumPy's numbers Python's, what is
-    missing None."""
-    if hasattr(value, "as_py"):
-        value = value.as_py()
-    if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else value.astype("datetime64[us]").tolist()
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    missing = (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan())
-    return None if missing or type(value).__name__ in ("NAType", "NaTType") else value
+def table_like(source: Any, found: Tabular) -> Any:
+    """`found` as a table of the kind that `source` is; None if that is none."""
+    kind = kind_of_table(source)
+    if kind == "pandas":
+        frame = found.to_pandas()
+        frame.index = source.index
+        return frame
+    if kind == "polars":
+        return sys.modules["polars"].from_arrow(found.to_arrow())
+    if kind == "datasets":
+        return sys.modules["datasets"].Dataset(found.to_arrow())
+    if kind == "pyarrow":
+        return found.to_arrow()
+    records = isinstance(source, list | tuple) and source and isinstance(source[0], Mapping)
+    return list(found.records()) if records else None
 
 
 def find_pair(pairs: PairFile, id: str) -> Pair:
@@ -105,5 +102,7 @@ def find_pair(pairs: PairFile, id: str) -> Pair:
 
 
 def same_file(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> bool:
-    """Whether two paths name one existing file."""
+    """Whether two paths name one existing file, or `right` lies in the folder `left`."""
+    if Path(left).is_dir() and Path(left).resolve() in Path(right).resolve().parents:
+        return True
     return Path(left).exists() and Path(right).exists() and Path(left).samefile(right)

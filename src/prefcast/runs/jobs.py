@@ -19,7 +19,7 @@ from prefcast.forecasts.scores import column_names, score_pairs
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.pieces import PIECE_CHARACTERS, PIECE_ROWS
-from prefcast.pairs.sources import is_table, opened_pairs
+from prefcast.pairs.sources import opened_pairs, table_like
 from prefcast.runs.log import Watch
 from prefcast.runs.loop import Job, Progress, RunReport, Tally, run_to, scored_pieces
 from prefcast.runs.ready import Running, pieces_ahead, ready
@@ -105,28 +105,27 @@ def predict(
     budget: Budget | str | None = None,
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
     on_error: str = "keep",
     preset: str | None = None,
     running: Running | None = None,
 ) -> Any:
     """Forecast a file, pairs, or a table.
 
-    All of it is held in memory, texts included; `predict_to` is for what does not fit. `source` is a path (any format that
-    `read_pairs` takes), an iterable of Pair, a pandas data frame or an Arrow table. Paths and pairs give Forecasts; a table
-    gives a table of its own kind, a row a forecast in the same order (a data frame keeps its index).
+    All of it is held in memory, texts included; `predict_to` is for what does not fit. `source` is what
+    `open_pairs` takes (a path, several paths, a table, dicts), or an iterable of Pair. Paths and pairs give Forecasts. A
+    pandas or polars data frame, an Arrow table, a datasets.Dataset or a list of dicts gives one of its own kind, a row a
+    forecast in the same order (a pandas data frame keeps its index).
 
     `model` names a built-in forecaster (default `embedded`) or, with `preset="notebook"`, a reward model; `forecaster` is a
     Forecaster or its folder. `running` says how it is done: by default evidence is kept in the evidence store. Raises
     PrefcastError.
     """
     choice = Choice(model, forecaster, budget=budget, preset=preset)
-    with opened_pairs(source, columns, cells) as pairs, ready(resolve(choice), running) as chosen:
+    with opened_pairs(source, columns, cells, label_values) as pairs, ready(resolve(choice), running) as chosen:
         forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error)))
-    if is_table(source, "pandas", "DataFrame"):
-        frame = forecasts.to_pandas()
-        frame.index = source.index
-        return frame
-    return forecasts.to_arrow() if is_table(source, "pyarrow", "Table") else forecasts
+    table = table_like(source, forecasts)
+    return forecasts if table is None else table
 
 
 def _joined(parts: list[Forecasts]) -> Forecasts:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import UsageError, shown_path
 from prefcast.fitting.fitter import LEAST_LABELS
-from prefcast.fitting.soft_labels import read_votes
+from prefcast.fitting.soft_labels import read_vote_counts
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import open_pairs, read_pairs
 from prefcast.training.shared import prompt_key
@@ -176,7 +176,7 @@ def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
         path = folder / f"{name}.votes.csv"
         if not path.exists():
             continue
-        counts = read_votes(path)
+        counts = read_vote_counts(path)
         for row in np.flatnonzero(labelled.source == number).tolist():
             if (found := counts.get(str(labelled.pairs[row].id))) is not None:
                 target[row] = np.array(found) / sum(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from prefcast.base.files import atomic_file
 from prefcast.errors import RowError, UsageError, excerpt, printable, shown_path
 from prefcast.forecasts.predictions import quoted
 from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
-from prefcast.measuring.ranking.votes import Votes, read_votes
+from prefcast.measuring.ranking.votes import Votes, read_board_votes
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.pairs import Outcome
 
@@ -113,23 +113,25 @@ class Leaderboard:
 
 
 def rank(
-    source: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+    source: Any,
     *,
     of: str | None = None,
     columns: Mapping[str, str] | None = None,
+    label_values: Mapping[str, str] | None = None,
     min_votes: int = 0,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Leaderboard:
     """A leaderboard of the models that `model_a` and `model_b` name.
 
-    `source` is a file or a sequence of records (dicts, or `forecasts.records()`). `read_votes` describes the columns
-    that it needs, `of` ("forecasts" or "votes") and `columns`; `rank_votes` describes the other arguments.
+    `source` is a file, a table or a sequence of records (dicts, or `forecasts.records()`). `read_board_votes` describes the columns
+    that it needs, `of` ("forecasts" or "votes") `columns` and `label_values`; `rank_votes` describes the other arguments.
 
     Raises FileError, UsageError, FitError.
     """
     _check(min_votes, repeats)
-    return rank_votes(read_votes(source, of=of, columns=columns), min_votes=min_votes, repeats=repeats, seed=seed)
+    votes = read_board_votes(source, of=of, columns=columns, label_values=label_values)
+    return rank_votes(votes, min_votes=min_votes, repeats=repeats, seed=seed)
 
 
 def rank_votes(votes: Votes, *, min_votes: int = 0, repeats: int = REPEATS, seed: int = 0) -> Leaderboard:

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from array import array
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -22,20 +18,15 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs import Outcome, clean
-from prefcast.pairs.formats.containers import open_records
+from prefcast.pairs.formats.fields import Fault, Record, absent
+from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts, normalised, three_numbers
+from prefcast.pairs.formats.table import Table
 
-__all__ = ["SOURCES", "Votes", "read_votes"]
+__all__ = ["SOURCES", "Votes", "read_board_votes"]
 
 SOURCES = ("forecasts", "votes")
-LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
-_FIELDS = ("model_a", "model_b", *LABELS, "winner", "label", "prompt", "error")
-_WINNERS = {"model_a": Outcome.A, "model_b": Outcome.B} | dict.fromkeys(
-    ("tie", "tie (bothbad)", "both_bad", "bothbad"), Outcome.TIE
-)
-_SUM_TOLERANCE = 1e-3
-_ROUNDING = 1e-9
+_FIELDS = ("model_a", "model_b", *LABEL_FIELDS, "prompt", "error", "margin")
 _SETTLE = 1 << 18
-_PEEKED = 16
 # A model's number takes this many bits of a cell's key.
 _BITS = 30
 
@@ -140,20 +131,14 @@ class _Sums:
         return self._keys, self._weights
 
 
-class _Fault(Exception):  # noqa: N818 - it never leaves this module
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(field, problem)
-        self.field = field
-        self.problem = problem
-
-
-def read_votes(
-    source: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+def read_board_votes(
+    source: Any,
     *,
     of: str | None = None,
     columns: Mapping[str, str] | None = None,
+    label_values: Mapping[str, str] | None = None,
 ) -> Votes:
-    """The votes (or forecasts) of a file (`-` is standard input), or of records in memory.
+    """The votes (or forecasts) of a file (`-` is standard input), a folder, a table, or records in memory.
 
     Rows need `model_a` and `model_b`, and one of: the columns winner_model_a, winner_model_b and winner_tie (a vote:
     one 1, two 0; or a forecast: probabilities that sum to 1 within 0.001); `winner` (model_a, model_b, tie,
@@ -165,72 +150,57 @@ def read_votes(
     """
     if of is not None and of not in SOURCES:
         raise UsageError(f"unknown source {of!r}; there are {', '.join(SOURCES)}")
-    with ExitStack() as stack:
-        rows: Iterable[tuple[int, Mapping[str, Any] | RowError]]
-        if isinstance(source, str | os.PathLike):
-            file = stack.enter_context(open_records(source))
-            name, found, rows = file.name, file.columns, file
-        else:
-            records = iter(source)
-            first = list(islice(records, _PEEKED))
-            if not all(isinstance(record, Mapping) for record in first):
-                raise UsageError("rank needs a path, or records: an iterable of mappings from column to value")
-            name, found = "records", list(dict.fromkeys(column for record in first for column in record))
-            rows = enumerate(chain(first, records), 1)
-        return _Reader(name, found, of, columns or {}).read(rows)
+    with _Reader(source, _FIELDS, columns) as reader:
+        reader.choose(of, Labels(label_values))
+        return reader.read()
 
 
-class _Reader:
-    def __init__(self, name: str, found: list[str], of: str | None, mapping: Mapping[str, str]) -> None:
-        self._name = name
-        self._own = _checked(mapping, found, name)
-        theirs = set(self._own.values())
-        columns = {column for column in found if column not in theirs} | set(self._own)
-        for field in ("model_a", "model_b"):
-            if field not in columns:
-                raise FileError(name, f"column '{field}' is missing; a leaderboard needs model_a and model_b")
-        labels = [label for label in LABELS if label in columns]
-        if 0 < len(labels) < len(LABELS):
-            missing = next(label for label in LABELS if label not in columns)
-            raise FileError(name, f"column '{missing}' is missing; the three winner columns go together")
-        self._voted = [field for field in ("winner", "label") if field in columns]
-        if not labels and (not self._voted or of == "forecasts"):
-            expected = ", ".join(LABELS) if of == "forecasts" else f"{', '.join(LABELS)}; or winner; or label"
-            raise FileError(name, f"has no column that says who won; expected {expected}")
-        self._three = bool(labels)
-        # A forecast has a margin; a label of a file of pairs has none.
-        self._of = of or ("forecasts" if labels and "margin" in columns else None if labels else "votes")
-        self._by_prompt = "prompt" in columns
-        # A column that another field took is not read under its own name too.
-        self._places = {ours: self._own.get(ours, None if ours in theirs else ours) for ours in _FIELDS}
+class _Reader(Table):
+    def _find(self) -> None:
+        self.need("model_a", "model_b", otherwise="a leaderboard needs model_a and model_b")
+        self._three = bool(self.names & set(WINNERS))
+        if self._three:
+            self.need(*WINNERS, otherwise="the three winner columns go together")
 
-    def read(self, rows: Iterable[tuple[int, Mapping[str, Any] | RowError]]) -> Votes:
+    def choose(self, of: str | None, labels: Labels) -> None:
+        """Say what is counted. Raises FileError where the file has none."""
+        self._labels = labels
+        self._labelled = "label" in self.names
+        if not self._three and (of == "forecasts" or not self.names & {"winner", "label"}):
+            expected = ", ".join(WINNERS) if of == "forecasts" else f"{', '.join(WINNERS)}; or winner; or label"
+            raise FileError(self.name, f"has no column that says who won; expected {expected}")
+        self._of = of or ("forecasts" if are_forecasts(self.names) else None if self._three else "votes")
+        # Where votes are asked for, a label tells them, and the three columns may be a forecast.
+        self._no_one_hot = not self._three or are_forecasts(self.names) or (of == "votes" and self._labelled)
+        self._by_prompt = "prompt" in self.names
+
+    def read(self) -> Votes:
         numbers: dict[str, int] = {}
         sums = _Sums()
         n = failed = unlabelled = faults = 0
         first_fault: RowError | None = None
-        for row, record in rows:
+        for row, record in self.rows():
+            if isinstance(record, RowError):
+                first_fault = first_fault or record
+                faults += 1
+                continue
+            if not absent(record.get("error")):
+                failed += 1
+                continue
             try:
-                if isinstance(record, RowError):
-                    raise _Fault(record.field, record.problem)
-                fields = {ours: record.get(place) if place else None for ours, place in self._places.items()}
-                if not _absent(fields["error"]):
-                    failed += 1
-                    continue
-                weights = self._weights(fields)
+                weights = self._weights(record)
                 if weights is None:
                     unlabelled += 1
                     continue
-                left, right = (_model(fields, field, numbers) for field in ("model_a", "model_b"))
+                left, right = (_model(record, field, numbers) for field in ("model_a", "model_b"))
                 if left == right:
-                    raise _Fault("model_b", f"is {excerpt(fields['model_b'])} as model_a is; expected another model")
-            except _Fault as fault:
-                field = ",".join(self._own.get(name, name) for name in fault.field.split(","))
-                first_fault = first_fault or RowError(self._name, row, field, fault.problem)
+                    raise Fault("model_b", f"is {excerpt(record['model_b'])} as model_a is; expected another model")
+            except Fault as fault:
+                first_fault = first_fault or self.row_error(row, fault)
                 faults += 1
                 continue
             n += 1
-            group = self._group(fields["prompt"], row)
+            group = self._group(record.get("prompt"), row)
             for outcome, weight in zip(Outcome, weights, strict=True):
                 if weight:
                     turned = outcome if left < right else outcome.swapped
@@ -240,7 +210,7 @@ class _Reader:
                 f"; the first, row {first_fault.row}, {first_fault.field}: {first_fault.problem}" if first_fault else ""
             )
             raise FileError(
-                self._name,
+                self.name,
                 f"no row has {'a forecast' if self._of == 'forecasts' else 'a vote'} between two models: "
                 f"{failed} failed, {unlabelled} without a vote, {faults} at fault{why}",
             )
@@ -273,37 +243,26 @@ class _Reader:
         )
         return _in_order(votes).only(_met(votes))
 
-    def _weights(self, fields: Mapping[str, Any]) -> tuple[float, ...] | None:
+    def _weights(self, record: Record) -> tuple[float, ...] | None:
         """What the row says of (A, B, tie), or None where it says nothing."""
         if self._of != "votes" and self._three:
-            numbers = _three_numbers(fields)
+            numbers = three_numbers(record)
             if numbers is None:
                 return None
             if self._of is None:
                 self._of = "votes" if sorted(numbers) == [0, 0, 1] else "forecasts"
             if self._of == "forecasts":
-                return _forecast(numbers)
-        said: dict[str, Outcome] = {}
-        # In a predictions file the three columns are the forecast, and `label` is the vote.
-        if self._three and "label" not in self._voted and (numbers := _three_numbers(fields)) is not None:
-            if sorted(numbers) != [0, 0, 1]:
-                shown = ", ".join(excerpt(fields[label], 20) for label in LABELS)
-                raise _Fault(",".join(LABELS), f"are {shown}; expected one 1 and two 0 (forecasts: --from forecasts)")
-            said[",".join(LABELS)] = Outcome(numbers.index(1))
-        for field in self._voted:
-            if not _absent(fields[field]):
-                said[field] = _winner(fields[field]) if field == "winner" else _label(fields[field])
-        if len(set(said.values())) > 1:
-            (one, first), (other, second) = list(said.items())[:2]
-            raise _Fault(other, f"says {second.name} where {one} says {first.name}; expected one vote")
-        if not said:
-            return None
-        vote = next(iter(said.values()))
-        return tuple(float(outcome is vote) for outcome in Outcome)
+                return normalised(numbers)
+        try:
+            vote = self._labels.of(record, forecasts=self._no_one_hot)
+        except Fault as fault:
+            hint = " (forecasts: --from forecasts)" if fault.field == ",".join(WINNERS) else ""
+            raise Fault(fault.field, fault.problem + hint) from None
+        return None if vote is None else tuple(float(outcome is vote) for outcome in Outcome)
 
     def _group(self, prompt: Any, row: int) -> int:
         # Of 64 bits: that two prompts of a billion share theirs has odds of 3 %, and would make one group of two.
-        text = f"row {row}" if not self._by_prompt or _absent(prompt) else f"prompt {_first_turn(prompt)}"
+        text = f"row {row}" if not self._by_prompt or absent(prompt) else f"prompt {_first_turn(prompt)}"
         return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -326,64 +285,11 @@ def _in_order(votes: Votes) -> Votes:
     return Votes(**fields)
 
 
-def _checked(mapping: Mapping[str, str], found: list[str], name: str) -> dict[str, str]:
-    for ours, theirs in mapping.items():
-        if ours not in _FIELDS:
-            raise UsageError(f"--columns: there is no field {ours!r} here (fields: {', '.join(_FIELDS)})")
-        if theirs not in found:
-            raise FileError(name, f"column {excerpt(theirs)}, named for {ours}, is missing")
-    return dict(mapping)
-
-
-def _absent(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def _model(fields: Mapping[str, Any], field: str, numbers: dict[str, int]) -> int:
-    value = fields[field]
-    if _absent(value) or not str(value).strip():
-        raise _Fault(field, "is missing; expected the model's name")
+def _model(record: Record, field: str, numbers: dict[str, int]) -> int:
+    value = record.get(field)
+    if absent(value) or not str(value).strip():
+        raise Fault(field, "is missing; expected the model's name")
     return numbers.setdefault(clean(str(value)), len(numbers))
-
-
-def _three_numbers(fields: Mapping[str, Any]) -> list[float] | None:
-    if all(_absent(fields[label]) for label in LABELS):
-        return None
-    return [_number(fields[label], label) for label in LABELS]
-
-
-def _number(value: Any, field: str) -> float:
-    text = value.strip().lower() if isinstance(value, str) else value
-    if isinstance(text, str) and text in ("true", "false"):
-        return float(text == "true")
-    try:
-        number = float(text)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not -_ROUNDING <= number <= 1 + _ROUNDING:
-        raise _Fault(field, f"is {excerpt(value)}; expected a probability from 0 to 1")
-    return min(max(number, 0.0), 1.0)
-
-
-def _forecast(numbers: list[float]) -> tuple[float, ...]:
-    total = sum(numbers)
-    if not math.isclose(total, 1.0, rel_tol=0, abs_tol=_SUM_TOLERANCE):
-        raise _Fault(",".join(LABELS), f"sum to {total:.6g}; expected 1 (within {_SUM_TOLERANCE})")
-    return tuple(number / total for number in numbers)
-
-
-def _winner(value: Any) -> Outcome:
-    outcome = _WINNERS.get(value.strip().lower()) if isinstance(value, str) else None
-    if outcome is None:
-        raise _Fault("winner", f"is {excerpt(value)}; expected one of model_a, model_b, tie, tie (bothbad), both_bad")
-    return outcome
-
-
-def _label(value: Any) -> Outcome:
-    text = str(value).strip().removesuffix(".0")
-    if text not in ("0", "1", "2"):
-        raise _Fault("label", f"is {excerpt(value)}; expected 0 (A), 1 (B) or 2 (tie)")
-    return Outcome(int(text))
 
 
 def _first_turn(prompt: Any) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefcast.errors import FileError, RowError, UsageError, excerpt
+from prefcast.errors import FileError, RowError
 from prefcast.pairs import Pair, Turn, clean
-from prefcast.pairs.formats.containers import Records, open_records
-from prefcast.pairs.formats.fields import Fault, cell, kind, present
-from prefcast.pairs.formats.ids import SeenIds
+from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
 from prefcast.pairs.formats.messages import conversation
+from prefcast.pairs.formats.table import Table
 
 __all__ = ["Answer", "AnswerFile", "JoinReport", "joined"]
 
@@ -33,86 +31,37 @@ class Answer:
         return tuple(prompt for prompt, _ in self.turns)
 
 
-class AnswerFile:
+class AnswerFile(Table):
     """The answers of one file: iterate, once, for Answer or, where a row is at fault, RowError.
 
     A row has `prompt` and `response` (a text, or a list with one a turn) or `messages`, and perhaps `id`; `columns` maps
     our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`. Raises FileError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], columns: Mapping[str, str] | None, cells: str) -> None:
-        self._records: Records = open_records(path)
-        self.name = self._records.name
-        self._mapping = dict(columns or {})
-        try:
-            self._find_fields()
-        except BaseException:
-            self._records.close()
-            raise
+    def __init__(self, source: Any, columns: Mapping[str, str] | None, cells: str) -> None:
+        super().__init__(source, _FIELDS, columns)
         # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
-        self._parse = self._records.kind in ("csv", "tsv") and cells == "json"
+        self._parse = self.textual and cells == "json"
 
-    def _find_fields(self) -> None:
-        """See which fields there are; raises FileError where they are not enough."""
-        if unknown := next((ours for ours in self._mapping if ours not in _FIELDS), None):
-            raise UsageError(f"--columns: there is no field {unknown!r} (fields: {', '.join(_FIELDS)})")
-        names = self._records.columns
-        if missing := next((theirs for theirs in self._mapping.values() if theirs not in names), None):
-            raise FileError(self.name, f"column {excerpt(missing)} is missing")
-        has = {field for field in _FIELDS if self._mapping.get(field, field) in names}
-        self.has_id = "id" in has
-        self._messages = next((field for field in _MESSAGES if field in has), None)
-        if self._messages is None and not {"prompt", "response"} <= has:
+    def _find(self) -> None:
+        self._messages = next((field for field in _MESSAGES if field in self.names), None)
+        if self._messages is None and not {"prompt", "response"} <= self.names:
             raise FileError(
                 self.name,
                 "holds no answers; expected prompt and response, or messages, and perhaps id (--columns maps your own names)",
             )
 
-    def __enter__(self) -> AnswerFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._records.close()
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes read, of how many."""
-        return self._records.position, self._records.size
-
     def __iter__(self) -> Iterator[Answer | RowError]:
-        seen = SeenIds()
-        for row, record in self._records:
+        for row, id, record in self.identified():
             if isinstance(record, RowError):
                 yield record
                 continue
-            fields = {
-                field: record[self._mapping.get(field, field)]
-                for field in _FIELDS
-                if self._mapping.get(field, field) in record
-            }
-            id = self._id(fields, row)
-            if id is not None and (first := seen.add(id, row)) is not None:
-                raise FileError(
-                    self.name, f"id {excerpt(id)} is the same as in row {first}; every row needs its own", row
-                )
-            if seen.full and (found := seen.settle()):
-                raise FileError(self.name, f"id is the same as in row {found[1]}; every row needs its own", found[0])
             try:
-                yield Answer(id, self._turns(fields), row)
+                yield Answer(clean(str(id)) if self.has_id else None, self._turns(record), row)
             except Fault as fault:
-                yield RowError(self.name, row, self._mapping.get(fault.field, fault.field), fault.problem, id)
-        if found := seen.settle():
-            raise FileError(self.name, f"id is the same as in row {found[1]}; every row needs its own", found[0])
+                yield self.row_error(row, fault, id)
 
-    def _id(self, fields: Mapping[str, Any], row: int) -> str | None:
-        id = fields.get("id")
-        if not self.has_id:
-            return None
-        if id in (None, "") or isinstance(id, list | dict | bool):
-            raise FileError(self.name, f"id is {excerpt(id)}; expected a text or a number in every row", row)
-        return clean(str(id))
-
-    def _turns(self, fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    def _turns(self, fields: Record) -> tuple[tuple[str, str], ...]:
         if self._messages is not None:
             return tuple(conversation(cell(fields, self._messages), self._messages))
         prompts, responses = (self._texts(fields, field) for field in ("prompt", "response"))
@@ -123,7 +72,7 @@ class AnswerFile:
             )
         return tuple(zip(prompts, responses, strict=True))
 
-    def _texts(self, fields: Mapping[str, Any], field: str) -> list[str]:
+    def _texts(self, fields: Record, field: str) -> list[str]:
         value = cell(fields, field) if self._parse else present(fields, field)
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):

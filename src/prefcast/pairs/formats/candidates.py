@@ -3,17 +3,15 @@ prompt after one another."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from prefcast.errors import FileError, RowError, UsageError, excerpt
+from prefcast.errors import FileError, RowError
 from prefcast.pairs import clean
-from prefcast.pairs.formats.containers import Records, open_records
-from prefcast.pairs.formats.fields import Fault, cell, kind, present
-from prefcast.pairs.formats.ids import SeenIds
+from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
+from prefcast.pairs.formats.table import Table, UniqueIds
 
 __all__ = ["CandidateFile", "Candidates"]
 
@@ -31,115 +29,78 @@ class Candidates:
     row: int
 
 
-class CandidateFile:
+class CandidateFile(Table):
     """The candidates of one file: iterate, once, for Candidates or, where a row is at fault, RowError.
 
     `columns` maps our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`; `responses`
     always does. Raises FileError.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], columns: Mapping[str, str] | None = None, cells: str = "json"
-    ) -> None:
-        self._records: Records = open_records(path)
-        self.name = self._records.name
-        self._mapping = dict(columns or {})
+    def __init__(self, source: Any, columns: Mapping[str, str] | None = None, cells: str = "json") -> None:
+        super().__init__(source, _FIELDS, columns)
         # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
-        self._separated = self._records.kind in ("csv", "tsv")
-        self._parse = self._separated and cells == "json"
-        try:
-            self._find_fields()
-        except BaseException:
-            self._records.close()
-            raise
+        self._parse = self.textual and cells == "json"
 
-    def _find_fields(self) -> None:
-        if unknown := next((ours for ours in self._mapping if ours not in _FIELDS), None):
-            raise UsageError(f"--columns: there is no field {unknown!r} (fields: {', '.join(_FIELDS)})")
-        names = self._records.columns
-        if missing := next((theirs for theirs in self._mapping.values() if theirs not in names), None):
-            raise FileError(self.name, f"column {excerpt(missing)} is missing")
-        has = {field for field in _FIELDS if self._mapping.get(field, field) in names}
-        self._has_id, self._wide = "id" in has, "responses" in has
-        if "prompt" not in has or not has & {"responses", "response"}:
+    def _find(self) -> None:
+        self._wide = "responses" in self.names
+        if "prompt" not in self.names or not self.names & {"responses", "response"}:
             raise FileError(
                 self.name,
                 "holds no answers; expected prompt and responses (a list), or a row an answer with prompt and response, and "
                 "perhaps id (--columns maps your own names)",
             )
 
-    def __enter__(self) -> CandidateFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._records.close()
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes read, of how many."""
-        return self._records.position, self._records.size
-
     def __iter__(self) -> Iterator[Candidates | RowError]:
-        seen = SeenIds()
-        for item in self._rows() if self._wide else self._groups():
-            if self._has_id and isinstance(item.id, str) and (first := seen.add(item.id, item.row)) is not None:
-                raise self._again(item.row, first)
-            if seen.full and (found := seen.settle()):
-                raise self._again(*found)
-            yield item
-        if found := seen.settle():
-            raise self._again(*found)
-
-    def _again(self, row: int, first: int) -> FileError:
-        what = "every row needs its own" if self._wide else "the answers to one prompt must follow one another"
-        return FileError(self.name, f"id is the same as in row {first}; {what}", row)
+        return self._rows() if self._wide else self._groups()
 
     def _rows(self) -> Iterator[Candidates | RowError]:
-        for row, record in self._records:
+        for row, id, record in self.identified():
             if isinstance(record, RowError):
                 yield record
                 continue
-            fields = self._renamed(record)
-            id = self._id(fields, row)
             try:
-                prompt = self._texts(fields, "prompt")
-                yield self._candidates(id, prompt, self._list(fields), row)
+                yield self._candidates(id, self._texts(record, "prompt"), self._list(record), row)
             except Fault as fault:
-                yield self._error(row, fault, id)
+                yield self.row_error(row, fault, id)
 
     def _groups(self) -> Iterator[Candidates | RowError]:
-        def key(item: tuple[int, dict[str, Any] | RowError]) -> object:
-            row, fields = item
-            if isinstance(fields, RowError):
+        def key(item: tuple[int, Record | RowError]) -> object:
+            row, record = item
+            if isinstance(record, RowError):
                 return ("row", row)
-            return ("id", self._id(fields, row)) if self._has_id else ("prompt", repr(fields.get("prompt")))
+            return ("id", str(self.id_of(record, row))) if self.has_id else ("prompt", repr(record.get("prompt")))
 
-        read = (
-            (row, record if isinstance(record, RowError) else self._renamed(record)) for row, record in self._records
-        )
-        for _, group in groupby(read, key):
-            yield self._gathered(iter(group))
+        ids = UniqueIds(self, "the answers to one prompt must follow one another")
+        for _, group in groupby(self.rows(), key):
+            row, record = next(group)
+            if isinstance(record, RowError):
+                yield record
+                continue
+            id = self.id_of(record, row)
+            if self.has_id:
+                ids.add(id, row)
+            yield self._gathered(row, id, record, group)  # noqa: B031 - the first row was taken from it
+        ids.settle()
 
-    def _gathered(self, rows: Iterator[tuple[int, dict[str, Any] | RowError]]) -> Candidates | RowError:
+    def _gathered(
+        self, row: int, id: str | int, first: Record, others: Iterator[tuple[int, Record | RowError]]
+    ) -> Candidates | RowError:
         """The answers of rows that follow one another; what is wrong with one is wrong with the choice between them."""
-        row, first = next(rows)
-        if isinstance(first, RowError):
-            return first
-        id, at = self._id(first, row), row
+        at = row
         try:
             prompt = self._texts(first, "prompt")
             responses = [self._texts(first, "response")]
-            for number, fields in rows:
+            for number, record in others:
                 at = number
-                assert not isinstance(fields, RowError)  # noqa: S101
-                if self._texts(fields, "prompt") != prompt:
+                assert not isinstance(record, RowError)  # noqa: S101
+                if self._texts(record, "prompt") != prompt:
                     raise Fault("prompt", f"is another than in row {row}, which has the same id")
                 if len(responses) <= _MOST:
-                    responses.append(self._texts(fields, "response"))
+                    responses.append(self._texts(record, "response"))
             at = row
             return self._candidates(id, prompt, responses, row)
         except Fault as fault:
-            return self._error(at, fault, id)
+            return self.row_error(at, fault, id)
 
     def _candidates(
         self, id: str | int, prompt: tuple[str, ...], responses: list[tuple[str, ...]], row: int
@@ -153,15 +114,15 @@ class CandidateFile:
                 raise Fault(
                     field, f"answer {number} has {len(turns)} turns where prompt has {len(prompt)}; they must be equal"
                 )
-        return Candidates(id, prompt, tuple(responses), row)
+        return Candidates(clean(str(id)) if self.has_id else id, prompt, tuple(responses), row)
 
-    def _list(self, fields: Mapping[str, Any]) -> list[tuple[str, ...]]:
-        value = cell(fields, "responses") if self._separated else present(fields, "responses")
+    def _list(self, fields: Record) -> list[tuple[str, ...]]:
+        value = cell(fields, "responses") if self.textual else present(fields, "responses")
         if not isinstance(value, list):
             raise Fault("responses", f"is {kind(value)}; expected a list of answers")
         return [self._turns(each, "responses") for each in value]
 
-    def _texts(self, fields: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    def _texts(self, fields: Record, field: str) -> tuple[str, ...]:
         return self._turns(cell(fields, field) if self._parse else present(fields, field), field)
 
     @staticmethod
@@ -170,18 +131,3 @@ class CandidateFile:
         if not isinstance(texts, list) or not texts or not all(text is None or isinstance(text, str) for text in texts):
             raise Fault(field, f"is {kind(value)}; expected a text, or a list of texts, one a turn")
         return tuple(clean(text or "") for text in texts)
-
-    def _renamed(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        names = ((field, self._mapping.get(field, field)) for field in _FIELDS)
-        return {field: record[name] for field, name in names if name in record}
-
-    def _id(self, fields: Mapping[str, Any], row: int) -> str | int:
-        if not self._has_id:
-            return row
-        id = fields.get("id")
-        if id in (None, "") or isinstance(id, list | dict | bool):
-            raise FileError(self.name, f"id is {excerpt(id)}; expected a text or a number in every row", row)
-        return clean(str(id))
-
-    def _error(self, row: int, fault: Fault, id: str | int) -> RowError:
-        return RowError(self.name, row, self._mapping.get(fault.field, fault.field), fault.problem, id)

@@ -1,36 +1,31 @@
-"""A file of any kind -> its records, one at a time: CSV, TSV, JSON Lines, Parquet; plain, .gz or .zst; or standard
-input.
+"""The kinds of files: CSV, TSV, JSON Lines, a JSON array, Parquet. Each is one entry of `CONTAINERS`.
 
-Compression is told by the first bytes. The container is told by the name's ending, and by the first bytes where there
-is none (standard input). This module knows nothing of pairs.
+A container is told by the name's ending, and by the first bytes where there is none (standard input). This module knows
+nothing of pairs.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import itertools
 import json
 import os
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from prefcast.errors import FileError, RowError, excerpt, shown_path
+from prefcast.errors import FileError, RowError, excerpt
+from prefcast.pairs.formats.streams import BOM, Opened, lines, spooled, texts
 
-__all__ = ["Records", "no_duplicates", "open_records", "parquet_records"]
+__all__ = ["CONTAINERS", "EXPECTED", "Container", "Row", "container_of", "named", "no_duplicates", "peeked"]
 
 Record = dict[str, Any]
 Row = tuple[int, Record | RowError]
 
-_GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
-_ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_PARQUET = b"PAR1"
 _ARCHIVES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     **{b"BZh%d1AY&SY" % level: "compressed with bzip2" for level in range(1, 10)},
@@ -40,230 +35,63 @@ _ARCHIVES = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"\x1f\x8b": "compressed twice",
 }
-_EXPECTED = "CSV, TSV, JSON Lines or Parquet, plain, .gz or .zst"
-_HEAD = 16
+EXPECTED = "CSV, TSV, JSON Lines, a JSON array or Parquet, plain, .gz or .zst"
 _PARQUET_ROWS = 256
-# A JSON Lines file has the columns of its first objects: one that lacks a field is a fault of its row.
+# Records without a schema have the columns of the first ones: one that lacks a field is a fault of its row.
 _OBJECTS = 16
 # A file whose first thousand lines hold no JSON object is not a JSON Lines file with a bad row.
 _PATIENCE = 1000
+# The most characters that an object of a JSON array may have: it must be whole in memory before it can be parsed.
+_OBJECT_CHARACTERS = 1 << 26
+# A number or a word that is cut off is no longer than this: an error further from the end is one.
+_CUT = 32
 
 
 @dataclass(frozen=True)
-class Records:
-    """The records of one open file: iterate for (row number from 1, record or RowError).
+class Container:
+    """A kind of file. `read` gives its columns and its rows. In a `textual` one every cell is a text; in a `loose` one
+    later rows may have columns that the first ones lack; a `seeking` one is not read from beginning to end."""
 
-    `kind` is csv, tsv, jsonl or parquet, `compression` gzip, zstd or empty. `columns` are those of the header, of the
-    Parquet schema or of the first JSON object. Close it, or use it in a `with` block.
-    """
+    title: str
+    endings: tuple[str, ...]
+    read: Callable[[BinaryIO, str], tuple[list[str], Iterator[Row]]]
+    textual: bool = False
+    loose: bool = False
+    seeking: bool = False
 
-    name: str
-    kind: str
-    compression: str
-    columns: list[str]
-    size: int
-    _rows: Iterator[Row]
-    _raw: BinaryIO
-    _open: ExitStack
-    _path: str = ""
-    _was: tuple[int, ...] | None = None
-
-    def __iter__(self) -> Iterator[Row]:
-        return self._rows
-
-    @property
-    def position(self) -> int:
-        """Bytes of the file read so far, of `size` (0 where it is not known)."""
-        return self._raw.tell() if self.size and not self._raw.closed else 0
-
-    @property
-    def changed(self) -> bool:
-        """Whether the file was written to or replaced since it was opened; ask before it is closed."""
-        if self._was is None or self._raw.closed:
-            return False
-        with suppress(OSError):
-            if _stamp(os.stat(self._path)) != self._was:  # noqa: PTH116 - one like fstat's
-                return True
-        return _stamp(os.fstat(self._raw.fileno())) != self._was
-
-    def close(self) -> None:
-        self._open.close()
-
-    def __enter__(self) -> Records:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def rows(self, opened: Opened, stack: ExitStack) -> tuple[list[str], Iterator[Row]]:
+        """The columns and rows of a file that is open. Raises FileError."""
+        return self.read(spooled(opened, stack) if self.seeking else opened.stream, opened.name)
 
 
-def open_records(path: str | os.PathLike[str]) -> Records:
-    """Open `path` (`-` is standard input) and read as far as its columns. Raises FileError."""
-    with ExitStack() as stack:
-        name, raw, size = _open(path)
-        if os.fspath(path) != "-":
-            stack.callback(raw.close)
-        head, stream = _head(raw, name)
-        compression = "gzip" if head.startswith(_GZIP) else "zstd" if head.startswith(_ZSTD) else ""
-        if compression:
-            head, stream = _head(_decompressed(stream, compression, name), name)
-        if not head:
-            raise FileError(name, "the file is empty; expected a header and rows")
-        begin = head.removeprefix(_BOM).lstrip()[:1]
-        sniffed = "parquet" if head.startswith(_PARQUET) else "jsonl" if begin in (b"{", b"[") else "csv"
-        kind = _kind_of(path) or sniffed
-        if archive := next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None):
-            raise FileError(name, f"is {archive}; expected {_EXPECTED}")
-        if kind != "parquet" and sniffed == "parquet":
-            raise FileError(name, "is Parquet by its content; give it the ending .parquet")
-        if kind == "jsonl" and begin == b"[":
-            remedy = "expected one JSON object a line (jq -c '.[]' FILE makes it so)"
-            raise FileError(name, f"one JSON array holds everything; {remedy}")
-        if kind == "parquet":
-            # Parquet is read by seeking: what cannot seek goes through a temporary file.
-            file = stream if size and not compression else _spooled(stream, stack.enter_context(TemporaryFile()))
-            columns, rows = _parquet(file, name)
-        elif kind == "jsonl":
-            columns, rows = _json_lines(stream, name)
-        else:
-            columns, rows = _separated(stream, name, "\t" if kind == "tsv" else ",")
-        was = _stamp(os.fstat(raw.fileno())) if size else None
-        records = Records(name, kind, compression, columns, size, rows, raw, stack.pop_all(), os.fspath(path), was)
-    return records
+def named(path: str | os.PathLike[str]) -> Container | None:
+    """The container that the name's ending tells, if any."""
+    ending = Path(Path(path).name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+    return next((each for each in CONTAINERS.values() if ending in each.endings), None)
 
 
-def parquet_records(stream: Any, name: str) -> Records:
-    """The records of a Parquet file that is open for reading and can seek, wherever it lies; whoever opened it closes it.
-
-    Raises FileError.
-    """
-    columns, rows = _parquet(stream, name)
-    return Records(name, "parquet", "", columns, 0, rows, stream, ExitStack())
-
-
-def _stamp(found: os.stat_result) -> tuple[int, ...]:
-    """What is another once a file has been written to or replaced."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _open(path: str | os.PathLike[str]) -> tuple[str, BinaryIO, int]:
-    if os.fspath(path) == "-":
-        if sys.stdin is None:
-            raise FileError("standard input", "is closed")
-        return "standard input", cast(BinaryIO, sys.stdin.buffer), 0
-    file = Path(path)
-    shown = shown_path(file)
-    try:
-        raw = file.open("rb")
-    except OSError as error:
-        raise FileError(shown, f"cannot be read: {error.strerror or error}") from None
-    except ValueError:
-        raise FileError(shown, "is not a name that a file can have") from None
-    size = os.fstat(raw.fileno()).st_size if file.is_file() else 0
-    return shown, raw, size
-
-
-def _kind_of(path: str | os.PathLike[str]) -> str | None:
-    name = Path(path).name.lower().removesuffix(".gz").removesuffix(".zst")
-    return _ENDINGS.get(Path(name).suffix)
-
-
-def _head(stream: BinaryIO, name: str) -> tuple[bytes, BinaryIO]:
-    """The first bytes, however slowly a pipe gives them, and a stream that still begins with them."""
-    try:
-        head = stream.read(_HEAD)
-    except OSError as error:
-        raise FileError(name, f"cannot be read: {error.strerror or error}") from None
-    if stream.seekable():
-        stream.seek(-len(head), io.SEEK_CUR)
-        return head, stream
-    return head, cast(BinaryIO, io.BufferedReader(_Prefixed(head, cast(io.BufferedReader, stream)), 1 << 16))
-
-
-class _Prefixed(io.RawIOBase):
-    """Bytes that were read already, then the rest of the stream."""
-
-    def __init__(self, head: bytes, rest: io.BufferedReader) -> None:
-        self._head = head
-        self._rest = rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._head[: len(buffer)]
-        if block:
-            self._head = self._head[len(block) :]
-        else:
-            block = self._rest.read1(len(buffer))
-        buffer[: len(block)] = block
-        return len(block)
-
-
-def _decompressed(raw: BinaryIO, compression: str, name: str) -> BinaryIO:
-    file = gzip.GzipFile(fileobj=raw) if compression == "gzip" else _zstd_file(raw)
-    return cast(BinaryIO, io.BufferedReader(_Named(file, name), 1 << 16))
-
-
-def _zstd_file(raw: BinaryIO) -> io.BufferedIOBase:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return cast(io.BufferedIOBase, zstd.ZstdFile(raw))
-
-
-class _Named(io.RawIOBase):
-    """A decompressor whose faults carry the file's name."""
-
-    def __init__(self, inner: io.BufferedIOBase, name: str) -> None:
-        self._inner = inner
-        self._name = name
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return self._inner.readinto(buffer)
-        except EOFError:
-            raise FileError(self._name, "the compressed data end too early: the file is truncated") from None
-        except (FileError, MemoryError):
-            raise
-        except Exception as error:  # each decompressor has an exception of its own, with no common root
-            raise FileError(self._name, f"the compressed data are damaged: {excerpt(str(error))[1:-1]}") from None
-
-
-def _spooled(stream: BinaryIO, spool: IO[bytes]) -> BinaryIO:
-    shutil.copyfileobj(stream, spool, 1 << 20)
-    spool.seek(0)
-    return cast(BinaryIO, spool)
-
-
-def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines with their ends, decoded.
-
-    A line feed never lies inside a UTF-8 sequence, so lines can be decoded one by one.
-    """
-    offset = 0
-    for number, line in enumerate(stream, 1):
-        raw = line
-        if number == 1 and raw.startswith(_BOM):
-            offset, raw = len(_BOM), raw[len(_BOM) :]
-        try:
-            yield raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            hint = "; it looks like UTF-16" if offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-            raise FileError(
-                name,
-                f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start} (line {number}){hint}; save the file as UTF-8",
-            ) from None
-        offset += len(raw)
+def container_of(path: str | os.PathLike[str], opened: Opened) -> Container:
+    """The container of a file. Raises FileError where its first bytes are of none."""
+    name, head = opened.name, opened.head
+    if not head:
+        raise FileError(name, "the file is empty; expected a header and rows")
+    if archive := next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None):
+        raise FileError(name, f"is {archive}; expected {EXPECTED}")
+    begin = head.removeprefix(BOM).lstrip()[:1]
+    sniffed = "parquet" if head.startswith(_PARQUET) else {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
+    found = named(path) or CONTAINERS[sniffed]
+    if sniffed == "parquet" and not found.seeking:
+        raise FileError(name, "is Parquet by its content; give it the ending .parquet")
+    # Both endings are in use for both kinds, and the first character tells them apart.
+    if found.loose:
+        found = CONTAINERS["json" if begin == b"[" else "jsonl"]
+    return found
 
 
 def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], Iterator[Row]]:
     # The module's limit is process-wide; cells of many megabytes are ordinary here.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    reader = csv.reader(_lines(stream, name), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines(stream, name), delimiter=delimiter, strict=True)
     try:
         header = next((cells for cells in reader if cells), None)
     except csv.Error as error:
@@ -271,7 +99,7 @@ def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], 
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
     if any("\0" in column for column in header):
-        raise FileError(name, f"is not text (a tar archive?); expected {_EXPECTED}")
+        raise FileError(name, f"is not text (a tar archive?); expected {EXPECTED}")
     no_duplicates(header, name)
     return header, _separated_rows(reader, header, name)
 
@@ -317,8 +145,8 @@ def no_duplicates(columns: list[str], name: str) -> None:
         seen.add(column)
 
 
-def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
-    rows = _json_rows(stream, name)
+def peeked(rows: Iterator[Row], name: str, what: str = "lines") -> tuple[list[str], Iterator[Row]]:
+    """The columns of the first objects, and all rows again. Raises FileError."""
     first: list[Row] = []
     columns: dict[str, None] = {}
     objects = 0
@@ -330,40 +158,42 @@ def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
         if objects == _OBJECTS or len(first) == _PATIENCE:
             break
     if not first:
-        raise FileError(name, "the file is empty; expected one JSON object a line")
+        raise FileError(name, "the file is empty; expected JSON objects, one a line, or an array of them")
     if not objects:
         problem = cast(RowError, first[0][1]).problem
-        raise FileError(name, f"no JSON object in the first {len(first)} lines; the first says: {problem}")
+        raise FileError(name, f"no JSON object in the first {len(first)} {what}; the first says: {problem}")
     return list(columns), itertools.chain(first, rows)
 
 
-def _json_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
+    return peeked(_line_rows(stream, name), name)
+
+
+def _line_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
     number = 0
-    for line in _lines(stream, name):
+    for line in lines(stream, name):
         if not line.strip():
             continue
         number += 1
         try:
             value = json.loads(line)
         except RecursionError:
-            yield number, RowError(name, number, "", "not usable JSON: nested too deeply; expected one JSON object")
-            continue
+            yield number, RowError(name, number, "", _TOO_DEEP)
         except ValueError as error:
-            yield (
-                number,
-                RowError(
-                    name,
-                    number,
-                    "",
-                    f"not valid JSON: {_json_problem(error)}, found {excerpt(line.strip())}; expected one JSON object a line",
-                ),
-            )
-            continue
-        if isinstance(value, dict):
-            yield number, value
+            found = f"{_json_problem(error)}, found {excerpt(line.strip())}"
+            yield number, RowError(name, number, "", f"not valid JSON: {found}; expected one JSON object a line")
         else:
-            found = "a JSON array" if isinstance(value, list) else excerpt(value)
-            yield number, RowError(name, number, "", f"{found} where a JSON object is expected")
+            yield number, _object(value, name, number)
+
+
+_TOO_DEEP = "not usable JSON: nested too deeply; expected one JSON object"
+
+
+def _object(value: Any, name: str, number: int) -> Record | RowError:
+    if isinstance(value, dict):
+        return value
+    found = "a JSON array" if isinstance(value, list) else excerpt(value)
+    return RowError(name, number, "", f"{found} where a JSON object is expected")
 
 
 def _json_problem(error: ValueError) -> str:
@@ -373,6 +203,117 @@ def _json_problem(error: ValueError) -> str:
         if isinstance(error, json.JSONDecodeError)
         else "a number too long to read"
     )
+
+
+def _json_array(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
+    return peeked(_Array(stream, name).rows(), name, "items")
+
+
+class _Array:
+    """The items of one JSON array. Of its text no more is held than the item at hand and what was read with it."""
+
+    _SPACE = re.compile(r"[ \t\n\r]*")
+    _MARK = re.compile(r'["\\\[\]{}]')
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._texts = texts(stream, name)
+        self._name = name
+        self._text, self._at, self._ended = "", 0, False
+        self._decode = json.JSONDecoder().raw_decode
+
+    def _more(self, least: int = 1) -> bool:
+        """Read `least` further characters, if there are any."""
+        parts, size = [self._text[self._at :]], 0
+        while size < least and not self._ended:
+            part = next(self._texts, "")
+            self._ended = not part
+            parts.append(part)
+            size += len(part)
+        self._text, self._at = "".join(parts), 0
+        return size > 0
+
+    def _next(self) -> str:
+        """The next character that is no white space, not taken; empty at the end."""
+        while True:
+            self._at = cast(re.Match[str], self._SPACE.match(self._text, self._at)).end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def rows(self) -> Iterator[Row]:
+        self._next()
+        self._at += 1  # the bracket that told the container
+        number = 0
+        if self._next() != "]":
+            while True:
+                number += 1
+                yield number, self._item(number)
+                sign = self._next()
+                if sign == "]":
+                    break
+                if sign != ",":
+                    raise self._ends(number, f"found {excerpt(sign)} after an item" if sign else "the array never ends")
+                self._at += 1
+        self._at += 1
+        if self._next():
+            raise self._ends(number, "there is more after the array")
+
+    def _ends(self, number: int, problem: str) -> FileError:
+        return FileError(self._name, f"not valid JSON: {problem}; expected one array of objects", number)
+
+    def _item(self, number: int) -> Record | RowError:
+        if not self._next():
+            raise self._ends(number, "the array never ends")
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except RecursionError:
+                self._skip(number)
+                return RowError(self._name, number, "", _TOO_DEEP)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _CUT
+                held = len(self._text) - self._at
+                if cut and held > _OBJECT_CHARACTERS:
+                    self._skip(number)
+                    problem = f"has more than {_OBJECT_CHARACTERS:,} characters; in an array no object may have more"
+                    return RowError(self._name, number, "", f"{problem} (JSON Lines and Parquet have no such limit)")
+                if cut and self._more(min(held, _OBJECT_CHARACTERS + 1 - held)):
+                    continue
+                found = excerpt(self._text[self._at : self._at + 80])
+                raise self._ends(number, f"{error.msg}, found {found}; nothing after it can be told apart") from None
+            except ValueError:
+                self._skip(number)
+                return RowError(self._name, number, "", "not usable JSON: a number too long to read")
+            # The text may end in the middle of a number.
+            if end == len(self._text) and self._more():
+                continue
+            self._at = end
+            return _object(value, self._name, number)
+
+    def _skip(self, number: int) -> None:
+        """Go past an item without parsing it."""
+        if self._text[self._at] not in '"[{':
+            raise self._ends(number, "a number too long to read")
+        depth, quoted = 0, False
+        while True:
+            found = self._MARK.search(self._text, self._at)
+            if found is None:
+                self._at = len(self._text)
+                if not self._more():
+                    raise self._ends(number, "the array never ends")
+                continue
+            sign, self._at = found[0], found.end()
+            if sign == "\\":
+                if self._at == len(self._text):
+                    self._more()
+                self._at += 1
+            elif sign == '"':
+                quoted = not quoted
+            elif not quoted:
+                depth += 1 if sign in "[{" else -1
+            if not quoted and depth <= 0:
+                return
 
 
 def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
@@ -401,3 +342,12 @@ def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
 
 def _first_line(error: BaseException) -> str:
     return excerpt(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)[1:-1]
+
+
+CONTAINERS = {
+    "csv": Container("CSV", (".csv",), lambda stream, name: _separated(stream, name, ","), textual=True),
+    "tsv": Container("TSV", (".tsv",), lambda stream, name: _separated(stream, name, "\t"), textual=True),
+    "jsonl": Container("JSON Lines", (".jsonl", ".ndjson"), _json_lines, loose=True),
+    "json": Container("JSON array", (".json",), _json_array, loose=True),
+    "parquet": Container("Parquet", (".parquet",), _parquet, seeking=True),
+}

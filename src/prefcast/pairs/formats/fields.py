@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from prefcast.errors import excerpt
 
-__all__ = ["Fault", "Record", "cell", "kind", "present"]
+__all__ = ["Fault", "Record", "absent", "cell", "kind", "number", "present"]
 
 Record = Mapping[str, Any]
 
@@ -49,6 +50,24 @@ def present(record: Record, field: str) -> Any:
     if record[field] is None:
         raise Fault(field, "is null")
     return record[field]
+
+
+def absent(value: Any) -> bool:
+    """Whether a cell says nothing: null, empty or not a number."""
+    return value is None or value == "" or value != value  # noqa: PLR0124 - nan
+
+
+def number(record: Record, field: str, least: float = -math.inf) -> float:
+    """The finite number of a field, in figures or as a number."""
+    value = record.get(field)
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found) or found < least:
+        bound = "" if least == -math.inf else f", {least:g} or more"
+        raise Fault(field, f"is {excerpt(value)}; expected a finite number{bound}")
+    return found
 
 
 def kind(value: Any) -> str:

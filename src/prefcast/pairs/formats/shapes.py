@@ -10,23 +10,18 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from prefcast.errors import excerpt
 from prefcast.pairs import Outcome, Turn, clean
 from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
+from prefcast.pairs.formats.labels import LABEL_FIELDS
 from prefcast.pairs.formats.messages import TRANSCRIPT, Conversation, content, conversation, transcript
 
 __all__ = ["SHAPES", "Shape", "all_columns"]
 
 Texts = tuple[Turn, ...]
 
-_LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
-_BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-_WINNERS = {"model_a": Outcome.A, "model_b": Outcome.B} | dict.fromkeys(
-    ("tie", "tie (bothbad)", "both_bad", "bothbad"), Outcome.TIE
-)
 # The beginning of a message list, in JSON or in Python's notation (which pandas writes into a CSV, and nobody can read).
 _MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 _ORDER_SEED = b"prefcast 0"
@@ -34,7 +29,8 @@ _ORDER_SEED = b"prefcast 0"
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of records: `needs` tells it; `read` makes the turns and, where the record has one, the label."""
+    """A shape of records: `needs` tells it; `read` makes the turns, and the label and the order where the texts tell them.
+    In a `labelled` one the label stands in columns of its own."""
 
     name: str
     title: str
@@ -42,6 +38,7 @@ class Shape:
     optional: tuple[str, ...]
     models: tuple[str, str]
     read: Callable[[Record, str | int, bool], tuple[Texts, Outcome | None, bool]]
+    labelled: bool = True
     note: str = ""
 
 
@@ -55,13 +52,13 @@ def _read_kaggle(record: Record, id: str | int, plain: bool) -> tuple[Texts, Out
         )
     if not prompt:
         raise Fault("prompt", "has no turn; expected at least one")
-    return tuple(map(Turn, *columns)), _label(record), False
+    return tuple(map(Turn, *columns)), None, False
 
 
 def _read_arena(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
     a = conversation(cell(record, "conversation_a"), "conversation_a")
     b = conversation(cell(record, "conversation_b"), "conversation_b")
-    return _joined(a, b, "conversation_a", "conversation_b"), _label(record), False
+    return _joined(a, b, "conversation_a", "conversation_b"), None, False
 
 
 def _read_preference(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
@@ -96,46 +93,6 @@ def _turns(record: Record, field: str, plain: bool) -> list[str]:
             raise Fault(field, f"turn {number} is {kind(item)}; expected a string or null")
         texts.append(clean(item))
     return texts
-
-
-def _label(record: Record) -> Outcome | None:
-    one_hot, winner = _one_hot(record), _winner(record)
-    if one_hot is not None and winner is not None and one_hot is not winner:
-        raise Fault("winner", f"says {winner.name} where {', '.join(_LABELS)} say {one_hot.name}; expected one label")
-    return winner if one_hot is None else one_hot
-
-
-def _one_hot(record: Record) -> Outcome | None:
-    present_ones = [field for field in _LABELS if field in record]
-    values = [record[field] for field in present_ones]
-    if all(value is None or value == "" for value in values):
-        return None
-    if len(present_ones) < len(_LABELS):
-        missing = next(field for field in _LABELS if field not in record)
-        raise Fault(missing, "is missing from this row; the three winner columns go together")
-    numbers = [_bit(value) for value in values]
-    if None in numbers or sum(number or 0 for number in numbers) != 1:
-        found = ", ".join(excerpt(value, 20) for value in values)
-        raise Fault(",".join(_LABELS), f"are {found}; expected exactly one 1 and two 0")
-    return Outcome(numbers.index(1))
-
-
-def _winner(record: Record) -> Outcome | None:
-    winner = record.get("winner")
-    if winner is None or winner == "":
-        return None
-    outcome = _WINNERS.get(winner.strip().lower()) if isinstance(winner, str) else None
-    if outcome is None:
-        raise Fault("winner", f"is {excerpt(winner)}; expected one of model_a, model_b, tie, tie (bothbad), both_bad")
-    return outcome
-
-
-def _bit(value: Any) -> int | None:
-    if isinstance(value, str):
-        return _BITS.get(value.strip().lower())
-    if isinstance(value, bool | int | float | Decimal) and value in (0, 1):
-        return int(value)
-    return None
 
 
 def _joined(a: Conversation, b: Conversation, name_a: str, name_b: str) -> Texts:
@@ -241,7 +198,7 @@ SHAPES: dict[str, Shape] = {
             "kaggle",
             "Kaggle pairs (prompt, response_a, response_b)",
             ("prompt", "response_a", "response_b"),
-            ("winner", *_LABELS),
+            LABEL_FIELDS,
             ("model_a", "model_b"),
             _read_kaggle,
         ),
@@ -249,7 +206,7 @@ SHAPES: dict[str, Shape] = {
             "arena",
             "Arena export (conversation_a, conversation_b)",
             ("conversation_a", "conversation_b"),
-            ("winner", *_LABELS),
+            LABEL_FIELDS,
             ("model_a", "model_b"),
             _read_arena,
         ),
@@ -260,7 +217,8 @@ SHAPES: dict[str, Shape] = {
             ("prompt",),
             ("chosen_model", "rejected_model"),
             _read_preference,
-            "which of chosen and rejected is A was drawn from each id with a fixed seed",
+            labelled=False,
+            note="which of chosen and rejected is A was drawn from each id with a fixed seed",
         ),
     )
 }

@@ -1,0 +1,257 @@
+"""The rows of a source under our names: which columns there are, whose ids, and how far it has been read.
+
+Every reader of rows stands on `Table` and adds only what its rows mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Any, Self
+from uuid import UUID
+
+from prefcast.errors import FileError, RowError, UsageError, excerpt
+from prefcast.pairs import clean
+from prefcast.pairs.formats.fields import Fault, Record
+from prefcast.pairs.formats.ids import SeenIds
+from prefcast.pairs.formats.records import open_records
+
+__all__ = ["CELLS", "Table", "UniqueIds"]
+
+CELLS = ("json", "text")
+# Ids of these types are kept as their text.
+_ID_TYPES = (float, Decimal, date, UUID)
+_OWN_ID = "every row needs an id of its own"
+
+
+class Table:
+    """The rows of a source: a path, a folder, several paths, a table or mappings; see `open_records`.
+
+    `fields` are the names that a reader knows; `mapping` says what they are called in the file. `columns` are the names
+    in the file, `names` those there under our names. Raises FileError and UsageError.
+    """
+
+    def __init__(self, source: Any, fields: Sequence[str], mapping: Mapping[str, str] | None = None) -> None:
+        self._records = open_records(source)
+        try:
+            self.name = self._records.name
+            self.columns = self._records.columns
+            self._fields = fields
+            self._mapping = self._checked(mapping or {})
+            self.names = self._renamed(dict.fromkeys(self.columns)).keys()
+            self.has_id = "id" in self.names
+            self._read = self._needs_id = False
+            self._find()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find(self) -> None:
+        """See whether a reader's columns are there; raises FileError."""
+
+    # Which columns there are
+
+    def _checked(self, mapping: Mapping[str, str]) -> dict[str, str]:
+        for ours, theirs in mapping.items():
+            if ours not in self._fields:
+                near = _nearest(ours, self._fields)
+                meant = f"; did you mean {near!r}?" if near else ""
+                raise UsageError(f"--columns: there is no field {ours!r}{meant} (fields: {', '.join(self._fields)})")
+            if theirs not in self.columns:
+                near = _nearest(theirs, self.columns)
+                found = f"nearest found: {excerpt(near)}" if near else self.found
+                raise FileError(self.name, f"column {excerpt(theirs)}, named for {ours}, is missing; {found}")
+        return dict(mapping)
+
+    def _renamed(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record under our names: a mapped column takes the place of one that has our name already."""
+        if not self._mapping:
+            return record
+        theirs = set(self._mapping.values())
+        renamed = {name: value for name, value in record.items() if name not in theirs and name not in self._mapping}
+        renamed.update((ours, record[other]) for ours, other in self._mapping.items() if other in record)
+        return renamed
+
+    @property
+    def found(self) -> str:
+        """The names in the file, for messages."""
+        shown = ", ".join(excerpt(column, 30) for column in self.columns[:12])
+        return f"found: {shown}{', ...' if len(self.columns) > 12 else ''}"
+
+    def missing(self, field: str, otherwise: str = "") -> FileError:
+        """That a column is missing, with the name that comes nearest; or, if none does, what was expected."""
+        if taken := next((ours for ours, theirs in self._mapping.items() if theirs == field), None):
+            return FileError(self.name, f"column '{field}' is missing: --columns took it for {taken}")
+        near = _nearest(field, [column for column in self.columns if column not in self._fields])
+        if near and near.isprintable():
+            said = f"nearest found: {excerpt(near)} (--columns {field}={near} would map it)"
+        else:
+            said = otherwise or self.found
+        return FileError(self.name, f"column '{field}' is missing; {said}")
+
+    def need(self, *fields: str, otherwise: str = "") -> None:
+        """Raises FileError if one of `fields` is not there."""
+        self._needs_id |= "id" in fields
+        if (absent := next((field for field in fields if field not in self.names), None)) is not None:
+            raise self.missing(absent, otherwise)
+
+    def nearness(self, fields: Sequence[str]) -> float:
+        """How much of `fields` is there, from 0 to 1; a similar name counts for something."""
+        marks = (1.0 if field in self.names else 0.6 if _nearest(field, self.names) else 0.0 for field in fields)
+        return sum(marks) / len(fields)
+
+    # The rows
+
+    def rows(self) -> Iterator[tuple[int, Record | RowError]]:
+        """The rows, once. Raises FileError."""
+        if self._read:
+            raise UsageError(f"{self.name}: was read already; open it again")
+        self._read = True
+        if self._mapping:
+            for row, record in self._records:
+                yield row, record if isinstance(record, RowError) else self._renamed(record)
+        else:
+            yield from self._records
+
+    def identified(self) -> Iterator[tuple[int, str | int, Record | RowError]]:
+        """The rows with their ids (row numbers where there is no such column), each there once.
+
+        Raises FileError for an id that is missing or there twice: the latter at the latest at the end.
+        """
+        ids = UniqueIds(self)
+        has_id, id_of, add = self.has_id, self.id_of, ids.add
+        blank = has_id and self.textual
+        empty = self._records.container is not None
+        for row, record in self.rows():
+            id: str | int
+            if isinstance(record, RowError):
+                # A row that could not be read has no id of its own; this one cannot be taken for another's.
+                id = f"unreadable row {row}" if has_id else row
+                record = RowError(record.file, record.row, record.field, record.problem, id)  # noqa: PLW2901
+            else:
+                if blank and not any(record.values()):
+                    continue  # the rows of bare commas that Excel leaves
+                id = id_of(record, row)
+            empty = False
+            if has_id:
+                add(id, row)
+            yield row, id, record
+        if empty:
+            raise FileError(self.name, "has no rows; expected at least one")
+        ids.settle()
+
+    def sound(self) -> Iterator[tuple[int, str, Record]]:
+        """As `identified`, with ids as text, for files where a row that cannot be read is a fault of the file."""
+        for row, id, record in self.identified():
+            if isinstance(record, RowError):
+                raise FileError(record.file, record.problem, record.row)
+            yield row, str(id), record
+
+    def id_of(self, record: Record, row: int) -> str | int:
+        """The id of a row. Raises FileError."""
+        id = record.get("id")
+        if not self.has_id:
+            if id is None:
+                return row
+            raise self.fault(row, "has an id where the first rows have none; every row needs one, or none")
+        if isinstance(id, str) and id and clean(id) == id:
+            return id
+        if isinstance(id, int) and not isinstance(id, bool):
+            return id
+        if isinstance(id, _ID_TYPES) and id == id:  # noqa: PLR0124 - nan, not-a-time
+            return str(id)
+        found = "is missing" if id is None or id == "" else f"is {excerpt(id)}"
+        otherwise = "" if self._needs_id else " (or no such column: row numbers then serve)"
+        raise self.fault(row, f"{self.own_name('id')} {found}; expected a text or a number in every row{otherwise}")
+
+    # Faults
+
+    def own_name(self, field: str) -> str:
+        """What a field, or several with commas between, is called in the file."""
+        return ",".join(self._mapping.get(name, name) for name in field.split(","))
+
+    def row_error(self, row: int, fault: Fault, id: str | int | None = None) -> RowError:
+        """A fault of one row, with the file that it is in."""
+        name, number = self._records.where(row)
+        return RowError(name, number, self.own_name(fault.field), fault.problem, row if id is None else id)
+
+    def fault(self, row: int, problem: str | Fault) -> FileError:
+        """A fault of a row that makes the whole file unusable."""
+        name, number = self._records.where(row)
+        if isinstance(problem, Fault):
+            problem = f"{self.own_name(problem.field)} {problem.problem}".lstrip()
+        return FileError(name, problem, number)
+
+    def same_id(self, row: int, first: int, id: str | int | None = None, why: str = _OWN_ID) -> FileError:
+        """That two rows have one id."""
+        (name, _), (other, number) = self._records.where(row), self._records.where(first)
+        where = "" if name == other else f" of {other}"
+        named = "" if id is None else f" {excerpt(id)}"
+        return self.fault(row, f"{self.own_name('id')}{named} is the same as in row {number}{where}; {why}")
+
+    # The file
+
+    @property
+    def textual(self) -> bool:
+        """Whether every cell is a text, whatever it holds."""
+        return self._records.container is not None and self._records.container.textual
+
+    @property
+    def loose(self) -> bool:
+        """Whether later rows may have columns that the first ones lack."""
+        return self._records.loose
+
+    @property
+    def container(self) -> str:
+        """What kind of file it is, in words: "CSV, gzip"; empty for a table in memory."""
+        if self._records.container is None:
+            return ""
+        files = f"{self._records.files} files" if self._records.files > 1 else ""
+        return ", ".join(filter(None, (self._records.container.title, self._records.compression, files)))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes read, of how many; (0, 0) where that is not known."""
+        return self._records.position, self._records.size
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file was written to or replaced since it was opened; ask before it is closed."""
+        return self._records.changed
+
+    def close(self) -> None:
+        self._records.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class UniqueIds:
+    """Raises FileError for an id that was there before."""
+
+    def __init__(self, table: Table, why: str = _OWN_ID) -> None:
+        self._table = table
+        self._why = why
+        self._seen = SeenIds()
+
+    def add(self, id: str | int, row: int) -> None:
+        if (first := self._seen.add(id, row)) is not None:
+            raise self._table.same_id(row, first, id, self._why)
+        if self._seen.full:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look up what `add` could not: call it at the end."""
+        if found := self._seen.settle():
+            raise self._table.same_id(*found, why=self._why)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    lower = {other.lower(): other for other in names}
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
