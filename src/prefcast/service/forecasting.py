@@ -1,6 +1,6 @@
-"""Batches -> forecasts, explanations, scores, by one Forecaster, on the scoring thread.
+"""Batches -> forecasts, explanations and scores, by one Forecaster, on the scoring thread.
 
-Whatever happens to one item happens to it alone: where a batch fails, each of its items is tried by itself.
+A fault of one item does not affect the others: if a batch fails, each of its items is tried alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prefcast.forecasts.forecaster import Forecaster, Influence
 from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair
 
-__all__ = ["Conversation", "Engine", "Failed", "Found", "ToForecast"]
+__all__ = ["BatchForecaster", "Conversation", "Failed", "Found", "ToForecast"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Found:
-    """A forecast, what moved it where that was asked, and the part of the pair that was read."""
+    """A forecast, its influences if the request asked for them, and the part of the pair that was read."""
 
     forecast: Forecast
     influences: list[Influence] | None
@@ -42,7 +42,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why an item has no result; `ours` where it is the program's fault, not the item's."""
+    """Why an item has no result. `ours` says that the program is at fault and not the item."""
 
     problem: str
     ours: bool = False
@@ -52,22 +52,22 @@ Item = ToForecast | Conversation
 Result = Found | float | Failed
 
 
-class Engine:
-    """`run` is the work of a Batcher. `report` is told the type of an exception that nobody foresaw."""
+class BatchForecaster:
+    """Its `run` is the work of a Batcher. `report` gets the type of each unforeseen exception."""
 
     def __init__(self, forecaster: Forecaster, report: Callable[[str], None] = lambda what: None) -> None:
         self.forecaster = forecaster
-        # Only a model of single conversations has one.
+        # Only pointwise models have one.
         self._score: Callable[[Sequence[Any]], Any] | None = getattr(forecaster.scorer, "score", None)
         self._report = report
 
     @property
     def pointwise(self) -> bool:
-        """Whether single conversations have scores."""
+        """Whether the scorer has scores of single conversations."""
         return self._score is not None
 
     def warm_up(self) -> None:
-        """Forecast something, so that what is loaded late is loaded. Raises PrefcastError where that fails."""
+        """Forecast a plain pair, so that everything is loaded. Raises PrefcastError if that fails."""
         found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.")])
         if found.errors[0] is not None:
             raise ModelError(f"the forecaster fails on a plain pair: {found.errors[0].problem}")
@@ -90,9 +90,9 @@ class Engine:
                 return [self._each_alone(run, [item])[0] for item in items]
             if isinstance(error, PrefcastError):
                 return [Failed(str(error))]
-            # Its message may hold the text.
+            # The message of the exception may hold the text.
             self._report(type(error).__name__)
-            return [Failed("the forecaster failed on it", ours=True)]
+            return [Failed("the forecaster failed on this item", ours=True)]
 
     def _forecast(self, items: list[ToForecast]) -> list[Result]:
         pairs = [item.pair for item in items]
