@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from email.utils import formatdate
 from time import time
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -18,7 +22,7 @@ from conftest import EXAMPLES
 from prefcast import Client, Pair, load_forecaster, open_pairs
 from prefcast.errors import ServiceError, UsageError
 from prefcast.forecasts.best import answer_pairs, ranked_answers
-from prefcast.service.client import _TRUNCATION, Answer, HttpTransport
+from prefcast.service.client import _TRUNCATION
 from servers import Server, serving
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
@@ -102,14 +106,13 @@ def test_what_is_wrong_is_said(client: Client, server: Server) -> None:
         "http://u:p@host",
         "http://host:x",
         "http://h/?q",
-        "http://h/\u00e9",
-        "http://h/a b",
+        "http://h/#f",
         "http://h\x00/",
         "http://" + "a" * 70,
     ],
 )
 def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(UsageError, match="no address of a server"):
+    with pytest.raises(UsageError, match="is not the address of a server"):
         Client(url)
 
 
@@ -125,30 +128,30 @@ def test_tokens_that_are_none() -> None:
             Client("http://127.0.0.1:1", token)
 
 
-class Fake:
-    """A transport that answers what it was given, in turn."""
+class Fake(httpx2.BaseTransport):
+    """A transport that gives these answers in turn."""
 
-    def __init__(self, *answers: Answer | Exception) -> None:
+    def __init__(self, *answers: httpx2.Response | Exception) -> None:
         self.answers = list(answers)
-        self.sent: list[tuple[str, str, Mapping[str, str], bytes | None]] = []
+        self.sent: list[httpx2.Request] = []
 
-    def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
-        self.sent.append((method, path, headers, body))
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.sent.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def close(self) -> None:
-        pass
 
-
-def answer(status: int, document: Any, **headers: str) -> Answer:
-    return Answer(
-        status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(document).encode()
+def answer(status: int, document: Any, **headers: str) -> httpx2.Response:
+    return httpx2.Response(
+        status,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        content=json.dumps(document).encode(),
     )
 
 
+RESET = httpx2.ReadError("reset")
 FORECAST = {
     "id": None,
     "error": None,
@@ -161,7 +164,7 @@ FORECAST = {
 BUSY = {"error": {"type": "too_busy", "field": "", "message": "later"}}
 
 
-def asked(*answers: Answer | Exception, retries: int = 4) -> tuple[dict[str, Any], list[float], Fake]:
+def asked(*answers: httpx2.Response | Exception, retries: int = 4) -> tuple[dict[str, Any], list[float], Fake]:
     waits: list[float] = []
     fake = Fake(*answers)
     return Client("http://h", transport=fake, sleep=waits.append, retries=retries).models(), waits, fake
@@ -183,7 +186,7 @@ def test_it_waits_as_long_as_the_server_says() -> None:
 
 def test_without_a_word_it_waits_longer_each_time() -> None:
     for silent in ({}, {"retry_after": "soon"}, {"retry_after": "nan"}):
-        _, waits, _ = asked(*[answer(429, BUSY, **silent)] * 3, OSError("reset"), answer(200, {}))
+        _, waits, _ = asked(*[answer(429, BUSY, **silent)] * 3, RESET, answer(200, {}))
         assert len(waits) == 4
         for attempt, seconds in enumerate(waits):
             assert 0.125 * 2**attempt <= seconds <= 0.375 * 2**attempt
@@ -194,7 +197,7 @@ def test_it_gives_up_in_the_end() -> None:
         asked(*[answer(429, BUSY)] * 3, retries=2)
     assert (refused.value.status, refused.value.kind) == (429, "too_busy")
     with pytest.raises(ServiceError, match="no answer: reset"):
-        asked(OSError("reset"), OSError("reset"), retries=1)
+        asked(RESET, RESET, retries=1)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500, 504, 302])
@@ -206,14 +209,15 @@ def test_what_asking_again_would_not_mend_is_not_asked_again(status: int) -> Non
 @pytest.mark.parametrize(
     "reply",
     [
-        Answer(200, {}, b"<html>"),
-        Answer(200, {}, b"[]"),
-        Answer(200, {}, b"\xff"),
-        Answer(500, {}, b""),
-        Answer(502, {}, b'{"error": 3}'),
+        httpx2.Response(200, content=b"<html>"),
+        httpx2.Response(200, content=b"[]"),
+        httpx2.Response(200, content=b"\xff"),
+        httpx2.Response(500, content=b""),
+        httpx2.Response(502, content=b'{"error": 3}'),
+        httpx2.Response(200, headers={"Content-Encoding": "gzip"}, content=gzip.compress(b"{}")),
     ],
 )
-def test_other_servers_are_told_from_ours(reply: Answer) -> None:
+def test_other_servers_are_told_from_ours(reply: httpx2.Response) -> None:
     with pytest.raises(ServiceError):
         asked(reply)
 
@@ -235,7 +239,7 @@ def test_other_servers_are_told_from_ours(reply: Answer) -> None:
 )
 def test_answers_of_another_form_are_service_errors(document: Any) -> None:
     fake = Fake(answer(200, {"limits": {"pairs": 5}}), answer(200, document))
-    with pytest.raises(ServiceError, match="not one of a prefcast server"):
+    with pytest.raises(ServiceError, match="not that of a prefcast server"):
         Client("http://h", transport=fake).forecast([PAIR])
 
 
@@ -247,29 +251,65 @@ def test_what_a_server_says_is_printable() -> None:
     assert len(str(refused.value)) < 1000
 
 
-def test_the_token_goes_nowhere_else(server: Server) -> None:
-    transport = HttpTransport(server.url, 10)
-    assert transport.send("GET", "/health", {}, None).status == 200
-    transport.close()
-    fake = Fake(Answer(302, {"location": "http://evil.example"}, b""))
+def test_the_token_goes_nowhere_else() -> None:
+    fake = Fake(httpx2.Response(302, headers={"location": "http://evil.example"}))
     with pytest.raises(ServiceError):
         Client("http://h", TOKEN, transport=fake).models()
-    assert [sent[2]["Authorization"] for sent in fake.sent] == [f"Bearer {TOKEN}"]
+    assert [(str(sent.url), sent.headers["Authorization"]) for sent in fake.sent] == [
+        ("http://h/v1/models", f"Bearer {TOKEN}")
+    ]
 
 
-def test_a_connection_that_was_closed_meanwhile_is_opened_again(server: Server) -> None:
-    client = Client(server.url, TOKEN, sleep=lambda seconds: None)
-    client.models()
-    sock = client._transport._connection.sock  # type: ignore[attr-defined]
-    sock.shutdown(2)
-    assert client.models()
-    client.close()
+def test_no_proxy_of_the_environment_is_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Client(server.url, TOKEN, retries=0) as client:
+        assert client.ready()
 
 
-def test_the_client_needs_no_extra() -> None:
+def test_an_answer_without_an_end_is_given_up() -> None:
+    part = b" " * 1_000_000
+    sent = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield part
+
+    with pytest.raises(ServiceError, match="more than 64000000 bytes"):
+        asked(httpx2.Response(200, content=parts()))
+    assert sent == 65
+
+
+def test_a_connection_that_breaks_is_opened_again() -> None:
+    def answers(listening: socket.socket) -> None:
+        # The first connection ends after half an answer, the second at once after a whole one.
+        for sent in (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        ):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(sent)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answers, args=(listening,))
+        thread.start()
+        waits: list[float] = []
+        with Client(f"http://127.0.0.1:{listening.getsockname()[1]}", sleep=waits.append) as client:
+            assert client.models() == {}
+        thread.join(60)
+    assert len(waits) == 1
+
+
+def test_the_client_needs_its_own_extra_alone() -> None:
     code = (
         "import sys\n"
-        "for name in ('fastapi', 'uvicorn', 'pydantic', 'prometheus_client', 'httpx', 'starlette'): sys.modules[name] = None\n"
+        "for name in ('uvicorn', 'pydantic', 'prometheus_client', 'starlette'): sys.modules[name] = None\n"
         "import prefcast; prefcast.Client('http://127.0.0.1:1')\n"
         "print([name for name in ('torch', 'pandas', 'pyarrow', 'onnxruntime') if name in sys.modules])"
     )
@@ -277,11 +317,23 @@ def test_the_client_needs_no_extra() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_client_without_its_extra_names_it() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['httpx2'] = None\n"
+        "import prefcast\n"
+        "try: prefcast.Client\n"
+        "except prefcast.PrefcastError as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "MissingExtraError httpx2 is not installed: pip install 'prefcast[remote]'"
+
+
 def test_serving_without_the_extra_names_it() -> None:
     code = (
         "import sys, importlib.util as util\n"
         "real = util.find_spec\n"
-        "util.find_spec = lambda name, *more: None if name == 'fastapi' else real(name, *more)\n"
+        "util.find_spec = lambda name, *more: None if name == 'starlette' else real(name, *more)\n"
         "sys.argv = ['prefcast', 'serve']\n"
         "import prefcast.cli; prefcast.cli.main()"
     )

@@ -19,6 +19,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from prefcast.runs.isolated import IsolatedScorer
+from prefcast.runs.packed import pack, pack_items, unpack_items
 
 from conftest import EXAMPLES, Run, kaggle_row, write_jsonl
 from prefcast import load_forecaster, open_pairs
@@ -38,9 +40,7 @@ from prefcast.runs import cluster
 from prefcast.runs.cluster import Cluster, connected
 from prefcast.runs.cluster.actors import TRIES, PieceScorer, Recipe, Source, raise_fault, read_pieces
 from prefcast.runs.cluster.parts import Folder, Parts, _prepare, are_parts, listed
-from prefcast.runs.isolated import IsolatedScorer
 from prefcast.runs.jobs import forecasting, scoring
-from prefcast.runs.packed import pack, pack_items, unpack_items
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.reward import Options
 

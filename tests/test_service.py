@@ -1,4 +1,4 @@
-"""The service's routes: what they answer is what the library says, whoever else asks."""
+"""The service's routes: their answers are those of the library, and concurrent requests do not affect them."""
 
 from __future__ import annotations
 
@@ -239,7 +239,8 @@ def test_a_reward_model_scores_conversations() -> None:
         assert reply.status == 200
         scores = reply.json["scores"]
         assert [one["score"] for one in scores[:2]] == pytest.approx(list(expected), rel=1e-5)
-        assert [one["error"]["field"] for one in scores[2:]] == [f"conversations.{number}" for number in (2, 3, 4)]
+        fields = [one["error"]["field"] for one in scores[2:]]
+        assert fields == ["conversations.2.response", "conversations.3", "conversations.4"]
         with pytest.raises(UsageError, match=r"conversations\.0"):
             client.score([chats[0][:1]])
         answer = server.forecast(**PAIR, explain=True)

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,14 @@ from conftest import Run
 from prefcast import Pair, load_forecaster
 from prefcast.cli.serving import _token
 from prefcast.errors import ModelError, UsageError
-from prefcast.runs.log import Log
 from prefcast.scorers.base import Evidence
 from prefcast.service.app import Service, create_service
-from prefcast.service.engine import Engine, Failed, Found, ToForecast
+from prefcast.service.forecasting import BatchForecaster, Failed, Found, ToForecast
 from prefcast.service.guard import Guard
 from prefcast.service.limits import Limits
 from prefcast.service.reading import parsed
 from prefcast.service.refusals import Refusal
-from prefcast.service.server import _Server, bind, serve
+from prefcast.service.server import bind, serve
 from servers import PAIR, Server, serving
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
@@ -129,7 +128,7 @@ def test_nobody_listens_to_the_world_by_accident(prefcast: Run) -> None:
     with pytest.raises(UsageError, match="--host"):
         bind("no.such.name.invalid", 0, beyond_loopback=False)
     for host in ("a" * 70, "a..b"):
-        with pytest.raises(UsageError, match="is no name of a machine"):
+        with pytest.raises(UsageError, match="is not the name of a machine"):
             bind(host, 0, beyond_loopback=False)
     with pytest.raises(UsageError, match="queue"):
         Limits(queue=3)
@@ -363,31 +362,25 @@ def test_slow_and_half_open_connections_do_not_block_others() -> None:
 
 
 @contextmanager
-def in_process(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def in_process(service: Service) -> Iterator[Server]:
     """The service on a thread of this process, for limits that no option sets."""
-    monkeypatch.setattr(Log, "say", lambda self, text: None)
-    # Signals are the main thread's.
-    monkeypatch.setattr(_Server, "capture_signals", lambda self: nullcontext())
-    running: list[_Server] = []
-    made = _Server.__init__
-    monkeypatch.setattr(_Server, "__init__", lambda self, *given: (running.append(self), made(self, *given))[1])
-    up = threading.Event()
+    up, stop = threading.Event(), threading.Event()
     with bind("127.0.0.1", 0, beyond_loopback=False) as listening:
         port = listening.getsockname()[1]
-        thread = threading.Thread(target=serve, args=(service, listening, up.set))
+        thread = threading.Thread(target=serve, args=(service, listening, up.set, stop))
         thread.start()
         try:
             assert up.wait(60)
             yield Server(None, port)  # type: ignore[arg-type]
         finally:
-            running[0].should_exit = True
+            stop.set()
             thread.join(60)
     assert not thread.is_alive()
 
 
-def test_heads_and_bodies_that_do_not_come_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_and_bodies_that_do_not_come_are_given_up() -> None:
     limits = Limits(header_seconds=0.2, body_seconds=0.2, idle_seconds=1)
-    with in_process(create_service(load_forecaster("surface"), limits=limits), monkeypatch) as server:
+    with in_process(create_service(load_forecaster("surface"), limits=limits)) as server:
         assert raw(server, b"", close=False) == b""
         assert raw(server, b"GET / HTTP/1.1\r\nHost: 127.0", close=False) == b""
         head = b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -398,9 +391,9 @@ def test_heads_and_bodies_that_do_not_come_are_given_up(monkeypatch: pytest.Monk
         assert kept.startswith(b"HTTP/1.1 200 ")
 
 
-def test_bodies_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_together_have_a_bound() -> None:
     service = create_service(load_forecaster("surface"), limits=Limits(buffered_bytes=2_000))
-    with in_process(service, monkeypatch) as server, socket.create_connection(("127.0.0.1", server.port)) as other:
+    with in_process(service) as server, socket.create_connection(("127.0.0.1", server.port)) as other:
         other.sendall(
             b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1900\r\n\r\n" + b" " * 1800
@@ -416,7 +409,7 @@ def test_bodies_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         assert service.bodies.held == 0
 
 
-def test_a_forecaster_that_cannot_work_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forecaster_that_cannot_work_ends_the_server() -> None:
     surface = load_forecaster("surface")
 
     class Broken(type(surface.scorer)):  # type: ignore[misc]
@@ -424,7 +417,7 @@ def test_a_forecaster_that_cannot_work_ends_the_server(monkeypatch: pytest.Monke
             raise ModelError("its weights are missing")
 
     service = create_service(replace(surface, scorer=Broken(surface.scorer.model)))
-    with in_process(service, monkeypatch):
+    with in_process(service):
         pass
     assert service.broken == "its weights are missing"
     assert not service.ready
@@ -464,11 +457,11 @@ def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
             return Evidence(np.where(bad, np.nan, found.margin), found.tie, raw=found.raw)
 
     reports: list[str] = []
-    engine = Engine(replace(surface, scorer=Scorer(surface.scorer.model)), reports.append)
+    forecaster = BatchForecaster(replace(surface, scorer=Scorer(surface.scorer.model)), reports.append)
     items = [ToForecast(Pair.of(prompt, "a", "b")) for prompt in ("Why?", HIDDEN, "nan", "Who?")]
-    found = engine.run(list(items))
+    found = forecaster.run(list(items))
     assert [type(each) for each in found] == [Found, Failed, Failed, Found]
-    assert found[1] == Failed("the forecaster failed on it", ours=True)
+    assert found[1] == Failed("the forecaster failed on this item", ours=True)
     assert isinstance(found[2], Failed)
     assert "not finite" in found[2].problem
     assert not found[2].ours

@@ -73,7 +73,7 @@ def serve(
 
     from prefcast.errors import MissingExtraError
 
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("starlette", "pydantic", "uvicorn", "prometheus_client"):
         if find_spec(module) is None:
             raise MissingExtraError(module, "serve")
     from prefcast.forecasts.resolve import resolve

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.predictions import Forecasts, Writer
+from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.resolve import Choice, check_columns, resolve
 from prefcast.forecasts.scores import score_blocks
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
@@ -226,7 +226,7 @@ class Measured:
 class Rehearsal:
     """A writer that passes forecasts on and collects them to measure them."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Any) -> None:
         self._writer = writer
         self._measured = Measured()
 

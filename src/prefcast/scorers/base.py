@@ -50,16 +50,18 @@ class Problem(str):
     """Why a pair has no evidence. `kind` is "pair" (the pair is at fault), "worker" (the pair ended its worker process, or
     took too long), or "unforeseen" (an exception that the scorer did not expect).
 
-    A worker's problem is kept in the evidence store; `limit` is the time limit in seconds that it is about.
+    A worker's problem is kept in the evidence store; `limit` is the time limit in seconds that it is about. `about` is the
+    type of an exception that nobody foresaw.
     """
 
-    __slots__ = ("kind", "limit")
+    __slots__ = ("about", "kind", "limit")
+    about: str
     kind: str
     limit: float | None
 
-    def __new__(cls, text: str, kind: str = "pair", limit: float | None = None) -> Self:
+    def __new__(cls, text: str, kind: str = "pair", limit: float | None = None, about: str = "") -> Self:
         made = super().__new__(cls, text)
-        made.kind, made.limit = kind, limit
+        made.kind, made.limit, made.about = kind, limit, about
         return made
 
 
@@ -357,8 +359,9 @@ def failed(scorer: Scorer, problem: str) -> Evidence:
 
 def _unforeseen(error: Exception) -> Problem:
     if isinstance(error, MemoryError):
-        return Problem("needs more memory than there is", "unforeseen")
-    return Problem(f"cannot be scored: {type(error).__name__}: {printable(str(error))[:_MOST]}", "unforeseen")
+        return Problem("needs more memory than there is", "unforeseen", about="MemoryError")
+    about = type(error).__name__
+    return Problem(f"cannot be scored: {about}: {printable(str(error))[:_MOST]}", "unforeseen", about=about)
 
 
 def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:

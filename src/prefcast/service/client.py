@@ -1,12 +1,11 @@
-"""A client of `prefcast serve`, with the standard library alone.
+"""A client of `prefcast serve` (extra `remote`).
 
-The library's own types go in and come out: pairs, forecasts, explanations. Asking twice does no harm, so what a server
-refuses for lack of room, or a connection that broke, is tried again; for how long, the server says (Retry-After).
+It takes and gives the types of the library: pairs, forecasts, explanations. A request can be repeated without harm. So the
+client sends it again if the queue of the server is full or the connection breaks, after the time that Retry-After names.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import random
@@ -15,107 +14,56 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from itertools import islice
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import RowError, ScoringError, ServiceError, UsageError, excerpt, printable
+from prefcast.errors import (
+    MissingExtraError,
+    RowError,
+    ScoringError,
+    ServiceError,
+    UsageError,
+    excerpt,
+    printable,
+)
 from prefcast.forecasts.best import AnswerRanking, answer_pairs, ranked_answers
 from prefcast.forecasts.forecaster import Explanation, Influence
 from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Truncation
 
-__all__ = ["Answer", "Client", "HttpTransport", "Transport"]
+try:
+    import httpx2
+except ImportError:
+    raise MissingExtraError("httpx2", "remote") from None
 
-# What the call is to blame for, not the server.
+__all__ = ["Client"]
+
+# The call is at fault, not the server.
 _USAGE = (400, 404, 405, 409, 413, 415, 422)
 _AGAIN = (429, 503)
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 60.0
-# A request of so many pairs, and so many characters, is large enough to cost little.
+# Larger requests would not be cheaper for each pair.
 _PAIRS, _CHARACTERS = 64, 2_000_000
+# The largest answer of a prefcast server, many short turns with a truncation of each, has a few million bytes.
+_ANSWER_BYTES = 64_000_000
 _SHOWN = 300
-# Where among the pairs of one request; the row says where among all.
+# The place among the pairs of one request. The row of an error is the place among all pairs.
 _PLACE = re.compile(r"pairs\.\d+\.?")
 _TRUNCATION = ("characters_kept", "characters", "turns_kept", "turns")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back: `headers` by their names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Transport(Protocol):
-    """Sends one request. Raises OSError or http.client.HTTPException where no whole answer came."""
-
-    def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Answer: ...
-
-    def close(self) -> None: ...
-
-
-class HttpTransport:
-    """One connection at a time to `url`, kept open between requests. Follows no redirects and knows no proxies.
-
-    Raises UsageError for what is no http or https address, or no time.
-    """
-
-    def __init__(self, url: str, timeout: float) -> None:
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-            # What http.client would fail on later, with an error of its own.
-            (parts.hostname or "").encode("idna")
-            parts.path.encode("ascii")
-        except ValueError as error:
-            raise UsageError(f"{excerpt(url)} is no address of a server: {error}") from None
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or parts.query
-            or parts.fragment
-            or parts.username
-            or not f"{parts.hostname}{parts.path}".isprintable()
-            or " " in parts.path
-        ):
-            raise UsageError(f"{excerpt(url)} is no address of a server; expected one like http://127.0.0.1:8000")
-        if not 0 < timeout < math.inf:
-            raise UsageError(f"timeout must be a positive number of seconds, found {timeout}")
-        self._prefix = parts.path.rstrip("/")
-        self._connection: http.client.HTTPConnection = (
-            http.client.HTTPSConnection(parts.hostname, port, timeout=timeout, context=ssl.create_default_context())
-            if parts.scheme == "https"
-            else http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
-        )
-
-    def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
-        try:
-            self._connection.request(method, self._prefix + path, body, dict(headers))
-            found = self._connection.getresponse()
-            return Answer(found.status, {name.lower(): value for name, value in found.getheaders()}, found.read())
-        except BaseException:
-            # Half an answer may still come on this connection: it is of no more use.
-            self._connection.close()
-            raise
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 class Client:
-    """Asks the server at `url`; `token` is what it wants shown, `timeout` the seconds that it may be silent.
+    """Sends requests to the server at `url`, with `token` if the server wants one. `timeout` is how many seconds the server may
+    be silent.
 
-    A request that has no room, or no whole answer, is sent again up to `retries` times; no wait is longer than a
-    minute. Raises UsageError where the call is wrong, ServiceError where the server refuses, fails or is not there.
-    One thread at a time may use a client.
+    A request is sent again up to `retries` times if the server has no room for it or if no whole answer comes. The client
+    waits a minute at most before each attempt. It follows no redirects and uses no proxy. Raises UsageError if the call is
+    wrong, ServiceError if the server refuses, fails or cannot be reached. `transport` replaces the connection in tests.
     """
 
     def __init__(
@@ -125,17 +73,26 @@ class Client:
         *,
         timeout: float = 90.0,
         retries: int = 4,
-        transport: Transport | None = None,
+        transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
-            raise UsageError("the token must be of printable ASCII signs")
+            raise UsageError("the token must be printable ASCII without spaces at its ends")
+        if not 0 < timeout < math.inf:
+            raise UsageError(f"timeout must be a positive number of seconds, found {timeout}")
         self._url, self._retries, self._sleep = url, retries, sleep
-        self._transport = HttpTransport(url, timeout) if transport is None else transport
         self._pairs: int | None = None
-        self._headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {token}"
+        self._http = httpx2.Client(
+            base_url=_address(url),
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            verify=ssl.create_default_context(),
+            trust_env=False,
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -144,12 +101,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._transport.close()
+        """Close the connections."""
+        self._http.close()
 
     def forecast(self, pairs: Iterable[Pair]) -> list[Forecast]:
-        """The forecasts of `pairs`, in their order, as `Forecaster.forecast` gives them: where one failed, its `error` says
-        why and its numbers are nan. As many requests as are needed."""
+        """The forecasts of `pairs`, in their order, as `Forecaster.forecast` gives them. If one failed, its `error` says why and
+        its numbers are nan. The client sends as many requests as are needed."""
         found: list[Forecast] = []
         for chunk in self._chunks(pairs):
             document = self._post("/v1/forecast", {"pairs": [_as_document(pair) for pair in chunk]})
@@ -159,7 +116,7 @@ class Client:
         return found
 
     def _chunks(self, pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-        """What one request may hold of `pairs`."""
+        """The pairs of each request."""
         chunk: list[Pair] = []
         size = 0
         for pair in pairs:
@@ -173,22 +130,22 @@ class Client:
             yield chunk
 
     def _most(self) -> int:
-        """The most pairs of one request, as the server says."""
+        """The most pairs of one request, from the limits of the server."""
         if self._pairs is None:
             limits = _field(self.models(), "limits", dict)
             self._pairs = max(1, min(_PAIRS, _field(limits, "pairs", int)))
         return self._pairs
 
     def explain(self, pair: Pair) -> Explanation:
-        """The forecast of `pair` and what moved it, the largest change first."""
+        """The forecast of `pair` and its influences, the largest first."""
         answer = self._post("/v1/forecast", {**_as_document(pair), "explain": True})
         with _expected():
             return Explanation(_forecast(pair, answer, 1), list(map(_influence, answer["influences"] or [])))
 
     def score(self, conversations: Iterable[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
-        """The scores (n,) of n conversations (lists of messages with `role` and `content`), where the server's model has such.
+        """The scores (n,) of n conversations (lists of messages with `role` and `content`), if the server has a pointwise model.
 
-        Raises UsageError for the first conversation that has none.
+        Raises UsageError for the first conversation without a score.
         """
         waiting, found = iter(conversations), []
         while chunk := [[dict(message) for message in each] for each in islice(waiting, self._most())]:
@@ -216,35 +173,61 @@ class Client:
         return ranked_answers(n, forecasts)
 
     def models(self) -> dict[str, Any]:
-        """What the server says of its forecaster, of other models and of its limits."""
+        """The forecaster of the server, the built-in models and the limits of the server."""
         return self._asked("GET", "/v1/models", None)
 
     def ready(self) -> bool:
-        """Whether the server answers now; no server there is no."""
+        """Whether the server is ready. False if no server answers."""
         try:
-            return self._transport.send("GET", "/ready", self._headers, None).status == 200
-        except (OSError, http.client.HTTPException):
+            return self._sent("GET", "/ready", None)[0].status_code == 200
+        except (httpx2.RequestError, ServiceError):
             return False
 
     def _post(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
         return self._asked("POST", path, clean(json.dumps(document, ensure_ascii=False)).encode())
 
     def _asked(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
-                answer = self._transport.send(method, path, headers, body)
-            except (OSError, http.client.HTTPException) as error:
+                response, answer = self._sent(method, path, body)
+            except httpx2.RequestError as error:
                 if last:
                     problem = str(error) or type(error).__name__
                     raise ServiceError(f"{printable(self._url)}: no answer: {printable(problem)}") from None
                 self._sleep(_backoff(attempt))
                 continue
-            if answer.status not in _AGAIN or last:
-                return _document(answer)
-            self._sleep(_retry_after(answer.headers.get("retry-after"), attempt))
+            if response.status_code not in _AGAIN or last:
+                return _document(response.status_code, answer)
+            self._sleep(_retry_after(response.headers.get("retry-after"), attempt))
         raise UsageError(f"retries must be 0 or more, found {self._retries}")
+
+    def _sent(self, method: str, path: str, body: bytes | None) -> tuple[httpx2.Response, bytes]:
+        """One request, its response and the body of that. Raises httpx2.RequestError if no whole answer comes."""
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        answer = bytearray()
+        with self._http.stream(method, path, content=body, headers=headers) as response:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                # A few bytes could become gigabytes.
+                raise _nonsense("it is compressed")
+            for part in response.iter_bytes():
+                answer += part
+                if len(answer) > _ANSWER_BYTES:
+                    raise _nonsense(f"it has more than {_ANSWER_BYTES} bytes")
+        return response, bytes(answer)
+
+
+def _address(url: str) -> httpx2.URL:
+    """The address of a server. Raises UsageError for anything else."""
+    try:
+        found = httpx2.URL(url)
+        # A label that is too long would fail only when the name is looked up.
+        found.host.encode("idna")
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise UsageError(f"{excerpt(url)} is not the address of a server: {printable(str(error))}") from None
+    if found.scheme not in ("http", "https") or not found.host or found.query or found.fragment or found.userinfo:
+        raise UsageError(f"{excerpt(url)} is not the address of a server; expected one like http://127.0.0.1:8000")
+    return found
 
 
 def _as_document(pair: Pair) -> dict[str, Any]:
@@ -256,12 +239,12 @@ def _as_document(pair: Pair) -> dict[str, Any]:
 
 
 def _backoff(attempt: int) -> float:
-    # Many clients of one server should not come back together.
+    # A random part, so that many clients do not return together.
     return min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**attempt) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 def _retry_after(value: str | None, attempt: int) -> float:
-    """Seconds to wait: what the server says, in seconds or as a date, but a minute at most."""
+    """Seconds to wait: the value of Retry-After, in seconds or as a date, but a minute at most."""
     seconds = math.nan
     if value is not None:
         try:
@@ -274,21 +257,21 @@ def _retry_after(value: str | None, attempt: int) -> float:
     return min(_LONGEST_WAIT, max(0.0, seconds)) if math.isfinite(seconds) else _backoff(attempt)
 
 
-def _document(answer: Answer) -> dict[str, Any]:
+def _document(status: int, answer: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(answer.body)
+        document = json.loads(answer)
     except (ValueError, RecursionError):
         document = None
-    if answer.status == 200:
+    if status == 200:
         if not isinstance(document, dict):
-            raise _nonsense("it is no JSON object")
+            raise _nonsense("it is not a JSON object")
         return document
     error = document.get("error") if isinstance(document, dict) else None
     if not isinstance(error, dict):
-        raise ServiceError(f"the server answered {answer.status} without saying why", answer.status)
-    if answer.status in _USAGE:
+        raise ServiceError(f"the server answered {status} without a reason", status)
+    if status in _USAGE:
         raise UsageError(_said(error))
-    raise ServiceError(_said(error), answer.status, printable(str(error.get("type", "")))[:_SHOWN])
+    raise ServiceError(_said(error), status, printable(str(error.get("type", "")))[:_SHOWN])
 
 
 def _said(error: Mapping[str, Any]) -> str:
@@ -302,12 +285,12 @@ def _field(document: Mapping[str, Any], name: str, kind: type, count: int | None
         raise _nonsense(f"it has no {name}")
     found: Any = value
     if count is not None and len(found) != count:
-        raise _nonsense(f"it has {len(found)} {name} where {count} were asked")
+        raise _nonsense(f"it has {len(found)} {name}, expected {count}")
     return found
 
 
 def _nonsense(problem: str) -> ServiceError:
-    return ServiceError(f"the answer is not one of a prefcast server: {problem}", 200)
+    return ServiceError(f"the answer is not that of a prefcast server: {problem}", 200)
 
 
 def _three(said: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -316,7 +299,7 @@ def _three(said: Mapping[str, Any]) -> tuple[float, float, float]:
 
 @contextmanager
 def _expected() -> Iterator[None]:
-    """A block that reads an answer: where it is of another form, no prefcast server gave it."""
+    """A block that reads an answer. If the answer has another form, it is not that of a prefcast server."""
     try:
         yield
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from prefcast.service.limits import Limits
 from prefcast.service.refusals import Refusal
 
@@ -194,16 +196,20 @@ class Guard:
 
         try:
             refusal = self._refusal(scope)
-            if refusal is None:
-                # HEAD is GET without the body, which the server leaves out by the method that it was asked with.
-                await self._app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, answer)
-            else:
-                await _send(refusal, answer)
+            if refusal is not None:
+                raise refusal
+            # HEAD is GET without the body, which the server leaves out because of the method in its own scope. With an "app" in
+            # the scope Starlette raises what it refuses, instead of answering in another form.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await self._app({**scope, "method": method, "app": self}, receive, answer)
         except Exception as error:
-            # What the exception says may hold what the client wrote.
-            self._failed(type(error).__name__)
+            refusal = _as_refusal(error)
+            if refusal is None:
+                # The message of the exception may hold what the client wrote.
+                self._failed(type(error).__name__)
+                refusal = Refusal("internal", "the server failed on this request")
             if not status:
-                await _send(Refusal("internal", "the server failed on this request"), answer)
+                await _send(refusal, answer)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
             self._seen(method, self._route(scope["path"]), status, time.perf_counter() - start)
@@ -231,6 +237,17 @@ class Guard:
         return Refusal(
             "unauthorized", "expected the header Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"}
         )
+
+
+def _as_refusal(error: Exception) -> Refusal | None:
+    """An exception of a route as an answer; None for an unforeseen one."""
+    if isinstance(error, HTTPException):
+        kind, problem = {
+            404: ("not_found", "there is no such route; /docs lists them"),
+            405: ("method_not_allowed", "the route has another method"),
+        }.get(error.status_code, ("bad_request", "the request is not understood"))
+        return Refusal(kind, problem, headers=error.headers)
+    return error if isinstance(error, Refusal) else None
 
 
 def _digest(token: bytes) -> bytes:

@@ -35,6 +35,11 @@ class Limits:
     company_seconds: float = 0.003
     connections: int = 512
 
+    @property
+    def messages(self) -> int:
+        """Messages of a conversation: two for each turn, and a system message."""
+        return 2 * self.turns + 1
+
     def __post_init__(self) -> None:
         # A pair may be asked in both orders.
         most = max(2 * self.pairs, self.responses * (self.responses - 1) // 2)

@@ -1,69 +1,85 @@
-"""The OpenAPI document: what each route says of itself, and the documents of its bodies."""
+"""The OpenAPI document: the routes of the API, and the documents of their bodies and answers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from prefcast.service import schema
 from prefcast.service.limits import Limits
 
-__all__ = ["EXAMPLES", "document", "said"]
+__all__ = ["EXAMPLES", "ROUTES", "document"]
 
 _REFUSED = {
-    400: "The body is not JSON, or the request not HTTP.",
+    400: "The body is not JSON, or the request is not HTTP.",
     401: "The token is missing or wrong.",
-    408: "The body did not come in time.",
+    408: "The body did not arrive in time.",
     409: "The forecaster has no scores of single conversations.",
-    413: "The body is larger than the server takes.",
+    413: "The body is larger than the server allows.",
     415: "The body is not application/json.",
     421: "The Host header names another machine.",
-    422: "A field is at fault, or could not be scored; field and message say which and why.",
-    429: "No room: Retry-After says in how many seconds to ask again.",
+    422: "A field is at fault, or could not be scored. The answer has the field and the reason.",
+    429: "The queue is full. Retry-After has the seconds to wait before the next attempt.",
     500: "The server failed.",
-    503: "The server is stopping, or not ready.",
+    503: "The server is stopping, or is not ready.",
     504: "The request took too long.",
 }
 _ALWAYS = (401, 421, 500)
 _BODY = (400, 408, 413, 415, 422, 429, 503, 504)
-_BODIES: dict[str, tuple[type, ...]] = {
-    "forecast": (schema.TextPair, schema.ConversationPair, schema.ForecastMany),
-    "score": (schema.ScoreRequest,),
-    "rank": (schema.RankRequest,),
-}
-# route -> summary, description, what it answers, the refusals beyond those of all
-_ROUTES: dict[str, tuple[str, str, Any, tuple[int, ...]]] = {
-    "forecast": (
+
+
+@dataclass(frozen=True)
+class _Route:
+    """What the document says of a route: what it takes and gives, and its refusals beyond those of all routes."""
+
+    summary: str
+    description: str
+    gives: tuple[type[BaseModel], ...] = ()
+    takes: tuple[type[BaseModel], ...] = ()
+    refused: tuple[int, ...] = ()
+
+
+ROUTES = {
+    "/v1/forecast": _Route(
         "Forecast pairs",
-        'Forecast which of two responses people prefer. One pair answers a Forecast; {"pairs": [...]} answers Forecasts, the '
-        "fault of a pair in its place. Who else asks at the same time changes nothing.",
-        schema.Forecast | schema.Forecasts,
+        'Forecasts which of two responses people prefer. The answer to one pair is a Forecast, the answer to {"pairs": [...]} '
+        "is Forecasts, with the error of a pair in its place. Concurrent requests do not affect the result.",
+        (schema.Forecast, schema.Forecasts),
+        (schema.TextPair, schema.ConversationPair, schema.ForecastMany),
         _BODY,
     ),
-    "score": (
+    "/v1/score": _Route(
         "Score conversations",
-        "The raw scores of single conversations, where the forecaster is a pointwise reward model.",
-        schema.Scores,
+        "Gives the raw scores of single conversations, if the forecaster is a pointwise reward model.",
+        (schema.Scores,),
+        (schema.ScoreRequest,),
         (*_BODY, 409),
     ),
-    "rank": (
-        "Rank answers",
-        "The order of n answers to one prompt, from the forecasts of every two of them: by the mean of P(wins) + P(tie) / 2.",
-        schema.Ranking,
+    "/v1/rank": _Route(
+        "Rank responses",
+        "Orders several responses to one prompt by the forecasts of every two of them: by the mean of P(wins) + P(tie) / 2.",
+        (schema.Ranking,),
+        (schema.RankRequest,),
         _BODY,
     ),
-    "models": ("Models", "What answers here, what else there is, and what a request may hold.", schema.Models, ()),
-    "health": ("Health", "Whether the process lives.", schema.Health, ()),
-    "ready": (
+    "/v1/models": _Route(
+        "Models",
+        "Names the forecaster of this server, the built-in models and the limits of a request.",
+        (schema.Models,),
+    ),
+    "/health": _Route("Health", "Answers while the process runs.", (schema.Health,)),
+    "/ready": _Route(
         "Ready",
-        "Whether it answers: the forecaster is loaded and nobody told it to stop.",
-        schema.Health,
+        "Answers 200 while the forecaster is loaded and the server is not stopping.",
+        (schema.Health,),
+        (),
         (503,),
     ),
-    "metrics": ("Metrics", "What was counted, in Prometheus' text form.", None, ()),
+    "/metrics": _Route("Metrics", "Gives the counters in the text format of Prometheus."),
 }
 EXAMPLES = {
     "/v1/forecast": """curl -s http://127.0.0.1:8000/v1/forecast -H 'Content-Type: application/json' \\
@@ -76,79 +92,70 @@ EXAMPLES = {
 }
 
 
-def said(route: str) -> dict[str, Any]:
-    """What a route says of itself, as FastAPI takes it."""
-    summary, description, model, more = _ROUTES[route]
-    refused = sorted({*_ALWAYS, *more})
-    responses: dict[int, dict[str, Any]] = {
-        status: {
-            "model": schema.Error,
-            "description": _REFUSED[status],
-            **({"headers": {"Retry-After": {"schema": {"type": "string"}}}} if status == 429 else {}),
-        }
-        for status in refused
-    }
-    if model is None:
-        responses[200] = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The counters."}
-    found: dict[str, Any] = {
-        "operation_id": route,
-        "summary": summary,
-        "description": description,
-        "response_model": model,
-        "responses": responses,
-    }
-    if route in _BODIES:
-        references = [{"$ref": f"#/components/schemas/{each.__name__}"} for each in _BODIES[route]]
-        body = references[0] if len(references) == 1 else {"anyOf": references}
-        found["openapi_extra"] = {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
-    return found
-
-
-def document(api: FastAPI, limits: Limits, *, secured: bool) -> dict[str, Any]:
-    """The OpenAPI document of a server with these limits."""
-    made = get_openapi(
-        title="prefcast",
-        version=_version(),
-        description="Forecasts which of two chatbot answers people will prefer: A, B or a tie.",
-        routes=api.routes,
-    )
-    models = [(each, "validation") for bodies in _BODIES.values() for each in bodies]
-    _, found = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    made["components"]["schemas"] |= found["$defs"]
-    _limit(made["components"]["schemas"], limits)
-    text = made["paths"]["/metrics"]["get"]["responses"]["200"]
-    text["content"] = {"text/plain": {"schema": {"type": "string"}}}
+def document(limits: Limits, *, secured: bool) -> dict[str, Any]:
+    """The OpenAPI document of a server with these limits; `secured` servers want a token."""
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (schema.Error, "serialization"),
+        (schema.Exchange, "validation"),
+    ]
+    for route in ROUTES.values():
+        models += [(each, "validation") for each in route.takes] + [(each, "serialization") for each in route.gives]
+    _, schemas = models_json_schema(models, ref_template=_reference("{model}")["$ref"])
+    components = {"schemas": _bounded(schemas["$defs"], limits)}
     if secured:
-        made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, methods in made["paths"].items():
-            if path.startswith("/v1/") or path == "/metrics":
-                for operation in methods.values():
-                    operation["security"] = [{"token": []}]
-    return made
-
-
-def _limit(value: Any, limits: Limits) -> None:
-    """Put a server's own limits in the place of the usual ones."""
-    usual = Limits()
-    own = {
-        ("maxLength", usual.text_characters): limits.text_characters,
-        ("maxItems", usual.turns): limits.turns,
-        ("maxItems", 2 * usual.turns + 1): 2 * limits.turns + 1,
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "prefcast",
+            "version": version("prefcast"),
+            "description": "Forecasts which of two chatbot answers people will prefer: A, B or a tie.",
+        },
+        "paths": {
+            path: {"post" if route.takes else "get": _operation(path, route, secured)} for path, route in ROUTES.items()
+        },
+        "components": components,
     }
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if isinstance(inner, int) and (name, inner) in own:
-                value[name] = own[name, inner]
-            _limit(inner, limits)
-        for field, most in (("pairs", limits.pairs), ("conversations", limits.pairs), ("responses", limits.responses)):
-            if isinstance(value.get(field), dict) and "maxItems" in value[field]:
-                value[field]["maxItems"] = most
-    elif isinstance(value, list):
-        for inner in value:
-            _limit(inner, limits)
 
 
-def _version() -> str:
-    from importlib.metadata import version
+def _operation(path: str, route: _Route, secured: bool) -> dict[str, Any]:
+    kind = "application/json" if route.gives else "text/plain"
+    said: dict[str, Any] = {
+        "operationId": path.rpartition("/")[2],
+        "summary": route.summary,
+        "description": route.description,
+        "responses": {"200": {"description": "The answer.", **_content(kind, route.gives)}},
+    }
+    for status in sorted({*_ALWAYS, *route.refused}):
+        refused: dict[str, Any] = {"description": _REFUSED[status], **_content("application/json", (schema.Error,))}
+        if status == 429:
+            refused["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
+        said["responses"][str(status)] = refused
+    if route.takes:
+        said["requestBody"] = {"required": True, **_content("application/json", route.takes)}
+    if secured and path.startswith(("/v1/", "/metrics")):
+        said["security"] = [{"token": []}]
+    return said
 
-    return version("prefcast")
+
+def _content(kind: str, models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
+    references = [_reference(each.__name__) for each in models] or [{"type": "string"}]
+    return {"content": {kind: {"schema": references[0] if len(references) == 1 else {"anyOf": references}}}}
+
+
+def _reference(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _bounded(value: Any, limits: Limits) -> Any:
+    """The schemas with the numbers of a server in the place of the names of its limits."""
+    if isinstance(value, list):
+        return [_bounded(each, limits) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: getattr(limits, each)
+        if name in ("maxItems", "maxLength") and isinstance(each, str)
+        else _bounded(each, limits)
+        for name, each in value.items()
+    }

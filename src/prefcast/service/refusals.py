@@ -1,4 +1,4 @@
-"""Why a request is not answered as it asks: one exception, one form."""
+"""Refusal: the one exception, and the one form of answer, for a request that is not answered with 200."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUS = {
     "too_long": 422,
     "scoring": 422,
     "too_busy": 429,
-    # Nobody sees it but the log.
+    # For the log alone: the client has left.
     "gone": 499,
     "internal": 500,
     "stopping": 503,
@@ -31,7 +31,7 @@ STATUS = {
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
-    """The type of the error, the field at fault ("" where it is none's) and one clause that says what would be right."""
+    """The type of the error, the field at fault ("" if no field is), and what was found and what would be right."""
 
     def __init__(self, type: str, message: str, field: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(type, message, field)
@@ -43,6 +43,10 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
     @property
     def status(self) -> int:
         return STATUS[self.type]
+
+    def within(self, place: str) -> Refusal:
+        """The same for an item of a list, which stands at `place`."""
+        return Refusal(self.type, self.message, f"{place}.{self.field}" if self.field else place)
 
     def document(self) -> dict[str, dict[str, str]]:
         return {"error": {"type": self.type, "field": self.field, "message": self.message}}

@@ -1,25 +1,46 @@
-"""The documents that go in and out, as pydantic models: the OpenAPI document is made of them.
+"""The documents that go in and out, as pydantic models: pydantic validates by them, and the OpenAPI document is made of them.
 
-What a text or a list of messages holds is read as files are (`formats`); the models here say its form.
+Their bounds are those of one server: validation takes its `Limits` as the context.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    GetPydanticSchema,
+    RootModel,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import with_info_before_validator_function
 
-from prefcast.service.limits import Limits
+from prefcast.pairs import clean
 
 __all__ = [
     "ConversationPair",
     "Error",
     "ErrorDetail",
+    "Exchange",
     "Forecast",
     "ForecastMany",
     "Forecasts",
     "Health",
+    "Messages",
     "Models",
+    "Named",
     "RankRequest",
     "Ranking",
     "ScoreRequest",
@@ -27,65 +48,127 @@ __all__ = [
     "TextPair",
 ]
 
-_LIMITS = Limits()
-_TEXT = {"type": "string", "maxLength": _LIMITS.text_characters}
-_TURNS = {"type": "array", "items": {"anyOf": [_TEXT, {"type": "null"}]}, "minItems": 1, "maxItems": _LIMITS.turns}
-_CONTENT = {
-    "anyOf": [
-        _TEXT,
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"type": "string", "const": "text"}, "text": _TEXT},
-                "required": ["type", "text"],
-            },
-        },
-        {"type": "null"},
-    ]
-}
-_MESSAGES = {
-    "type": "array",
-    "minItems": 2,
-    "maxItems": 2 * _LIMITS.turns + 1,
-    "items": {
-        "type": "object",
-        "properties": {"role": {"type": "string", "enum": ["system", "user", "assistant"]}, "content": _CONTENT},
-        "required": ["role", "content"],
-    },
-}
 
-Texts = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, _TURNS], "description": "A text, or one text a turn."})]
-Messages = Annotated[
-    Any,
-    WithJsonSchema(
-        {**_MESSAGES, "description": "User and assistant in turn, the assistant last; a system message may begin."}
-    ),
+@dataclass(frozen=True)
+class _Size:
+    """At least `least` items, and at most as many items or characters as the field `limit` of Limits allows. It is checked
+    before the items are, so that a long list costs nothing."""
+
+    limit: str
+    least: int = 0
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return with_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        # openapi.py puts the number of its server in the place of the name.
+        found = handler(core)
+        bound = "Length" if found["type"] == "string" else "Items"
+        return found | {f"max{bound}": self.limit} | ({f"min{bound}": self.least} if self.least else {})
+
+    def _check(self, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str | list):
+            size, unit = len(value), "characters" if isinstance(value, str) else "items"
+            if size < self.least:
+                raise PydanticCustomError("invalid", f"has {size} {unit}; expected at least {self.least}")
+            _at_most(getattr(info.context, self.limit), size, unit)
+        return value
+
+
+def _at_most(most: int, size: int, unit: str) -> None:
+    if size > most:
+        raise PydanticCustomError("too_long", f"has {size} {unit}; at most {most} are taken")
+
+
+def _by_type(expected: str, tags: Mapping[type, str]) -> Discriminator:
+    """Which part of a union a value is validated by, so that there is one error and not one for each part."""
+    return Discriminator(
+        lambda value: tags.get(type(value)), custom_error_type="invalid", custom_error_message=expected
+    )
+
+
+def _turns(value: str | list[str | None]) -> list[str]:
+    return [clean(turn or "") for turn in ([value] if isinstance(value, str) else value)]
+
+
+def _bounded_parts(parts: list[Any], info: ValidationInfo) -> list[Any]:
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    limits: Any = info.context
+    _at_most(limits.text_characters, sum(len(text) for text in texts if isinstance(text, str)), "characters")
+    return parts
+
+
+# Tags are in brackets, so that reading.py can tell them from the names of fields.
+_Text = Annotated[str, _Size("text_characters")]
+_TextOrTurns = Annotated[
+    Annotated[_Text, Tag("(text)")] | Annotated[list[_Text | None], _Size("turns", 1), Tag("(turns)")],
+    _by_type("expected a text, or a list of texts, one for each turn", {str: "(text)", list: "(turns)"}),
+    AfterValidator(_turns),
+]
+# Either becomes a list of texts.
+Texts = Annotated[
+    list[str],
+    GetPydanticSchema(lambda source, handler: handler(_TextOrTurns)),
+    Field(description="A text, or a list of texts, one for each turn."),
 ]
 # 64 bits: what every reader of JSON keeps exactly.
 Id = Annotated[
+    Annotated[str, Field(max_length=1000), BeforeValidator(clean), Tag("(text)")]
+    | Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Tag("(number)")]
+    | Annotated[None, Tag("(none)")],
+    _by_type(
+        "expected a text of at most 1000 characters, a whole number of 64 bits or null",
+        {str: "(text)", int: "(number)", type(None): "(none)"},
+    ),
+    Field(description="Your name for the pair. The answer repeats it."),
+]
+# A part is read by `pairs.formats`, which also takes a plain text.
+_Part = Annotated[
     Any,
     WithJsonSchema(
         {
-            "anyOf": [
-                {"type": "string", "maxLength": 1000},
-                {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
-                {"type": "null"},
-            ],
-            "description": "Yours; it comes back with the answer.",
+            "type": "object",
+            "properties": {"type": {"type": "string", "const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
         }
     ),
 ]
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: (
+        Annotated[
+            Annotated[_Text, Tag("(text)")] | Annotated[list[_Part], AfterValidator(_bounded_parts), Tag("(parts)")],
+            _by_type("expected a text or a list of text parts", {str: "(text)", list: "(parts)"}),
+        ]
+        | None
+    )
+
+
+class Messages(RootModel[Annotated[list[Message], _Size("messages", 2)]]):
+    """A conversation: user and assistant messages in turn, the assistant's last. A system message may come first."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Asked(_In):
+class Named(BaseModel):
     id: Id = None
-    explain: StrictBool = Field(False, description="Say what moved the forecast.")
-    both_orders: StrictBool = Field(False, description="Forecast the pair a second time with A and B exchanged.")
+
+
+class _Asked(Named, _In):
+    explain: bool = Field(default=False, description="Whether to say which features moved the forecast.")
+    both_orders: bool = Field(
+        default=False, description="Whether to forecast the pair a second time with A and B exchanged."
+    )
 
 
 class TextPair(_Asked):
@@ -103,87 +186,58 @@ class ConversationPair(_Asked):
     conversation_b: Messages
 
 
-_ITEM = {
-    "anyOf": [
-        {"$ref": "#/components/schemas/TextPair"},
-        {"$ref": "#/components/schemas/ConversationPair"},
-        {"description": "Anything else gets an error in its place."},
-    ]
-}
+class Exchange(_In):
+    """A prompt and a response to score."""
+
+    prompt: Texts
+    response: Texts
+
+
+_ANYTHING = {"description": "For anything else, the answer has an error in the same place."}
+
+
+def _items(*models: str) -> dict[str, Any]:
+    return {"anyOf": [*({"$ref": f"#/components/schemas/{name}"} for name in models), _ANYTHING]}
 
 
 class ForecastMany(_In):
-    """Several pairs; `explain` and `both_orders` hold for all of them."""
+    """Several pairs. `explain` and `both_orders` apply to all of them."""
 
     pairs: Annotated[
-        list[Any], WithJsonSchema({"type": "array", "items": _ITEM, "minItems": 1, "maxItems": _LIMITS.pairs})
+        list[Annotated[Any, WithJsonSchema(_items("TextPair", "ConversationPair"))]],
+        _Size("pairs", 1),
     ]
-    explain: StrictBool = False
-    both_orders: StrictBool = False
+    explain: bool = False
+    both_orders: bool = False
 
 
 class ScoreRequest(_In):
-    """Conversations to score, each a list of messages or a prompt with its response."""
+    """Conversations to score. Each is a list of messages, or a prompt with its response."""
 
-    conversations: Annotated[
-        list[Any],
-        WithJsonSchema(
-            {
-                "type": "array",
-                "minItems": 1,
-                "maxItems": _LIMITS.pairs,
-                "items": {
-                    "anyOf": [
-                        _MESSAGES,
-                        {
-                            "type": "object",
-                            "properties": {
-                                "prompt": {"anyOf": [_TEXT, _TURNS]},
-                                "response": {"anyOf": [_TEXT, _TURNS]},
-                            },
-                            "required": ["prompt", "response"],
-                            "additionalProperties": False,
-                        },
-                        {"description": "Anything else gets an error in its place."},
-                    ]
-                },
-            }
-        ),
-    ]
+    conversations: Annotated[list[Annotated[Any, WithJsonSchema(_items("Messages", "Exchange"))]], _Size("pairs", 1)]
 
 
-class RankRequest(_In):
-    """One prompt (or several turns) and n answers to it; each answer has as many turns as the prompt."""
+class RankRequest(Named, _In):
+    """One prompt and several responses to it. Each response has as many turns as the prompt."""
 
-    id: Id = None
     prompt: Texts
-    responses: Annotated[
-        list[Any],
-        WithJsonSchema(
-            {
-                "type": "array",
-                "minItems": 2,
-                "maxItems": _LIMITS.responses,
-                "items": {"anyOf": [_TEXT, _TURNS], "description": "A text, or one text a turn."},
-            }
-        ),
-    ]
+    responses: Annotated[list[Texts], _Size("responses", 2)]
 
 
 class ErrorDetail(BaseModel):
-    type: str = Field(description="A word that programs can compare: invalid, too_long, too_busy, ...")
-    field: str = Field(description="The field at fault, such as pairs.3.response_a; empty where it is none's.")
+    type: str = Field(description="A word for programs: invalid, too_long, too_busy, ...")
+    field: str = Field(description="The field at fault, such as pairs.3.response_a. Empty if no field is at fault.")
     message: str
 
 
 class Error(BaseModel):
-    """What every refusal looks like."""
+    """The body of every answer that is not 200."""
 
     error: ErrorDetail
 
 
 class Probabilities(BaseModel):
-    """That people prefer A, prefer B, call it a tie; they sum to 1."""
+    """The probabilities that people prefer A, prefer B, or call it a tie. They sum to 1."""
 
     a: float
     b: float
@@ -191,7 +245,7 @@ class Probabilities(BaseModel):
 
 
 class Interval(BaseModel):
-    """Low and high of each probability: how far more labels could move this forecast."""
+    """The lower and upper end for each probability: how far more labels could move this forecast."""
 
     level: float
     a: tuple[float, float]
@@ -200,14 +254,15 @@ class Interval(BaseModel):
 
 
 class Swapped(BaseModel):
-    """The forecast of the exchanged pair, exchanged back; exact forecasters differ by rounding at most."""
+    """The forecast of the pair with A and B exchanged, its probabilities exchanged back. For an exact forecaster the difference
+    is rounding."""
 
     probabilities: Probabilities
     largest_difference: float
 
 
 class CutText(BaseModel):
-    """A text that was not read whole: only its first `head` and last `tail` characters (code points) were."""
+    """A text of which only the first `head` and the last `tail` characters (code points) were read."""
 
     turn: int = Field(description="Counted from 0.")
     field: str = Field(json_schema_extra={"enum": ["prompt", "response_a", "response_b"]})
@@ -217,7 +272,7 @@ class CutText(BaseModel):
 
 
 class Truncation(BaseModel):
-    """What was read of the pair: characters of prompts and responses together, and turns."""
+    """How much of the pair was read, in characters of prompts and responses together and in turns."""
 
     truncated: bool
     characters_kept: int
@@ -234,7 +289,7 @@ class FeatureValue(BaseModel):
 
 
 class Influence(BaseModel):
-    """What one kind of feature did: the change of the probabilities against the same forecast without it."""
+    """The effect of one kind of feature: the forecast minus the forecast without that kind."""
 
     name: str
     change: Probabilities
@@ -244,31 +299,32 @@ class Influence(BaseModel):
 
 
 class Forecast(BaseModel):
-    """One pair's forecast; where `error` is set, the numbers are null."""
+    """The forecast of one pair. If `error` is set, the other fields but `id` are null."""
 
     id: str | int | None
-    probabilities: Probabilities | None
-    interval: Interval | None = Field(description="null where the forecaster has none.")
-    margin: float | None = Field(description="Evidence for A over B; exchanging A and B negates it.")
-    tie: float | None = Field(description="Evidence for a tie.")
-    swapped: Swapped | None = Field(description="null unless both_orders was asked.")
-    truncation: Truncation | None
+    probabilities: Probabilities | None = None
+    interval: Interval | None = Field(default=None, description="null if the forecaster has no intervals.")
+    margin: float | None = Field(default=None, description="Evidence for A over B. Exchanging A and B negates it.")
+    tie: float | None = Field(default=None, description="Evidence for a tie.")
+    swapped: Swapped | None = Field(default=None, description="null unless the request had both_orders.")
+    truncation: Truncation | None = None
     influences: list[Influence] | None = Field(
-        description="The largest first; null unless explain was asked, empty where the forecaster cannot say."
+        default=None,
+        description="The largest first. null unless the request had explain; empty if the forecaster cannot explain.",
     )
-    error: ErrorDetail | None
+    error: ErrorDetail | None = None
 
 
 class ForecasterSaid(BaseModel):
-    """What answered."""
+    """The forecaster that answered."""
 
     name: str
-    version: str = Field(description="Of prefcast.")
-    budget: str = Field(description="What is read of a pair.")
+    version: str = Field(description="The version of prefcast.")
+    budget: str = Field(description="How much of a pair is read.")
     outcome_model: str
     interval_level: float | None
     explains: bool
-    pointwise: bool = Field(description="Whether /v1/score can be asked.")
+    pointwise: bool = Field(description="Whether /v1/score gives scores.")
 
 
 class Forecasts(BaseModel):
@@ -277,8 +333,10 @@ class Forecasts(BaseModel):
 
 
 class Score(BaseModel):
-    score: float | None
-    error: ErrorDetail | None
+    """The score of one conversation, or why there is none."""
+
+    score: float | None = None
+    error: ErrorDetail | None = None
 
 
 class Scores(BaseModel):
@@ -287,7 +345,7 @@ class Scores(BaseModel):
 
 
 class Compared(BaseModel):
-    """Response number `a` against number `b`, counted from 0."""
+    """Response `a` against response `b`, counted from 0."""
 
     a: int
     b: int
@@ -298,8 +356,8 @@ class Compared(BaseModel):
 
 
 class Ranking(BaseModel):
-    """`order` has the positions of the responses, the best first; `strengths` is in the order of the request: the mean of
-    P(wins) + P(tie) / 2 over the others."""
+    """`order` has the positions of the responses, the best first. `strengths` has, for each response of the request in turn, the
+    mean of P(wins) + P(tie) / 2 over the other responses."""
 
     id: str | int | None
     best: int

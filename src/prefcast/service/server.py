@@ -1,7 +1,7 @@
-"""Sockets, half-open connections, shutdown: uvicorn with what it lacks for a server that strangers may reach.
+"""Sockets, half-open connections and shutdown: what uvicorn lacks for a server that strangers can reach.
 
-A connection that asks nothing, or asks slowly, is closed after a while, and the oldest such one makes room where there are
-too many. Once a signal came, what was sent already is answered before the process ends.
+A connection without a whole request is closed after a while. If there are too many connections, the oldest such one is closed.
+After a signal, the requests that were sent already are answered before the process ends.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,33 +32,34 @@ from prefcast.service.refusals import Refusal
 __all__ = ["bind", "fitted", "serve"]
 
 _LONGEST_HEAD = 16_384
-# After a signal, quiet connections get so long: what they sent may be on its way.
+# Seconds that quiet connections stay open after a signal: a request may be on its way.
 _LINGER = 0.25
-# Files that a process needs besides connections.
+# Files that the process needs besides connections.
 _OTHER_FILES = 64
-# What is closed but not read by its client goes after so long.
+# Seconds after which a closed connection is dropped, even if its client has not read the answer.
 _ABORT = 5.0
 
 
 def fitted(limits: Limits) -> Limits:
-    """The limits with no more connections than this process may have files open."""
+    """The limits, with no more connections than this process may open files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limits if files < 0 else replace(limits, connections=max(16, min(limits.connections, files - _OTHER_FILES)))
 
 
 def bind(host: str, port: int, *, beyond_loopback: bool) -> socket.socket:
-    """A listening socket. UsageError where the name is unknown, the port is taken, or, unless `beyond_loopback`, another machine could reach it."""
+    """A listening socket. Raises UsageError if the name is unknown, if the port is taken, or if other machines could reach the
+    socket and `beyond_loopback` is false."""
     try:
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104
     except OSError as error:
         raise UsageError(f"--host {host}: {error.strerror or error}") from None
     except UnicodeError:
-        raise UsageError(f"--host {excerpt(host)}: is no name of a machine") from None
+        raise UsageError(f"--host {excerpt(host)}: is not the name of a machine") from None
     family, kind, protocol, _, address = found[0]
     if not beyond_loopback and not is_loopback(str(address[0])):
         raise UsageError(
-            f"--host {host}: other machines could reach that; say who may: --token-file FILE (or PREFCAST_TOKEN), or "
-            "--no-token to let everybody"
+            f"--host {host}: other machines could reach this address; give a token with --token-file FILE (or PREFCAST_TOKEN), "
+            "or allow everybody with --no-token"
         )
     listening = socket.socket(family, kind, protocol)
     try:
@@ -70,9 +72,14 @@ def bind(host: str, port: int, *, beyond_loopback: bool) -> socket.socket:
     return listening
 
 
-def serve(service: Service, listening: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until a signal comes, then finish what was taken. A second signal ends at once (SystemExit)."""
-    # Its lines would hold what clients wrote.
+def serve(
+    service: Service, listening: socket.socket, started: Callable[[], None], stop: threading.Event | None = None
+) -> None:
+    """Serve until a signal comes, then answer the requests that were accepted. A second signal ends the process at once.
+
+    With `stop`, the server runs until that event is set and leaves signals alone, so that it can run on any thread.
+    """
+    # Uvicorn's own lines would hold what clients wrote.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     limits = service.limits
@@ -95,20 +102,23 @@ def serve(service: Service, listening: socket.socket, started: Callable[[], None
         timeout_graceful_shutdown=int(limits.seconds) + 10,
         h11_max_incomplete_event_size=_LONGEST_HEAD,
     )
-    _Server(config, service, started).run(sockets=[listening])
+    _Server(config, service, started, stop).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, started: Callable[[], None], stop: threading.Event | None
+    ) -> None:
         super().__init__(config)
-        self._service, self._say_started = service, started
+        self._service, self._say_started, self._stop = service, started, stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._say_started()
 
     async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self._service.broken is not None
+        stopped = self._stop is not None and self._stop.is_set()
+        return await super().on_tick(counter) or stopped or self._service.broken is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
@@ -116,7 +126,10 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop for a signal, and not end by it: to stop is what was asked."""
+        """Stop on a signal with exit status 0: uvicorn would send the signal to the process again in the end."""
+        if self._stop is not None:
+            yield
+            return
         names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         handled = [number for name in names if signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self.handle_exit) for number in handled}
@@ -133,7 +146,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """A connection with a bound on how long it may ask nothing."""
+    """A connection with a bound on the time that it may be open without a request."""
 
     limits: Limits
 
@@ -145,12 +158,12 @@ class _Protocol(H11Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is there that has no answer yet."""
+        """Whether a request has come and is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def asking(self) -> bool:
-        """Whether no whole request is there: nobody waits for an answer."""
+        """Whether no whole request has come, so that nobody waits for an answer."""
         return not self.busy or self.cycle.more_body
 
     def connection_made(self, transport: Any) -> None:
@@ -179,7 +192,7 @@ class _Protocol(H11Protocol):
             self._watch()
 
     def _watch(self) -> None:
-        """From now on the head of a request has so long to come, however it trickles."""
+        """Give the head of the next request `header_seconds` from now, however slowly it comes."""
         if self._deadline is None:
             self._deadline = self.loop.call_later(self.limits.header_seconds, self._too_slow)
 
@@ -197,7 +210,7 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
         self.since = self.loop.time()
         if self.transport.is_closing():
-            # Whoever does not read the answer does not hold the connection.
+            # A client that does not read the answer must not keep the connection open.
             self.loop.call_later(_ABORT, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -220,7 +233,7 @@ class _Protocol(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Refusal("bad_request", "the request is not HTTP/1.1 as it should be"))
+        self._refuse(Refusal("bad_request", "the request is not valid HTTP/1.1"))
 
     def _refuse(self, refusal: Refusal) -> None:
         status, headers, body = refusal_response(refusal)

@@ -1,6 +1,6 @@
-"""Batches -> forecasts, explanations, scores, by one Forecaster, on the scoring thread.
+"""Batches -> forecasts, explanations and scores, by one Forecaster, on the scoring thread.
 
-Whatever happens to one item happens to it alone: where a batch fails, each of its items is tried by itself.
+A fault of one item does not affect the others: if a batch fails, each of its items is tried alone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from prefcast.errors import ModelError, PrefcastError
 from prefcast.forecasts.forecaster import Forecaster, Influence
 from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair
+from prefcast.scorers.base import Problem
 
-__all__ = ["Conversation", "Engine", "Failed", "Found", "ToForecast"]
+__all__ = ["BatchForecaster", "Conversation", "Failed", "Found", "ToForecast"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Found:
-    """A forecast, what moved it where that was asked, and the part of the pair that was read."""
+    """A forecast, its influences if the request asked for them, and the part of the pair that was read."""
 
     forecast: Forecast
     influences: list[Influence] | None
@@ -42,7 +43,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why an item has no result; `ours` where it is the program's fault, not the item's."""
+    """Why an item has no result. `ours` says that the program is at fault and not the item."""
 
     problem: str
     ours: bool = False
@@ -52,8 +53,8 @@ Item = ToForecast | Conversation
 Result = Found | float | Failed
 
 
-class Engine:
-    """`run` is the work of a Batcher. `report` is told the type of an exception that nobody foresaw."""
+class BatchForecaster:
+    """Its `run` is the work of a Batcher. `report` gets the type of each unforeseen exception."""
 
     def __init__(self, forecaster: Forecaster, report: Callable[[str], None] = lambda what: None) -> None:
         self.forecaster = forecaster
@@ -65,7 +66,7 @@ class Engine:
         return self.forecaster.scorer.pointwise
 
     def warm_up(self) -> None:
-        """Forecast something, so that what is loaded late is loaded. Raises PrefcastError where that fails."""
+        """Forecast a plain pair, so that everything is loaded. Raises PrefcastError if that fails."""
         found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.")])
         if found.errors[0] is not None:
             raise ModelError(f"the forecaster fails on a plain pair: {found.errors[0].problem}")
@@ -88,22 +89,29 @@ class Engine:
                 return [self._each_alone(run, [item])[0] for item in items]
             if isinstance(error, PrefcastError):
                 return [Failed(str(error))]
-            # Its message may hold the text.
+            # The message of the exception may hold the text.
             self._report(type(error).__name__)
-            return [Failed("the forecaster failed on it", ours=True)]
+            return [Failed("the forecaster failed on this item", ours=True)]
 
     def _forecast(self, items: list[ToForecast]) -> list[Result]:
         pairs = [item.pair for item in items]
         found: list[Result] = []
         for item, forecast in zip(items, self.forecaster.forecast(pairs), strict=True):
             if forecast.error is not None:
-                found.append(Failed(forecast.error.problem))
+                found.append(self._failed(forecast.error.problem))
                 continue
             influences = self.forecaster.influences(item.pair, forecast) if item.explain else None
             cut = forecast.truncation
             read = self.forecaster.read(item.pair)[0] if cut is not None and cut.truncated else item.pair
             found.append(Found(forecast, influences, read))
         return found
+
+    def _failed(self, problem: str) -> Failed:
+        if isinstance(problem, Problem) and problem.kind == "unforeseen":
+            # The message of the exception may hold the text.
+            self._report(problem.about)
+            return Failed("the forecaster failed on this item", ours=True)
+        return Failed(problem)
 
     def _scores(self, items: list[Conversation]) -> list[Result]:
         if not self.pointwise:

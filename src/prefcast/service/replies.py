@@ -13,8 +13,8 @@ from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs.budget import cuts
 from prefcast.scorers.base import Scorer
 from prefcast.service import schema
-from prefcast.service.engine import Failed, Found, Result
-from prefcast.service.reading import Asked, Ranked
+from prefcast.service.forecasting import Failed, Found, Result
+from prefcast.service.reading import Asked
 from prefcast.service.refusals import Refusal
 
 __all__ = ["failed_forecast", "forecast_document", "ranking_document", "refusal_of", "said", "score_document"]
@@ -23,7 +23,7 @@ _LEVEL = 0.95
 
 
 def said(forecaster: Forecaster, *, pointwise: bool) -> schema.ForecasterSaid:
-    """What answers."""
+    """What the server says of its forecaster."""
     scorer = forecaster.scorer
     return schema.ForecasterSaid(
         name=scorer.name,
@@ -41,7 +41,7 @@ def refusal_of(failed: Failed, field: str = "") -> Refusal:
 
 
 def forecast_document(asked: Asked, found: Found, swapped: Found | None) -> schema.Forecast:
-    """The answer to one pair; `swapped` is what was found of the exchanged pair."""
+    """The answer to one pair. `swapped` is the forecast of the pair with A and B exchanged."""
     forecast = found.forecast
     return schema.Forecast(
         id=asked.id,
@@ -52,7 +52,6 @@ def forecast_document(asked: Asked, found: Found, swapped: Found | None) -> sche
         swapped=None if swapped is None else _exchanged_back(forecast, swapped.forecast),
         truncation=_truncation(asked, found),
         influences=None if found.influences is None else list(map(_influence, found.influences)),
-        error=None,
     )
 
 
@@ -85,31 +84,23 @@ def _truncation(asked: Asked, found: Found) -> schema.Truncation | None:
 
 
 def failed_forecast(id: str | int | None, refusal: Refusal) -> schema.Forecast:
-    """The answer to a pair that has no forecast, among others."""
-    return schema.Forecast(
-        id=id,
-        probabilities=None,
-        interval=None,
-        margin=None,
-        tie=None,
-        swapped=None,
-        truncation=None,
-        influences=None,
-        error=_detail(refusal),
-    )
+    """The answer to a pair of a list that has no forecast."""
+    return schema.Forecast(id=id, error=_detail(refusal))
 
 
 def score_document(number: int, result: Result | Refusal) -> schema.Score:
     if isinstance(result, Failed):
         result = refusal_of(result, f"conversations.{number}")
     if isinstance(result, Refusal):
-        return schema.Score(score=None, error=_detail(result))
+        return schema.Score(error=_detail(result))
     assert isinstance(result, float)  # noqa: S101
-    return schema.Score(score=result, error=None)
+    return schema.Score(score=result)
 
 
-def ranking_document(ranked: Ranked, results: Sequence[Result], forecaster: schema.ForecasterSaid) -> schema.Ranking:
-    """The order of n answers. Raises Refusal where one of their pairs has no forecast."""
+def ranking_document(
+    ranked: schema.RankRequest, results: Sequence[Result], forecaster: schema.ForecasterSaid
+) -> schema.Ranking:
+    """The order of n responses. Raises Refusal if one of their pairs has no forecast."""
     n = len(ranked.responses)
     places = list(combinations(range(n), 2))
     found = []
