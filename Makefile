@@ -67,7 +67,9 @@ screenshots: $(VENV)/.dev ## Make the pictures of the page in docs/images anew (
 
 docs: $(VENV)/.docs ## Write docs/cli.md from --help, then build the site into out/site (works offline)
 	@$(BIN)/python tools/make_cli.py
-	@$(BIN)/python -m mkdocs build --quiet --strict --site-dir $(abspath $(OUT))/site
+	@mkdir -p $(OUT)
+	@# With --quiet, --strict does not count warnings.
+	@$(BIN)/python -m mkdocs build --strict --site-dir $(abspath $(OUT))/site > $(OUT)/docs.log 2>&1 || { grep -v '^INFO' $(OUT)/docs.log >&2; exit 1; }
 	@echo "open $(OUT)/site/index.html"
 
 bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)

@@ -15,11 +15,20 @@ from prefcast import load_forecaster
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 START = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-SHOWN = re.findall(r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", README + START, re.MULTILINE)
+SHOWN = re.findall(
+    r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", README + START, re.MULTILINE
+)
 
 
 def test_there_are_outputs_to_compare() -> None:
-    assert [command.split()[0] for command, _ in SHOWN] == ["predict", "evaluate", "predict", "evaluate", "explain", "fit"]
+    assert [command.split()[0] for command, _ in SHOWN] == [
+        "predict",
+        "evaluate",
+        "predict",
+        "evaluate",
+        "explain",
+        "fit",
+    ]
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN, ids=lambda text: text.split()[0])
