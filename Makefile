@@ -65,10 +65,10 @@ format: $(VENV)/.dev ## Format the code
 screenshots: $(VENV)/.dev ## Make the pictures of the page in docs/images anew (needs Chromium)
 	$(BIN)/python tools/screenshots.py docs/images
 
+# Not with --quiet: then --strict does not count warnings.
 docs: $(VENV)/.docs ## Write docs/cli.md from --help, then build the site into out/site (works offline)
 	@$(BIN)/python tools/make_cli.py
 	@mkdir -p $(OUT)
-	@# With --quiet, --strict does not count warnings.
 	@$(BIN)/python -m mkdocs build --strict --site-dir $(abspath $(OUT))/site > $(OUT)/docs.log 2>&1 || { grep -v '^INFO' $(OUT)/docs.log >&2; exit 1; }
 	@echo "open $(OUT)/site/index.html"
 

@@ -14,10 +14,10 @@ from conftest import EXAMPLES, ROOT, Run
 from prefcast import load_forecaster
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-START = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-SHOWN = re.findall(
-    r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", README + START, re.MULTILINE
+PAGES = README + "".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("getting-started.md", "evaluation.md")
 )
+SHOWN = re.findall(r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", PAGES, re.MULTILINE)
 
 
 def test_there_are_outputs_to_compare() -> None:
