@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 2
 
-.PHONY: help demo test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
+.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -26,6 +26,11 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.light
 
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	@echo "installing prefcast and what its docs need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@ $(VENV)/.light
+
 demo: $(VENV)/.light ## Set up, then forecast, measure and explain the example pairs
 	@mkdir -p $(OUT)
 	$(BIN)/prefcast check examples/pairs.csv
@@ -38,6 +43,8 @@ demo: $(VENV)/.light ## Set up, then forecast, measure and explain the example p
 	$(BIN)/prefcast evaluate examples/pairs.csv
 	@echo
 	$(BIN)/prefcast explain examples/pairs.csv --id ex-10
+
+check: lint demo package test ## Run all that CI runs
 
 test: $(VENV)/.dev ## Install what the tests need and run them (minutes)
 	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist worksteal
@@ -58,8 +65,12 @@ format: $(VENV)/.dev ## Format the code
 screenshots: $(VENV)/.dev ## Make the pictures of the page in docs/images anew (needs Chromium)
 	$(BIN)/python tools/screenshots.py docs/images
 
-docs: $(VENV)/.dev ## Write docs/cli.md anew from --help
-	$(BIN)/python docs/make_cli.py
+# Not with --quiet: then --strict does not count warnings.
+docs: $(VENV)/.docs ## Write docs/cli.md from --help, then build the site into out/site (works offline)
+	@$(BIN)/python tools/make_cli.py
+	@mkdir -p $(OUT)
+	@$(BIN)/python -m mkdocs build --strict --site-dir $(abspath $(OUT))/site > $(OUT)/docs.log 2>&1 || { grep -v '^INFO' $(OUT)/docs.log >&2; exit 1; }
+	@echo "open $(OUT)/site/index.html"
 
 bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)
 	$(BIN)/python benchmarks/surface.py --data $(DATA)

@@ -306,7 +306,7 @@ def test_a_bar_on_a_terminal_and_a_summary(tmp_path: Path) -> None:
 def test_help_is_the_page_in_the_docs() -> None:
     code = "import make_cli; print(make_cli.TYPER); print(make_cli.text(), end='')"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True, check=True)
     typer, made = done.stdout.split("\n", 1)
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     if f"with Typer {typer}." in page:

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the program's own --help, so that the two cannot differ. A test compares them."""
+"""Writes docs/cli.md from the program's own --help: python tools/make_cli.py. A test compares the two."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ VERBS = (
 )
 HEAD = f"""# The command line
 
-Written by `make docs` from `prefcast --help`, with Typer {TYPER}.
+`make docs` writes this page from `prefcast --help`, with Typer {TYPER}.
 
-Exit status: 0, done (`serve`: it was told to stop, and did); 2, a fault of the call, of the file or of the machine, and nothing was written; 3, done, but some rows
-failed; 129, 130 and 143, stopped by SIGHUP, SIGINT or SIGTERM.
+| exit status | meaning |
+| --- | --- |
+| 0 | The command succeeded. `serve` ends with 0 when it is told to stop. |
+| 2 | The call, the file or the machine is at fault. Nothing was written. |
+| 3 | The command finished, but some rows failed. |
+| 129, 130, 143 | SIGHUP, SIGINT or SIGTERM stopped the command. |
 """
 
 
@@ -54,4 +58,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "cli.md").write_text(text(), encoding="utf-8")
+    (Path(__file__).parent.parent / "docs" / "cli.md").write_text(text(), encoding="utf-8")
