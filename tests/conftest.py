@@ -49,10 +49,10 @@ SURFACE = ("--model", "surface")
 # The networks here are tiny: more threads only wait for each other, and for the other test process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Deadlines measure the machine, not the code. `make test-long` asks for the second one.
+# Deadlines measure the machine, not the code. `make test-long` asks for the second by --hypothesis-profile.
 settings.register_profile("quick", deadline=None)
-settings.register_profile("long", deadline=None, max_examples=2_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+settings.register_profile("long", deadline=None, max_examples=5_000)
+settings.load_profile("quick")
 
 Rows = Sequence[dict[str, Any]]
 

@@ -254,7 +254,7 @@ def test_what_the_parent_ignores_stays_ignored(start: Start, tmp_path: Path) -> 
 
 
 def test_standard_input_that_is_closed(start: Start) -> None:
-    process = start(program=("/bin/sh", "-c", "exec \"$@\" predict - <&-", "sh", *PREFCAST))
+    process = start(program=("/bin/sh", "-c", 'exec "$@" predict - <&-', "sh", *PREFCAST))
     assert (process.communicate()[1], process.returncode) == ("prefcast: standard input: is closed\n", 2)
 
 

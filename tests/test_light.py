@@ -71,11 +71,6 @@ def check_flat(folder: Path, ending: str, few: int, many: int) -> None:
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path, ending: str) -> None:
-    check_flat(tmp_path, ending, 1_000, 10_000)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_memory_does_not_grow_with_200_000_rows(tmp_path: Path, ending: str) -> None:
-    check_flat(tmp_path, ending, 10_000, 200_000)
+@pytest.mark.parametrize(("few", "many"), [(1_000, 10_000), pytest.param(10_000, 200_000, marks=pytest.mark.long)])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, ending: str, few: int, many: int) -> None:
+    check_flat(tmp_path, ending, few, many)

@@ -136,15 +136,16 @@ def test_a_matrix_of_zeros_stays_one() -> None:
         assert (quantised_linear(quantise(torch.zeros(64, 64), quantization), None, CPU)(torch.ones(1, 64)) == 0).all()
 
 
-def test_the_processors_own_layout_changes_nothing() -> None:
-    layer = torch.nn.Linear(64, 96)
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
-        plain = torch.nn.Linear(64, 96).to(dtype)
-        plain.load_state_dict(layer.state_dict())
-        if OneDNNLinear.usable(plain, dtype):
-            x = torch.randn(5, 64).to(dtype)
-            with torch.inference_mode():
-                torch.testing.assert_close(OneDNNLinear(plain)(x), plain(x), rtol=1e-5, atol=tolerance)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
+def test_the_processors_own_layout_changes_nothing(dtype: torch.dtype, tolerance: float) -> None:
+    plain = torch.nn.Linear(64, 96).to(dtype)
+    if not OneDNNLinear.usable(plain, dtype):
+        # A processor without bfloat16, or a torch without oneDNN: nothing else is a reason.
+        assert dtype is torch.bfloat16 or not torch.backends.mkldnn.is_available()
+        pytest.skip(f"oneDNN has no layout for {dtype} here")
+    x = torch.randn(5, 64).to(dtype)
+    with torch.inference_mode():
+        torch.testing.assert_close(OneDNNLinear(plain)(x), plain(x), rtol=1e-5, atol=tolerance)
 
 
 def test_the_type_that_is_computed_in() -> None:

@@ -26,6 +26,19 @@ CURLS = [
     for command in re.split(r"^(?=curl )", block, flags=re.MULTILINE)
     if command.startswith("curl ")
 ]
+# The rows of the table of limits, and what stands in each.
+LIMITS = {
+    "bytes of a body": ["body_bytes"],
+    "bytes of all bodies that are being read": ["buffered_bytes"],
+    "characters of a text": ["text_characters"],
+    "turns of a conversation": ["turns"],
+    "pairs or conversations of a request": ["pairs"],
+    "answers of a ranking": ["responses"],
+    "seconds of a request": ["seconds"],
+    "pairs that wait or are scored": ["queue"],
+    "connections": ["connections"],
+    "seconds for the head of a request, its body, between two": ["header_seconds", "body_seconds", "idle_seconds"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +98,10 @@ def test_the_answer_that_is_shown_has_the_fields_of_the_answer(server: Server) -
 def test_every_refusal_and_limit_is_in_its_table() -> None:
     rows = dict.fromkeys(re.findall(r"`(\w+)`", PAGE.partition("## Refusals")[2].partition("## Limits")[0]))
     assert set(STATUS) - {"gone"} <= set(rows)
-    limits = Limits()
-    table = PAGE.partition("## Limits")[2].partition("## Safety")[0].replace(",", "")
-    for each in fields(Limits):
-        value = getattr(limits, each.name)
-        if each.name not in ("batch", "company_seconds"):
-            assert re.search(rf"\b{value:g}\b" if value < 10**6 else str(value), table), each.name
+    table = PAGE.partition("## Limits")[2].partition("## Safety")[0]
+    told = {what: number for what, number, _ in re.findall(r"^\| ([^|]+) \| ([^|]+) \|([^|]*)\|$", table, re.MULTILINE)}
+    # Two limits of the inside are less than 1 or not in the table.
+    limits = {each.name: f"{getattr(Limits(), each.name):,.0f}" for each in fields(Limits)}
+    assert {name for names in LIMITS.values() for name in names} == set(limits) - {"batch", "company_seconds"}
+    for what, names in LIMITS.items():
+        assert re.findall(r"\d[\d,]*\d|\d", told[what])[: len(names)] == [limits[name] for name in names], what
