@@ -174,52 +174,6 @@ def test_models(prefcast: Run) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["embedded", "surface", "length", "PATH"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["predict", "none.csv"], "none.csv: cannot be read: No such file or directory"),
-        (["predict", EXAMPLES, "-o", "out.txt"], "out.txt: the ending tells the format of the output"),
-        (["predict", EXAMPLES, "-o", "no/out.csv"], "no/out.csv: cannot be written: No such file or directory"),
-        (["predict", EXAMPLES, "-o", "s.csv", "--with-text"], "a submission (.csv) has no room for texts"),
-        (["predict", EXAMPLES, "--with-text"], "--with-text needs an output file"),
-        (["predict", EXAMPLES, "--model", "surfase"], "unknown model 'surfase'; did you mean 'surface'?"),
-        (["predict", EXAMPLES, "--forecaster", "none"], "none: no such forecaster folder"),
-        (["predict", EXAMPLES, "--budget", "all"], "unknown budget 'all'"),
-        (["predict", EXAMPLES, "--columns", "prompt"], "--columns: 'prompt' is not of the form prompt=question"),
-        (["predict", EXAMPLES, "--columns", "prompt=id,prompt=id"], "--columns: 'prompt' is mapped twice"),
-        (["evaluate"], "name the file of labelled pairs, or --predictions"),
-        (
-            ["evaluate", EXAMPLES, "--predictions", "p.csv", "--model", "length"],
-            "--predictions measures forecasts that exist",
-        ),
-        (["evaluate", EXAMPLES, "--predictions", EXAMPLES], "holds pairs and their labels, not predictions"),
-    ],
-)
-def test_calls_that_are_wrong_get_one_line(prefcast: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = prefcast(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert done.stderr.startswith("prefcast: ")
-    assert done.stderr.count("\n") == 1
-    assert not any(tmp_path.iterdir())
-
-
-def test_the_input_is_not_written_over(prefcast: Run, tmp_path: Path) -> None:
-    (tmp_path / "f.csv").write_bytes(EXAMPLES.read_bytes())
-    done = prefcast("predict", "f.csv", "-o", "./f.csv")
-    assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the forecasts to another file\n")
-    assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
-
-
-@pytest.mark.parametrize("option", [[], ["--predictions", "f.csv"]])
-def test_figures_are_not_written_over_the_input(prefcast: Run, tmp_path: Path, option: list[str]) -> None:
-    (tmp_path / "f.csv").write_bytes(EXAMPLES.read_bytes())
-    done = prefcast("evaluate", *(option or ["f.csv"]), "--json", "f.csv")
-    assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the figures to another file\n")
-    assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
-
-
 def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
     """`prefcast predict - ARGS` that has read 600 rows of its input and waits for more: it cannot end by itself."""
     process = start("predict", "-", *SURFACE, *arguments, stdin=subprocess.PIPE)

@@ -451,26 +451,6 @@ def test_data_that_hold_no_labels(tmp_path: Path) -> None:
         fit(pairs(19), model="length")
 
 
-def test_the_program_refuses_before_it_scores(prefcast_here: Run, tmp_path: Path) -> None:
-    path = write_pairs(tmp_path / "f.csv", pairs(30))
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter-1.txt").write_text("years of work")
-    done = prefcast_here("fit", "nowhere.csv", "--model", "length", "-o", "thesis")
-    assert done.returncode == 2
-    assert "holds other things than a forecaster" in done.stderr
-    assert (tmp_path / "thesis" / "chapter-1.txt").read_text() == "years of work"
-    before = path.read_bytes()
-    done = prefcast_here("fit", "f.csv", "--model", "length", "-o", "mine", "--json", "f.csv")
-    assert done.returncode == 2
-    assert "f.csv: is the input" in done.stderr
-    assert path.read_bytes() == before
-    assert not (tmp_path / "mine").exists()
-    done = prefcast_here("fit", "f.csv", "--model", "length")
-    assert done.returncode == 2
-    assert "name the folder of the forecaster: -o DIR" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_rows_that_fail_are_told(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [
         kaggle_row(pair.id, list(pair.prompt), list(pair.response_a), list(pair.response_b))

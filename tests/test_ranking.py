@@ -550,29 +550,6 @@ def test_rows_at_fault_end_with_3(tmp_path: Path, prefcast_here: Run) -> None:
     assert len((tmp_path / "board.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["-o", "board.xlsx"], "board.xlsx: the ending tells the format of the leaderboard: .csv or .jsonl"),
-        (["--plot", "board.gif"], "board.gif: the ending tells the format of the plot: .svg, .png or .pdf"),
-        (["--matrix", "matrix.json"], "matrix.json: the matrix of win rates is written as .csv"),
-        (["-o", "votes.csv"], "votes.csv: is the input"),
-        (["-o", "x.csv", "--matrix", "x.csv"], "x.csv: is named for two outputs"),
-        (["--plot", "no/such/folder.svg"], "folder.svg: cannot be written"),
-        (["--min-votes", "999"], "no two models have 999 votes or more"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line(tmp_path: Path, prefcast_here: Run, arguments: list[str], says: str) -> None:
-    rows, _ = simulated(3, 50, 4)
-    write_csv(tmp_path / "votes.csv", rows)
-    before = sorted(tmp_path.iterdir())
-    done = prefcast_here("rank", "votes.csv", "--repeats", "2", *arguments)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert sorted(tmp_path.iterdir()) == before
-
-
 # Plots
 
 
