@@ -27,6 +27,7 @@ else:
 
 __all__ = [
     "EXAMPLES",
+    "PEAK",
     "PREFCAST",
     "ROOT",
     "SURFACE",
@@ -34,6 +35,7 @@ __all__ = [
     "Start",
     "kaggle_row",
     "labelled",
+    "said_by",
     "wait_for",
     "write_csv",
     "write_jsonl",
@@ -164,6 +166,29 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return process
 
         yield begin
+
+
+def said_by(code: str, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """What a new Python process prints that runs `code`. Its warnings are errors, and it must end well."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# The peak of a process's resident memory, in bytes. On Linux, getrusage would tell that of the process that started it.
+PEAK = """
+import pathlib, resource, sys
+status = pathlib.Path("/proc/self/status")
+told = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
+print(int(told[0]) * 1024 if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def wait_for(found: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:

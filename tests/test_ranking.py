@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import subprocess
-import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import prefcast as library
-from conftest import Run, kaggle_row, write_csv, write_jsonl
+from conftest import Run, kaggle_row, said_by, write_csv, write_jsonl
 from prefcast.errors import FileError, UsageError, printable
 from prefcast.measuring.ranking import Leaderboard, rank
 from prefcast.measuring.ranking.strengths import expected_shares, fit_davidson
@@ -611,23 +609,21 @@ def test_ranking_starts_nothing_heavy_before_it_must() -> None:
         "except SystemExit: pass\n"
         "print([name for name in ('matplotlib', 'evalica', 'pandas', 'scipy', 'pyarrow') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert said_by(code).splitlines()[-1] == "[]"
 
 
 def test_a_plot_leaves_matplotlib_as_it_was() -> None:
     code = (
         "import sys, matplotlib\n"
-        "from prefcast.plots import inline_svg, leaderboard_figure\n"
-        "from prefcast.ranking import rank\n"
+        "from prefcast.report.plots import inline_svg, leaderboard_figure\n"
+        "from prefcast.measuring.ranking import rank\n"
         "before = matplotlib.rcParams.copy()\n"
         "votes = [{'model_a': 'x', 'model_b': 'y', 'label': label} for label in (0, 1, 2)]\n"
         "inline_svg(leaderboard_figure(rank(votes, repeats=3)))\n"
         # Comparing the settings asks for the backend, which loads pyplot.
         "print('matplotlib.pyplot' in sys.modules, matplotlib.rcParams.copy() == before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    assert said_by(code).split() == ["False", "True"]
 
 
 def test_votes_are_kept_as_sums() -> None:

@@ -6,13 +6,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, said_by
 from prefcast.service.limits import Limits
 from prefcast.service.openapi import EXAMPLES
 from prefcast.service.refusals import STATUS
@@ -80,13 +79,8 @@ def test_there_are_curl_lines() -> None:
 
 def test_the_python_code_runs(server: Server) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code.replace("http://127.0.0.1:8000", server.url)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines()[-1] == "surface True"
+    printed = said_by(code.replace("http://127.0.0.1:8000", server.url))
+    assert printed.splitlines()[-1] == "surface True"
 
 
 def test_the_answer_that_is_shown_has_the_fields_of_the_answer(server: Server) -> None:
