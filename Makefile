@@ -50,7 +50,7 @@ test: $(VENV)/.dev ## Install what the tests need and run them (minutes)
 	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist worksteal
 
 test-long: $(VENV)/.dev ## Run the long tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile long
 
 lint: $(VENV)/.dev ## Check style, types and the plan of the house
 	$(BIN)/ruff check .

@@ -11,9 +11,11 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import settings
@@ -23,17 +25,36 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["EXAMPLES", "ROOT", "Run", "kaggle_row", "labelled", "write_csv", "write_jsonl", "zstd"]
+__all__ = [
+    "EXAMPLES",
+    "PEAK",
+    "PREFCAST",
+    "ROOT",
+    "SURFACE",
+    "Run",
+    "Start",
+    "kaggle_row",
+    "labelled",
+    "said_by",
+    "wait_for",
+    "write_csv",
+    "write_jsonl",
+    "zstd",
+]
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "pairs.csv"
+PREFCAST = (sys.executable, "-m", "prefcast.cli")
+# A model that starts in no time, for tests of anything but the forecasts of the default one.
+SURFACE = ("--model", "surface")
 
 # The networks here are tiny: more threads only wait for each other, and for the other test process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Deadlines measure the machine, not the code.
-settings.register_profile("prefcast", deadline=None)
-settings.load_profile("prefcast")
+# Deadlines measure the machine, not the code. `make test-long` asks for the second by --hypothesis-profile.
+settings.register_profile("quick", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=5_000)
+settings.load_profile("quick")
 
 Rows = Sequence[dict[str, Any]]
 
@@ -70,8 +91,21 @@ def labelled(outcome: int, **row: Any) -> dict[str, Any]:
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> None:
+    """Programs that tests start obey signals, whatever `nohup` or `&` lets this process ignore.
+
+    A new program inherits the signals that are ignored, but not those that have a handler: so here they get a handler
+    that does nothing. The programs have the defaults then, and this process still ignores the signals.
+    """
+    for number in _STOPPING:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +123,7 @@ def prefcast(tmp_path: Path) -> Run:
 
     def run(*arguments: str | Path, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "prefcast.cli", *map(str, arguments)],
+            [*PREFCAST, *map(str, arguments)],
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
@@ -105,6 +139,71 @@ def prefcast(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `prefcast ARGS`, or another `program`, and does not wait for its end. What still runs when the test ends is
+    killed: nothing is left to another test."""
+    with ExitStack() as stack:
+
+        def begin(
+            *arguments: str | Path,
+            program: Sequence[str] = PREFCAST,
+            stdin: int | IO[Any] = subprocess.DEVNULL,
+            stdout: int | IO[Any] = subprocess.PIPE,
+            stderr: int | IO[Any] = subprocess.PIPE,
+            **environment: str,
+        ) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [*program, *map(str, arguments)],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                cwd=tmp_path,
+                env={**os.environ, **environment},
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield begin
+
+
+def said_by(code: str, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> str:
+    """What a new Python process prints that runs `code`. Its warnings are errors, and it must end well."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# The peak of a process's resident memory, in bytes. On Linux, getrusage would tell that of the process that started it.
+PEAK = """
+import pathlib, resource, sys
+status = pathlib.Path("/proc/self/status")
+told = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
+print(int(told[0]) * 1024 if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def wait_for(found: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
+    """What `found` returns as soon as that is true. Fails where `process` ends before, or after two minutes."""
+    end = time.monotonic() + 120
+    while True:
+        ended = process is not None and process.poll() is not None
+        if value := found():
+            return value
+        assert not ended, process and process.communicate()
+        assert time.monotonic() < end, "what the test waits for does not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture
 def prefcast_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """As `prefcast`, in this process, which has loaded already what takes seconds: torch, transformers, pandas.
 
@@ -112,7 +211,9 @@ def prefcast_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     traceback is an exception of the test.
     """
 
-    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path, stdin: IO[str] | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         from prefcast.cli import main
         from prefcast.cli.shared import LOG
 
@@ -126,7 +227,7 @@ def prefcast_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             for name, value in environment.items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", command)
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+            patch.setattr(sys, "stdin", stdin or io.TextIOWrapper(io.BytesIO()))
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
             patch.setattr(LOG, "as_json", False)

@@ -180,12 +180,3 @@ def test_columns_of_ones_own_and_standard_input(prefcast: Run) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Because of that" in done.stdout
-
-
-def test_an_output_that_cannot_be(prefcast: Run, tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "in.jsonl", rows())
-    for output, problem in (("out.parquet", ".csv or .jsonl"), ("in.jsonl", "is the input")):
-        done = prefcast("best", file, *SURFACE, "-o", output)
-        assert done.returncode == 2
-        assert problem in done.stderr
-    assert prefcast("best", file, "--with-text").returncode == 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 from checkpoints import INTERNLM2, change_config, save_deberta, save_decoder, save_gemma2_pair, save_internlm2, store
-from conftest import Run
+from conftest import Run, said_by
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
 
@@ -23,8 +21,7 @@ def test_a_checkpoint_is_told_without_loading_anything(tmp_path: Path) -> None:
         f"found = open_checkpoint({str(INTERNLM2)!r}); print(found.kind, found.parameters, found.limit, found.memory('nf4'))\n"
         "print([name for name in ('torch', 'transformers', 'safetensors', 'tokenizers') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = done.stdout.splitlines()
+    first, second = said_by(code).splitlines()
     assert first.startswith("InternLM2 reward model 164224 256 ")
     assert second == "[]"
 

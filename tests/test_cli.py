@@ -8,19 +8,29 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from conftest import EXAMPLES, ROOT, Run, kaggle_row, labelled, write_csv, write_jsonl
+from conftest import (
+    EXAMPLES,
+    PREFCAST,
+    ROOT,
+    SURFACE,
+    Run,
+    Start,
+    kaggle_row,
+    labelled,
+    wait_for,
+    write_csv,
+    write_jsonl,
+)
 
-# Starts in no time; what the default model needs is proved where its forecasts are.
-SURFACE = ("--model", "surface")
 STUB = ROOT.parent / "shared" / "data" / "kaggle_stub"
 
 
@@ -164,141 +174,76 @@ def test_models(prefcast: Run) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["embedded", "surface", "length", "PATH"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["predict", "none.csv"], "none.csv: cannot be read: No such file or directory"),
-        (["predict", EXAMPLES, "-o", "out.txt"], "out.txt: the ending tells the format of the output"),
-        (["predict", EXAMPLES, "-o", "no/out.csv"], "no/out.csv: cannot be written: No such file or directory"),
-        (["predict", EXAMPLES, "-o", "s.csv", "--with-text"], "a submission (.csv) has no room for texts"),
-        (["predict", EXAMPLES, "--with-text"], "--with-text needs an output file"),
-        (["predict", EXAMPLES, "--model", "surfase"], "unknown model 'surfase'; did you mean 'surface'?"),
-        (["predict", EXAMPLES, "--forecaster", "none"], "none: no such forecaster folder"),
-        (["predict", EXAMPLES, "--budget", "all"], "unknown budget 'all'"),
-        (["predict", EXAMPLES, "--columns", "prompt"], "--columns: 'prompt' is not of the form prompt=question"),
-        (["predict", EXAMPLES, "--columns", "prompt=id,prompt=id"], "--columns: 'prompt' is mapped twice"),
-        (["evaluate"], "name the file of labelled pairs, or --predictions"),
-        (
-            ["evaluate", EXAMPLES, "--predictions", "p.csv", "--model", "length"],
-            "--predictions measures forecasts that exist",
-        ),
-        (["evaluate", EXAMPLES, "--predictions", EXAMPLES], "holds pairs and their labels, not predictions"),
-    ],
-)
-def test_calls_that_are_wrong_get_one_line(prefcast: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = prefcast(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert done.stderr.startswith("prefcast: ")
-    assert done.stderr.count("\n") == 1
-    assert not any(tmp_path.iterdir())
-
-
-def test_the_input_is_not_written_over(prefcast: Run, tmp_path: Path) -> None:
-    (tmp_path / "f.csv").write_bytes(EXAMPLES.read_bytes())
-    done = prefcast("predict", "f.csv", "-o", "./f.csv")
-    assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the forecasts to another file\n")
-    assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
-
-
-@pytest.mark.parametrize("option", [[], ["--predictions", "f.csv"]])
-def test_figures_are_not_written_over_the_input(prefcast: Run, tmp_path: Path, option: list[str]) -> None:
-    (tmp_path / "f.csv").write_bytes(EXAMPLES.read_bytes())
-    done = prefcast("evaluate", *(option or ["f.csv"]), "--json", "f.csv")
-    assert (done.returncode, done.stderr) == (2, "prefcast: f.csv: is the input; write the figures to another file\n")
-    assert (tmp_path / "f.csv").read_bytes() == EXAMPLES.read_bytes()
+def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
+    """`prefcast predict - ARGS` that has read 600 rows of its input and waits for more: it cannot end by itself."""
+    process = start("predict", "-", *SURFACE, *arguments, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    for number in range(600):
+        process.stdin.write(json.dumps(kaggle_row(number)) + "\n")
+    process.stdin.flush()
+    return process
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_leaves_no_half_output(tmp_path: Path, name: str) -> None:
+def test_a_signal_leaves_no_half_output(start: Start, tmp_path: Path, name: str) -> None:
     """And without a journal nothing at all; tests/test_runs.py has those with one."""
-    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(20_000)])
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "-o", str(tmp_path / "out.csv")]
-    process = subprocess.Popen([*command, *SURFACE, "--no-journal"], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not list(tmp_path.glob(".prefcast-*")):
-        time.sleep(0.01)
+    process = endless(start, "-o", "out.csv", "--no-journal")
+    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
     process.send_signal(getattr(signal, name))
-    _, said = process.communicate(timeout=60)
+    said = process.communicate()[1]
     assert process.returncode == 128 + getattr(signal, name)
     assert said.splitlines()[-1] == f"prefcast: stopped by {name}; an output file is written whole or not at all"
-    assert [found.name for found in tmp_path.iterdir()] == ["f.jsonl"]
+    assert not any(tmp_path.iterdir())
 
 
-def test_what_the_parent_ignores_stays_ignored(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(3000)])
-    command = f"trap '' HUP INT; exec '{sys.executable}' -m prefcast.cli predict '{path}' --model surface -o '{tmp_path / 'out.csv'}'"
-    process = subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not list(tmp_path.glob("out.csv.journal/.prefcast-*")):
-        time.sleep(0.01)
+def test_what_the_parent_ignores_stays_ignored(start: Start, tmp_path: Path) -> None:
+    shell = ("/bin/sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh", *PREFCAST)
+    process = endless(partial(start, program=shell), "-o", "out.csv")
+    wait_for(lambda: list(tmp_path.glob("out.csv.journal/.prefcast-*")), process)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate()[1] == ""
     assert process.returncode == 0
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3001
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 601
 
 
-def test_standard_input_that_is_closed(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["/bin/sh", "-c", f"'{sys.executable}' -m prefcast.cli predict - <&-"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (2, "prefcast: standard input: is closed\n")
+def test_standard_input_that_is_closed(start: Start) -> None:
+    process = start(program=("/bin/sh", "-c", 'exec "$@" predict - <&-', "sh", *PREFCAST))
+    assert (process.communicate()[1], process.returncode) == ("prefcast: standard input: is closed\n", 2)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(EXAMPLES), *SURFACE]
-    for unbuffered in ("", "1"):
-        with Path("/dev/full").open("w") as full:
-            env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
-        assert (done.returncode, done.stderr) == (2, "prefcast: writing: No space left on device\n")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(start: Start, unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start("predict", EXAMPLES, *SURFACE, stdout=full, PYTHONUNBUFFERED=unbuffered)
+        said = process.communicate()[1]
+    assert (process.returncode, said) == (2, "prefcast: writing: No space left on device\n")
 
 
-def test_a_reader_that_goes_away_is_no_error_message(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_is_no_error_message(start: Start, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number) for number in range(5000)])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefcast.cli", "predict", str(path), *SURFACE],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = start("predict", path, *SURFACE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
 
 
-def test_a_bar_on_a_terminal_and_a_summary(tmp_path: Path) -> None:
+def test_a_bar_on_a_terminal_and_a_summary(start: Start, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(1500)])
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "-o", str(tmp_path / "out.csv")]
-    process = subprocess.Popen(
-        [*command, *SURFACE],
-        stderr=follower,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
-    )
+    process = start("predict", path, "-o", "out.csv", *SURFACE, stderr=follower, TERM="xterm", COLUMNS="200")
     os.close(follower)
-    shown, end = b"", time.monotonic() + 60
-    while time.monotonic() < end:
-        if select.select([leader], [], [], 0.2)[0]:
-            try:
-                shown += os.read(leader, 65536)
-            except OSError:
-                break
-        elif process.poll() is not None:
-            break
+    shown = b""
+    # Linux says that the other end is closed by an error.
+    with suppress(OSError):
+        while part := os.read(leader, 65536):
+            shown += part
     os.close(leader)
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
     assert b"rows" in shown
     assert b"1500 forecasts in " in shown
 

@@ -376,51 +376,6 @@ def test_without_ray_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["-o", "o.csv", "--actors", "2"], "--actors is for --engine ray"),
-        (["--engine", "ray"], "--engine ray needs an output (-o FILE, or a folder of Parquet parts)"),
-        (["-o", "o.csv", "--engine", "ray", "--no-journal"], "--no-journal excludes it"),
-        (["-o", "o.csv", "--engine", "ray", "--shard", "1/2"], "--shard is a part, which the local engine does"),
-        (["-o", "out", "--engine", "ray"], "pairs.csv: only Parquet is read in parts; write to one file (-o OUT.csv,"),
-        (
-            ["-o", "o.csv", "--engine", "ray", "--ray-address", "ray://a:1"],
-            "run the command on a machine of the cluster",
-        ),
-        (["-o", "o.csv", "--engine", "ray", "--ray-address", "a:b"], "'a:b' is not of the form HOST:PORT"),
-        (["-o", "o.csv", "--engine", "ray", "--ray-address", "127.0.0.1:1"], "cannot be reached: Connection refused"),
-        (["-o", "o.csv", "--engine", "ray", "--gpus-per-actor", "1.5"], "1.5 is neither a part of one GPU nor a whole"),
-    ],
-)
-def test_what_does_not_go_together_is_one_line(prefcast: Run, arguments: list[str], said: str) -> None:
-    if "cannot be reached" in said or "HOST:PORT" in said:
-        pytest.importorskip("ray", reason="needs Ray: pip install 'prefcast[ray]'")
-    done = prefcast("predict", EXAMPLES, "--model", "surface", *arguments)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert said in line
-
-
-def test_inputs_of_the_two_engines_are_told_apart(prefcast: Run, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for pairs, output, more, said in (
-        ("in", "o.csv", [], "in: the folder holds no file that can be read; expected .csv"),
-        (
-            "in",
-            "o.csv",
-            ["--engine", "ray"],
-            "o.csv: the parts of a folder or a URI go into a folder: -o DIR, or a URI",
-        ),
-        ("in", "in/out", ["--engine", "ray"], "in/out: lies in the input; write the parts to another folder"),
-        ("-", "o.csv", ["--engine", "ray"], "standard input can be read only once: give a file"),
-    ):
-        done = prefcast("predict", pairs, "-o", output, "--model", "surface", *more, stdin=b"")
-        assert done.returncode == 2
-        (line,) = done.stderr.splitlines()
-        assert said in line
-
-
 def test_parts_are_told_by_the_output() -> None:
     assert [are_parts(name) for name in ("out", "out/", "s3://b/o", "o.csv", "o.jsonl", "a/o.parquet")] == (
         [True, True, True, False, False, False]

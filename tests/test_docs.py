@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import EXAMPLES, ROOT, Run
+from conftest import EXAMPLES, ROOT, Run, said_by
 from prefcast import load_forecaster
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,12 +52,10 @@ def test_the_code_runs(tmp_path: Path, page: str) -> None:
         gzip.compress(pd.read_csv(EXAMPLES).to_json(orient="records", lines=True).encode())
     )
     setup = "import pandas\ndata_frame = pandas.read_csv('pairs.csv')\n"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", setup + code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[0].startswith("0.84")
+    printed = said_by(setup + code, cwd=tmp_path)
+    assert printed.startswith("0.84")
     if "influences" in code:
-        assert re.search(r"^[a-z ]+ \(-?\d", done.stdout, re.MULTILINE)
+        assert re.search(r"^[a-z ]+ \(-?\d", printed, re.MULTILINE)
     assert (tmp_path / "my-forecaster" / "forecaster.json").is_file()
 
 

@@ -1,29 +1,58 @@
+"""The tree of exceptions: every one of them, found by asking the classes."""
+
+from __future__ import annotations
+
+import inspect
 import pickle
+import re
+from collections.abc import Iterator
 
 import pytest
 
 from prefcast import errors
+from prefcast.errors import PrefcastError
+
+ARGUMENTS = {"file": "f.csv", "row": 3, "field": "prompt", "id": "x", "status": 503, "kind": "busy"}
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        errors.FileError("f.csv", "is empty"),
-        errors.FileError("f.csv", "is odd", 3),
-        errors.RowError("f.csv", 3, "prompt", "is empty", "x"),
-        errors.ScoringError("f.csv", 3, "", "not finite"),
-        errors.UsageError("no"),
-        errors.MissingExtraError("torch", "transformers"),
-        errors.ForecasterError("no"),
-        errors.FitError("no"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_errors_survive_the_way_between_processes(error: errors.PrefcastError) -> None:
+def tree(kind: type[PrefcastError] = PrefcastError, depth: int = 0) -> Iterator[tuple[int, type[PrefcastError]]]:
+    """Every public exception of the package, its parent before it, with how deep it stands."""
+    yield depth, kind
+    for below in kind.__subclasses__():
+        # A test that ran before may have loaded a module with one of its own.
+        if not below.__name__.startswith("_"):
+            yield from tree(below, depth + 1)
+
+
+KINDS = [kind for _, kind in tree()]
+
+
+def made(kind: type[PrefcastError]) -> PrefcastError:
+    """An exception with a value for each of its own arguments."""
+    if kind.__init__ is PrefcastError.__init__:
+        return kind("what is wrong")
+    names = list(inspect.signature(kind).parameters)
+    return kind(*(ARGUMENTS.get(name, f"the {name}") for name in names))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_exception_survives_the_way_between_processes(kind: type[PrefcastError]) -> None:
+    error = made(kind)
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error)
-    assert str(again) == str(error)
-    assert vars(again) == vars(error)
+    assert type(again) is kind
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+    assert len(str(error)) > 5
+    assert str(error).isprintable()
+
+
+def test_every_exception_is_exported_and_drawn_at_its_place() -> None:
+    assert errors.__doc__ is not None
+    drawn = re.findall(r"^([ │├└─]*)(\w+Error)\b", errors.__doc__, re.MULTILINE)
+    assert sorted((len(indent) // 4, name) for indent, name in drawn) == sorted(
+        (depth, kind.__name__) for depth, kind in tree()
+    )
+    assert {kind.__name__ for kind in KINDS} == {name for name in errors.__all__ if name.endswith("Error")}
+    assert {kind.__module__ for kind in KINDS} == {errors.__name__}
 
 
 def test_a_row_error_says_where_and_what() -> None:

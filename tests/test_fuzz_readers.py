@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import EXAMPLES, kaggle_row, zstd
+from conftest import EXAMPLES, kaggle_row, write_jsonl, zstd
 from prefcast.errors import FileError, RowError
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import KeepLast
@@ -116,49 +115,28 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-quick = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-thorough = settings(max_examples=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(
+    max_examples=4 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
-def check_bytes(folder: Path, data: bytes, ending: str) -> None:
-    path = folder / f"f.{ending}"
+@often
+@given(damaged(), st.sampled_from(ENDINGS))
+def test_damaged_files(tmp_path: Path, data: bytes, ending: str) -> None:
+    path = tmp_path / f"f.{ending}"
     path.write_bytes(data)
     read_all(path)
 
 
-def check_objects(folder: Path, rows: list[dict[str, Any]]) -> None:
-    path = folder / "f.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+@often
+@given(st.binary(max_size=200), st.sampled_from(ENDINGS))
+def test_random_bytes(tmp_path: Path, data: bytes, ending: str) -> None:
+    path = tmp_path / f"f.{ending}"
+    path.write_bytes(data)
     read_all(path)
 
 
-@quick
-@given(damaged(), st.sampled_from(ENDINGS))
-def test_damaged_files(tmp_path: Path, data: bytes, ending: str) -> None:
-    check_bytes(tmp_path, data, ending)
-
-
-@quick
-@given(st.binary(max_size=200), st.sampled_from(ENDINGS))
-def test_random_bytes(tmp_path: Path, data: bytes, ending: str) -> None:
-    check_bytes(tmp_path, data, ending)
-
-
-@quick
+@often
 @given(st.lists(st.dictionaries(fields, cells, max_size=6), min_size=1, max_size=4))
 def test_random_objects(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    check_objects(tmp_path, rows)
-
-
-@pytest.mark.long
-@thorough
-@given(damaged(), st.sampled_from(ENDINGS))
-def test_damaged_files_at_length(tmp_path: Path, data: bytes, ending: str) -> None:
-    check_bytes(tmp_path, data, ending)
-
-
-@pytest.mark.long
-@thorough
-@given(st.lists(st.dictionaries(fields, cells, max_size=6), min_size=1, max_size=4))
-def test_random_objects_at_length(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    check_objects(tmp_path, rows)
+    read_all(write_jsonl(tmp_path / "f.jsonl", rows))

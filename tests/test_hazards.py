@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from checkpoints import (
 from checkpoints import (
     fresh_scorer as load_scorer,
 )
-from conftest import EXAMPLES, Run
+from conftest import EXAMPLES, Run, said_by
 from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.engine import Engine, Group, Runner
@@ -371,8 +369,7 @@ def test_nothing_is_fetched_for_a_local_folder(tmp_path: Path) -> None:
         f"scorer = prefcast.load_scorer({str(folder)!r})\n"
         "print(scorer.score([[{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert said_by(code).startswith("[")
 
 
 def test_the_fixture_is_offline_too(prefcast: Run) -> None:
@@ -502,9 +499,7 @@ def test_a_stored_matrix_that_was_left_out_stays_out(tmp_path: Path) -> None:
         ({"max_position_embeddings": "many"}, "does not say how many tokens"),
     ],
 )
-def test_configs_of_the_wrong_size_are_one_line(
-    tmp_path: Path, prefcast_here: Run, changes: dict[str, Any], message: str
-) -> None:
+def test_configs_of_the_wrong_size_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = save_internlm2(tmp_path / "m")
     change_config(folder, **changes)
     with pytest.raises((ModelError, UsageError), match=message):

@@ -233,12 +233,6 @@ def test_forecasts_that_depend_on_the_order_are_told(prefcast_here: Run, tmp_pat
     assert swap["largest_change"] == pytest.approx(0.4)
     done = prefcast_here("evaluate", "--predictions", "p.csv", "--swapped", "q.csv")
     assert "66.7% of 30 favourites change" in done.stdout
-    done = prefcast_here("evaluate", EXAMPLES, "--swapped", "q.csv")
-    assert done.returncode == 2
-    assert "--swapped goes with --predictions" in done.stderr
-    done = prefcast_here("evaluate", "--predictions", "p.csv", "--scores", "q.csv")
-    assert done.returncode == 2
-    assert "give one of them" in done.stderr
 
 
 def test_the_size_of_the_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import save_internlm2
-from conftest import EXAMPLES, ROOT, kaggle_row, write_csv
+from conftest import EXAMPLES, ROOT, kaggle_row, said_by, write_csv
 
 sys.path.append(str(ROOT / "tools"))
 
@@ -29,17 +29,10 @@ def test_the_kaggle_notebook_runs(tmp_path: Path, rows: int) -> None:
     shutil.copy(EXAMPLES, competition / "train.csv")
     code = "\n".join("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
     environment = {"MODEL": str(model), "COMPETITION": str(competition), "WHEELHOUSE": str(tmp_path / "none")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**__import__("os").environ, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "InternLM2 reward model" in done.stdout
-    assert ("42 labelled pairs" in done.stdout) == (rows == 3)
-    assert "on rows that it was not fitted to:" in done.stdout
+    printed = said_by(code, cwd=tmp_path, **environment)
+    assert "InternLM2 reward model" in printed
+    assert ("42 labelled pairs" in printed) == (rows == 3)
+    assert "on rows that it was not fitted to:" in printed
     lines = (tmp_path / "submission.csv").read_text().splitlines()
     assert lines[0] == "id,winner_model_a,winner_model_b,winner_tie"
     assert len(lines) == 1 + rows

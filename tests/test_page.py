@@ -675,6 +675,8 @@ def test_votes_become_labels_that_prefcast_reads(visit: Visitor, prefcast: Run, 
     rows = examples(60, label=False)
     one.load(write_csv(tmp_path / "pairs.csv", rows))
     page.click("#forecast-rows")
+    # Gone where every row has its forecast; a vote before that is compared with none.
+    expect(page.locator("#forecast-rows")).to_have_count(0)
     page.click("#start-votes")
     expect(page.locator("#result")).to_contain_text("The forecast shows once you have voted.")
     votes = [at % 3 for at in range(60)]

@@ -136,15 +136,16 @@ def test_a_matrix_of_zeros_stays_one() -> None:
         assert (quantised_linear(quantise(torch.zeros(64, 64), quantization), None, CPU)(torch.ones(1, 64)) == 0).all()
 
 
-def test_the_processors_own_layout_changes_nothing() -> None:
-    layer = torch.nn.Linear(64, 96)
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
-        plain = torch.nn.Linear(64, 96).to(dtype)
-        plain.load_state_dict(layer.state_dict())
-        if OneDNNLinear.usable(plain, dtype):
-            x = torch.randn(5, 64).to(dtype)
-            with torch.inference_mode():
-                torch.testing.assert_close(OneDNNLinear(plain)(x), plain(x), rtol=1e-5, atol=tolerance)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
+def test_the_processors_own_layout_changes_nothing(dtype: torch.dtype, tolerance: float) -> None:
+    plain = torch.nn.Linear(64, 96).to(dtype)
+    if not OneDNNLinear.usable(plain, dtype):
+        # A processor without bfloat16, or a torch without oneDNN: nothing else is a reason.
+        assert dtype is torch.bfloat16 or not torch.backends.mkldnn.is_available()
+        pytest.skip(f"oneDNN has no layout for {dtype} here")
+    x = torch.randn(5, 64).to(dtype)
+    with torch.inference_mode():
+        torch.testing.assert_close(OneDNNLinear(plain)(x), plain(x), rtol=1e-5, atol=tolerance)
 
 
 def test_the_type_that_is_computed_in() -> None:
@@ -197,9 +198,6 @@ def test_the_verb(tmp_path: Path, prefcast_here: Run) -> None:
     assert (tmp_path / "small" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["quantization_config"]["load_in_8bit"] is True
-    again = prefcast_here("quantize", INTERNLM2, "small")
-    assert again.returncode == 2
-    assert "small: is not an empty folder" in again.stderr
 
 
 def test_drift_is_measured(prefcast_here: Run) -> None:
@@ -238,22 +236,3 @@ def test_drift_by_hand() -> None:
         assert value == pytest.approx(-np.log(p[np.arange(len(labels)), labels]).mean())
     same = measure_drift(pairs, before, before, WHOLE)
     assert (same.mean, same.flipped, same.correlation) == (0, 0, pytest.approx(1))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--check-drift", "5"], "--check-drift compares a precision with float32: add --quantize or --dtype"),
-        ([], "name the output: -o FILE.csv"),
-        (["-o", "out.txt"], "the ending tells the format"),
-        (["-o", "s.csv", "--quantize", "nf4", "--max-tokens", "9999"], "reads at most 256 tokens"),
-        (["-o", "s.csv", "--labels", "a,b"], "labels are for pair classifiers"),
-        (["-o", "s.csv", "--devices", "tpu"], "unknown device 'tpu'"),
-        (["-o", "s.csv", "--budget", "some"], "unknown budget 'some'"),
-    ],
-)
-def test_calls_of_score_that_are_wrong(prefcast_here: Run, arguments: list[str], message: str) -> None:
-    done = prefcast_here("score", EXAMPLES, "--model", INTERNLM2, *arguments)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert message in done.stderr

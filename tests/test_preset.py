@@ -91,17 +91,6 @@ def test_options_win_over_the_preset(folder: Path) -> None:
     assert str(resolve(str(folder), preset="notebook", budget="keep-last:99").budget) == "keep-last:99"
 
 
-@pytest.mark.parametrize("verb", ["predict", "evaluate", "explain"])
-def test_a_model_without_a_rule_is_refused(prefcast_here: Run, tmp_path: Path, verb: str) -> None:
-    more = {"predict": ["-o", "out.csv"], "evaluate": [], "explain": ["--id", "ex-01"]}[verb]
-    done = prefcast_here(verb, EXAMPLES, "--model", INTERNLM2, *more)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    for words in ("no outcome model was fitted for it", "prefcast fit LABELLED --model", "--preset notebook"):
-        assert words in done.stderr
-    assert not (tmp_path / "out.csv").exists()
-
-
 @pytest.mark.parametrize("verb", ["evaluate", "explain"])
 def test_other_verbs_take_the_preset(folder: Path, prefcast_here: Run, verb: str) -> None:
     more = {"evaluate": [], "explain": ["--id", "ex-01"]}[verb]
@@ -160,20 +149,6 @@ def test_a_rehearsal_is_only_for_the_stub(prefcast_here: Run, tmp_path: Path) ->
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
         assert len(submission(tmp_path / "s.csv")) == count + 1
-
-
-def test_rehearsals_that_cannot_be(prefcast_here: Run, tmp_path: Path) -> None:
-    write_csv(tmp_path / "stub.csv", [kaggle_row(id=number) for number in range(3)])
-    for arguments, message in (
-        (["stub.csv", "--rehearse", "stub.csv"], "a rehearsal needs labels"),
-        (["-", "--rehearse", EXAMPLES], "standard input can be read only once"),
-        (["stub.csv", "--rehearse", "none.csv"], "none.csv: cannot be read"),
-    ):
-        done = prefcast_here("predict", *arguments, "-o", "s.csv")
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        assert not (tmp_path / "s.csv").exists()
 
 
 def test_budgets_and_tokens(tmp_path: Path) -> None:
@@ -291,15 +266,6 @@ def test_a_rehearsal_does_not_eat_its_labels(prefcast_here: Run, tmp_path: Path)
     )
     assert failed.returncode == 3
     assert "20 of 20 rows failed" in failed.stderr
-
-
-@pytest.mark.parametrize(
-    ("model", "message"), [("./typo", "./typo: no such folder"), ("owner/name", "no outcome model was fitted for it")]
-)
-def test_a_mistyped_model_is_said_to_be_missing(prefcast_here: Run, model: str, message: str) -> None:
-    done = prefcast_here("predict", EXAMPLES, "--model", model, "-o", "s.csv")
-    assert done.returncode == 2
-    assert message in done.stderr
 
 
 def test_the_preset_without_4_bit(folder: Path) -> None:

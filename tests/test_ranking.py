@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import subprocess
-import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import prefcast as library
-from conftest import Run, kaggle_row, write_csv, write_jsonl
+from conftest import Run, kaggle_row, said_by, write_csv, write_jsonl
 from prefcast.errors import FileError, FitError, UsageError, printable
 from prefcast.measuring.ranking import Leaderboard, rank
 from prefcast.measuring.ranking.strengths import expected_shares, fit_strengths
@@ -581,29 +579,6 @@ def test_rows_at_fault_end_with_3(tmp_path: Path, prefcast_here: Run) -> None:
     assert len((tmp_path / "board.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["-o", "board.xlsx"], "board.xlsx: the ending tells the format of the leaderboard: .csv or .jsonl"),
-        (["--plot", "board.gif"], "board.gif: the ending tells the format of the plot: .svg, .png or .pdf"),
-        (["--matrix", "matrix.json"], "matrix.json: the matrix of win rates is written as .csv"),
-        (["-o", "votes.csv"], "votes.csv: is the input"),
-        (["-o", "x.csv", "--matrix", "x.csv"], "x.csv: is named for two outputs"),
-        (["--plot", "no/such/folder.svg"], "folder.svg: cannot be written"),
-        (["--min-votes", "999"], "no two models have 999 votes or more"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line(tmp_path: Path, prefcast_here: Run, arguments: list[str], says: str) -> None:
-    rows, _ = simulated(3, 50, 4)
-    write_csv(tmp_path / "votes.csv", rows)
-    before = sorted(tmp_path.iterdir())
-    done = prefcast_here("rank", "votes.csv", "--repeats", "2", *arguments)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert sorted(tmp_path.iterdir()) == before
-
-
 # Plots
 
 
@@ -658,8 +633,7 @@ def test_ranking_starts_nothing_heavy_before_it_must() -> None:
         "except SystemExit: pass\n"
         "print([name for name in ('matplotlib', 'pandas', 'scipy', 'pyarrow') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert said_by(code).splitlines()[-1] == "[]"
 
 
 def test_a_plot_leaves_matplotlib_as_it_was() -> None:
@@ -673,8 +647,7 @@ def test_a_plot_leaves_matplotlib_as_it_was() -> None:
         # Comparing the settings asks for the backend, which loads pyplot.
         "print('matplotlib.pyplot' in sys.modules, matplotlib.rcParams.copy() == before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    assert said_by(code).split() == ["False", "True"]
 
 
 def test_votes_are_kept_as_sums() -> None:

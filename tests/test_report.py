@@ -369,29 +369,6 @@ def test_predictions_alone_show_no_pairs(prefcast_here: Run, tmp_path: Path) -> 
     assert (tmp_path / "out.html").read_text("utf-8").count("<li><details>") == 20
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("pairs.jsonl", "-o", "out.txt"), "ends in .html"),
-        (("pairs.jsonl", "-o", "no/out.html"), "cannot be written"),
-        (("pairs.jsonl", "-o", "out.html", "--json", "out.html"), "name two files"),
-        (("-o", "out.html"), "name the file of labelled pairs"),
-        (("missing.csv", "-o", "out.html"), "missing.csv"),
-        (("unlabelled.jsonl", "-o", "out.html"), "nothing to evaluate"),
-    ],
-)
-def test_faults_are_one_line_and_leave_nothing(
-    prefcast_here: Run, tmp_path: Path, arguments: tuple[str, ...], words: str
-) -> None:
-    write_jsonl(tmp_path / "pairs.jsonl", [labelled(n % 3, id=n) for n in range(6)])
-    write_jsonl(tmp_path / "unlabelled.jsonl", [{"prompt": ["p"], "response_a": ["a"], "response_b": ["b"]}])
-    done = prefcast_here("report", *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"pairs.jsonl", "unlabelled.jsonl"}
-
-
 def test_failed_rows_end_with_3(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [labelled(n % 3, id=n, prompt=(f"Why {n}?",)) for n in range(6)]
     write_jsonl(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "id": 9, "prompt": 5}])

@@ -479,17 +479,6 @@ def test_the_log_has_no_texts_and_one_object_a_line(prefcast: Run, tmp_path: Pat
     assert json.loads(refused.stderr)["event"] == "message"
 
 
-def test_options_that_exclude_each_other(prefcast: Run) -> None:
-    for arguments, problem in (
-        (["--shard", "1/2"], "--shard needs an output file"),
-        (["--shard", "1/2", "-o", "o.csv", "--no-journal"], "--shard and --no-journal exclude each other"),
-        (["--shard", "1/2", "-o", "o.csv", "--rehearse", EXAMPLES], "--shard has no part in it"),
-    ):
-        done = prefcast("predict", EXAMPLES, *arguments)
-        assert done.returncode == 2
-        assert problem in done.stderr
-
-
 HEADER = {"verb": "test"}
 
 

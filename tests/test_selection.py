@@ -138,12 +138,10 @@ def test_a_calibrated_forecast_is_kept_as_given(seed: int) -> None:
     margin, tie, _ = simulated(800, seed)
     y = drawn(Davidson(1, 0, 1).probabilities(margin, tie), np.random.default_rng(seed + 100))
     found = fit_link(evidence(margin, tie, y, log_odds=True), repeats=20)
-    losses = {trial.name: trial.log_loss for trial in found.trials}
-    if found.chosen != "as given":
-        assert losses[found.chosen] < losses["as given"]
-    else:
-        np.testing.assert_allclose(found.link.theta, [1, 0, 1], atol=1e-12)
-        assert np.ptp(found.link.draws, axis=0).max() < 1e-12
+    # In one of the three a fitted model is better by chance, but not by enough.
+    assert found.chosen == "as given"
+    np.testing.assert_allclose(found.link.theta, [1, 0, 1], atol=1e-12)
+    assert np.ptp(found.link.draws, axis=0).max() < 1e-12
     # A forecast that is far too sure is not.
     assert fit_link(evidence(5 * margin, 5 * tie, y, log_odds=True), repeats=5).chosen != "as given"
 
@@ -246,8 +244,7 @@ def test_no_member_is_useful_where_labels_are_noise() -> None:
     both, rng, y = members(400)
     found = fit_link(evidence(both, 0 * both, rng.permutation(y)), repeats=5)
     assert not found.useful
-    if found.chosen == "prior":
-        assert found.useless == (0, 1)
+    assert (found.chosen, found.useless) == ("prior", (0, 1))
 
 
 def test_cross_validation_keeps_a_prompt_in_one_fold() -> None:
@@ -360,8 +357,8 @@ def test_a_sample_for_cross_validation_keeps_groups_whole(monkeypatch: pytest.Mo
     sample = fitting.Fitter(data).keys
     assert (np.unique(sample, return_counts=True)[1] == 3).all()
     # Only the choice looks at the sample; the fit itself has all rows.
-    if found.chosen == whole.chosen:
-        np.testing.assert_allclose(found.link.theta, whole.link.theta, atol=1e-9)
+    assert found.chosen == whole.chosen == "davidson"
+    np.testing.assert_allclose(found.link.theta, whole.link.theta, atol=1e-9)
 
 
 def test_votes_are_rows() -> None:
@@ -398,11 +395,15 @@ def test_rows_that_are_none(change: Callable[..., None]) -> None:
 
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from([20, 35, 80]), st.sampled_from([0.0, 1e-9, 1.0, 1e9]))
-def test_any_small_data_gives_a_fit_or_a_clear_error(seed: int, n: int, unit: float) -> None:
+def test_any_small_data_gives_a_fit_no_worse_than_the_share_of_ties(seed: int, n: int, unit: float) -> None:
     rng = np.random.default_rng(seed)
     margin, tie = unit * rng.standard_cauchy(n), unit * rng.integers(0, 2, n)
     y = rng.choice(3, n, p=rng.dirichlet([0.3, 0.3, 0.3]))
     found: Fit = fit_link(evidence(margin, tie, y, keys=rng.integers(0, n, n)), repeats=20)
     p = found.link.probabilities(margin[:, None], tie[:, None].astype(float))
-    assert np.isfinite(p).all()
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-12)
     assert np.isfinite(found.link.draws).all()
+    ties = np.mean(y == 2)
+    shares = np.array([(1 - ties) / 2, (1 - ties) / 2, ties])
+    # The penalty on few labels costs a little.
+    assert -np.log(p[np.arange(n), y]).mean() < -np.log(shares[y]).mean() + 0.1

@@ -157,7 +157,7 @@ def _reward_fields() -> list[tuple[str, Any, Any]]:
         kind: Any = next((simple for simple in kinds if simple in (bool, int, float)), str)
         if about.choices:
             kind = _ENUM(each.name, {choice: choice for choice in about.choices})
-        flag = about.flag or f"--{each.name.replace('_', '-')}"
+        flag = f"--{each.name.replace('_', '-')}"
         option = typer.Option(
             flag,
             help=about.help,

@@ -20,12 +20,11 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Option:
     """What is known of an option: `help` for people, `saved` where it belongs to the forecaster and not to the machine,
-    `flag` where the command line calls it otherwise, `metavar`, `choices` and the `least` value where it has such.
+    `metavar`, `choices` and the `least` value where it has such.
     Without a help text the command line does not have it."""
 
     help: str = ""
     saved: bool = False
-    flag: str | None = None
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     least: int | None = None

@@ -1,1 +1,14 @@
-"""For authors of scorers: the tests of the scorer contract."""
+"""For authors of scorers: the tests that every scorer must pass.
+
+    from prefcast.testing import check_scorer
+
+    def test_my_scorer() -> None:
+        check_scorer(MyScorer)
+
+Each check raises AssertionError with a line that says what the contract (`prefcast.scorers.base`) asks and what the scorer
+did instead.
+"""
+
+from prefcast.testing.contract import CHECKS, check_scorer, example_pairs
+
+__all__ = ["CHECKS", "check_scorer", "example_pairs"]

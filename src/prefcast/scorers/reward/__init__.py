@@ -43,7 +43,7 @@ class Options:
         None,
         Option("Where: auto, cpu, cuda:0,cuda:1; one replica on each.  [default: auto]", metavar="LIST"),
     )
-    shard: bool = option(False, Option("Spread one model over the devices instead.", flag="--spread"))
+    spread: bool = option(False, Option("Spread one model over the devices instead."))
     special_tokens: str | None = option(
         None,
         Option(
@@ -97,7 +97,7 @@ def load_scorer(
     policy: str = "keep-last",
     template: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
-    shard: bool = False,
+    spread: bool = False,
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
 ) -> RewardScorer:
@@ -105,7 +105,7 @@ def load_scorer(
 
     `dtype` is what is computed in (`float32`, `float16`, `bfloat16`; by default float32 on a CPU, elsewhere the
     checkpoint's own), `quantize` (`nf4`, `int8`) how the weights lie in memory, `devices` where (`auto`, `cpu,cpu`,
-    `cuda:0,cuda:1`: a replica on each, or with `shard` one model over all). `special_tokens` says how special tokens
+    `cuda:0,cuda:1`: a replica on each, or with `spread` one model over all). `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
     the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers.
 
@@ -118,7 +118,7 @@ def load_scorer(
         dtype=dtype,
         quantize=quantize,
         devices=devices if devices is None or isinstance(devices, str) else tuple(map(str, devices)),
-        shard=shard,
+        spread=spread,
         special_tokens=special_tokens,
         max_tokens=max_tokens,
         policy=policy,

@@ -203,6 +203,6 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     except Exception as error:
         # Configs of strangers may be wrong in any way.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
-    if options.shard and len(scorer.devices) < 2:
+    if options.spread and len(scorer.devices) < 2:
         raise UsageError("--spread spreads a model over several devices; name them with --devices")
     return scorer

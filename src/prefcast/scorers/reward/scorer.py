@@ -191,7 +191,7 @@ class RewardScorer(Scorer):
 
     def replicas(self) -> Sequence[Options]:
         """One for each device, unless one model is spread over all of them."""
-        if self.options.shard or len(self.devices) == 1:
+        if self.options.spread or len(self.devices) == 1:
             return ()
         threads = self.options.threads or threads_each(self.devices)
         return [replace(self.options, devices=(str(device),), threads=threads) for device in self.devices]
