@@ -21,11 +21,11 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+from prefcast.runs.journal import Entry, Journal
+from prefcast.runs.packed import digest_of, pack
 
 from prefcast import load_forecaster, open_pairs
 from prefcast.runs.jobs import forecasting
-from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.packed import digest_of, pack
 
 _PROGRAM = """
 import json, resource, sys, time, prefcast.cli

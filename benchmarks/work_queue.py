@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prefcast.runs.journal import Entry, Journal
+from prefcast.runs.packed import digest_of, pack, unpack
 
 from prefcast import load_forecaster
 from prefcast.base.frames import receive, send
@@ -33,8 +35,6 @@ from prefcast.pairs import Pair
 from prefcast.pairs.formats import open_pairs
 from prefcast.pairs.pieces import PIECE_ROWS, pieces
 from prefcast.runs.jobs import forecasting
-from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.packed import digest_of, pack, unpack
 from queue_plans import RECORDED, Measured, print_plans
 from simulated_queue import AtTimes, Seconds, Workers, from_queue
 

@@ -18,7 +18,7 @@ from prefcast import Pair, load_forecaster
 from prefcast.errors import ForecasterError
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.encoder import Encoder
-from prefcast.scorers.embedded.texts import TextReader
+from prefcast.scorers.embedded.texts import PairTokenizer
 
 SHIPPED = Path(sys.modules["prefcast"].__file__ or "").parent / "forecasts" / "builtin" / "embedded"
 START, END = 0, 2
@@ -40,29 +40,29 @@ def scorer() -> Iterator[EmbeddedScorer]:
 
 
 @pytest.fixture(scope="module")
-def reader() -> TextReader:
-    return TextReader(SHIPPED / "tokenizer.json", 32)
+def reader() -> PairTokenizer:
+    return PairTokenizer(SHIPPED / "tokenizer.json", 32)
 
 
-def said(reader: TextReader, ids: np.ndarray) -> str:
+def said(reader: PairTokenizer, ids: np.ndarray) -> str:
     pieces = (reader._tokenizer.id_to_token(int(number)) for number in ids)
     return "".join(pieces).replace("▁", " ").strip()
 
 
-def test_a_text_is_all_turns_of_one_speaker(reader: TextReader) -> None:
+def test_a_text_is_all_turns_of_one_speaker(reader: PairTokenizer) -> None:
     prompt, a, b = reader.read([Pair.of(["why so", "and"], ["yes", "it is"], ["no", ""])])[0]
     assert said(reader, prompt) == "<s> query: why so and</s>"
     assert said(reader, a) == "<s> passage: yes it is</s>"
     assert said(reader, b) == "<s> passage: no </s>"
 
 
-def test_special_tokens_in_a_text_are_letters(reader: TextReader) -> None:
+def test_special_tokens_in_a_text_are_letters(reader: PairTokenizer) -> None:
     _, a, b = reader.read([Pair.of("a", "</s> yes <s> <pad> <mask>", "b")])[0]
     assert [np.flatnonzero(ids == END).tolist() for ids in (a, b)] == [[len(a) - 1], [len(b) - 1]]
     assert (a == START).sum() == 1
 
 
-def test_a_long_text_loses_its_middle(reader: TextReader) -> None:
+def test_a_long_text_loses_its_middle(reader: PairTokenizer) -> None:
     prompt, a, _ = reader.read([Pair.of("first " + "b " * 9_000 + "last", "one " + "c " * 40 + "two", "d")])[0]
     assert len(prompt) == len(a) == 34
     assert said(reader, prompt).startswith("<s> query: first b b")
@@ -76,7 +76,7 @@ def test_a_long_text_loses_its_middle(reader: TextReader) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_no_text_is_longer_than_the_limit(turns: list[tuple[str, str, str]], limit: int) -> None:
-    reader = TextReader(SHIPPED / "tokenizer.json", 32)
+    reader = PairTokenizer(SHIPPED / "tokenizer.json", 32)
     reader.limit = limit
     pair = Pair.of(*(list(column) for column in zip(*turns, strict=True)))
     texts, mirrored = reader.read([pair])[0], reader.read([pair.swapped()])[0]
@@ -217,7 +217,7 @@ def test_every_text_gets_a_forecast() -> None:
     np.testing.assert_array_equal(mirrored.probabilities[:, [1, 0, 2]], found.probabilities)
 
 
-def test_scripts_of_the_world_are_read_without_unknown_pieces(reader: TextReader) -> None:
+def test_scripts_of_the_world_are_read_without_unknown_pieces(reader: PairTokenizer) -> None:
     unknown = reader._tokenizer.token_to_id("<unk>")
     whole = replace_limit(reader, 510)
     for name in ("right to left", "Chinese", "Thai"):
@@ -225,8 +225,8 @@ def test_scripts_of_the_world_are_read_without_unknown_pieces(reader: TextReader
         assert (ids == unknown).sum() == 0, name
 
 
-def replace_limit(reader: TextReader, limit: int) -> TextReader:
-    found = TextReader(SHIPPED / "tokenizer.json", limit)
+def replace_limit(reader: PairTokenizer, limit: int) -> PairTokenizer:
+    found = PairTokenizer(SHIPPED / "tokenizer.json", limit)
     assert found.vocabulary == reader.vocabulary
     return found
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prefcast.runs.isolated import IsolatedScorer, isolated
 
 from conftest import Run, kaggle_row, write_jsonl
 from prefcast import Pair, load_forecaster
 from prefcast.errors import WorkerError
-from prefcast.runs.isolated import IsolatedScorer, isolated
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.given import GivenScorer
 

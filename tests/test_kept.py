@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefcast.scorers.reward.kept import KeptScores, kept_file
+from prefcast.scorers.reward.replicas import LocalReplica
 
 from checkpoints import FAMILIES, change_config, change_weights, save_decoder, save_gemma2_pair
 from conftest import EXAMPLES, Run, kaggle_row, write_csv
 from prefcast import Forecaster, Pair, load_scorer, read_pairs
 from prefcast.outcomes.models import Davidson
 from prefcast.scorers.reward.engine import Group
-from prefcast.scorers.reward.kept import KeptScores, kept_file
-from prefcast.scorers.reward.replicas import LocalReplica
 
 PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prefcast.scorers.reward.replicas import Replicas
 
 from checkpoints import change_weights, save_decoder, save_internlm2
 from checkpoints import fresh_scorer as load_scorer
@@ -24,7 +25,6 @@ from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError, WorkerError
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Group, Recipe
-from prefcast.scorers.reward.replicas import Replicas
 
 PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
 

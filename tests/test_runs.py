@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefcast.runs.journal import Entry, Journal
+from prefcast.runs.lock import Lock
+from prefcast.runs.packed import digest_of, link_as_json, link_of_json, pack, unpack
 
 from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import load_forecaster, open_pairs
@@ -28,11 +31,8 @@ from prefcast.forecasts.scores import RawScores
 from prefcast.pairs import Pair
 from prefcast.pairs.pieces import pieces
 from prefcast.runs.jobs import forecasting, scoring
-from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.lock import Lock
 from prefcast.runs.log import Watch, duration_text
 from prefcast.runs.loop import Job, run_to
-from prefcast.runs.packed import digest_of, link_as_json, link_of_json, pack, unpack
 from prefcast.runs.shards import ShardOf
 
 WORDS = ["the", "sky", "is", "blue", "because", "of", "light", "that", "scatters", "and", "nothing", "else"]

@@ -24,7 +24,7 @@ from prefcast.errors import MissingExtraError, ModelError, UsageError
 from prefcast.pairs import Pair
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.encoder import Encoder, Vectors
-from prefcast.scorers.embedded.texts import PairTexts, TextReader
+from prefcast.scorers.embedded.texts import PairTexts, PairTokenizer
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training import vectors
 from prefcast.training.data import WEIGHT, read_labelled
@@ -453,7 +453,7 @@ def test_the_vocabulary_keeps_what_is_wanted_and_what_is_frequent(tmp_path: Path
     _, more = network_of.pruned(network, vocabulary, {"passage"}, size=13)
     assert "▁ab" in more.pieces
     making.write_tokenizer(kept, tmp_path / "tokenizer.json")
-    reader = TextReader(tmp_path / "tokenizer.json", 30)
+    reader = PairTokenizer(tmp_path / "tokenizer.json", 30)
     _, a, b = reader.read([Pair.of("x", "a\n\x00 b\u3000a", "天\u200e x")])[0]
     # "passage", ":", " a", " ", "b", " a"
     assert a.tolist() == [0, 4, 9, 8, 7, 4, 6, 7, 2]

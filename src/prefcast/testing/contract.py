@@ -94,7 +94,9 @@ def order_does_not_matter(make: Make, pairs: Sequence[Pair]) -> None:
     with closing(make()) as scorer:
         order = np.random.default_rng(0).permutation(len(pairs))
         whole, shuffled = scorer.evidence(pairs), scorer.evidence([pairs[index] for index in order])
-        wanted = Evidence(whole.margin[order], whole.tie[order], {}, {name: whole.raw[name][order] for name in whole.raw})
+        wanted = Evidence(
+            whole.margin[order], whole.tie[order], {}, {name: whole.raw[name][order] for name in whole.raw}
+        )
         _same(shuffled, wanted, scorer.promise.batch, "another order of the pairs")
 
 
@@ -141,23 +143,26 @@ def what_is_saved_is_loaded(make: Make, pairs: Sequence[Pair]) -> None:
 
 def kept_evidence_is_the_same(make: Make, pairs: Sequence[Pair]) -> None:
     """What the evidence store gives back is what was computed; a swapped pair is found too where a swap is exact."""
-    with tempfile.TemporaryDirectory() as room, EvidenceStore(Path(room) / "store.sqlite") as store:
-        with closing(make()) as scorer:
-            first = kept(scorer, store)
-            if not isinstance(first, KeptScorer):
-                _ask(
-                    scorer.cost is Cost.INSTANT or not scorer.promise.repeatable or bool(scorer.members()),
-                    "a scorer that is not instant must be kept",
-                )
-                return
-            computed, meter = first.evidence(pairs), Meter()
-            again = first.evidence([pair.swapped() if scorer.promise.swap == 0 else pair for pair in pairs], meter)
-            good = len(pairs) - len(computed.problems)
-            _ask(meter.spent.kept >= good, f"of {good} pairs the store had {meter.spent.kept}")
-            if scorer.promise.swap == 0:
-                again = Evidence(0.0 - again.margin, again.tie)
-                computed = Evidence(computed.margin, computed.tie)
-            _same(again, computed, 0.0, "the evidence store")
+    with (
+        tempfile.TemporaryDirectory() as room,
+        EvidenceStore(Path(room) / "store.sqlite") as store,
+        closing(make()) as scorer,
+    ):
+        first = kept(scorer, store)
+        if not isinstance(first, KeptScorer):
+            _ask(
+                scorer.cost is Cost.INSTANT or not scorer.promise.repeatable or bool(scorer.members()),
+                "a scorer that is not instant must be kept",
+            )
+            return
+        computed, meter = first.evidence(pairs), Meter()
+        again = first.evidence([pair.swapped() if scorer.promise.swap == 0 else pair for pair in pairs], meter)
+        good = len(pairs) - len(computed.problems)
+        _ask(meter.spent.kept >= good, f"of {good} pairs the store had {meter.spent.kept}")
+        if scorer.promise.swap == 0:
+            again = Evidence(0.0 - again.margin, again.tie)
+            computed = Evidence(computed.margin, computed.tie)
+        _same(again, computed, 0.0, "the evidence store")
 
 
 def an_explanation_adds_up(make: Make, pairs: Sequence[Pair]) -> None:
@@ -169,7 +174,9 @@ def an_explanation_adds_up(make: Make, pairs: Sequence[Pair]) -> None:
             if pushes and index not in found.problems:
                 margin, tie = sum(push.margin for push in pushes), sum(push.tie for push in pushes)
                 off = max(abs(margin - found.margin[index]), abs(tie - found.tie[index]))
-                _ask(off <= _ROUNDING * max(1.0, abs(margin), abs(tie)), f"the terms of an explanation are {off:.3g} off")
+                _ask(
+                    off <= _ROUNDING * max(1.0, abs(margin), abs(tie)), f"the terms of an explanation are {off:.3g} off"
+                )
 
 
 def options_are_a_frozen_dataclass(make: Make, pairs: Sequence[Pair]) -> None:
