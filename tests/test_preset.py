@@ -13,7 +13,7 @@ from checkpoints import INTERNLM2, save_decoder, save_gemma2_pair, save_internlm
 from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv
 from prefcast import Forecaster, Pair, load_scorer, predict, read_pairs
 from prefcast.errors import UsageError
-from prefcast.forecasts.resolve import is_reward_model, resolve, resolve_scorer
+from prefcast.forecasts.resolve import is_named_model, resolve, resolve_scorer
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.store import quantize_checkpoint
 
@@ -208,7 +208,7 @@ def test_built_in_models_have_scores_too(prefcast_here: Run, tmp_path: Path) -> 
 def test_what_counts_as_a_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert [is_reward_model(name) for name in ("surface", "here", "owner/name", "./x", "surfaec")] == [
+    assert [is_named_model(name) for name in ("surface", "here", "owner/name", "./x", "surfaec")] == [
         False,
         True,
         True,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from conftest import EXAMPLES
 from prefcast import Forecaster, Pair, load_forecaster, read_pairs
 from prefcast.errors import ForecasterError, UsageError
-from prefcast.scorers.registry import SCORERS, scorer_class
+from prefcast.forecasts.forecaster import built_in
+from prefcast.scorers.registry import scorer_class
 from prefcast.scorers.surface import SurfaceScorer, feature_arrays
 from prefcast.scorers.surface.features import (
     COUNTS,
@@ -27,7 +28,7 @@ from prefcast.scorers.surface.features import (
 from prefcast.scorers.surface.model import SurfaceModel
 
 PAIRS = list(read_pairs(EXAMPLES))
-FORECASTERS = {name: load_forecaster(name) for name in SCORERS}
+FORECASTERS = {name: load_forecaster(name) for name in built_in()}
 
 texts = st.text(max_size=80) | st.sampled_from(
     [
@@ -46,7 +47,7 @@ texts = st.text(max_size=80) | st.sampled_from(
     ]
 )
 turns = st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=3)
-each_scorer = pytest.mark.parametrize("name", SCORERS)
+each_scorer = pytest.mark.parametrize("name", built_in())
 
 
 @each_scorer

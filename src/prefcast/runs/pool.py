@@ -116,9 +116,9 @@ class PooledScorer(WrappedScorer):
             meter.advance(len(positions))
             yield positions, failed(self, found) if isinstance(found, Problem) else found
 
-    def conversation_scores(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
         if not self.pointwise:
-            return self.inner.conversation_scores(conversations)
+            return self.inner.score(conversations)
         scores = np.full(len(conversations), np.nan)
         done: SimpleQueue[Any] = SimpleQueue()
         plain = [[dict(message) for message in each] for each in conversations]

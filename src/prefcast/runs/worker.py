@@ -40,7 +40,7 @@ def main() -> None:
 def _answer(answers: IO[bytes], scorer: Scorer, asked: dict[str, Any]) -> None:
     if "conversations" in asked:
         try:
-            send(answers, {}, [scorer.conversation_scores(asked["conversations"])])
+            send(answers, {}, [scorer.score(asked["conversations"])])
         except UsageError as error:
             send(answers, {"usage": str(error)})
         return

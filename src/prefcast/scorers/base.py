@@ -205,7 +205,7 @@ class Scorer(ABC):
     brought: tuple[str, ...] = ()
     # Whether its evidence is a forecast's log-odds already.
     log_odds: bool = False
-    # Whether single conversations have scores (`conversation_scores`).
+    # Whether single conversations have scores (`score`).
     pointwise: bool = False
     # How many seconds a batch may take; None where there is no limit.
     time_limit: float | None = None
@@ -250,7 +250,7 @@ class Scorer(ABC):
         """The evidence of `pairs`, in their order."""
         return gathered(len(pairs), self.raw_names, self.stream(pairs, meter))
 
-    def conversation_scores(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Floats:
+    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Floats:
         """Scores (n,) of n conversations, each a list of messages with `role` and `content`; higher is better.
 
         Raises UsageError where single conversations have no scores.

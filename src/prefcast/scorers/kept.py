@@ -82,7 +82,7 @@ class KeptScorer(WrappedScorer):
             yield positions, _taken(evidence, rows, np.array(turned), self._turn)
             rest.count(part)
 
-    def conversation_scores(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
         keys = [
             hashlib.blake2b(
                 json.dumps([dict(message) for message in each], sort_keys=True).encode(), digest_size=16, key=self.space
@@ -93,7 +93,7 @@ class KeptScorer(WrappedScorer):
         known = {key: _SCORE.unpack(value[1:])[0] for key, value in found.items() if value[:1] == _CONVERSATION}
         new = [index for index, key in enumerate(keys) if key not in known]
         if new:
-            scores = self.inner.conversation_scores([conversations[index] for index in new]).tolist()
+            scores = self.inner.score([conversations[index] for index in new]).tolist()
             known |= {keys[index]: score for index, score in zip(new, scores, strict=True)}
             self._store.put((keys[index], _CONVERSATION + _SCORE.pack(known[keys[index]])) for index in new)
         return np.array([known[key] for key in keys], dtype=np.float64)

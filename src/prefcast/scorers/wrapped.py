@@ -40,8 +40,8 @@ class WrappedScorer(Scorer):
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         return self.inner.stream(pairs, meter)
 
-    def conversation_scores(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
-        return self.inner.conversation_scores(conversations)
+    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+        return self.inner.score(conversations)
 
     def explain(self, pair: Pair) -> list[Push]:
         return self.inner.explain(pair)

@@ -116,7 +116,7 @@ class BatchForecaster:
     def _scores(self, items: list[Conversation]) -> list[Result]:
         if not self.pointwise:
             return [Failed("the forecaster has no scores of single conversations") for _ in items]
-        scores = self.forecaster.scorer.conversation_scores([item.messages for item in items])
+        scores = self.forecaster.scorer.score([item.messages for item in items])
         return [
             float(score) if math.isfinite(score) else Failed("the model gave a score that is not finite")
             for score in scores

@@ -109,7 +109,7 @@ def load_scorer(
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
     the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers.
 
-    Every scorer has `evidence(pairs)`; that of a pointwise model has `conversation_scores(conversations)` and
+    Every scorer has `evidence(pairs)`; that of a pointwise model has `score(conversations)` and
     `encode(conversation)` too. Raises ModelError, UsageError and MissingExtraError.
     """
     if dtype is not None and not isinstance(dtype, str):

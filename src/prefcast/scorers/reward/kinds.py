@@ -58,7 +58,7 @@ class PointwiseScorer(RewardScorer):
         """The token ids of a conversation as they are scored; never truncated."""
         return self._encode(checked(conversation))[0]
 
-    def conversation_scores(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
         """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`), higher is better.
 
         Nothing is truncated. Raises UsageError for what is no conversation or is longer than the model's position
