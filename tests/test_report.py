@@ -249,7 +249,9 @@ def test_a_right_forecast_is_called_better_and_a_wrong_one_worse() -> None:
     said = [
         report_html(evaluate_probabilities(p, y, repeats=100), title="t", forecaster="f") for p in (good, bad, same)
     ]
-    for page, words in zip(said, ("better than a forecast", "worse than a forecast", "not clearly different"), strict=True):
+    for page, words in zip(
+        said, ("better than a forecast", "worse than a forecast", "not clearly different"), strict=True
+    ):
         assert words in page
 
 
