@@ -13,7 +13,7 @@ from scipy.optimize import check_grad, minimize
 
 from prefcast.errors import FitError
 from prefcast.outcomes.models import Davidson, FittedModel, RaoKupper
-from prefcast.outcomes.statistics.likelihood import Block, _evaluate, linear, maximise, weight_blocks
+from prefcast.outcomes.statistics.likelihood import Block, _evaluate, linear, maximise
 
 LINKS = [Davidson, RaoKupper]
 BASES = {
@@ -95,9 +95,7 @@ def test_weights_are_repeated_rows(link: type[FittedModel]) -> None:
     weights = np.random.default_rng(0).integers(0, 4, 100)
     again = [np.repeat(part, weights, axis=0) for part in (m, t, votes)]
     args = np.eye(6), np.zeros(6)
-    weighted = maximise(
-        link.log_probabilities, lambda: weight_blocks([(m, t, votes)], lambda n: weights.astype(float)), *args
-    )
+    weighted = maximise(link.log_probabilities, lambda: [(m, t, votes * weights[:, None])], *args)
     repeated = maximise(link.log_probabilities, lambda: [(again[0], again[1], again[2])], *args)
     np.testing.assert_allclose(weighted.theta, repeated.theta, atol=1e-7)
     assert weighted.votes == repeated.votes
