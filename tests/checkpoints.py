@@ -36,7 +36,7 @@ LABELS = {0: "winner_model_a", 1: "winner_model_b", 2: "winner_tie"}
 
 def fresh_scorer(model: Path, **options: Any) -> Any:
     """A scorer that keeps nothing: for tests of what is computed."""
-    return load_scorer(model, **options, keep=False)
+    return load_scorer(model, **options)
 
 
 @cache

@@ -195,12 +195,12 @@ def test_weights_are_repeated_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(scaled.fit.link.theta, weighted.fit.link.theta, atol=1e-9)
     alone = [{"id": f"r{row}", "weight": 1000 if row == 0 else 0.001} for row in range(80)]
     (tmp_path / "alone.csv").write_text("id,weight\n" + "".join(f"{each['id']},{each['weight']}\n" for each in alone))
-    with pytest.raises(FitError, match=r"the weights leave 1\.0 rows' worth of labels"):
+    with pytest.raises(FitError, match=r"the labels count as 1\.0 rows"):
         fit(scores=path, weights=tmp_path / "alone.csv")
 
 
 def test_a_share_of_ties_that_cannot_be_known_is_not_made_up() -> None:
-    with pytest.raises(UsageError, match="do not tell ties apart well enough: the share of ties there may be anything"):
+    with pytest.raises(UsageError, match="do not predict ties well enough to estimate the share"):
         fit(pairs(100, 1), model="length", target=pairs(100, 2))
 
 
@@ -425,14 +425,14 @@ def test_votes_on_other_ids_are_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "length", "scores": "s.csv"}, "name models or bring --scores, not both"),
+        ({"model": "length", "scores": "s.csv"}, "give either models or --scores, not both"),
         ({"model": ["length", "length"]}, "a model is named twice"),
         ({"model": "lenght"}, "unknown model 'lenght'; did you mean 'length'"),
         ({"model": "../../no/such\x1b[31m"}, "no such|not a|cannot"),
-        ({"target_prior": 1.5}, "is a share of ties between 0 and 1, found 1.5"),
-        ({"target_prior": float("nan")}, "is a share of ties between 0 and 1"),
-        ({"target_prior": 0.2, "target": "x.csv"}, "give one of them"),
-        ({"scores": "s.csv", "target": "x.csv"}, "with --scores say the share of ties"),
+        ({"target_prior": 1.5}, "must be a share of ties between 0 and 1; found 1.5"),
+        ({"target_prior": float("nan")}, "must be a share of ties between 0 and 1"),
+        ({"target_prior": 0.2, "target": "x.csv"}, "give only one of them"),
+        ({"scores": "s.csv", "target": "x.csv"}, "with --scores give the share of ties"),
         ({"model": "length", "options": Options(dtype="bfloat16")}, "has no such options"),
     ],
 )
@@ -443,10 +443,10 @@ def test_calls_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_data_that_hold_no_labels(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name the file of labelled pairs"):
+    with pytest.raises(UsageError, match="name a file of labelled pairs"):
         fit()
     path = write_pairs(tmp_path / "f.csv", pairs(30), labels=False)
-    with pytest.raises(UsageError, match=r"f\.csv: nothing to fit: it has no label columns"):
+    with pytest.raises(UsageError, match=r"f\.csv: nothing to fit: the file has no label columns"):
         fit(path, model="length")
     with pytest.raises(FitError, match="of 30 rows 0 failed and 30 have no label"):
         fit([Pair(pair.turns, pair.id) for pair in pairs(30)], model="length")
@@ -488,7 +488,7 @@ def test_no_ties_are_told(prefcast_here: Run, tmp_path: Path) -> None:
     assert "there is no tie among the labels" in done.stderr
     done = prefcast_here("fit", "--scores", "s.csv", "-o", "mine", "--target-prior", "0.3")
     assert done.returncode == 2
-    assert "says nothing about ties that could be moved" in done.stderr
+    assert "expected a share between 0 and 1 to adjust the tie level" in done.stderr
 
 
 def test_figures_of_scores_are_those_of_the_forecasts(prefcast_here: Run, tmp_path: Path) -> None:

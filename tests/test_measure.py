@@ -201,7 +201,7 @@ def test_against_another_forecast_is_a_paired_difference(tmp_path: Path) -> None
     assert found.against.n == 20
     assert found.against.log_loss.value == 0
     write_predictions(tmp_path / "none.jsonl", prefcast.predict([Pair.of("p", "a", "b")], model="length"))
-    with pytest.raises(UsageError, match="has none of the ids"):
+    with pytest.raises(UsageError, match="has none of the measured ids"):
         evaluate_against(path, tmp_path / "none.jsonl")
 
 

@@ -211,7 +211,7 @@ def test_drift_is_measured(prefcast_here: Run) -> None:
         in done.stdout
     )
     few = prefcast_here("score", EXAMPLES, "--model", INTERNLM2, "--dtype", "bfloat16", "--check-drift", "5")
-    assert "no log loss: it takes 30 labelled pairs, there are 5" in few.stdout
+    assert "no log loss: it needs 30 labelled pairs, there are 5" in few.stdout
 
 
 def test_drift_by_hand() -> None:

@@ -182,7 +182,7 @@ def test_rows_that_fail_or_have_no_label_are_left_out_and_counted(tmp_path: Path
     assert found.scores == prefcast.evaluate(write_csv(tmp_path / "g.csv", good), model="surface").scores
     with pytest.raises(UsageError, match="of 1 rows 0 failed and 1 have no label"):
         prefcast.evaluate(write_jsonl(tmp_path / "h.jsonl", [kaggle_row(winner=None)]), model="surface")
-    with pytest.raises(UsageError, match="nothing to evaluate: it has no label columns"):
+    with pytest.raises(UsageError, match="nothing to evaluate: the file has no label columns"):
         prefcast.evaluate(write_csv(tmp_path / "i.csv", [kaggle_row()]), model="surface")
     late = [kaggle_row(number) for number in range(20)] + [labelled(2, id=20)]
     assert prefcast.evaluate(write_jsonl(tmp_path / "j.jsonl", late), model="surface").n == 1
@@ -211,7 +211,7 @@ def test_predictions_that_lack_a_row(tmp_path: Path) -> None:
         pytest.raises(FileError, match="row 2: id '2' is not among the predictions"),
     ):
         evaluate_predictions(predictions, file)
-    with pytest.raises(UsageError, match="the predictions hold no label of their own"):
+    with pytest.raises(UsageError, match="the file of predictions has no labels"):
         evaluate_predictions(predictions)
 
 

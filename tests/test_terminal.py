@@ -45,6 +45,10 @@ def test_a_narrow_terminal_wraps_and_loses_no_figure(monkeypatch: pytest.MonkeyP
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(map(len, plain.split("\n"))) <= 30
     assert {"0.8481", "[0.7514,", "0.9369]", "long", "model"} <= set(plain.split())
+    monkeypatch.setenv("COLUMNS", "8")
+    text = rendered(table(("", ""), [("模型模型模型", "123456789")]))
+    assert "…" not in text
+    assert [text.count(character) for character in "模型123456789"] == [3, 3, *[1] * 9]
 
 
 def test_columns_line_up_under_wide_characters() -> None:

@@ -17,7 +17,7 @@ from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.outcomes.models import FITTED_MODELS, Link
 from prefcast.outcomes.statistics.bootstrap import poisson_weights
 from prefcast.outcomes.statistics.columns import BLOCK
-from prefcast.outcomes.statistics.likelihood import Block, Optimum, linear, maximise, weight_blocks
+from prefcast.outcomes.statistics.likelihood import Block, Optimum, linear, maximise
 from prefcast.pairs import Outcome
 
 __all__ = ["DRAWS", "LEAST_LABELS", "Candidate", "Fitter"]
@@ -268,12 +268,14 @@ class Fitter:
         self, candidate: Candidate, rows: Floats, weights: NDArray[np.float32], optimum: Optimum, centre: Floats
     ) -> Floats | None:
         basis, offset, penalty = self.basis(candidate)
-        block = self.block(candidate, rows)
-        weighted = list(weight_blocks([block], lambda n: weights.astype(np.float64)))
-        if not weighted[0][2].any():
+        m, t, votes = self.block(candidate, rows)
+        votes = votes * weights[:, None]
+        if not votes.any():
             return None
         link, start = FITTED_MODELS[candidate.kind].log_probabilities, optimum.free - centre
-        return maximise(link, lambda: weighted, basis, offset + basis @ centre, penalty=penalty, start=start).theta
+        return maximise(
+            link, lambda: [(m, t, votes)], basis, offset + basis @ centre, penalty=penalty, start=start
+        ).theta
 
 
 def _expanded(groups: int) -> float:

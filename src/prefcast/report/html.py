@@ -1,7 +1,7 @@
-"""A measurement as one HTML page that needs nothing else: no network, no script, light and dark, phone and paper.
+"""An evaluation as one HTML page without scripts or other files, for light and dark screens, telephones and paper.
 
-Texts of the files are untrusted: the template escapes all of them, invisible characters are spelled out, and the page
-forbids itself to load or run anything.
+Texts of the files are untrusted: the template escapes them, invisible characters are shown as escapes, and the page's
+content security policy forbids it to load or run anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Excerpt", "Shown", "Tile", "excerpt_of", "report_html", "visible"]
 _SHOWN_TEXT = 4000
 _SHOWN_TURNS = 12
 _NAME = 120
-# Joiners: letters of some scripts and emoji need them. After ASCII they have nothing to join.
+# Zero-width joiners, which some scripts and emoji need. After an ASCII character they have no use.
 _JOINERS = "\u200c\u200d"
 _WON = {"a": "A won", "b": "B won", "tie": "Tie"}
 _LETTERS = {"a": "A", "b": "B", "tie": "tie"}
@@ -35,7 +35,7 @@ _LETTERS = {"a": "A", "b": "B", "tie": "tie"}
 
 @dataclass(frozen=True)
 class Tile:
-    """A headline figure: what it is called, its value and interval as text, and how to read it."""
+    """A headline figure: its name, its value and interval as text, and a note on how to read it."""
 
     name: str
     value: str
@@ -45,7 +45,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The beginning of a text as it is shown, and how many characters were left out."""
+    """The beginning of a text, and the number of characters that were left out."""
 
     text: str
     left_out: int
@@ -53,8 +53,8 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Shown:
-    """A surprising row as it is shown: `said` are the percentages of A, B and tie, `turns` triples of excerpts (prompt,
-    A, B)."""
+    """A surprising row as the page shows it: `said` are the percentages of A, B and tie, `turns` are triples of excerpts
+    (prompt, A, B)."""
 
     id: str
     models: tuple[str, str] | None
@@ -66,8 +66,8 @@ class Shown:
 
 
 def visible(text: str) -> str:
-    """Untrusted text for a page: line ends and tabs stay, spaces of every width too; whatever else is invisible or
-    turns the direction of writing is spelled out."""
+    """Untrusted text for a page: line ends, tabs and spaces are kept; other invisible characters, and those that change
+    the direction of writing, are shown as escapes."""
     out: list[str] = []
     before = ""
     for c in text.replace("\r\n", "\n"):
@@ -92,10 +92,10 @@ def report_html(
     date: str | None = None,
     surprises: Sequence[Surprise] | None = None,
 ) -> str:
-    """The page, as text: what was measured, how good it is, where it errs.
+    """The HTML of the report.
 
-    `forecaster` names what made the forecasts, `source` the file of labelled pairs. `surprises` are the rows to show,
-    the worst first; None says that there were no texts. The same arguments give the same page.
+    `forecaster` is the name of the forecaster, `source` that of the file of labelled pairs. `surprises` are the rows to
+    show, the worst first; None means that the texts are not available. The same arguments give the same page.
     """
     from importlib.metadata import version
     from importlib.resources import files
@@ -139,7 +139,7 @@ def report_html(
 
 
 def _spelled(text: object) -> str:
-    """An untrusted name on one line, of bounded length."""
+    """An untrusted name, escaped, on one line and of limited length."""
     name = printable(str(text))
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
@@ -170,17 +170,17 @@ _FORMS: dict[str, Callable[[float], str]] = {"plain": _plain, "signed": _signed,
 def _tiles(e: Evaluation) -> list[Tile]:
     s = e.scores
     every = [
-        ("log loss", s.log_loss, _plain, "lower is better; 1.099 is a blind guess"),
+        ("log loss", s.log_loss, _plain, "lower is better; equal chances give 1.099"),
         ("accuracy", s.accuracy, _percent, "how often the likeliest outcome happened"),
-        ("Brier score", s.brier_score, _plain, "lower is better; 0.667 is a blind guess"),
+        ("Brier score", s.brier_score, _plain, "lower is better; equal chances give 0.667"),
         (
             "calibration error",
             s.expected_calibration_error,
             _plain,
-            f"0 is perfect; {_plain(s.expected_calibration_error_plain.value)} with the noise of the sample",
+            f"0 is perfect; {_plain(s.expected_calibration_error_plain.value)} without the correction for sampling noise",
         ),
-        ("tie recall", s.tie_recall, _percent, "ties for which a tie was the likeliest"),
-        ("AUC", s.auc, _plain, "A won or B won, told apart; 0.5 is a coin"),
+        ("tie recall", s.tie_recall, _percent, "how often a tie was the likeliest where it was a tie"),
+        ("AUC", s.auc, _plain, "how well A won and B won are told apart; 0.5 is chance"),
     ]
     return [
         Tile(name, say(figure.value), _bracketed(figure, "percent" if say is _percent else "plain"), note)
@@ -200,8 +200,11 @@ def _verdict(gain: Figure, than: str) -> str:
 
 
 def _summary(e: Evaluation, forecaster: str) -> str:
-    """What the figures say, in two sentences."""
-    than = {"class_prior": "knowing only how often each outcome happens", "length": "looking only at lengths"}
+    """A summary of the figures in two sentences."""
+    than = {
+        "class_prior": "a forecast that knows only how often each outcome happens",
+        "length": "a forecast from the lengths of the answers alone",
+    }
     verdicts = [_verdict(e.baselines[base].gain, said) for base, said in than.items() if base in e.baselines]
     return (
         f"On {e.n:,} labelled pairs {forecaster} has a log loss of {_plain(e.scores.log_loss.value)}: "
@@ -214,7 +217,7 @@ def _figure(svg: str, alt: str) -> Markup:
     from markupsafe import Markup, escape
 
     drawing = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
-    # matplotlib wrote the drawing and escaped the names in it.
+    # matplotlib made the drawing and escaped the names in it.
     return Markup(drawing)  # noqa: S704
 
 
@@ -243,8 +246,8 @@ def _reliability(e: Evaluation) -> list[tuple[str, Markup]]:
 def _calibration(e: Evaluation) -> str:
     error, plain = e.scores.expected_calibration_error, e.scores.expected_calibration_error_plain
     return (
-        f"Over all bins the gap is {_plain(error.value)} on average ({_bracketed(error)}) once the noise of the sample is "
-        f"taken off, {_plain(plain.value)} ({_bracketed(plain)}) with it."
+        f"Over all groups the mean gap between forecast and share is {_plain(error.value)} ({_bracketed(error)}) after the "
+        f"correction for sampling noise, and {_plain(plain.value)} ({_bracketed(plain)}) before it."
     )
 
 
@@ -262,7 +265,7 @@ def _swap(e: Evaluation) -> str | None:
     if swap is None:
         return None
     if not swap.flips and swap.largest_change < 1e-6:
-        return f"the forecast does not depend on which answer comes first ({swap.n:,} pairs tried)"
+        return f"the forecast does not depend on the order of the answers ({swap.n:,} pairs tried)"
     return (
         f"another favourite in {_percent(swap.flips)} of {swap.n:,} pairs; the largest change of a probability is "
         f"{_plain(swap.largest_change)}"
@@ -270,7 +273,7 @@ def _swap(e: Evaluation) -> str | None:
 
 
 def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], Markup | None]]:
-    """Each kind with its slices and, where there is more than one, their chart; all charts span the same gains."""
+    """Each kind with its slices and, if there are several, their chart; all charts have the same range of gains."""
     kinds = [(kind, list(parts)) for kind, parts in groupby(slices, key=lambda part: part.kind)]
     drawn = [part for _, parts in kinds if len(parts) > 1 for part in parts]
     span = slice_range(drawn) if drawn else (0.0, 0.0)
@@ -306,4 +309,4 @@ def _shown(surprise: Surprise) -> Shown:
 def _models(pair: Pair) -> tuple[str, str] | None:
     if pair.model_a is None and pair.model_b is None:
         return None
-    return _spelled(pair.model_a or "not told"), _spelled(pair.model_b or "not told")
+    return _spelled(pair.model_a or "unknown"), _spelled(pair.model_b or "unknown")

@@ -62,7 +62,7 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
         more.append(("A and B exchanged", change))
     if evaluation.against is not None:
         other = evaluation.against
-        more.append((f"less {other.name}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
+        more.append((f"minus {other.name}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
         more.append(("", f"Brier score {other.brier_score}, accuracy {other.accuracy}"))
     parts: list[str | Table] = [
         f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
@@ -74,7 +74,7 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
     if slices:
         parts += ["", *_slices(evaluation)]
     if evaluation.n < _FEW:
-        parts += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures say little"]
+        parts += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures are uncertain"]
     return rendered(*parts)
 
 
@@ -91,7 +91,7 @@ def _slices(evaluation: Evaluation) -> list[str | Table]:
     ]
     made = table(("slice", "n", "log loss", "gain over class prior", ""), rows)
     small = sum(part.small for part in evaluation.slices)
-    return [made, f"{small} slices have fewer than 100 rows: their figures say little"] if small else [made]
+    return [made, f"{small} slices have fewer than 100 rows: their figures are uncertain"] if small else [made]
 
 
 def fit_text(fitted: Fitted) -> str:
@@ -140,7 +140,7 @@ def fit_text(fitted: Fitted) -> str:
 
 
 def comparison_text(found: Comparison, report: JoinReport) -> str:
-    """Which system people would prefer, with intervals, kinds of prompts, and the most decided examples."""
+    """Which system people would prefer, with intervals, kinds of prompts, and the clearest examples."""
     left, right = found.left, found.right
     failed = report.failed + found.failed
     left_out = ((report.only_left, f"only in {left}"), (report.only_right, f"only in {right}"), (failed, "failed"))
@@ -148,7 +148,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         (f"{right} preferred", *_percent(found.win)),
         (f"{left} preferred", *_percent(found.loss)),
         ("tie", *_percent(found.tie)),
-        ("win less loss", *_percent(found.net)),
+        ("win minus loss", *_percent(found.net)),
     ]
     verdict = {
         "right": f"people would prefer {right}",
@@ -159,7 +159,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
     if found.calibrated:
         covered = (
             "which prompts, the fitted link, and this forecaster's own error for a whole system, which has a standard "
-            f"deviation of {found.bias['net']:.1%} in win less loss"
+            f"deviation of {found.bias['net']:.1%} in win minus loss"
         )
     kinds = [
         (f"{part.kind}: {part.name}", str(part.n), *_percent(part.net), "few rows" if part.small else "")
@@ -174,7 +174,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         verdict[found.verdict],
         f"(the 95 % intervals cover {covered})",
         "",
-        table(("kind of prompt", "n", "win less loss", "", ""), kinds, right=(1, 2)),
+        table(("kind of prompt", "n", "win minus loss", "", ""), kinds, right=(1, 2)),
     ]
     if found.calibrated:
         parts.append("(the intervals of the kinds do not cover that error)")
@@ -187,7 +187,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
             )
             for example in found.examples[side]
         ]
-        parts += ["", f"most decided for {name}", *([table(("", "", ""), examples)] if examples else [])]
+        parts += ["", f"clearest forecasts for {name}", *([table(("", "", ""), examples)] if examples else [])]
     return rendered(*parts)
 
 

@@ -1,7 +1,7 @@
-"""Plots, all in one style: the only place that knows matplotlib.
+"""Plots in one style; only this module and `svg` use matplotlib.
 
-Figures are made without pyplot and its global state, inside `plot_style()`. Texts of files are never read as formulas:
-matplotlib would take `$...$` for mathematics. The same figure gives the same bytes.
+Figures are made inside `plot_style()`, without pyplot and its global state. Texts of files are never parsed as
+formulas (`$...$`). The same figure gives the same bytes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "prefcast",
     "pdf.fonttype": 42,
 }
-# What would differ from day to day, or tell of the machine.
+# Metadata that would differ from day to day or between machines.
 _NOTHING: dict[str, dict[str, None]] = {
     ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
     ".png": {"Software": None},
@@ -79,7 +79,7 @@ _HEAT_MAP, _NUMBERS, _NAME = 30, 16, 56
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Make and save figures in here: the settings hold for the block alone."""
+    """A block in which to make and save figures; its settings end with it."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -89,34 +89,36 @@ def plot_style() -> Iterator[None]:
 
 
 def styled_figure(width: float, height: float) -> Figure:
-    """An empty white figure of `width` times `height` inches that lays itself out; to be used in `plot_style()`."""
+    """An empty white figure of `width` by `height` inches with automatic layout; use it inside `plot_style()`."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def plot_kind(path: str | os.PathLike[str]) -> str:
-    """The ending of a plot's file; UsageError if it is not one of .svg, .png and .pdf."""
+    """The extension of a plot's file. Raises UsageError if it is not .svg, .png or .pdf."""
     ending = Path(path).suffix.lower()
     if ending not in _ENDINGS:
-        raise UsageError(f"{shown_path(path)}: the ending tells the format of the plot: .svg, .png or .pdf")
+        raise UsageError(
+            f"{shown_path(path)}: a plot is written as .svg, .png or .pdf; name a file that ends in one of these"
+        )
     return ending
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure by its ending, whole or not at all. Raises UsageError."""
+    """Write a figure in the format of the extension, whole or not at all. Raises UsageError."""
     kind = plot_kind(path)
     with atomic_file(path) as file:
         _render(figure, file, kind)
 
 
 def inline_svg(figure: Figure) -> str:
-    """A figure as an `<svg>` element for an HTML page: its text is text, and its style is its own."""
+    """A figure as an `<svg>` element for an HTML page, with text as text and without a style sheet."""
     buffer = io.BytesIO()
     _render(figure, buffer, ".svg")
     text = buffer.getvalue().decode("utf-8")
     text = text[text.index("<svg") :]
-    # A style sheet inside an element would hold for the whole page.
+    # A style sheet inside the element would apply to the whole page.
     sheet = re.search(r"\s*<defs>\s*<style[^>]*>\*\{(.*?)\}</style>\s*</defs>", text)
     if sheet:
         text = text[: sheet.start()] + text[sheet.end() :]
@@ -126,13 +128,13 @@ def inline_svg(figure: Figure) -> str:
 
 def _render(figure: Figure, file: BinaryIO | io.BytesIO, kind: str) -> None:
     with plot_style(), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes in .png and .pdf; in .svg the reader's fonts serve.
+        # A character that the font lacks is drawn as a box in .png and .pdf; an .svg uses the reader's fonts.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         figure.savefig(file, format=kind[1:], metadata=_NOTHING[kind])
 
 
 def leaderboard_figure(board: Leaderboard) -> Figure:
-    """Ratings with their 95 % intervals, the best on top; up to 30 models next to a map of the predicted win rates."""
+    """Ratings with their 95 % intervals, the best on top, and for up to 30 models a map of the predicted win rates."""
     k = len(board.standings)
     names = [short(standing.model, _NAME) for standing in board.standings]
     with_map = k <= _HEAT_MAP

@@ -1,4 +1,4 @@
-"""The charts of a report: inline SVG whose colours are the page's, so that one drawing serves light and dark."""
+"""The charts of a report as inline SVG. They use the colours of the page, so one drawing serves light and dark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ladder_svg", "margins_svg", "reliability_svg", "slice_range", "slices_svg"]
 
-# What a figure is drawn in, and what the page calls it.
+# The colours of a drawing, and the names of the page's colours that replace them.
 _MUTED, _GRID = "#777777", "#DDDDDD"
 _ON_PAGE = {
     BLUE: "var(--accent)",
@@ -30,15 +30,15 @@ _ON_PAGE = {
 }
 _COLOUR = re.compile("|".join(_ON_PAGE), re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
-# Inches: legible on a telephone, where the page is as wide as the figure.
+# In inches: text is legible on a telephone, where the figure is as wide as the page.
 _WIDTH = 3.7
 _LABEL = 21
-# Where the labels of slices end and where the chart ends: all charts of slices line up.
+# Where the labels of slices end and where the chart ends, so that all charts of slices line up.
 _LEFT, _RIGHT = 0.42, 0.97
 
 
 def _page_svg(figure: Drawing, name: str) -> str:
-    """A figure as an `<svg>` element in the colours of the page; `name` (letters) sets its ids apart from others'."""
+    """A figure as an `<svg>` element in the colours of the page; `name` (letters) makes its ids unique."""
     with plot_style():
         text = inline_svg(figure)
 
@@ -48,10 +48,10 @@ def _page_svg(figure: Drawing, name: str) -> str:
             return ""
         tag = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag).replace("xlink:href=", "href=")
         tag = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", tag)
-        # A presentation attribute cannot hold a variable; a style can, and matplotlib writes styles.
+        # A style can hold a variable, a presentation attribute cannot; matplotlib writes styles.
         return _COLOUR.sub(lambda colour: _ON_PAGE[colour[0].upper()], tag)
 
-    # In text and attributes matplotlib writes < and > as entities: what the pattern finds is a tag.
+    # matplotlib escapes < and > in text and attributes, so the pattern finds only tags.
     return _TAG.sub(on_page, text)
 
 
@@ -75,7 +75,7 @@ def _interval(axes: Axes, figure: Figure, y: float, colour: str, hollow: bool = 
 
 
 def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -> str:
-    """Log losses with intervals: the baselines in their order, the forecast below."""
+    """Log losses with intervals: the baselines in their order, then the forecast."""
     rungs = [(base.replace("_", " "), figures.log_loss) for base, figures in baselines.items()]
     rungs.append((name, log_loss))
     with plot_style():
@@ -95,7 +95,7 @@ def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -
 
 
 def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
-    """How often an outcome happened against its forecast probability, both from 0 to `most`."""
+    """The share of rows in which an outcome happened, against its forecast probability, both from 0 to `most`."""
     with plot_style():
         figure, axes = _blank(3.3, 3.1)
         axes.plot([0, most], [0, most], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
@@ -116,7 +116,7 @@ def reliability_svg(outcome: str, bins: Sequence[Bin], most: float) -> str:
 
 
 def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) -> str:
-    """Histograms of log(P(A) / P(B)) over HISTOGRAM, one above the other, each in shares of its own rows."""
+    """Histograms of log(P(A) / P(B)) over HISTOGRAM, one for each outcome, in percent of the rows with that outcome."""
     shown = [outcome for outcome in margins if sum(margins[outcome])]
     filled = [abs(HISTOGRAM[i + (i >= 20)]) for outcome in shown for i, n in enumerate(margins[outcome]) if n]
     most = min(float(HISTOGRAM[-1]), max([*filled, 0.4]) + 0.2)
@@ -136,12 +136,12 @@ def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) 
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
         figure.supylabel("% of these rows", fontsize=9)
-        panels[-1].set_xlabel("log(P(A) / P(B)): right of 0 it leans to A")
+        panels[-1].set_xlabel("log(P(A) / P(B)): above 0 it prefers A")
         return _page_svg(figure, "margins")
 
 
 def slice_range(slices: Sequence[Slice]) -> tuple[float, float]:
-    """The gains that a chart of slices spans: every interval of slices that are not small, 0, and a margin."""
+    """The range of gains of a chart: the intervals of all slices that are not small, 0, and a margin on both sides."""
     large = [part for part in slices if not part.small] or list(slices)
     low, high = min([0.0, *(part.gain.low for part in large)]), max([0.0, *(part.gain.high for part in large)])
     room = 0.35 * max(high - low, 0.05)
@@ -149,8 +149,8 @@ def slice_range(slices: Sequence[Slice]) -> tuple[float, float]:
 
 
 def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) -> str:
-    """The gain over the class prior of each slice, small ones hollow and grey; what lies beyond `span` is an arrow at
-    its edge. `name` (letters) sets the ids apart."""
+    """The gain over the class prior of each slice. Small slices are hollow and grey; a gain outside `span` is an arrow at
+    the edge. `name` (letters) makes the ids unique."""
     labels = [_label(part) for part in slices]
     low, high = span
     with plot_style():
@@ -180,7 +180,7 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
 
 
 def _label(part: Slice) -> str:
-    """The name on one or two lines, a model a line, and the number of rows, on a line of its own where it must be."""
+    """The name on one or two lines (two models: one on each), and the number of rows, if need be on a further line."""
     if part.kind == "models" and " and " in part.name:
         left, right = part.name.split(" and ", 1)
         name = [left, f"and {right}"]

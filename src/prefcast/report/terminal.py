@@ -34,7 +34,11 @@ def table(
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for number, name in enumerate(columns):
         made.add_column(
-            Text(name), justify="right" if number in right else "left", min_width=0 if number else first_width
+            Text(name),
+            justify="right" if number in right else "left",
+            min_width=0 if number else first_width,
+            # A terminal that is too narrow wraps figures; the default would cut them.
+            overflow="fold",
         )
     for row in rows:
         made.add_row(*(Text(printable(cell)) for cell in row))

@@ -296,8 +296,7 @@ def _check_connected(votes: Votes, whole: Votes) -> None:
         return
     if count == 1:
         raise UsageError(
-            "no finite ratings: no model won against a model that it also lost to, directly or through others, more "
-            f"often than there are ties; more votes are needed{_advice(whole)}"
+            f"no finite ratings: no win contradicts the other wins, only ties do; more votes are needed{_advice(whole)}"
         )
     # Of the groups without a win or tie into them, or out of them, the smallest gives the clearest message.
     between = graph * (label[:, None] != label[None])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FitError
 
-__all__ = ["Block", "LinkFunction", "Optimum", "linear", "maximise", "weight_blocks"]
+__all__ = ["Block", "LinkFunction", "Optimum", "linear", "maximise"]
 
 Floats = NDArray[np.float64]
 
@@ -125,9 +125,3 @@ def _evaluate(
         information[p:, :p] = information[:p, p:].T
     loss += float(hold @ free**2) / 2
     return loss, basis.T @ slope + hold * free, basis.T @ information @ basis + np.diag(hold), votes
-
-
-def weight_blocks(blocks: Iterable[Block], weights: Callable[[int], Floats]) -> Iterable[Block]:
-    """The blocks with the votes of each row multiplied by its weight; `weights(n)` returns the next n weights."""
-    for m, t, counts in blocks:
-        yield m, t, counts * weights(len(m))[:, None]
