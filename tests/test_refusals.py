@@ -186,7 +186,7 @@ def test_a_reward_model_without_a_rule(refused: Run, command: str) -> None:
         ("rank votes.csv --matrix matrix.json", "matrix.json: the matrix of win rates is written as .csv"),
         ("rank votes.csv -o x.csv --matrix x.csv", "x.csv: is named for two outputs"),
         ("rank votes.csv --plot no/such/folder.svg", "folder.svg: cannot be written"),
-        ("rank votes.csv --min-votes 999", "no two models have 999 votes or more"),
+        ("rank votes.csv --min-votes 999", "fewer than two models have 999 votes or more"),
         ("compare left.jsonl right.jsonl --with-text", "--with-text needs an output file"),
         ("compare left.jsonl right.jsonl -o x.txt", "the ending tells the format"),
         ("compare left.jsonl right.jsonl --columns prompt=nothing", "column 'nothing' is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import random
@@ -31,6 +32,7 @@ from prefcast.service.app import Service, create_service
 from prefcast.service.forecasting import BatchForecaster, Failed, Found, ToForecast
 from prefcast.service.guard import Guard
 from prefcast.service.limits import Limits
+from prefcast.service.openapi import document
 from prefcast.service.reading import parsed
 from prefcast.service.refusals import Refusal
 from prefcast.service.server import bind, serve
@@ -138,7 +140,8 @@ def test_nobody_listens_to_the_world_by_accident(prefcast: Run) -> None:
         assert problem in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
     with serving("--model", "surface", "--host", "0.0.0.0", "--no-token") as found:  # noqa: S104
-        assert found.ask("GET", "/v1/models", headers={"Host": "any.example"}).status == 200
+        for host in ("any.example", "[::1"):
+            assert found.ask("GET", "/", headers={"Host": host}).status == 200
 
 
 def test_a_port_that_is_taken_is_named(prefcast: Run, server: Server) -> None:
@@ -466,6 +469,44 @@ def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
     assert "not finite" in found[2].problem
     assert not found[2].ours
     assert reports == ["RuntimeError"]
+
+
+def test_an_unforeseen_fault_has_the_form_of_every_refusal() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError(HIDDEN)
+
+    failed: list[str] = []
+    seen: list[tuple[str, str, int]] = []
+    guard = Guard(
+        app, token=None, hosts=None, routes=("/",), seen=lambda *said: seen.append(said[:3]), failed=failed.append
+    )
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(guard({"type": "http", "method": "GET", "path": "/", "headers": []}, None, send))  # type: ignore[arg-type]
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["type"]) == (500, "internal")
+    assert HIDDEN.encode() not in sent[1]["body"]
+    assert (failed, seen) == (["RuntimeError"], [("GET", "/", 500)])
+
+
+def test_the_openapi_document_has_the_limits_of_its_server() -> None:
+    limits = Limits(text_characters=11, turns=12, pairs=13, responses=14)
+    found = document(limits, secured=True)
+    bounds = set(re.findall(r'"(max\w+)": ("?\w+"?)', json.dumps(found["components"]["schemas"])))
+    # The ends of an interval are two.
+    said = {
+        ("maxItems", "2"),
+        ("maxLength", "11"),
+        ("maxItems", "12"),
+        ("maxItems", "13"),
+        ("maxItems", "14"),
+        ("maxItems", "25"),
+    }
+    assert said | {("maxLength", "1000"), ("maximum", str(2**63 - 1))} == bounds
+    wanted = {path for path, methods in found["paths"].items() for each in methods.values() if "security" in each}
+    assert wanted == {"/v1/forecast", "/v1/score", "/v1/rank", "/v1/models", "/metrics"}
 
 
 JSON_VALUES = st.recursive(

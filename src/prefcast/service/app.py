@@ -1,4 +1,4 @@
-"""The routes: each reads a body, submits its items to the batcher, and replies."""
+"""The routes: each reads a body, submits its items to the batcher, and answers."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class Service:
 
     @asynccontextmanager
     async def document(self, request: Request, read: Callable[[dict[str, Any]], T]) -> AsyncIterator[T]:
-        """What `read` makes of the JSON object in the body of a request. The bytes of the body count as held during the block. Raises
-        Refusal."""
+        """The result of `read` for the JSON object in the body of a request. The bytes of the body count as held during the block.
+        Raises Refusal."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refusal("unsupported_media_type", "expected the header Content-Type: application/json")
@@ -239,7 +239,7 @@ class Service:
 
 
 async def _left(request: Request) -> None:
-    """Returns once the client has gone."""
+    """Returns when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -290,7 +290,7 @@ def _file_routes(document: dict[str, Any]) -> list[Route]:
     }
 
     async def at_fixed_path(request: Request) -> Response:
-        return _served(fixed[request.url.path], request)
+        return _served(fixed[request.scope["path"]], request)
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]

@@ -1,7 +1,7 @@
-"""Work of many clients -> batches on one thread. Knows nothing of what the work is.
+"""Items of many clients -> batches on one thread, whatever the items are.
 
-Requests wait in a ring; a batch takes one item of each in turn, so that a request of hundreds does not keep a request of one
-waiting. Everything but the work itself happens on the event loop's thread: there are no locks.
+Requests wait in a ring. A batch takes one item of each request in turn, so that a request with one item does not wait for a
+request with hundreds. Everything but the work itself runs on the event loop's thread, so there are no locks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Batcher", "Full", "Stopped"]
 T = TypeVar("T")
 R = TypeVar("R")
 _LEAST_WAIT, _MOST_WAIT = 1, 60
-# How much the newest batch says of the rate.
+# The weight of the newest batch in the average time of an item.
 _NEWEST = 0.2
 
 
 class Full(Exception):  # noqa: N818 - it is an answer
-    """The queue has no room; after `seconds` it may."""
+    """The queue is full. It may have room again after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(seconds)
@@ -32,11 +32,11 @@ class Full(Exception):  # noqa: N818 - it is an answer
 
 
 class Stopped(Exception):  # noqa: N818 - it is an answer
-    """The batcher takes no more work."""
+    """The batcher is stopping and accepts no more items."""
 
 
 class _Request(Generic[T, R]):
-    """Items of one request, those that wait and the results of those that are done."""
+    """The items of one request, and the results so far. The items from position `next` on still wait."""
 
     def __init__(self, items: Sequence[T], done: asyncio.Future[list[R]]) -> None:
         self.items = items
@@ -46,11 +46,11 @@ class _Request(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Runs `work`, which gives a result an item in the same order and never raises for an item's sake, on batches of at most
-    `most` items. The first item of a batch waits at most `company` seconds for others, and only where nothing else is
-    done meanwhile. At most `room` items wait or are worked on.
+    """Runs `work` on batches of at most `most` items. `work` returns one result for each item, in the same order, and does not
+    raise for the fault of a single item.
 
-    `seen` is told of each batch: how many items, how many seconds.
+    The first item of a batch waits at most `company` seconds for others, and only while no other batch runs. At most `room`
+    items wait or are being worked on. `seen` is called after each batch with its number of items and its seconds.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Batcher(Generic[T, R]):
 
     @property
     def waiting(self) -> int:
-        """Items that wait or are worked on."""
+        """The number of items that wait or are being worked on."""
         return self._waiting + self._working
 
     def start(self) -> None:
@@ -84,9 +84,9 @@ class Batcher(Generic[T, R]):
         return self._task is not None and not self._task.done()
 
     async def submit(self, items: Sequence[T]) -> list[R]:
-        """The result of each item. Raises Full at once where there is no room for all of them, Stopped after `stop`.
+        """The result of each item. Raises Full at once if there is no room for all of them, and Stopped after `stop`.
 
-        A caller that is cancelled takes the items that wait with it.
+        If the caller is cancelled, its waiting items are dropped.
         """
         if self._stopping or not self.alive:
             raise Stopped
@@ -101,16 +101,16 @@ class Batcher(Generic[T, R]):
         try:
             return await request.done
         finally:
-            # Of a request that is cancelled or failed, some still wait.
+            # Items of a cancelled or failed request may still wait.
             self._waiting -= len(items) - request.next
             request.next = len(items)
 
     async def alone(self, work: Callable[[], None]) -> None:
-        """Run something else on the thread, before what is asked later."""
+        """Run `work` on the scoring thread, before any batch that is submitted later."""
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def stop(self) -> None:
-        """Finish what was taken; take nothing more."""
+        """Refuse new items, and finish those that were accepted."""
         self._stopping = True
         self._arrived.set()
         if self._task is not None:
@@ -118,7 +118,7 @@ class Batcher(Generic[T, R]):
         self._thread.shutdown()
 
     def _wait_for(self, items: int) -> int:
-        """Seconds until `items` have room, by the rate so far."""
+        """Seconds until there is room for `items`, estimated from the batches so far."""
         missing = self.waiting + items - self._room
         return min(_MOST_WAIT, max(_LEAST_WAIT, math.ceil(missing * self._seconds_each)))
 
@@ -133,7 +133,7 @@ class Batcher(Generic[T, R]):
                 await self._gather(loop)
             batch = self._take()
             if not batch:
-                # Whatever waits was cancelled: let its callers say so.
+                # All waiting requests were cancelled: let their callers run.
                 await asyncio.sleep(0)
                 continue
             self._working = len(batch)
@@ -157,7 +157,7 @@ class Batcher(Generic[T, R]):
                     request.done.set_result([request.results[number] for number in range(len(request.items))])
 
     async def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for company: until a batch is full or the time is up."""
+        """Wait until a batch is full or `company` seconds have passed."""
         until = loop.time() + self._company
         while self._waiting < self._most and not self._stopping and (left := until - loop.time()) > 0:
             self._arrived.clear()
@@ -168,7 +168,7 @@ class Batcher(Generic[T, R]):
                 return
 
     def _take(self) -> list[tuple[_Request[T, R], int]]:
-        """The next batch: an item of each request in turn."""
+        """The next batch, with one item of each request in turn."""
         batch: list[tuple[_Request[T, R], int]] = []
         while self._ring and len(batch) < self._most:
             request = self._ring.popleft()

@@ -1,6 +1,6 @@
-"""What stands around every route: who may ask, how much, in what time; the headers of every answer; what is logged.
+"""The checks around every route: token, host, size and time of a request; the security headers; the access log.
 
-Knows nothing of forecasts, and logs nothing that a client wrote: a line has the method, the route, the status and the time.
+A line of the log has the method, the route, the status and the time of a request, and nothing else that a client wrote.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# On every answer.
+# Every answer has these.
 HEADERS: tuple[tuple[bytes, bytes], ...] = tuple(
     (name.encode(), value.encode())
     for name, value in {
@@ -48,12 +48,12 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = tuple(
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d*)?")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _STOPPING_SECONDS = 2.0
-# So much more than the limit is read and thrown away, so that the client comes to read the answer.
+# A body up to so many times the limit is read and thrown away, so that the client gets to read the answer.
 _DRAINED = 4
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or an address is this machine's own loopback."""
+    """Whether a name or an address means this machine itself."""
     if name == "localhost":
         return True
     try:
@@ -63,14 +63,13 @@ def is_loopback(name: str) -> bool:
 
 
 def _host(header: bytes) -> str:
-    """The name in a Host header; empty where there is none."""
+    """The name in a Host header. Empty if there is none."""
     found = _HOST.fullmatch(header.decode("latin-1").lower())
     return "" if found is None else found[1] or found[2]
 
 
 class Bodies:
-    """Reads the bodies of requests: counted as they come, all of them together bounded too, in a bounded time. `held` is
-    how many bytes they have."""
+    """Reads the bodies of requests, with bounds on the bytes of each, on the bytes of all together (`held`) and on the time."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -79,7 +78,7 @@ class Bodies:
         self._stopping = False
 
     async def read(self, receive: Receive, declared: str | None) -> tuple[bytes, Callable[[], None]]:
-        """A whole body, and what gives its room back. `declared` is the length that the client says. Raises Refusal."""
+        """A whole body, and a function that releases its bytes. `declared` is the Content-Length. Raises Refusal."""
         parts: list[bytes] = []
         held = size = 0
 
@@ -89,14 +88,8 @@ class Bodies:
             held = 0
 
         most = self._limits.body_bytes
-        # What would be thrown away again need not come.
-        if (
-            declared is not None
-            and declared.isascii()
-            and declared.isdigit()
-            and len(declared) < 20
-            and int(declared) > _DRAINED * most
-        ):
+        # Refused without reading a byte. h11 lets only digits through.
+        if declared is not None and int(declared) > _DRAINED * most:
             raise self._too_large()
         try:
             async with asyncio.timeout(_STOPPING_SECONDS if self._stopping else self._limits.body_seconds) as timeout:
@@ -118,7 +111,9 @@ class Bodies:
                             continue
                         if self.held + len(part) > self._limits.buffered_bytes:
                             raise Refusal(
-                                "too_busy", "too many large requests at a time", headers={"Retry-After": "1", **_CLOSE}
+                                "too_busy",
+                                "too many large requests at the same time",
+                                headers={"Retry-After": "1", **_CLOSE},
                             )
                         held += len(part)
                         self.held += len(part)
@@ -127,7 +122,7 @@ class Bodies:
                     self._timeouts.discard(timeout)
         except TimeoutError:
             release()
-            raise Refusal("slow_body", "the body did not come in time", headers=_CLOSE) from None
+            raise Refusal("slow_body", "the body did not arrive in time", headers=_CLOSE) from None
         except BaseException:
             release()
             raise
@@ -139,7 +134,7 @@ class Bodies:
         return Refusal("too_large", f"the body has more than {self._limits.body_bytes} bytes", headers=_CLOSE)
 
     def stop(self) -> None:
-        """Bodies that are not there yet have two more seconds."""
+        """Give the bodies that are still coming two more seconds."""
         self._stopping = True
         until = asyncio.get_running_loop().time() + _STOPPING_SECONDS
         for timeout in self._timeouts:
@@ -153,8 +148,9 @@ _CLOSE = {"Connection": "close"}
 class Guard:
     """An ASGI application around another one.
 
-    `token` is asked for on /v1 and /metrics, where there is one. `hosts` are the names that a Host header may have besides
-    loopback's; None lets every name pass. `seen` is told the method, route, status and seconds of every request.
+    /v1 and /metrics want `token`, if there is one. `hosts` are the names that a Host header may have besides loopback's; None
+    allows every name. `seen` is called with the method, route, status and seconds of every request, `failed` with the type of
+    every unforeseen exception.
     """
 
     def __init__(
@@ -172,7 +168,7 @@ class Guard:
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._routes = routes
         self._seen, self._failed = seen, failed
-        # Once told to stop, every answer says that its connection closes.
+        # While the server is stopping, every answer closes its connection.
         self.stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,16 +218,16 @@ class Guard:
     def _refusal(self, scope: Scope) -> Refusal | None:
         given: dict[bytes, bytes] = dict(scope["headers"])
         if b"transfer-encoding" in given and b"content-length" in given:
-            # A proxy may see another end of the body, and take what follows for a request of its own.
+            # A proxy may see another end of the body, and read the rest as a second request.
             return Refusal("bad_request", "expected Content-Length or Transfer-Encoding, not both", headers=_CLOSE)
         host = _host(given.get(b"host", b""))
         if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
-            return Refusal("wrong_host", "this server does not answer to that name (--allow-host NAME lets it)")
+            return Refusal("wrong_host", "this server does not answer to that Host; --allow-host NAME allows one")
         path: str = scope["path"]
         if self._token is None or not (path in ("/metrics", "/v1") or path.startswith("/v1/")):
             return None
         scheme, _, token = given.get(b"authorization", b"").partition(b" ")
-        # Of equal length and compared whole: the time it takes tells nothing of the token.
+        # Digests have one length and are compared in constant time, so that the time says nothing about the token.
         if hmac.compare_digest(_digest(token.strip()), self._token) and scheme.lower() == b"bearer":
             return None
         return Refusal(
@@ -244,7 +240,7 @@ def _as_refusal(error: Exception) -> Refusal | None:
     if isinstance(error, HTTPException):
         kind, problem = {
             404: ("not_found", "there is no such route; /docs lists them"),
-            405: ("method_not_allowed", "the route has another method"),
+            405: ("method_not_allowed", "the route does not have this method"),
         }.get(error.status_code, ("bad_request", "the request is not understood"))
         return Refusal(kind, problem, headers=error.headers)
     return error if isinstance(error, Refusal) else None

@@ -1,4 +1,4 @@
-"""What a server takes, in numbers: everything that a client could make large has a bound."""
+"""The bounds of a server. Everything that a client could make large has one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one server.
+    """The bounds of one server. Each is the largest value that is allowed.
 
-    `body_bytes` of a request, `text_characters` of one text, `turns` of a conversation, `pairs` of a request (and
-    conversations), `responses` of a ranking. `seconds` is the most that a request may take, its body not counted, which has
-    `body_seconds`. `queue` is the most pairs that wait or are scored at a time, `buffered_bytes` the most that bodies of
-    all requests hold together. `batch` is the most pairs scored at once, `company_seconds` how long the first of them waits for
-    others. `connections` is the most that are open; of those that ask nothing, the oldest then goes.
+    body_bytes       bytes of the body of a request
+    text_characters  characters of one text
+    turns            turns of a conversation
+    pairs            pairs, or conversations, of a request
+    responses        responses of a ranking
+    seconds          seconds until a request is answered, without the time of its body
+    body_seconds     seconds for the body of a request
+    header_seconds   seconds for the head of a request
+    idle_seconds     seconds between two requests of a connection
+    queue            pairs that wait or are being scored
+    buffered_bytes   bytes of the bodies of all requests together
+    batch            pairs scored at once
+    company_seconds  seconds that the first pair of a batch waits for others
+    connections      open connections; above that the oldest one without a whole request is closed
     """
 
     body_bytes: int = 16_000_000
@@ -41,7 +50,7 @@ class Limits:
         return 2 * self.turns + 1
 
     def __post_init__(self) -> None:
-        # A pair may be asked in both orders.
+        # A pair may be forecast in both orders.
         most = max(2 * self.pairs, self.responses * (self.responses - 1) // 2)
         if self.queue < most:
             raise UsageError(f"--queue must hold the pairs of one request in both orders, {most}; found {self.queue}")

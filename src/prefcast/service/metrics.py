@@ -1,4 +1,4 @@
-"""What is counted, in Prometheus' text form. No label holds anything that a client chose."""
+"""Counters in the text format of Prometheus. No label holds anything that a client chose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The counters of one server; `waiting` says how many pairs wait or are scored."""
+    """The counters of one server. `waiting` gives the number of pairs that wait or are being scored."""
 
     def __init__(self, waiting: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()
@@ -34,7 +34,9 @@ class Metrics:
         self._items = Counter(
             "prefcast_items", "Pairs and conversations answered.", ("outcome",), registry=self._registry
         )
-        Gauge("prefcast_waiting_items", "Items that wait or are scored.", registry=self._registry).set_function(waiting)
+        Gauge("prefcast_waiting_items", "Items that wait or are being scored.", registry=self._registry).set_function(
+            waiting
+        )
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -45,7 +47,7 @@ class Metrics:
         self._scoring.inc(seconds)
 
     def item(self, outcome: str, count: int = 1) -> None:
-        """`outcome` is forecast, truncated, scored or failed."""
+        """Count an item. `outcome` is forecast, truncated, scored or failed."""
         self._items.labels(outcome).inc(count)
 
     def text(self) -> bytes:

@@ -29,25 +29,6 @@ from pydantic_core.core_schema import with_info_before_validator_function
 
 from prefcast.pairs import clean
 
-__all__ = [
-    "ConversationPair",
-    "Error",
-    "ErrorDetail",
-    "Exchange",
-    "Forecast",
-    "ForecastMany",
-    "Forecasts",
-    "Health",
-    "Messages",
-    "Models",
-    "Named",
-    "RankRequest",
-    "Ranking",
-    "ScoreRequest",
-    "Scores",
-    "TextPair",
-]
-
 
 @dataclass(frozen=True)
 class _Size:
