@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,7 @@ import pytest
 from prefcast.runs.isolated import IsolatedScorer
 from prefcast.runs.packed import pack, pack_items, unpack_items
 
-from conftest import EXAMPLES, Run, kaggle_row, write_jsonl
+from conftest import EXAMPLES, Run, Start, kaggle_row, said_by, wait_for, write_jsonl
 from prefcast import load_forecaster, open_pairs
 from prefcast.errors import (
     FileError,
@@ -36,7 +35,6 @@ from prefcast.errors import (
 from prefcast.outcomes.models import Outcome
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.budget import WHOLE
-from prefcast.runs import cluster
 from prefcast.runs.cluster import Cluster, connected
 from prefcast.runs.cluster.actors import TRIES, PieceScorer, Recipe, Source, raise_fault, read_pieces
 from prefcast.runs.cluster.parts import Folder, Parts, _prepare, are_parts, listed
@@ -60,8 +58,9 @@ if "MARKS" in os.environ and any("default_worker" in each or "runs.worker" in ea
             said = pair.turns[0].prompt
             if said == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if said.startswith("slow"):
-                time.sleep(float(said[4:]))
+            if said == "wait":
+                while not os.path.exists(os.environ["MARKS"] + ".gate"):
+                    time.sleep(0.01)
         return plain(self, pairs)
 
     surface.SurfaceScorer.evidence = evidence
@@ -75,7 +74,10 @@ sys.stdin.read()
 
 
 class RayCluster:
-    """A cluster of two processors; `marks` is what its scorers tell: a process and the first id of a batch each."""
+    """A cluster of two processors; `marks` is what its scorers tell: a process and the first id of a batch each.
+
+    A row that says "wait" waits until the gate is open.
+    """
 
     def __init__(self, folder: Path) -> None:
         # Ray lets nobody in without a token; this one is the cluster's own.
@@ -111,16 +113,17 @@ class RayCluster:
         lines = self.marks_file.read_text().splitlines() if self.marks_file.exists() else []
         return [(int(pid), id) for pid, id in (line.split(" ", 1) for line in lines)]
 
-    def wait_for_marks(self, count: int, process: subprocess.Popen[str]) -> list[tuple[int, str]]:
-        end = time.monotonic() + 100
-        while len(found := self.marks()) < count:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, process.kill()
-            time.sleep(0.02)
-        return found
+    def workers(self) -> list[int]:
+        """The processes that have told something, in the order of their first words."""
+        return list(dict.fromkeys(pid for pid, _ in self.marks()))
+
+    def open_gate(self) -> None:
+        self.marks_file.with_name("marks.gate").touch()
 
     def forget(self) -> None:
+        """Forget all marks, and close the gate."""
         self.marks_file.unlink(missing_ok=True)
+        self.marks_file.with_name("marks.gate").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -134,23 +137,19 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
     made.process.stdout.close()
 
 
-def slow_rows(count: int, seconds: float) -> list[dict[str, Any]]:
-    """Rows of which one a piece takes its time; a few are at fault."""
+def some_rows(count: int, waiting: int) -> list[dict[str, Any]]:
+    """Rows of which, from `waiting` on, one a piece waits for the gate; a few are at fault."""
     rows = [
-        kaggle_row(number, prompt=(f"slow{seconds}" if number % 256 == 9 else "Why?",), a=("word " * (number % 23),))
+        kaggle_row(
+            number,
+            prompt=("wait" if number % 256 == 9 and number >= waiting else "Why?",),
+            a=("word " * (number % 23),),
+        )
         for number in range(count)
     ]
     for number in range(400, count, 401):
         rows[number]["prompt"] = 5
     return rows
-
-
-def start(folder: Path, ray_cluster: RayCluster, *arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prefcast.cli", *ray_cluster.arguments(*arguments)]
-    environment = {**os.environ, **ray_cluster.environment}
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
 
 
 @needs_ray
@@ -163,13 +162,12 @@ signal.signal(signal.SIGTERM, ours)
 with connected(Cluster(sys.argv[1], 1)):
     assert signal.getsignal(signal.SIGTERM) is ours
 """
-    environment = {**os.environ, **ray_cluster.environment}
-    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=100, check=True)
+    said_by(code, ray_cluster.address, **ray_cluster.environment)
 
 
 @needs_ray
 def test_two_actors_write_what_the_local_engine_writes(prefcast: Run, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", [*slow_rows(20, 0), kaggle_row(99, a=5)])
+    path = write_jsonl(tmp_path / "f.jsonl", [*some_rows(20, 20), kaggle_row(99, a=5)])
     local = prefcast("predict", path, "-o", "local.parquet", "--with-text")
     done = prefcast("predict", path, "-o", "out.parquet", "--with-text", "--engine", "ray", "--actors", "2")
     assert (done.returncode, done.stdout, done.stderr) == (3, "", local.stderr)
@@ -178,14 +176,18 @@ def test_two_actors_write_what_the_local_engine_writes(prefcast: Run, tmp_path: 
 
 
 @needs_ray
-def test_a_killed_actor_costs_no_row(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", slow_rows(2000, 0.4))
+def test_a_killed_actor_costs_no_row(prefcast: Run, start: Start, tmp_path: Path, ray_cluster: RayCluster) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", some_rows(2000, 0))
     local = prefcast("predict", path, "-o", "local.jsonl", "--model", "surface")
     ray_cluster.forget()
-    process = start(tmp_path, ray_cluster, "predict", path, "-o", "out.jsonl", "--log", "json")
-    killed = ray_cluster.wait_for_marks(3, process)[-1][0]
-    os.kill(killed, signal.SIGKILL)
-    out, said = process.communicate(timeout=120)
+    arguments = ray_cluster.arguments("predict", path, "-o", "out.jsonl", "--log", "json")
+    process = start(*arguments, **ray_cluster.environment)
+    # Both actors have a piece; one is killed, and another one in its place gets a piece.
+    wait_for(lambda: len(ray_cluster.workers()) == 2, process)
+    os.kill(ray_cluster.workers()[1], signal.SIGKILL)
+    wait_for(lambda: len(ray_cluster.workers()) == 3, process)
+    ray_cluster.open_gate()
+    out, said = process.communicate()
     assert (process.returncode, out) == (3, ""), said
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "local.jsonl").read_bytes()
     found = [json.loads(line) for line in said.splitlines()]
@@ -193,26 +195,29 @@ def test_a_killed_actor_costs_no_row(prefcast: Run, tmp_path: Path, ray_cluster:
     assert sorted(event["number"] for event in found if event["event"] == "chunk") == list(range(8))
     assert (found[-1]["rows"], found[-1]["failed"], found[-1]["restored"]) == (2000, 4, 0)
     assert "4 of 2000 rows failed" in local.stderr
-    # Two actors at once, and another one in the place of the one that was killed.
-    assert len({pid for pid, _ in ray_cluster.marks()}) >= 3
 
 
 @needs_ray
-def test_a_killed_run_goes_on_and_scores_nothing_twice(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", slow_rows(2000, 0.4))
+def test_a_killed_run_goes_on_and_scores_nothing_twice(
+    prefcast: Run, start: Start, tmp_path: Path, ray_cluster: RayCluster
+) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", some_rows(2000, 1000))
     assert prefcast("predict", path, "-o", "local.csv", "--model", "surface").returncode == 3
     ray_cluster.forget()
-    process = start(tmp_path, ray_cluster, "predict", path, "-o", "out.csv")
-    ray_cluster.wait_for_marks(5, process)
-    process.send_signal(signal.SIGKILL)
+    arguments = ray_cluster.arguments("predict", path, "-o", "out.csv")
+    process = start(*arguments, "--log", "json", **ray_cluster.environment)
+    assert process.stderr is not None
+    # The later pieces wait: it cannot end before it is killed.
+    assert any('"chunk"' in line for line in process.stderr)
+    process.kill()
     process.communicate()
+    ray_cluster.open_gate()
     # The journal is the local engine's: another model is refused, whoever asks.
     done = prefcast("predict", path, "-o", "out.csv", "--model", "length")
     assert (done.returncode, "its model is 'surface', here it is 'length'" in done.stderr) == (2, True)
-    process = start(tmp_path, ray_cluster, "predict", path, "-o", "out.csv")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 3, said
-    resumed, failed = said.splitlines()[0], said.splitlines()[-1]
+    done = prefcast(*arguments, **ray_cluster.environment)
+    assert done.returncode == 3, done.stderr
+    resumed, failed = done.stderr.splitlines()[0], done.stderr.splitlines()[-1]
     kept = int(resumed.split("out.csv.journal: ")[1].split(" rows were scored before")[0].replace(",", ""))
     assert kept >= 256
     assert failed.startswith("prefcast: 4 of 2000 rows failed and got the class prior; the first: ")
@@ -368,7 +373,7 @@ def test_each_actor_has_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_ray_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(MissingExtraError, match=r"ray is not installed: pip install 'prefcast\[ray\]'"),
         connected(Cluster()),

