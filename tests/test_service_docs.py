@@ -28,6 +28,7 @@ CURLS = [
 ]
 # The rows of the table of limits, and what stands in each.
 
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serving("--model", "surface") as found:
