@@ -9,21 +9,39 @@ if TYPE_CHECKING:
     from prefcast.errors import PrefcastError
     from prefcast.fitting import fit
     from prefcast.forecasts.forecaster import Forecaster, load_forecaster
+    from prefcast.forecasts.predictions import Forecasts, open_writer
+    from prefcast.forecasts.resolve import Choice
+    from prefcast.forecasts.scores import open_score_writer
     from prefcast.measuring.comparison import compare
     from prefcast.measuring.evaluation import evaluate
     from prefcast.measuring.ranking import rank
+    from prefcast.outcomes.models import Davidson, NotebookRule, RaoKupper
     from prefcast.pairs import Outcome, Pair, Turn
     from prefcast.pairs.formats import open_pairs, read_pairs
-    from prefcast.runs.jobs import predict
+    from prefcast.pairs.formats.saved import read_saved
+    from prefcast.runs.jobs import predict, predict_to
+    from prefcast.runs.ready import Running, ready
+    from prefcast.scorers.base import Evidence, Scorer
     from prefcast.scorers.reward import load_scorer
+    from prefcast.scorers.store import EvidenceStore
     from prefcast.service.client import Client
+    from prefcast.training.embedded import train_embedded
 
 __all__ = [
+    "Choice",
     "Client",
+    "Davidson",
+    "Evidence",
+    "EvidenceStore",
     "Forecaster",
+    "Forecasts",
+    "NotebookRule",
     "Outcome",
     "Pair",
     "PrefcastError",
+    "RaoKupper",
+    "Running",
+    "Scorer",
     "Turn",
     "compare",
     "evaluate",
@@ -31,17 +49,32 @@ __all__ = [
     "load_forecaster",
     "load_scorer",
     "open_pairs",
+    "open_score_writer",
+    "open_writer",
     "predict",
+    "predict_to",
     "rank",
     "read_pairs",
+    "read_saved",
+    "ready",
+    "train_embedded",
 ]
 
 _HOMES = {
+    "Choice": "forecasts.resolve",
     "Client": "service.client",
+    "Davidson": "outcomes.models",
+    "Evidence": "scorers.base",
+    "EvidenceStore": "scorers.store",
     "Forecaster": "forecasts.forecaster",
+    "Forecasts": "forecasts.predictions",
+    "NotebookRule": "outcomes.models",
     "Outcome": "pairs",
     "Pair": "pairs",
     "PrefcastError": "errors",
+    "RaoKupper": "outcomes.models",
+    "Running": "runs.ready",
+    "Scorer": "scorers.base",
     "Turn": "pairs",
     "compare": "measuring.comparison",
     "evaluate": "measuring.evaluation",
@@ -49,9 +82,15 @@ _HOMES = {
     "load_forecaster": "forecasts.forecaster",
     "load_scorer": "scorers.reward",
     "open_pairs": "pairs.formats",
+    "open_score_writer": "forecasts.scores",
+    "open_writer": "forecasts.predictions",
     "predict": "runs.jobs",
+    "predict_to": "runs.jobs",
     "rank": "measuring.ranking",
     "read_pairs": "pairs.formats",
+    "read_saved": "pairs.formats.saved",
+    "ready": "runs.ready",
+    "train_embedded": "training.embedded",
 }
 
 
