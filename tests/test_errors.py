@@ -61,7 +61,7 @@ def test_a_row_error_says_where_and_what() -> None:
 
 
 def test_a_missing_extra_names_the_command() -> None:
-    assert "pip install 'prefcast[serve]'" in str(errors.MissingExtraError("FastAPI", "serve"))
+    assert "pip install 'prefcast[serve]'" in str(errors.MissingExtraError("starlette", "serve"))
 
 
 def test_text_in_messages_cannot_drive_a_terminal() -> None:
