@@ -273,7 +273,7 @@ class Written(Scorer):
 
     name = "written"
 
-    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
         margin = np.array([float(pair.response_a[-1]) - float(pair.response_b[-1]) for pair in pairs])
         return Evidence(margin, np.zeros(len(pairs)))
 

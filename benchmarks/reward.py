@@ -218,7 +218,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room)
         make_checkpoint(folder, args.fixture)
-        reader = load_scorer(folder, max_tokens=args.max_tokens, special_tokens="original", keep=False)
+        reader = load_scorer(folder, max_tokens=args.max_tokens, special_tokens="original")
         rows: list[Pair] = []
         for path in sorted((args.data / "dev").glob("*.csv")):
             rows += [row for row in read_pairs(path) if isinstance(row, Pair)]
@@ -233,7 +233,7 @@ def main() -> None:
         if args.tune:
             for dtype in ("float32", "bfloat16"):
                 for size in (512, 1024, 2048, 4096, 8192):
-                    scorer = load_scorer(folder, dtype=dtype, batch_tokens=size, special_tokens="original", keep=False)
+                    scorer = load_scorer(folder, dtype=dtype, batch_tokens=size, special_tokens="original")
                     seconds = median_seconds(partial(prefcast_way, scorer, pairs), 2)
                     print(dtype, size, f"{len(pairs) / seconds:.2f} pairs a second", flush=True)
             return
@@ -245,10 +245,7 @@ def compare(folder: Path, pairs: Ids, repeats: int) -> None:
     """Time the ways in turns."""
     eager, fused = as_llama(folder, "eager"), as_llama(folder, "sdpa")
     half = as_llama(folder, "sdpa").to(torch.bfloat16)
-    ours = {
-        dtype: load_scorer(folder, dtype=dtype, special_tokens="original", keep=False)
-        for dtype in ("float32", "bfloat16")
-    }
+    ours = {dtype: load_scorer(folder, dtype=dtype, special_tokens="original") for dtype in ("float32", "bfloat16")}
     ways: dict[str, Callable[[], np.ndarray]] = {
         "the notebook's way, float32": lambda: notebook_way(eager, pairs),
         "transformers, batches of 2,000 tokens, float32": lambda: batched_way(fused, pairs, 2000),

@@ -28,7 +28,7 @@ class Stub(Scorer):
 
     name: ClassVar[str] = "stub"
 
-    def evidence(self, pairs: Sequence[Pair]) -> Evidence:
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
         margin = np.array([float(pair.response_a[0]) - float(pair.response_b[0]) for pair in pairs])
         return Evidence(margin, -np.abs(margin))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from conftest import PEAK, said_by
 from prefcast import Pair, load_forecaster
 from prefcast.errors import ForecasterError
+from prefcast.scorers.base import Meter
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.encoder import Encoder
 from prefcast.scorers.embedded.texts import PairTokenizer
@@ -127,10 +128,10 @@ def test_the_same_surface_counts_differently_by_topic(scorer: EmbeddedScorer) ->
 
 def test_progress_tells_every_pair_and_a_closed_scorer_works_again(scorer: EmbeddedScorer) -> None:
     seen: list[int] = []
-    scorer.on_progress = seen.append
-    scorer.evidence(PAIRS)
-    scorer.on_progress = None
-    assert seen == [1, 2, 3, 4, 5]
+    scorer.evidence(PAIRS, Meter(seen.append))
+    assert seen == [5]
+    scorer.evidence(PAIRS * 20, Meter(seen.append))
+    assert seen == [5, 64, 100]
     scorer.close()
     assert len(scorer.evidence(PAIRS)) == 5
     assert len(scorer.evidence([])) == 0

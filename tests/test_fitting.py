@@ -14,11 +14,16 @@ import pytest
 import prefcast
 from checkpoints import change_config, save_decoder
 from conftest import EXAMPLES, Run, kaggle_row, write_csv, write_jsonl
-from prefcast import Pair, load_forecaster
+from prefcast import Pair, load_forecaster, read_pairs
 from prefcast.errors import FileError, FitError, ForecasterError, ModelError, UsageError
 from prefcast.fitting import Fitted, fit
+from prefcast.forecasts.resolve import Choice, resolve
+from prefcast.measuring.evaluation import measured_forecasts
 from prefcast.outcomes.models import Davidson, RaoKupper
 from prefcast.pairs import Outcome, Turn
+from prefcast.runs.jobs import forecasts_of
+from prefcast.runs.loop import Tally
+from prefcast.runs.ready import ready
 from prefcast.scorers.blend import BlendScorer
 from prefcast.scorers.reward import Options
 
@@ -304,9 +309,7 @@ def test_scores_of_ones_own(prefcast_here: Run, tmp_path: Path, shape: str, join
     if shape == "probabilities":
         assert fitted.fit.chosen == "as given"
         loaded = load_forecaster(tmp_path / "f")
-        from prefcast.forecasts.resolve import resolve
-
-        found = resolve(forecaster=loaded, scores=tmp_path / "s.jsonl").forecast(given[:20])
+        found = resolve(Choice(forecaster=loaded, scores=tmp_path / "s.jsonl")).forecast(given[:20])
         np.testing.assert_allclose(found.probabilities, p[:20], atol=1e-9)
     if shape == "margins":
         done = prefcast_here("predict", "train.csv", "--forecaster", "f", "--scores", "s.jsonl", "-o", "out.jsonl")
@@ -341,9 +344,7 @@ def test_scores_with_covariates_are_brought_to_the_blend(tmp_path: Path) -> None
 
 
 def load_with(folder: Path, path: Path) -> Any:
-    from prefcast.forecasts.resolve import resolve
-
-    return resolve(forecaster=folder, scores=path)
+    return resolve(Choice(forecaster=folder, scores=path))
 
 
 def test_a_constant_on_both_scores_changes_nothing(tmp_path: Path) -> None:
@@ -528,7 +529,7 @@ def ensemble(reward: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fi
     """Surface, length and a tiny reward model that knows the half of what people want."""
     rng = np.random.default_rng(0)
     given = [Pair(pair.turns, pair.id) for pair in pairs(80)]
-    scorer = prefcast.load_scorer(reward, devices="cpu", keep=False)
+    scorer = prefcast.load_scorer(reward, devices="cpu")
     from prefcast.forecasts.forecaster import Forecaster
 
     margin, _ = Forecaster(scorer, Davidson(1, 0, 0)).evidence(given)
@@ -537,7 +538,7 @@ def ensemble(reward: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fi
     y = outcomes_of(p, rng)
     labelled = [Pair(pair.turns, pair.id, Outcome(int(outcome))) for pair, outcome in zip(given, y, strict=True)]
     models = ["surface", "length", str(reward)]
-    return fit(labelled, model=models, options=Options(devices="cpu", keep=False)), labelled
+    return fit(labelled, model=models, options=Options(devices="cpu")), labelled
 
 
 def test_an_ensemble_is_saved_and_loaded_with_the_same_forecasts(
@@ -567,12 +568,10 @@ def test_an_ensemble_is_saved_and_loaded_with_the_same_forecasts(
     np.testing.assert_array_equal(
         load_forecaster(tmp_path / "f", model=str(moved)).forecast(labelled[:3]).probabilities, other.probabilities[:3]
     )
-    from prefcast.forecasts.resolve import resolve
-
-    elsewhere = resolve(forecaster=tmp_path / "f", options=Options(devices="cpu", keep=False))
+    elsewhere = resolve(Choice(forecaster=tmp_path / "f", options=Options(devices="cpu")))
     np.testing.assert_allclose(elsewhere.forecast(labelled[:3]).probabilities, other.probabilities[:3], atol=1e-6)
     with pytest.raises(UsageError, match="is fixed in the forecaster"):
-        resolve(forecaster=tmp_path / "f", options=Options(dtype="bfloat16"))
+        resolve(Choice(forecaster=tmp_path / "f", options=Options(dtype="bfloat16")))
     another = save_decoder(tmp_path / "another", seed=1)
     with pytest.raises(ForecasterError, match="is not the model that the outcome model was fitted for"):
         load_forecaster(tmp_path / "f", model=str(another))
@@ -618,18 +617,18 @@ def test_uncertainty_that_is_damaged(tmp_path: Path, change: Any, message: str) 
 
 def test_nothing_is_scored_twice(reward: Path, tmp_path: Path) -> None:
     options = Options(devices="cpu")
-    fit(EXAMPLES, model=[str(reward), "length"], options=options)
+    first = fit(EXAMPLES, model=["length", str(reward)], options=options)
+    assert first.restored == 0
     again = fit(EXAMPLES, model=str(reward), options=options)
-    scorer = again.forecaster.scorer
-    assert scorer.computed == 0
-    assert scorer.reused > 40
+    assert again.restored == again.rows == 42
     again.save(tmp_path / "f")
     loaded = load_forecaster(tmp_path / "f")
-    prefcast.evaluate(EXAMPLES, forecaster=loaded)
-    prefcast.predict(EXAMPLES, forecaster=loaded)
-    # Evaluating exchanges A and B too: the same conversations.
-    assert loaded.scorer.computed == 0
-    assert loaded.scorer.reused >= 2 * scorer.reused
+    with ready(loaded) as forecaster:
+        tally = Tally()
+        measured = measured_forecasts(EXAMPLES, forecaster)
+        list(forecasts_of(read_pairs(EXAMPLES), forecaster, tally))
+    # Evaluating swaps A and B too: the same conversations.
+    assert measured.restored == tally.restored == 42
 
 
 def test_a_hostile_name_of_a_model(prefcast: Run, tmp_path: Path) -> None:

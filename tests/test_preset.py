@@ -13,7 +13,7 @@ from checkpoints import INTERNLM2, save_decoder, save_gemma2_pair, save_internlm
 from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv
 from prefcast import Forecaster, Pair, load_scorer, predict, read_pairs
 from prefcast.errors import UsageError
-from prefcast.forecasts.resolve import is_named_model, resolve, resolve_scorer
+from prefcast.forecasts.resolve import Choice, is_named_model, resolve, resolve_scorer
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.store import quantize_checkpoint
 
@@ -76,7 +76,7 @@ def test_the_notebook_takes_a_checkpoint_that_is_in_4_bit_already(folder: Path, 
 
 
 def test_the_notebooks_forecaster_is_saved_whole(folder: Path, tmp_path: Path) -> None:
-    made = resolve(str(folder), preset="notebook")
+    made = resolve(Choice(str(folder), preset="notebook"))
     made.save(tmp_path / "f")
     again = Forecaster.load(tmp_path / "f")
     assert again.prior == made.prior == (0.33334, 0.33333, 0.33333)
@@ -85,10 +85,10 @@ def test_the_notebooks_forecaster_is_saved_whole(folder: Path, tmp_path: Path) -
 
 
 def test_options_win_over_the_preset(folder: Path) -> None:
-    made = resolve(str(folder), preset="notebook", options=Options(quantize="int8", special_tokens="literal"))
+    made = resolve(Choice(str(folder), preset="notebook", options=Options(quantize="int8", special_tokens="literal")))
     assert made.scorer.options.quantize == "int8"  # type: ignore[attr-defined]
     assert made.scorer.options.special_tokens == "literal"  # type: ignore[attr-defined]
-    assert str(resolve(str(folder), preset="notebook", budget="keep-last:99").budget) == "keep-last:99"
+    assert str(resolve(Choice(str(folder), preset="notebook", budget="keep-last:99")).budget) == "keep-last:99"
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "explain"])
@@ -108,11 +108,11 @@ def test_what_the_preset_is_not_for(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(UsageError, match=message):
-            resolve(model, preset="notebook")
+            resolve(Choice(model, preset="notebook"))
     with pytest.raises(UsageError, match="unknown preset 'kaggle'; there is notebook"):
-        resolve(str(INTERNLM2), preset="kaggle")
+        resolve(Choice(str(INTERNLM2), preset="kaggle"))
     with pytest.raises(UsageError, match="the model surface has no such options"):
-        resolve("surface", options=Options(dtype="float16"))
+        resolve(Choice("surface", options=Options(dtype="float16")))
 
 
 def write_train(path: Path, count: int) -> None:
@@ -160,7 +160,7 @@ def test_budgets_and_tokens(tmp_path: Path) -> None:
         ("proportional:900", "proportional", "proportional:900"),
         ("notebook", "keep-last", "notebook:7200"),
     ):
-        scorer, read = resolve_scorer(folder, budget, Options(max_tokens=100))
+        scorer, read = resolve_scorer(Choice(str(folder), budget=budget, options=Options(max_tokens=100)))
         assert scorer.limit is not None
         assert (scorer.limit.name, str(read)) == (f"{policy} in tokens", characters)
 
@@ -221,7 +221,7 @@ def test_a_model_that_has_moved_is_named_anew(folder: Path, tmp_path: Path, pref
     import shutil
 
     moved = Path(shutil.copytree(folder, tmp_path / "here"))
-    resolve(str(moved), preset="notebook").save(tmp_path / "f")
+    resolve(Choice(str(moved), preset="notebook")).save(tmp_path / "f")
     moved.rename(tmp_path / "there")
     lost = prefcast_here("predict", EXAMPLES, "--forecaster", "f", "-o", "s.csv")
     assert lost.returncode == 2
@@ -269,7 +269,10 @@ def test_a_rehearsal_does_not_eat_its_labels(prefcast_here: Run, tmp_path: Path)
 
 
 def test_the_preset_without_4_bit(folder: Path) -> None:
-    assert resolve(str(folder), preset="notebook", options=Options(quantize="none")).scorer.options.quantize is None  # type: ignore[attr-defined]
-    made = resolve(str(folder), preset="notebook", budget="proportional")
+    assert (
+        resolve(Choice(str(folder), preset="notebook", options=Options(quantize="none"))).scorer.options.quantize
+        is None
+    )  # type: ignore[attr-defined]
+    made = resolve(Choice(str(folder), preset="notebook", budget="proportional"))
     assert str(made.budget) == "notebook:7200"
     assert made.scorer.options.policy == "proportional"  # type: ignore[attr-defined]

@@ -416,7 +416,7 @@ def test_a_forecaster_that_cannot_work_ends_the_server() -> None:
     surface = load_forecaster("surface")
 
     class Broken(type(surface.scorer)):  # type: ignore[misc]
-        def evidence(self, pairs: Any) -> Evidence:
+        def compute(self, pairs: Any) -> Evidence:
             raise ModelError("its weights are missing")
 
     service = create_service(replace(surface, scorer=Broken(surface.scorer.model)))
@@ -452,7 +452,7 @@ def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
     surface = load_forecaster("surface")
 
     class Scorer(type(surface.scorer)):  # type: ignore[misc]
-        def evidence(self, pairs: Any) -> Evidence:
+        def compute(self, pairs: Any) -> Evidence:
             if any(pair.prompt == (HIDDEN,) for pair in pairs):
                 raise RuntimeError(HIDDEN)
             found = super().evidence(pairs)

@@ -139,7 +139,7 @@ def fit(
         if interval is not None:
             card["tie_level_moved"] |= {"low": interval[1], "high": interval[2]}
         return Fitted(
-            replace(forecaster, card=card),
+            replace(forecaster, scorer=forecaster.scorer.bare(), card=card),
             found,
             tuple(names),
             gathered.failed,

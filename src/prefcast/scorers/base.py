@@ -306,6 +306,10 @@ class Scorer(ABC):
         """The same scorer made of `members`, which take the places of the present ones."""
         return self
 
+    def bare(self) -> Scorer:
+        """The scorer itself, without what a run wrapped around it: worker processes, the evidence store."""
+        return self.with_members([member.bare() for member in self.members()]) if self.members() else self
+
     def with_options(self, options: Any) -> Scorer:
         """The same scorer with other options. Raises UsageError for an option that the scorer does not have, or that is
         fixed since an outcome model was fitted to it."""

@@ -49,6 +49,9 @@ class WrappedScorer(Scorer):
     def identity(self) -> str:
         return self.inner.identity()
 
+    def bare(self) -> Scorer:
+        return self.inner.bare()
+
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Any:
         raise UsageError("a scorer that wraps another one is not loaded from a folder")
