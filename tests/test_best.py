@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Run, write_csv, write_jsonl
+from conftest import SURFACE, Run, write_csv, write_jsonl
 from prefcast import load_forecaster
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.forecasts.best import answer_pairs, choices, ranked_answers
@@ -21,7 +21,6 @@ from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs.formats.candidates import CandidateFile
 
 RESPONSES = ["No.", "Because air scatters short waves more than long ones.", "- a\n- b\n- c"]
-SURFACE = ("--model", "surface")
 
 
 def forecast(a: float, b: float) -> Forecast:

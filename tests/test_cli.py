@@ -31,8 +31,6 @@ from conftest import (
     write_jsonl,
 )
 
-STUB = ROOT.parent / "shared" / "data" / "kaggle_stub"
-
 
 def test_a_submission(prefcast: Run, tmp_path: Path) -> None:
     done = prefcast("predict", EXAMPLES, "-o", "s.csv")
@@ -42,17 +40,6 @@ def test_a_submission(prefcast: Run, tmp_path: Path) -> None:
     assert header == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
     assert [row[0] for row in rows] == [f"ex-{number:02}" for number in range(1, 43)]
     assert all(abs(sum(map(float, row[1:])) - 1) < 1e-9 for row in rows)
-
-
-@pytest.mark.skipif(not STUB.is_dir(), reason="the competition's stub is not part of the project")
-def test_the_competitions_stub(prefcast: Run, tmp_path: Path) -> None:
-    assert prefcast("predict", STUB / "test.csv", "-o", "s.csv").returncode == 0
-    ours, sample = (
-        [line.split(",") for line in path.read_text().splitlines()]
-        for path in (tmp_path / "s.csv", STUB / "sample_submission.csv")
-    )
-    assert ours[0] == sample[0]
-    assert [row[0] for row in ours] == [row[0] for row in sample]
 
 
 def test_a_table_where_no_output_is_named(prefcast: Run) -> None:

@@ -90,14 +90,10 @@ def test_no_text_is_longer_than_the_limit(turns: list[tuple[str, str, str]], lim
     assert np.array_equal(texts.prompt, mirrored.prompt)
 
 
-def test_a_pair_s_evidence_depends_on_the_pair_alone(scorer: EmbeddedScorer) -> None:
-    together = scorer.evidence(PAIRS)
-    for index, pair in enumerate(PAIRS):
-        alone, mirrored = scorer.evidence([pair]), scorer.evidence([pair.swapped()])
-        assert alone.margin[0] == together.margin[index] == -mirrored.margin[0]
-        assert alone.tie[0] == together.tie[index] == mirrored.tie[0]
-    backwards = scorer.evidence(PAIRS[::-1])
-    assert np.array_equal(backwards.margin[::-1], together.margin)
+def test_swaps_and_threads_change_no_bit(scorer: EmbeddedScorer) -> None:
+    together, mirrored = scorer.evidence(PAIRS), scorer.evidence([pair.swapped() for pair in PAIRS])
+    np.testing.assert_array_equal(mirrored.margin, -together.margin)
+    np.testing.assert_array_equal(mirrored.tie, together.tie)
     texts = scorer.reader.read(PAIRS)
     many, one = (list(Encoder(SHIPPED / "encoder.onnx", threads).vectors(texts)) for threads in (5, 1))
     assert np.array_equal(many, one)
@@ -105,15 +101,12 @@ def test_a_pair_s_evidence_depends_on_the_pair_alone(scorer: EmbeddedScorer) -> 
     assert abs(together.margin[0]) > 0.1
 
 
-def test_an_explanation_adds_up(scorer: EmbeddedScorer) -> None:
+def test_an_explanation_has_what_is_said(scorer: EmbeddedScorer) -> None:
     found = scorer.evidence(PAIRS)
     np.testing.assert_allclose(found.margin, found.raw["margin:surface"] + found.raw["margin:encoder"])
     np.testing.assert_allclose(found.tie, found.raw["tie:surface"] + found.raw["tie:encoder"])
     for index, pair in enumerate(PAIRS):
-        pushes = scorer.explain(pair)
-        assert sum(push.margin for push in pushes) == pytest.approx(found.margin[index])
-        assert sum(push.tie for push in pushes) == pytest.approx(found.tie[index])
-        meaning = next(push for push in pushes if push.name == "what is said")
+        meaning = next(push for push in scorer.explain(pair) if push.name == "what is said")
         assert meaning.margin == pytest.approx(found.raw["margin:encoder"][index])
 
 
@@ -188,42 +181,19 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         Encoder(path)
 
 
-TEXTS = {
-    "right to left": "لماذا السماء زرقاء؟ بسبب تشتت رايلي للضوء في الغلاف الجوي.",
-    "Chinese": "天空为什么是蓝色的?因为瑞利散射使短波光散射得更强。",
-    "Thai": "ท้องฟ้าเป็นสีฟ้าเพราะการกระเจิงของแสง",
-    "emoji": "😀🔥👩‍👩‍👧‍👦🏳️‍🌈" * 5,
-    "one character": "x",
-    "blank": " \n\t ",
-    "empty": "",
-    "200,000 characters": "word and another, " * 11_112,
-    "one long word": "a" * 200_000,
-    "special tokens": "[SEP] [CLS] [MASK] [PAD] <|im_end|> </s>",
-    "controls": "\x00\x1b[31mred\x07 \u202e\ufeff",
-}
-
-
-def test_every_text_gets_a_forecast() -> None:
-    forecaster = load_forecaster()
-    pairs = [
-        Pair.of(prompt, answer, other)
-        for prompt in ("Why is the sky blue?", "")
-        for answer in TEXTS.values()
-        for other in ("Because.", answer)
-    ]
-    found = forecaster.forecast(pairs)
-    assert not found.failed
-    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1)
-    mirrored = forecaster.forecast([pair.swapped() for pair in pairs])
-    np.testing.assert_array_equal(mirrored.probabilities[:, [1, 0, 2]], found.probabilities)
-
-
-def test_scripts_of_the_world_are_read_without_unknown_pieces(reader: PairTokenizer) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "لماذا السماء زرقاء؟ بسبب تشتت رايلي للضوء في الغلاف الجوي.",
+        "天空为什么是蓝色的?因为瑞利散射使短波光散射得更强。",
+        "ท้องฟ้าเป็นสีฟ้าเพราะการกระเจิงของแสง",
+    ],
+    ids=["right to left", "Chinese", "Thai"],
+)
+def test_scripts_of_the_world_are_read_without_unknown_pieces(reader: PairTokenizer, text: str) -> None:
     unknown = reader._tokenizer.token_to_id("<unk>")
-    whole = replace_limit(reader, 510)
-    for name in ("right to left", "Chinese", "Thai"):
-        ids = whole.read([Pair.of("a", TEXTS[name], "b")])[0].a
-        assert (ids == unknown).sum() == 0, name
+    ids = replace_limit(reader, 510).read([Pair.of("a", text, "b")])[0].a
+    assert (ids == unknown).sum() == 0
 
 
 def replace_limit(reader: PairTokenizer, limit: int) -> PairTokenizer:

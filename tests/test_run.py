@@ -215,12 +215,6 @@ def test_predictions_that_lack_a_row(tmp_path: Path) -> None:
         evaluate_predictions(predictions)
 
 
-def test_a_swapped_file_swaps_the_columns(tmp_path: Path) -> None:
-    pairs = list(read_pairs(EXAMPLES))
-    forward, backward = prefcast.predict(pairs), prefcast.predict([pair.swapped() for pair in pairs])
-    np.testing.assert_allclose(backward.probabilities, forward.probabilities[:, [1, 0, 2]], rtol=0, atol=1e-12)
-
-
 def test_prediction_is_deterministic() -> None:
     one, other = prefcast.predict(EXAMPLES), prefcast.predict(EXAMPLES)
     assert one.probabilities.tobytes() == other.probabilities.tobytes()

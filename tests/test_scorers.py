@@ -122,6 +122,9 @@ def test_an_explanation_adds_up_to_the_evidence(name: str) -> None:
         "|" * 5000,
         "**" * 9000,
         "1. " * 9000,
+        " \n\t ",
+        "[SEP] [CLS] [MASK] [PAD] <|im_end|> </s>",
+        "ท้องฟ้าเป็นสีฟ้า",
     ],
     ids=lambda text: ascii(text[:6]),
 )
