@@ -499,7 +499,7 @@ def test_a_row_that_cannot_be_read_gets_an_id_that_is_nobody_elses(tmp_path: Pat
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.csv", tmp_path, "a\0b.csv"):
+    for path in (tmp_path / "none.csv", tmp_path / "none" / "p.csv", "a\0b.csv"):
         with pytest.raises(FileError, match=r"cannot be read: |is not a name that a file can have"):
             open_pairs(path)
 

@@ -134,7 +134,7 @@ def test_the_table(prefcast: Run, tmp_path: Path) -> None:
     ("columns", "lines", "problem"),
     [
         ("prompt,answer", ["a,b"], "holds no answers"),
-        ("id,prompt,response", ["1,a,b", "1,a,c", "2,a,b", "2,a,c", "1,a,d"], "row 5: id is the same as in row 1"),
+        ("id,prompt,response", ["1,a,b", "1,a,c", "2,a,b", "2,a,c", "1,a,d"], "row 5: id .1. is the same as in row 1"),
         ("id,prompt,response", [",a,b"], "row 1: id is missing"),
     ],
 )

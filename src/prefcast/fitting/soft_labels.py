@@ -10,6 +10,7 @@ from prefcast.pairs.formats.table import Table
 
 __all__ = ["VOTES", "read_vote_counts", "read_weights"]
 
+_BLOCK_ROWS = 256
 VOTES = ("votes_a", "votes_b", "votes_tie")
 
 
@@ -37,12 +38,13 @@ def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, t
     found: dict[str, tuple[float, ...]] = {}
     with Table(path, ("id", *columns)) as table:
         table.need("id", *columns, otherwise=f"expected id, {', '.join(columns)}")
-        for row, id, record in table.sound():
-            try:
-                values = tuple(number(record, column, 0.0) for column in columns)
-                if columns == VOTES and not sum(values):
-                    raise Fault("", "has no vote at all; leave the row out")
-            except Fault as fault:
-                raise table.fault(row, fault) from None
-            found[id] = values
+        for block in table.blocks(_BLOCK_ROWS):
+            for row, id, record in zip(*block, strict=True):
+                try:
+                    values = tuple(number(record, column, 0.0) for column in columns)
+                    if columns == VOTES and not sum(values):
+                        raise Fault("", "has no vote at all; leave the row out")
+                except Fault as fault:
+                    raise table.fault(row, fault) from None
+                found[id] = values
     return found

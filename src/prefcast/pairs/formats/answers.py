@@ -56,10 +56,12 @@ class AnswerFile(Table):
             if isinstance(record, RowError):
                 yield record
                 continue
+            # The other file may hold the same id as a number.
+            text = str(id) if self.has_id else None
             try:
-                yield Answer(clean(str(id)) if self.has_id else None, self._turns(record), row)
+                yield Answer(text, self._turns(record), row)
             except Fault as fault:
-                yield self.row_error(row, fault, id)
+                yield self.row_error(row, fault, text)
 
     def _turns(self, fields: Record) -> tuple[tuple[str, str], ...]:
         if self._messages is not None:

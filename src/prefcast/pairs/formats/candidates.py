@@ -58,6 +58,7 @@ class CandidateFile(Table):
             if isinstance(record, RowError):
                 yield record
                 continue
+            id = str(id) if self.has_id else id  # noqa: PLW2901
             try:
                 yield self._candidates(id, self._texts(record, "prompt"), self._list(record), row)
             except Fault as fault:
@@ -68,7 +69,7 @@ class CandidateFile(Table):
             row, record = item
             if isinstance(record, RowError):
                 return ("row", row)
-            return ("id", str(self.id_of(record, row))) if self.has_id else ("prompt", repr(record.get("prompt")))
+            return ("id", self._text_id(record, row)) if self.has_id else ("prompt", repr(record.get("prompt")))
 
         ids = UniqueIds(self, "the answers to one prompt must follow one another")
         for _, group in groupby(self.rows(), key):
@@ -76,11 +77,15 @@ class CandidateFile(Table):
             if isinstance(record, RowError):
                 yield record
                 continue
-            id = self.id_of(record, row)
+            id = self._text_id(record, row)
             if self.has_id:
                 ids.add(id, row)
             yield self._gathered(row, id, record, group)  # noqa: B031 - the first row was taken from it
         ids.settle()
+
+    def _text_id(self, record: Record, row: int) -> str | int:
+        id = self.id_of(record, row)
+        return str(id) if self.has_id else id
 
     def _gathered(
         self, row: int, id: str | int, first: Record, others: Iterator[tuple[int, Record | RowError]]
@@ -114,7 +119,7 @@ class CandidateFile(Table):
                 raise Fault(
                     field, f"answer {number} has {len(turns)} turns where prompt has {len(prompt)}; they must be equal"
                 )
-        return Candidates(clean(str(id)) if self.has_id else id, prompt, tuple(responses), row)
+        return Candidates(id, prompt, tuple(responses), row)
 
     def _list(self, fields: Record) -> list[tuple[str, ...]]:
         value = cell(fields, "responses") if self.textual else present(fields, "responses")

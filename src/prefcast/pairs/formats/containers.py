@@ -183,15 +183,13 @@ def _line_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
             found = f"{_json_problem(error)}, found {excerpt(line.strip())}"
             yield number, RowError(name, number, "", f"not valid JSON: {found}; expected one JSON object a line")
         else:
-            yield number, _object(value, name, number)
+            yield number, value if type(value) is dict else _no_object(value, name, number)
 
 
 _TOO_DEEP = "not usable JSON: nested too deeply; expected one JSON object"
 
 
-def _object(value: Any, name: str, number: int) -> Record | RowError:
-    if isinstance(value, dict):
-        return value
+def _no_object(value: Any, name: str, number: int) -> RowError:
     found = "a JSON array" if isinstance(value, list) else excerpt(value)
     return RowError(name, number, "", f"{found} where a JSON object is expected")
 
@@ -289,7 +287,7 @@ class _Array:
             if end == len(self._text) and self._more():
                 continue
             self._at = end
-            return _object(value, self._name, number)
+            return value if isinstance(value, dict) else _no_object(value, self._name, number)
 
     def _skip(self, number: int) -> None:
         """Go past an item without parsing it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -114,25 +113,38 @@ class RowBlock:
 
 def row_blocks(table: Table, labels: Labels | None) -> Iterator[RowBlock]:
     """The rows of a file of numbers, by id, a block at a time; without `labels` its labels are not read."""
+    with_errors = table.loose or "error" in table.names
     with_prompts, with_labels = "prompt" in table.names, labels is not None and "label" in table.names
-    sound = table.sound()
-    while found := list(islice(sound, _BLOCK_ROWS)):
-        rows, ids, records = map(list, zip(*found, strict=True))
+    for rows, ids, records in table.blocks(_BLOCK_ROWS):
         yield RowBlock(
             rows,
             ids,
             records,
-            np.array([_label(table, labels, *each) for each in zip(rows, records, strict=True)])
-            if labels is not None and with_labels
-            else np.full(len(rows), -1),
-            np.array([record.get("error") not in (None, "") for record in records]),
+            np.array(_labels(table, labels, rows, records) if labels is not None and with_labels else [-1] * len(rows)),
+            np.array([record.get("error") not in (None, "") for record in records])
+            if with_errors
+            else np.zeros(len(rows), bool),
             np.array([_first_prompt_key(record) for record in records], np.uint64) if with_prompts else None,
         )
 
 
-def _label(table: Table, labels: Labels, row: int, record: Record) -> int:
+def _labels(table: Table, labels: Labels, rows: Sequence[int], records: Sequence[Record]) -> list[int]:
+    known: dict[str | int | None, int] = {}
+    found = []
+    for row, record in zip(rows, records, strict=True):
+        value = record.get("label")
+        if type(value) is str or type(value) is int or value is None:
+            if (label := known.get(value)) is None:
+                label = known[value] = _label(table, labels, row, value)
+        else:
+            label = _label(table, labels, row, value)
+        found.append(label)
+    return found
+
+
+def _label(table: Table, labels: Labels, row: int, value: Any) -> int:
     try:
-        label = labels.read("label", record.get("label"))
+        label = labels.read("label", value)
     except Fault as fault:
         raise table.fault(row, fault) from None
     return -1 if label is None else int(label)

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
+from itertools import islice
 from typing import Any, Self
 from uuid import UUID
 
@@ -142,16 +143,22 @@ class Table:
             raise FileError(self.name, "has no rows; expected at least one")
         ids.settle()
 
-    def sound(self) -> Iterator[tuple[int, str, Record]]:
-        """As `identified`, with ids as text, for files where a row that cannot be read is a fault of the file."""
-        for row, id, record in self.identified():
-            if isinstance(record, RowError):
-                raise FileError(record.file, record.problem, record.row)
-            yield row, str(id), record
+    def blocks(self, size: int) -> Iterator[tuple[list[int], list[str], list[Record]]]:
+        """As `identified`, some rows at a time and ids as text, for files where a row that cannot be read is a fault of the
+        file: (rows, ids, records)."""
+        found = self.identified()
+        while block := list(islice(found, size)):
+            rows, ids, records = zip(*block, strict=True)
+            if RowError in map(type, records):
+                bad = next(record for record in records if isinstance(record, RowError))
+                raise FileError(bad.file, bad.problem, bad.row)
+            yield list(rows), list(map(str, ids)), list(records)
 
     def id_of(self, record: Record, row: int) -> str | int:
         """The id of a row. Raises FileError."""
         id = record.get("id")
+        if type(id) is str and id and id.isascii() and self.has_id:
+            return id
         if not self.has_id:
             if id is None:
                 return row
@@ -238,11 +245,12 @@ class UniqueIds:
         self._table = table
         self._why = why
         self._seen = SeenIds()
+        self._remember = self._seen.add
 
     def add(self, id: str | int, row: int) -> None:
-        if (first := self._seen.add(id, row)) is not None:
+        if (first := self._remember(id, row)) is not None:
             raise self._table.same_id(row, first, id, self._why)
-        if self._seen.full:
+        if not row & 4095 and self._seen.full:
             self.settle()
 
     def settle(self) -> None:
