@@ -104,7 +104,7 @@ def test_what_the_preset_is_not_for(tmp_path: Path) -> None:
         ("surface", "--preset notebook needs a reward model"),
         (
             str(save_gemma2_pair(tmp_path / "g")),
-            "the notebook's rule is for scores of single conversations, not for a pair classifier",
+            "the notebook's rule is for scores of single conversations; this model reads both",
         ),
     ):
         with pytest.raises(UsageError, match=message):
