@@ -339,4 +339,4 @@ def test_csv_with_plain_text_and_own_names(prefcast_here: Run, tmp_path: Path) -
     assert "1 only in l.csv" in done.stdout
     done = prefcast_here("compare", "l.csv", "r.csv", "--cells", "text", "--columns", "prompt=nothing")
     assert done.returncode == 2
-    assert "column 'nothing' is missing" in done.stderr
+    assert "column 'nothing', named for prompt, is missing" in done.stderr
