@@ -191,16 +191,24 @@ def list_models(context: typer.Context) -> None:
 
 @verb(models)
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or its hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder with a model, its hub id, or the name of a scorer.")
+    ],
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Count Python code of the checkpoint as supported.")
     ] = False,
 ) -> None:
-    """What a checkpoint is: architecture, parameters, template, labels, limits, memory at each precision.
+    """Describe a model: of a checkpoint the architecture, parameters, template, labels, limits and the memory at each
+    precision; of a scorer by its name what it needs and its options.
 
-    Nothing of it is loaded or run.
+    Nothing of a checkpoint is loaded or run.
     """
-    from prefcast.report.descriptions import checkpoint_text
+    from prefcast.report.descriptions import checkpoint_text, scorer_text
+    from prefcast.scorers.registry import scorer_infos
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
-    print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))
+    infos = scorer_infos()
+    if model in infos:
+        print(scorer_text(infos[model]))
+    else:
+        print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prefcast.pairs import Outcome
 from prefcast.report.terminal import rendered, table
+from prefcast.scorers.options import which
 
 if TYPE_CHECKING:
     from prefcast.forecasts.check import Inspection
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from prefcast.scorers.reward.checkpoint import Checkpoint
     from prefcast.scorers.store import Held
 
-__all__ = ["checkpoint_text", "inspection_text", "models_text", "size_text", "store_text"]
+__all__ = ["checkpoint_text", "inspection_text", "models_text", "scorer_text", "size_text", "store_text"]
 
 _SHOWN_TURNS = 6
 
@@ -65,6 +66,18 @@ def models_text(scorers: Iterable[ScorerInfo]) -> str:
     reward = "a reward model: a folder with config.json and safetensors, or a hub id"
     rows.append(("PATH or ID", f"{reward} (needs: pip install 'prefcast[transformers]')"))
     return rendered(table(("", ""), rows))
+
+
+def scorer_text(info: ScorerInfo) -> str:
+    """What is known of a scorer, with its options."""
+    defaults = info.options()
+    rows = [
+        (f"--{name.replace('_', '-')}", f"{about.help}  [default: {getattr(defaults, name)}]")
+        for name, about in which(info.options).items()
+        if about.help
+    ]
+    head = f"{info.name}: {info.summary} (needs: {info.needs})"
+    return rendered(head, table(("option", ""), rows)) if rows else rendered(f"{head}; it has no options")
 
 
 def store_text(held: Held) -> str:
