@@ -24,6 +24,7 @@ VERBS = (
     "merge",
     "quantize",
     "serve",
+    "store",
     "models",
     "models show",
     "train",

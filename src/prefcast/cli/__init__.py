@@ -13,12 +13,18 @@ import signal
 import sys
 from contextlib import suppress
 
-# The verbs add themselves to the program, in the order in which help lists them.
+# The verbs add themselves to the program.
 from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, running, serving, storing, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 
 __all__ = ["app", "main"]
+
+# What everybody needs first; a verb that is not named here comes last.
+_ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "compare", "score")
+app.registered_commands.sort(
+    key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
+)
 
 _STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 

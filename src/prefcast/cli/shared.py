@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from prefcast.cli.requests import Reading
-from prefcast.cli.verbs import Group
 from prefcast.errors import UsageError, shown_path
 from prefcast.runs.log import Log
 
@@ -23,7 +22,6 @@ ROWS_FAILED = 3
 
 app = typer.Typer(
     epilog="Start with: prefcast predict examples/pairs.csv",
-    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

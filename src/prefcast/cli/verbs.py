@@ -10,9 +10,9 @@ from inspect import Parameter, Signature, signature
 from typing import Any, TypeVar, get_type_hints
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
-__all__ = ["Group", "verb"]
+__all__ = ["verb"]
 
 F = TypeVar("F", bound=Callable[..., None])
 _PANELS = ("Options", "Reward models", "Evidence and workers", "Long runs", "Cluster")
@@ -32,13 +32,6 @@ class _Command(TyperCommand):
             if panel in panels:
                 with formatter.section(panel):
                     formatter.write_dl(panels[panel])
-
-
-class Group(TyperGroup):
-    """A group of verbs in the order in which they were added."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
 
 
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:

@@ -72,12 +72,16 @@ def scorer_text(info: ScorerInfo) -> str:
     """What is known of a scorer, with its options."""
     defaults = info.options()
     rows = [
-        (f"--{name.replace('_', '-')}", f"{about.help}  [default: {getattr(defaults, name)}]")
+        (f"--{name.replace('_', '-')}", about.help + _default(getattr(defaults, name)))
         for name, about in which(info.options).items()
         if about.help
     ]
     head = f"{info.name}: {info.summary} (needs: {info.needs})"
     return rendered(head, table(("option", ""), rows)) if rows else rendered(f"{head}; it has no options")
+
+
+def _default(value: object) -> str:
+    return "" if value in (None, False) else f"  [default: {value}]"
 
 
 def store_text(held: Held) -> str:
