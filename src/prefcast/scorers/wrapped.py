@@ -21,6 +21,7 @@ class WrappedScorer(Scorer):
 
     def __init__(self, inner: Scorer) -> None:
         self.inner = inner
+        self._identity: str | None = None
         self.name, self.files = inner.name, inner.files  # type: ignore[misc]
         self.cost, self.promise, self.portable = inner.cost, inner.promise, inner.portable
         self.raw_names, self.batch_pairs, self.options = inner.raw_names, inner.batch_pairs, inner.options
@@ -47,7 +48,9 @@ class WrappedScorer(Scorer):
         return self.inner.explain(pair)
 
     def identity(self) -> str:
-        return self.inner.identity()
+        # It may cover many megabytes, and does not change under a running scorer.
+        self._identity = self._identity or self.inner.identity()
+        return self._identity
 
     def bare(self) -> Scorer:
         return self.inner.bare()
