@@ -36,6 +36,7 @@ __all__ = [
     "Reading",
     "RewardOptions",
     "ScoresFile",
+    "Storing",
     "WithText",
     "columns_of",
 ]
@@ -233,8 +234,8 @@ else:
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Where evidence is kept, and which processes compute it."""
+class Storing:
+    """Where evidence is kept."""
 
     store: Annotated[
         Path | None,
@@ -254,6 +255,12 @@ class Keeping:
             "--fresh", help="Score everything again and replace what the store has.", rich_help_panel=_EVIDENCE
         ),
     ] = False
+
+
+@dataclass(frozen=True)
+class Keeping(Storing):
+    """Where evidence is kept, and which processes compute it."""
+
     isolate: Annotated[
         bool,
         typer.Option(

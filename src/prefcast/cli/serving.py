@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from prefcast.cli.requests import Choosing, Keeping, LogKind
+from prefcast.cli.requests import Choosing, LogKind, Storing
 from prefcast.cli.shared import LOG, app
 from prefcast.cli.verbs import verb
 from prefcast.errors import ModelError, UsageError, shown_path
@@ -44,10 +44,15 @@ def serve(
     max_characters: Annotated[int, typer.Option(help="The most characters of one text.", min=1)] = 200_000,
     max_pairs: Annotated[int, typer.Option(help="The most pairs of a request.", min=1)] = 256,
     max_responses: Annotated[int, typer.Option(help="The most answers of a ranking.", min=2)] = 16,
-    request_limit: Annotated[
-        float,
-        typer.Option("--request-limit", help="The most seconds that a request may take.", min=0.1, metavar="SECONDS"),
+    time_limit: Annotated[
+        float, typer.Option(help="The most seconds that a request may take.", min=0.1, metavar="SECONDS")
     ] = 60.0,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate", help="Score in worker processes: a pair that ends its process becomes an error of that pair."
+        ),
+    ] = False,
     queue: Annotated[int, typer.Option(help="The most pairs that wait; above that, 429.", min=1)] = 512,
     batch: Annotated[int, typer.Option(help="The most pairs that are scored at once.", min=1)] = 32,
     wait: Annotated[
@@ -58,7 +63,7 @@ def serve(
     ] = LogKind.text,
     *,
     choosing: Choosing,
-    keeping: Keeping,
+    storing: Storing,
 ) -> None:
     """Serve forecasts over HTTP, with a page at / and the API's documents at /docs (extra `serve`).
 
@@ -77,7 +82,7 @@ def serve(
         if find_spec(module) is None:
             raise MissingExtraError(module, "serve")
     from prefcast.forecasts.resolve import resolve
-    from prefcast.runs.ready import ready
+    from prefcast.runs.ready import Running, ready
     from prefcast.service.app import create_service
     from prefcast.service.limits import Limits
     from prefcast.service.server import bind, fitted
@@ -92,14 +97,15 @@ def serve(
         text_characters=max_characters,
         pairs=max_pairs,
         responses=max_responses,
-        seconds=request_limit,
+        seconds=time_limit,
         queue=queue,
         batch=batch,
         company_seconds=wait / 1000,
     )
+    running = Running(storing.store, not storing.no_store, storing.fresh, isolate, time_limit if isolate else None)
     listening = bind(host, port, beyond_loopback=secret is not None or no_token)
     with listening, ExitStack() as stack:
-        chosen = stack.enter_context(ready(resolve(choosing.choice()), keeping.running()))
+        chosen = stack.enter_context(ready(resolve(choosing.choice()), running))
         address, number = listening.getsockname()[:2]
         from prefcast.service.guard import is_loopback
 
