@@ -130,6 +130,8 @@ _QUIET = {
     "RAY_worker_niceness": "0",
     # Without GPUs of its own an actor sees none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # A thread that asks after the end of a run would start a cluster of its own.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 
