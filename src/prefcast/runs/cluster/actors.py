@@ -65,8 +65,11 @@ class JobSpec:
         """For raw scores, which need no outcome model."""
         return cls.of("score", Forecaster(scorer, NotebookRule(), budget), options, **more)
 
-    def forecaster(self) -> Forecaster:
-        """The forecaster as this machine has it. Raises PrefcastError."""
+    def made(self) -> tuple[Forecaster, Job]:
+        """The forecaster as this machine has it, and what is done with each piece.
+
+        Raises PrefcastError: RunError if the job's header is not `header`.
+        """
         # Libraries read these when they are first used, which is below.
         for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(self.threads)
@@ -82,17 +85,14 @@ class JobSpec:
             scorer = pooled(scorer, isolate=self.isolate, time_limit=self.time_limit)
             # Worker processes compute on so many threads too.
             scorer.use_threads(self.threads)
-            return replace(forecaster, scorer=scorer)
-
-    def job(self, forecaster: Forecaster | None = None) -> Job:
-        """What is done with each piece. Raises PrefcastError: RunError if its header is not `header`."""
-        forecaster = forecaster or self.forecaster()
-        job = forecasting(forecaster) if self.verb == "predict" else scoring(forecaster.scorer, forecaster.budget)
+            forecaster = replace(forecaster, scorer=scorer)
+            # The header needs the scorer's files, which are gone afterwards.
+            job = forecasting(forecaster) if self.verb == "predict" else scoring(scorer, forecaster.budget)
         if self.header is not None and (differ := differences(self.header, job.header)):
             raise RunError(
                 f"{os.uname().nodename}: differs from the other machines of the cluster: {'; '.join(differ)}"
             )
-        return job
+        return forecaster, job
 
 
 def _with_options(scorer: Scorer, where: Mapping[str, Any]) -> Scorer:
@@ -103,10 +103,10 @@ def _with_options(scorer: Scorer, where: Mapping[str, Any]) -> Scorer:
     return scorer.with_options(type(scorer.options)(**known)) if known else scorer
 
 
-def header_there(recipe: JobSpec) -> dict[str, Any]:
+def header_there(spec: JobSpec) -> dict[str, Any]:
     """The job's header on a machine of the cluster, which may have other devices than the driver's machine."""
     try:
-        return {"header": dict(recipe.job().header)}
+        return {"header": dict(spec.made()[1].header)}
     except PrefcastError as error:
         return {"fault": fault_of(error)}
 
@@ -117,9 +117,7 @@ class EvidenceActor:
     def __init__(self, spec: JobSpec) -> None:
         self._fault = ""
         try:
-            forecaster = spec.forecaster()
-            spec.job(forecaster)
-            self._scorer = forecaster.scorer
+            self._scorer = spec.made()[0].scorer
         except PrefcastError as error:
             self._fault = fault_of(error)
 
@@ -182,12 +180,12 @@ def died(where: str) -> str:
 
 
 def fault_of(error: PrefcastError) -> str:
-    """An exception of ours as text."""
+    """An exception of ours as JSON text."""
     return json.dumps([type(error).__name__, list(error.args)])
 
 
 def raise_fault(said: str) -> None:
-    """Raise the exception that `fault_of` put into text."""
+    """Raise the exception that `fault_of` wrote as text."""
     name, arguments = json.loads(said)
     kind = getattr(errors, name) if name in errors.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, PrefcastError)):
