@@ -170,7 +170,7 @@ class PooledScorer(WrappedScorer):
             said["options"] = asdict(options)
         return json.dumps({**said, "threads": self._threads})
 
-    # The methods from here to `fail` are for the workers' threads.
+    # The methods from here to `lost` are for the workers' threads.
 
     def take(self) -> _Task | None:
         """The next task; waits for one. None once the pool is closed."""
@@ -203,18 +203,13 @@ class PooledScorer(WrappedScorer):
                 self._board.waiting.extendleft(reversed(parts))
                 self._board.changed.notify_all()
 
-    def fail(self, error: BaseException) -> None:
-        """Nobody gets an answer to what is asked now; later questions are tried anew."""
-        with self._board.changed:
-            self._board.waiting.clear()
-            for done in self._board.callers:
-                done.put(error)
-
     def close(self) -> None:
         with self._board.changed:
             self._board.closed = True
+            self._board.waiting.clear()
+            for done in self._board.callers:
+                done.put(WorkerError(_STOPPED))
             self._board.changed.notify_all()
-            self.fail(WorkerError(_STOPPED))
         for worker in self._workers:
             worker.stop()
         self._room.cleanup()
@@ -235,8 +230,8 @@ class _Worker(threading.Thread):
             try:
                 found = self._ask(task)
             except BaseException as error:
-                # The callers must not wait for a thread that failed, whatever happened in it.
-                self._pool.fail(error)
+                # The caller must not wait for an answer that will not come, whatever happened here.
+                task.done.put(error)
                 continue
             if isinstance(found, Problem):
                 self._pool.lost(task, found)
