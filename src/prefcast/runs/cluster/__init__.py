@@ -47,7 +47,7 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise UsageError(
-                f"--gpus-per-actor: {self.gpus:g} is neither a fraction of one GPU nor a whole number of GPUs"
+                f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of GPUs"
             )
         if self.address is not None and self.address.startswith("ray://"):
             raise UsageError(
