@@ -46,9 +46,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise UsageError(
-                f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of GPUs"
-            )
+            raise UsageError(f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of GPUs")
         if self.address is not None and self.address.startswith("ray://"):
             raise UsageError(
                 f"--ray-address: {excerpt(self.address)} is the address of a Ray Client; run the command on a "

@@ -4,6 +4,7 @@ and names faults."""
 from __future__ import annotations
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class ClusterScorer(WrappedScorer):
         self.workers, self.time_limit = pool.actors, spec.time_limit
         self.batch_pairs = min(inner.batch_pairs, _MOST_PAIRS)
         self._header, self._spec, self._closed = header, spec, False
+        self._streams, self._ended = 0, threading.Condition()
         # An actor that ends is replaced: what is asked of an actor that restarts fails at once.
         self._made = ray.remote(EvidenceActor).options(
             num_cpus=pool.cluster.cpus, num_gpus=pool.cluster.gpus or None, max_restarts=0, max_task_retries=0
@@ -64,6 +66,8 @@ class ClusterScorer(WrappedScorer):
 
         waiting = deque((batch, 1) for batch in self.batches(pairs))
         running: dict[Any, tuple[Sequence[int], int, Any]] = {}
+        with self._ended:
+            self._streams += 1
         try:
             while waiting or running:
                 while waiting and (actor := self._free(wait=not running)) is not None:
@@ -95,6 +99,9 @@ class ClusterScorer(WrappedScorer):
             # What a caller that ends early asked is answered to nobody.
             for _, _, actor in running.values():
                 self._idle.put(actor)
+            with self._ended:
+                self._streams -= 1
+                self._ended.notify_all()
 
     def _free(self, *, wait: bool) -> Any:
         """An actor with nothing to do; None if there is none and the caller need not wait for one."""
@@ -124,6 +131,9 @@ class ClusterScorer(WrappedScorer):
 
     def close(self) -> None:
         self._closed = True
+        # A thread that waits inside Ray while Ray shuts down may never come back.
+        with self._ended:
+            self._ended.wait_for(lambda: not self._streams, timeout=5 * _PATIENCE)
         super().close()
 
 
