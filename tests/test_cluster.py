@@ -8,62 +8,63 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from prefcast.runs.isolated import IsolatedScorer
-from prefcast.runs.packed import pack, pack_items, unpack_items
 
-from conftest import EXAMPLES, Run, Start, kaggle_row, said_by, wait_for, write_jsonl
-from prefcast import load_forecaster, open_pairs
+from conftest import EXAMPLES, SURFACE, Run, Start, kaggle_row, wait_for, write_jsonl
+from prefcast import load_forecaster, read_pairs
 from prefcast.errors import (
     FileError,
-    JournalError,
     MissingExtraError,
     PrefcastError,
-    ScoringError,
+    ResourceError,
+    RunError,
     UsageError,
     WorkerError,
 )
-from prefcast.outcomes.models import Outcome
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.budget import WHOLE
+from prefcast.runs import cluster
 from prefcast.runs.cluster import Cluster, connected
-from prefcast.runs.cluster.actors import TRIES, PieceScorer, Recipe, Source, raise_fault, read_pieces
+from prefcast.runs.cluster.actors import TRIES, EvidenceActor, JobSpec, died, header_there, raise_fault
 from prefcast.runs.cluster.parts import Folder, Parts, _prepare, are_parts, listed
 from prefcast.runs.jobs import forecasting, scoring
+from prefcast.runs.pool import PooledScorer
+from prefcast.scorers.base import Problem
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.reward import Options
+from prefcast.scorers.surface import SurfaceScorer
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'prefcast[ray]'")
 
-# Read by every process of the cluster: a scorer that a row slows down or ends, and that tells what it was given.
+# Every process of the cluster reads this: there a pair may end or hold its scorer, which tells what it was given.
 SITE = """
 import os, signal, sys, time
 if "MARKS" in os.environ and any("default_worker" in each or "runs.worker" in each for each in sys.orig_argv):
     import prefcast.scorers.surface as surface
-    plain = surface.SurfaceScorer.evidence
+    plain = surface.SurfaceScorer.compute
 
-    def evidence(self, pairs):
+    def compute(self, pairs):
         with open(os.environ["MARKS"], "a") as file:
-            file.write(f"{os.getpid()} {pairs[0].id}\\n")
+            file.writelines(f"{os.getpid()} {pair.turns[0].prompt}\\n" for pair in pairs)
         for pair in pairs:
             said = pair.turns[0].prompt
             if said == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if said == "wait":
-                while not os.path.exists(os.environ["MARKS"] + ".gate"):
-                    time.sleep(0.01)
+            while said.startswith("hold") and not os.path.exists(os.environ["MARKS"] + ".release"):
+                time.sleep(0.01)
         return plain(self, pairs)
 
-    surface.SurfaceScorer.evidence = evidence
+    surface.SurfaceScorer.compute = compute
 """
 CLUSTER = """
 import logging, sys, ray
@@ -74,10 +75,7 @@ sys.stdin.read()
 
 
 class RayCluster:
-    """A cluster of two processors; `marks` is what its scorers tell: a process and the first id of a batch each.
-
-    A row that says "wait" waits until the gate is open.
-    """
+    """A cluster of two processors; `marks` is what its scorers tell: a process and a prompt for each pair."""
 
     def __init__(self, folder: Path) -> None:
         # Ray lets nobody in without a token; this one is the cluster's own.
@@ -106,24 +104,23 @@ class RayCluster:
 
     def arguments(self, *given: str | Path) -> list[str]:
         how = ["--engine", "ray", "--ray-address", self.address, "--actors", "2"]
-        return [*map(str, given), "--model", "surface", *how]
+        return [*map(str, given), *SURFACE, *how]
 
     def marks(self) -> list[tuple[int, str]]:
         """What has been told since `forget`."""
         lines = self.marks_file.read_text().splitlines() if self.marks_file.exists() else []
-        return [(int(pid), id) for pid, id in (line.split(" ", 1) for line in lines)]
+        return [(int(pid), prompt) for pid, prompt in (line.split(" ", 1) for line in lines)]
 
-    def workers(self) -> list[int]:
-        """The processes that have told something, in the order of their first words."""
-        return list(dict.fromkeys(pid for pid, _ in self.marks()))
+    def holding(self) -> list[int]:
+        """The processes that hold a batch until `release`."""
+        return [pid for pid, prompt in self.marks() if prompt.startswith("hold")]
 
-    def open_gate(self) -> None:
-        self.marks_file.with_name("marks.gate").touch()
+    def release(self) -> None:
+        self.marks_file.with_name("marks.release").touch()
 
     def forget(self) -> None:
-        """Forget all marks, and close the gate."""
         self.marks_file.unlink(missing_ok=True)
-        self.marks_file.with_name("marks.gate").unlink(missing_ok=True)
+        self.marks_file.with_name("marks.release").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +134,10 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
     made.process.stdout.close()
 
 
-def some_rows(count: int, waiting: int) -> list[dict[str, Any]]:
-    """Rows of which, from `waiting` on, one a piece waits for the gate; a few are at fault."""
+def rows_of(count: int, *held: int) -> list[dict[str, Any]]:
+    """Rows, no two alike; actors do not end those that are `held`, and a few are at fault."""
     rows = [
-        kaggle_row(
-            number,
-            prompt=("wait" if number % 256 == 9 and number >= waiting else "Why?",),
-            a=("word " * (number % 23),),
-        )
+        kaggle_row(number, prompt=(f"{'hold' if number in held else 'Why'} {number}",), a=("word " * (number % 23),))
         for number in range(count)
     ]
     for number in range(400, count, 401):
@@ -162,75 +155,118 @@ signal.signal(signal.SIGTERM, ours)
 with connected(Cluster(sys.argv[1], 1)):
     assert signal.getsignal(signal.SIGTERM) is ours
 """
-    said_by(code, ray_cluster.address, **ray_cluster.environment)
+    environment = {**os.environ, **ray_cluster.environment}
+    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=100, check=True)
+
+
+@needs_ray
+def test_a_caller_that_ends_early_leaves_all_actors_to_others(ray_cluster: RayCluster) -> None:
+    code = """
+import sys
+from dataclasses import replace
+import numpy as np
+from prefcast import Pair, load_forecaster
+from prefcast.runs.cluster import Cluster, connected
+from prefcast.runs.cluster.actors import JobSpec
+from prefcast.runs.cluster.driver import ClusterScorer, header_of_actors
+from prefcast.runs.pool import pooled
+from prefcast.scorers.base import Meter
+from prefcast.scorers.reward import Options
+
+made = load_forecaster("surface")
+# A scorer that would ask for worker processes here: the actors are its workers.
+made.scorer.replicas = lambda: [None, None]
+pairs = [Pair.of(f"Why {number}?", "Because. " * (number % 7), "So.") for number in range(300)]
+with connected(Cluster(sys.argv[1], 2)) as pool:
+    spec = JobSpec.of("predict", made, Options(), time_limit=60.0)
+    header = header_of_actors(pool, spec)
+    scorer = ClusterScorer(made.scorer, pool, replace(spec, header=header), header)
+    assert pooled(scorer) is scorer
+    assert (scorer.workers, scorer.time_limit, scorer.identity()) == (2, 60.0, made.scorer.identity())
+    parts = scorer.stream(pairs)
+    next(parts)
+    parts.close()
+    assert scorer._idle.qsize() == 2
+    meter = Meter()
+    np.testing.assert_array_equal(scorer.evidence(pairs, meter).margin, made.scorer.evidence(pairs).margin)
+    assert (meter.pairs, scorer._idle.qsize()) == (300, 2)
+    scorer.close()
+"""
+    environment = {**os.environ, **ray_cluster.environment}
+    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=100, check=True)
 
 
 @needs_ray
 def test_two_actors_write_what_the_local_engine_writes(prefcast: Run, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", [*some_rows(20, 20), kaggle_row(99, a=5)])
-    local = prefcast("predict", path, "-o", "local.parquet", "--with-text")
-    done = prefcast("predict", path, "-o", "out.parquet", "--with-text", "--engine", "ray", "--actors", "2")
+    path = write_jsonl(tmp_path / "f.jsonl", [*rows_of(20), kaggle_row(99, a=5)])
+    local = prefcast("predict", path, "-o", "local.parquet", "--with-text", "--no-store")
+    ray = ("--engine", "ray", "--actors", "2")
+    done = prefcast("predict", path, "-o", "out.parquet", "--with-text", *ray)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", local.stderr)
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
-    assert not (tmp_path / "out.parquet.journal").exists()
+    # The actors' evidence is kept under the identity that the scorer has here: nothing is scored again.
+    done = prefcast("predict", path, "-o", "again.parquet", "--with-text", "--log", "json")
+    assert json.loads(done.stderr.splitlines()[-1])["restored"] == 20
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
 
 
 @needs_ray
 def test_a_killed_actor_costs_no_row(prefcast: Run, start: Start, tmp_path: Path, ray_cluster: RayCluster) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", some_rows(2000, 0))
-    local = prefcast("predict", path, "-o", "local.jsonl", "--model", "surface")
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(700, 5, 100, 300))
+    local = prefcast("predict", path, "-o", "local.jsonl", *SURFACE, "--no-store")
     ray_cluster.forget()
-    arguments = ray_cluster.arguments("predict", path, "-o", "out.jsonl", "--log", "json")
-    process = start(*arguments, **ray_cluster.environment)
-    # Both actors have a piece; one is killed, and another one in its place gets a piece.
-    wait_for(lambda: len(ray_cluster.workers()) == 2, process)
-    os.kill(ray_cluster.workers()[1], signal.SIGKILL)
-    wait_for(lambda: len(ray_cluster.workers()) == 3, process)
-    ray_cluster.open_gate()
-    out, said = process.communicate()
+    process = start(
+        *ray_cluster.arguments("predict", path, "-o", "out.jsonl", "--log", "json"), **ray_cluster.environment
+    )
+    # Each actor has a batch that it cannot end.
+    wait_for(lambda: len(set(ray_cluster.holding())) == 2, process)
+    killed = ray_cluster.holding()[0]
+    os.kill(killed, signal.SIGKILL)
+    ray_cluster.release()
+    out, said = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, ""), said
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "local.jsonl").read_bytes()
     found = [json.loads(line) for line in said.splitlines()]
-    assert {event["event"] for event in found} == {"cluster", "started", "chunk", "row_failed", "finished"}
-    assert sorted(event["number"] for event in found if event["event"] == "chunk") == list(range(8))
-    assert (found[-1]["rows"], found[-1]["failed"], found[-1]["restored"]) == (2000, 4, 0)
-    assert "4 of 2000 rows failed" in local.stderr
+    assert {event["event"] for event in found} == {"cluster", "started", "piece", "row_failed", "finished"}
+    assert [event["number"] for event in found if event["event"] == "piece"] == [0, 1, 2]
+    assert (found[-1]["rows"], found[-1]["failed"], found[-1]["restored"]) == (700, 1, 0)
+    assert "1 of 700 rows failed" in local.stderr
+    # Another actor in the place of the one that was killed.
+    assert len({pid for pid, _ in ray_cluster.marks()}) == 3
 
 
 @needs_ray
 def test_a_killed_run_goes_on_and_scores_nothing_twice(
     prefcast: Run, start: Start, tmp_path: Path, ray_cluster: RayCluster
 ) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", some_rows(2000, 1000))
-    assert prefcast("predict", path, "-o", "local.csv", "--model", "surface").returncode == 3
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(700, 600))
+    assert prefcast("predict", path, "-o", "local.csv", *SURFACE, "--no-store").returncode == 3
     ray_cluster.forget()
-    arguments = ray_cluster.arguments("predict", path, "-o", "out.csv")
-    process = start(*arguments, "--log", "json", **ray_cluster.environment)
+    arguments = [*ray_cluster.arguments("predict", path, "-o", "out.csv", "--log", "json")]
+    process = start(*arguments, **ray_cluster.environment)
     assert process.stderr is not None
-    # The later pieces wait: it cannot end before it is killed.
-    assert any('"chunk"' in line for line in process.stderr)
+    while '"number": 1' not in (line := process.stderr.readline()):
+        assert line, "the run ended"
+    wait_for(ray_cluster.holding, process)
     process.kill()
     process.communicate()
-    ray_cluster.open_gate()
-    # The journal is the local engine's: another model is refused, whoever asks.
-    done = prefcast("predict", path, "-o", "out.csv", "--model", "length")
-    assert (done.returncode, "its model is 'surface', here it is 'length'" in done.stderr) == (2, True)
+    assert not (tmp_path / "out.csv").exists()
+    ray_cluster.forget()
+    ray_cluster.release()
     done = prefcast(*arguments, **ray_cluster.environment)
     assert done.returncode == 3, done.stderr
-    resumed, failed = done.stderr.splitlines()[0], done.stderr.splitlines()[-1]
-    kept = int(resumed.split("out.csv.journal: ")[1].split(" rows were scored before")[0].replace(",", ""))
-    assert kept >= 256
-    assert failed.startswith("prefcast: 4 of 2000 rows failed and got the class prior; the first: ")
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
-    # Twice at most those that were at an actor, or on their way from it, when the run was killed.
-    scored = Counter(id for _, id in ray_cluster.marks())
-    assert len(scored) == 8
-    assert sum(count - 1 for count in scored.values()) <= 8 - kept // 256
+    (resumed,) = [json.loads(line) for line in done.stderr.splitlines() if '"resumed"' in line]
+    # The two whole pieces, row 401 of which is at fault, and perhaps some batches of the third.
+    assert 511 <= resumed["rows"] < 700
+    prompts = [prompt for _, prompt in ray_cluster.marks()]
+    assert len(set(prompts)) == len(prompts) <= 700 - 512
+    assert min(int(prompt.split()[1]) for prompt in prompts) >= 512
 
 
 @needs_ray
 def test_isolated_rows_are_found_on_a_cluster_too(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
-    rows = [kaggle_row(number, prompt=("crash" if number == 3 else "Why?",)) for number in range(6)]
+    rows = [kaggle_row(number, prompt=("crash" if number == 3 else f"Why {number}?",)) for number in range(6)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)
     done = prefcast(*ray_cluster.arguments("predict", path, "-o", "out.csv", "--isolate"), **ray_cluster.environment)
     assert done.returncode == 3, done.stderr
@@ -241,16 +277,33 @@ def test_isolated_rows_are_found_on_a_cluster_too(prefcast: Run, tmp_path: Path,
 
 
 @needs_ray
-@pytest.mark.long
 def test_a_row_that_ends_every_actor_ends_the_run(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
-    rows = [kaggle_row(number, prompt=("crash" if number == 300 else "Why?",)) for number in range(700)]
+    rows = [kaggle_row(number, prompt=("crash" if number == 3 else f"Why {number}?",)) for number in range(6)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)
     done = prefcast(*ray_cluster.arguments("predict", path, "-o", "out.csv"), **ray_cluster.environment)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(
-        f"prefcast: rows 257 to 512 ended their actor {TRIES} times; where a row does that, --isolate finds it"
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        f"prefcast: a batch of 6 pairs ended its actor {TRIES} times; if a row does that, --isolate finds it\n",
     )
+
+
+@needs_ray
+def test_an_interrupt_ends_a_run_at_once(start: Start, tmp_path: Path, ray_cluster: RayCluster) -> None:
+    """Threads that wait for actors do not keep the process."""
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(520, 5, 300))
+    ray_cluster.forget()
+    process = start(*ray_cluster.arguments("predict", path, "-o", "out.csv"), **ray_cluster.environment)
+    wait_for(lambda: len(ray_cluster.holding()) == 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    assert "stopping once the piece in flight is scored" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    (line,) = said.splitlines()
+    assert line.startswith("prefcast: stopped by SIGTERM")
+    ray_cluster.release()
 
 
 def write_part(path: Path, first: int, count: int) -> Path:
@@ -284,96 +337,103 @@ def test_folders_of_parts(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster
     write_part(folder / "x" / "bad.parquet", 2000, 20)
     done = prefcast(*arguments, **ray_cluster.environment)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.splitlines() == [
+    lines = done.stderr.splitlines()
+    assert (lines[0], lines[-1]) == (
         f"prefcast: file://{tmp_path}/out: 2 of 3 parts are there and are not scored again (--fresh starts over)",
         "prefcast: 3 of 620 rows failed and got the class prior; the first: in/a.parquet: row 300, response_b: is null",
-    ]
+    )
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before} == before
 
 
-def recipe_of(model: str = "surface", **more: Any) -> Recipe:
-    return Recipe.of("predict", load_forecaster(model), Options(), **more)
+def spec_of(model: str = "surface", **more: Any) -> JobSpec:
+    return JobSpec.of("predict", load_forecaster(model), Options(), **more)
 
 
-def test_rows_travel_whole() -> None:
-    with open_pairs(EXAMPLES) as file:
-        items = [
-            *file,
-            Pair((Turn("\ud800", "", "\u202e"),), "x", Outcome.TIE, "m", None, 7),
-            ScoringError("f", 3, "prompt", "is bad", "id"),
-        ]
-    assert [repr(item) for item in unpack_items(pack_items(items))] == [repr(item) for item in items]
+def turns_of(pairs: list[Pair]) -> list[list[tuple[str, str, str]]]:
+    return [[(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns] for pair in pairs]
 
 
-def test_an_actor_scores_as_this_process_does(tmp_path: Path) -> None:
-    recipe = recipe_of()
-    job = forecasting(load_forecaster("surface"))
-    source = Source(str(tmp_path), str(EXAMPLES), {}, "json")
-    here = Path.cwd()
-    try:
-        (piece,) = read_pieces(pyarrow.table({"of": ["file"]}), source, {})
-        digest = piece["digest"][0].as_py()
-        assert list(read_pieces(pyarrow.table({"of": ["file"]}), source, {0: digest})) == []
-        (changed,) = read_pieces(pyarrow.table({"of": ["file"]}), source, {0: b"another"})
-        with pytest.raises(JournalError, match="rows 1 to 42 changed since the run began"):
-            raise_fault(changed["fault"][0].as_py())
-        (missing,) = read_pieces(pyarrow.table({"of": ["file"]}), replace(source, path="none.csv"), {})
-        with pytest.raises(FileError, match=r"none\.csv: cannot be read: No such file"):
-            raise_fault(missing["fault"][0].as_py())
-    finally:
-        os.chdir(here)
-    with open_pairs(EXAMPLES) as file:
-        items = list(file)
-    (done,) = PieceScorer(replace(recipe, header=job.header), lambda name: 1)(piece).to_pylist()
-    assert (done["fault"], done["payload"]) == ("", pack(job.score(items)))
-    raw = Recipe.of_scorer(job.scorer, WHOLE, Options())
-    (done,) = PieceScorer(raw, lambda name: 1)(piece).to_pylist()
-    assert done["payload"] == pack(scoring(job.scorer, WHOLE).score(items))
+def test_an_actor_scores_as_this_process_does() -> None:
+    forecaster = load_forecaster("surface")
+    pairs = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
+    pairs.append(Pair((Turn("\ud800", "", "\u202e"), Turn("", "a", "b"))))
+    expected = forecaster.scorer.evidence(pairs)
+    for spec, header in (
+        (spec_of(), forecasting(forecaster).header),
+        (JobSpec.of_scorer(forecaster.scorer, WHOLE, Options()), scoring(forecaster.scorer, WHOLE).header),
+    ):
+        assert header_there(spec) == {"header": header}
+        said = EvidenceActor(replace(spec, header=header)).evidence(turns_of(pairs))
+        assert (said["fault"], said["problems"], said["raw"]) == ("", {}, {})
+        np.testing.assert_array_equal(said["margin"], expected.margin)
+        np.testing.assert_array_equal(said["tie"], expected.tie)
 
 
-def fault(actor: PieceScorer) -> PrefcastError:
-    blank = {"number": 0, "first": 257, "rows": 256, "digest": b"", "items": b"[]", "position": 0, "reading": 0.0}
-    (row,) = actor(pyarrow.table({name: [value] for name, value in {**blank, "fault": ""}.items()})).to_pylist()
+def test_problems_of_an_actor_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(scorer: SurfaceScorer, pairs: list[Pair]) -> None:
+        raise ValueError("a fault of the scorer")
+
+    monkeypatch.setattr(SurfaceScorer, "compute", broken)
+    said = EvidenceActor(spec_of()).evidence([[("Why?", "a", "b")]])
+    problem = Problem(*said["problems"][0])
+    assert (problem.kind, problem.limit, problem.about) == ("unforeseen", None, "ValueError")
+    assert problem == "cannot be scored: ValueError: a fault of the scorer"
+
+
+def fault(actor: EvidenceActor) -> PrefcastError:
+    said = actor.evidence([[("Why?", "a", "b")]])
     with pytest.raises(PrefcastError) as raised:
-        raise_fault(row["fault"])
+        raise_fault(said["fault"])
     return raised.value
 
 
 def test_faults_of_an_actor_travel_as_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of()
+    spec = spec_of()
     header = {**forecasting(load_forecaster("surface")).header, "version of prefcast": "0.0.9"}
-    found = fault(PieceScorer(replace(recipe, header=header), lambda name: 1))
-    assert isinstance(found, JournalError)
-    assert "is not like the other machines of the cluster: its version of prefcast is '0.0.9', here it is" in str(found)
-    found = fault(PieceScorer(recipe, lambda name: TRIES + 1))
-    assert isinstance(found, WorkerError)
-    assert str(found) == "rows 257 to 512 ended their actor 3 times; where a row does that, --isolate finds it"
-    actor = PieceScorer(recipe, lambda name: 1)
+    found = fault(EvidenceActor(replace(spec, header=header)))
+    assert isinstance(found, RunError)
+    assert "differs from the other machines of the cluster: its version of prefcast is '0.0.9', here it is" in str(
+        found
+    )
+    assert died("in/a.parquet") == "in/a.parquet ended its actor 3 times; if a row does that, --isolate finds it"
+    actor = EvidenceActor(spec)
+    for error, kind, message in (
+        (
+            ValueError("a fault\nof ours"),
+            WorkerError,
+            "a batch of 1 pairs cannot be scored on .*: ValueError: a fault of ours",
+        ),
+        (
+            MemoryError(),
+            ResourceError,
+            "a batch of 1 pairs: out of memory on .*; a smaller --budget reads less of a pair",
+        ),
+        (RunError("ours"), RunError, "ours"),
+    ):
 
-    def broken(items: object) -> None:
-        raise ValueError("a fault\nof ours")
+        def broken(pairs: object, error: Exception = error) -> None:
+            raise error
 
-    monkeypatch.setattr(actor, "_job", replace(actor._job, score=broken))
-    assert str(fault(actor)).startswith("rows 257 to 512 cannot be scored on ")
-    assert str(fault(actor)).endswith(": ValueError: a fault of ours")
-    with pytest.raises(WorkerError, match="an actor reported what this version does not know"):
+        monkeypatch.setattr(actor._scorer, "evidence", broken)
+        with pytest.raises(kind, match=message):
+            raise fault(actor)
+    with pytest.raises(WorkerError, match="an actor reported an error that this version does not know"):
         raise_fault('["os", []]')
 
 
 def test_each_actor_has_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         monkeypatch.setenv(name, "5")
-    scorer = recipe_of("embedded", threads=3).job().scorer
+    scorer = spec_of("embedded", threads=3).made()[0].scorer
     assert isinstance(scorer, EmbeddedScorer)
     assert (scorer.encoder.threads, os.environ["OMP_NUM_THREADS"], os.environ["RAYON_NUM_THREADS"]) == (3, "3", "3")
-    isolated = recipe_of("surface", threads=3, isolate=True).job().scorer
-    assert isinstance(isolated, IsolatedScorer)
-    assert isolated._threads == 3
-    isolated.close()
+    with closing(spec_of("surface", threads=3, isolate=True).made()[0].scorer) as isolated:
+        assert isinstance(isolated, PooledScorer)
+        assert json.loads(isolated.command(None))["threads"] == 3
 
 
 def test_without_ray_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with (
         pytest.raises(MissingExtraError, match=r"ray is not installed: pip install 'prefcast\[ray\]'"),
         connected(Cluster()),
@@ -406,23 +466,23 @@ def test_another_runs_parts_are_refused(tmp_path: Path) -> None:
     (target / "a.parquet").write_bytes(b"made")
     assert prepare({"model": "surface", "budget": "whole"}) == {"a.parquet"}
     with pytest.raises(
-        JournalError, match="out: belongs to another run: its model is 'surface', here it is 'length'; --fresh"
+        RunError, match="out: belongs to another run: its model is 'surface', here it is 'length'; --fresh"
     ):
         prepare({"model": "length", "budget": "whole"})
-    with pytest.raises(JournalError, match="its cells is 'json', here it is 'text'"):
+    with pytest.raises(RunError, match="its cells is 'json', here it is 'text'"):
         prepare({"model": "surface", "budget": "whole"}, replace(parts, cells="text"))
     write_part(source / "b.parquet", 10, 5)
     assert prepare({"model": "surface", "budget": "whole"}) == {"a.parquet"}
     write_part(source / "a.parquet", 0, 6)
-    with pytest.raises(JournalError, match=r"in/a\.parquet: changed since the run began; --fresh starts over"):
+    with pytest.raises(RunError, match=r"in/a\.parquet: changed since the run began; --fresh starts over"):
         prepare({"model": "surface", "budget": "whole"})
     (source / "a.parquet").unlink()
-    with pytest.raises(JournalError, match=r"in/a\.parquet: is no longer there; --fresh starts over"):
+    with pytest.raises(RunError, match=r"in/a\.parquet: is no longer there; --fresh starts over"):
         prepare({"model": "surface", "budget": "whole"})
     assert prepare({"model": "length"}, fresh=True) == set()
     assert [path.name for path in target.iterdir()] == ["_prefcast.json"]
     (target / "_prefcast.json").write_text("[]")
-    with pytest.raises(JournalError, match=r"out/_prefcast\.json: is damaged, or of another version"):
+    with pytest.raises(RunError, match=r"out/_prefcast\.json: is damaged, or of another version"):
         prepare({"model": "length"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()

@@ -1,6 +1,6 @@
-"""A child process that answers through pipes: started, timed, ended, and how it ended in words.
+"""A child process that answers through pipes: it is started, timed and ended here, and its end is put into words.
 
-Knows nothing of what is asked; `frames.py` has the form of questions and answers.
+This module knows nothing of the questions; `frames.py` has the form of questions and answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, cast
 
 __all__ = ["CRASHED", "TOO_SLOW", "Child", "answering"]
 
-# The words that name, in a row's error, why a worker did not answer.
+# These words in a row's error say why a worker did not answer.
 CRASHED, TOO_SLOW = "ended its worker process", "took longer than"
 
 
@@ -28,12 +28,12 @@ class Child:
     def __init__(self, module: str, argument: str) -> None:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        # -P: a file in the current folder is never taken for a module.
+        # -P: Python must not take a file in the current folder for a module.
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", module, argument],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Ctrl-C on the terminal is the parent's affair.
+            # The parent handles Ctrl-C on the terminal.
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
@@ -50,7 +50,7 @@ class Child:
 
     @contextmanager
     def within(self, seconds: float | None) -> Iterator[None]:
-        """A block that ends the process where it takes longer; its pipes then end too."""
+        """A block that ends the process if the block takes longer; reads from the process then end too."""
         if seconds is None:
             yield
             return
@@ -68,7 +68,7 @@ class Child:
             timer.cancel()
 
     def end(self) -> str:
-        """How the process ended, after it has."""
+        """End the process if it still runs, and say how it ended."""
         self.kill()
         if self._late is not None:
             return f"{TOO_SLOW} {self._late:g} s"
@@ -81,7 +81,7 @@ class Child:
         return f"ended with status {code}"
 
     def kill(self) -> None:
-        """End the process; one that has died keeps its own status."""
+        """Let the process end, at the latest after a second. A process that has died keeps its own status."""
         with suppress(OSError):
             self.to.close()
         try:
@@ -92,15 +92,15 @@ class Child:
             self.answers.close()
 
     def stop(self) -> None:
-        """End the process at once, whoever waits for it."""
+        """End the process at once, even while a thread waits for its answer."""
         self._process.kill()
         self._process.wait()
 
 
 def answering() -> IO[bytes]:
-    """For the child: where answers go, which was standard output; whatever prints goes to standard error.
+    """For the child: the stream for its answers, which was standard output. What the child prints goes to standard error.
 
-    An interrupt is the parent's affair, and a parent that is gone ends the child.
+    The child ignores interrupts, which the parent handles. It ends when its parent is gone.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

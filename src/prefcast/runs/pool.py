@@ -1,8 +1,8 @@
-"""Worker processes with a scorer each: for several devices, and so that a pair which ends or hangs its process is that pair's
-problem and no more.
+"""Worker processes with a scorer each: for several devices, and for pairs that end or hang the process that scores them.
 
-A batch that its worker does not survive is halved until the pair is found. A pair alone has two tries, because a worker may
-also die for no fault of the pair's. Whoever is free takes the next batch; this module knows nothing of models.
+A batch whose worker dies is halved until the pair at fault is found; only that pair fails. A single pair is tried twice,
+because a worker may also die for another reason. The next free worker takes the next batch. This module knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from prefcast.base.frames import receive, send
 from prefcast.base.processes import CRASHED, TOO_SLOW, Child
-from prefcast.errors import ModelError, UsageError, WorkerError
+from prefcast.errors import ModelError, PrefcastError, UsageError, WorkerError
 from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Problem, Scorer, failed
 from prefcast.scorers.wrapped import WrappedScorer
@@ -32,13 +33,14 @@ __all__ = ["PooledScorer", "pooled"]
 
 _log = logging.getLogger("prefcast")
 _TRIES, _FALSE_STARTS, _IN_A_ROW = 2, 2, 16
+_STOPPED = "the worker processes were stopped"
 # What a worker answers: evidence, the scores of conversations, or in words how the process ended.
 Answer = Evidence | NDArray[np.float64] | Problem
 
 
 def pooled(scorer: Scorer, *, isolate: bool = False, time_limit: float | None = None) -> Scorer:
-    """The same scorer in worker processes: one for each of its replicas, or, with `isolate` or a time limit (seconds a
-    batch), one at least. A scorer that needs no worker, or that no other process can load, stays as it is."""
+    """The same scorer in worker processes: one for each replica, and at least one with `isolate` or a time limit (seconds
+    a batch). A scorer that needs no worker, or that another process cannot load, stays as it is."""
     if members := scorer.members():
         return scorer.with_members([pooled(member, isolate=isolate, time_limit=time_limit) for member in members])
     if not scorer.portable or not (isolate or time_limit is not None or scorer.replicas()):
@@ -48,8 +50,8 @@ def pooled(scorer: Scorer, *, isolate: bool = False, time_limit: float | None = 
 
 @dataclass
 class _Task:
-    """A batch of a caller: its positions there, what is asked about them, how often it was tried; `done` takes
-    (positions, answer), or an exception that ends the caller's wait."""
+    """A batch of one caller: its positions, its items, and how often it was tried. `done` takes (positions, answer), or an
+    exception that ends the caller's wait."""
 
     positions: Sequence[int]
     items: Sequence[Any]
@@ -65,10 +67,10 @@ class _Task:
 
 @dataclass
 class _Board:
-    """The tasks that wait. `failure` ends the pool's work for good."""
+    """The tasks that wait, and the queues of the callers that wait for answers."""
 
     waiting: deque[_Task] = field(default_factory=deque)
-    failure: BaseException | None = None
+    callers: set[SimpleQueue[Any]] = field(default_factory=set)
     closed: bool = False
     in_a_row: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -77,9 +79,9 @@ class _Board:
 class PooledScorer(WrappedScorer):
     """`inner`, loaded anew in each worker process; the numbers are the same.
 
-    A pair that ends its worker twice, or twice takes longer than `time_limit` seconds, has no evidence; its problem says
-    how the worker ended. Several threads may ask at a time. Raises WorkerError where workers do not start, or where many
-    pairs in a row end them.
+    A pair has no evidence if it ends its worker twice, or twice takes longer than `time_limit` seconds; its problem says
+    how the worker ended. Several threads may ask at the same time. Raises WorkerError if the workers do not start, or if
+    many pairs in a row end their workers.
     """
 
     def __init__(self, inner: Scorer, time_limit: float | None = None) -> None:
@@ -92,7 +94,6 @@ class PooledScorer(WrappedScorer):
         self.workers = len(self._asked)
         self._board = _Board()
         self._workers: list[_Worker] = []
-        self._callers: dict[int, SimpleQueue[Any]] = {}
 
     def again(self, inner: Scorer) -> Scorer:
         made = pooled(inner, isolate=True, time_limit=self.time_limit)
@@ -102,19 +103,21 @@ class PooledScorer(WrappedScorer):
     @property
     def pids(self) -> list[int]:
         """The process ids of the workers that run."""
-        return [worker.child.pid for worker in self._workers if worker.child is not None]
+        children = [worker.child for worker in self._workers]
+        return [child.pid for child in children if child is not None]
 
     def use_threads(self, threads: int) -> None:
-        # A worker that runs already keeps its own number.
+        # A worker that runs already keeps its number of threads.
         self._threads = threads
 
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         done: SimpleQueue[Any] = SimpleQueue()
         turns = [[(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns] for pair in pairs]
         tasks = [_Task(batch, [turns[position] for position in batch], done) for batch in self.batches(pairs)]
-        for positions, found in self._answers(tasks, done):
-            meter.advance(len(positions))
-            yield positions, failed(self, found) if isinstance(found, Problem) else found
+        with closing(self._answers(tasks, done)) as answers:
+            for positions, found in answers:
+                meter.advance(len(positions))
+                yield positions, failed(self, found) if isinstance(found, Problem) else found
 
     def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
         if not self.pointwise:
@@ -129,16 +132,18 @@ class PooledScorer(WrappedScorer):
             scores[list(positions)] = found
         return scores
 
-    def _answers(self, tasks: Sequence[_Task], done: SimpleQueue[Any]) -> Iterator[tuple[Sequence[int], Any]]:
+    def _answers(
+        self, tasks: Sequence[_Task], done: SimpleQueue[Any]
+    ) -> Generator[tuple[Sequence[int], Any], None, None]:
         """The answers to tasks, or to parts of them, as they come."""
-        left = sum(len(task.items) for task in tasks)
-        with self._board.changed:
-            if self._board.failure is not None:
-                raise self._board.failure
-            self._callers[id(done)] = done
-            self._board.waiting.extend(tasks)
-            self._board.changed.notify_all()
-        self._start()
+        board, left = self._board, sum(len(task.items) for task in tasks)
+        with board.changed:
+            if board.closed:
+                raise WorkerError(_STOPPED)
+            self._start()
+            board.callers.add(done)
+            board.waiting.extend(tasks)
+            board.changed.notify_all()
         try:
             while left:
                 found = done.get()
@@ -147,11 +152,10 @@ class PooledScorer(WrappedScorer):
                 left -= len(found[0])
                 yield found
         finally:
-            with self._board.changed:
-                self._callers.pop(id(done), None)
-                # A caller that was interrupted takes what waits with it.
-                for task in [task for task in self._board.waiting if task.done is done]:
-                    self._board.waiting.remove(task)
+            with board.changed:
+                board.callers.discard(done)
+                # A caller that ends early takes its waiting tasks with it.
+                board.waiting = deque(task for task in board.waiting if task.done is not done)
 
     def _start(self) -> None:
         if not self._workers:
@@ -160,28 +164,29 @@ class PooledScorer(WrappedScorer):
                 worker.start()
 
     def command(self, options: Any) -> str:
-        """What a worker process is told."""
+        """The argument of a worker process."""
         said = dict(self._spec)
         if options is not None:
             said["options"] = asdict(options)
         return json.dumps({**said, "threads": self._threads})
 
-    # What follows is for the workers' threads.
+    # The methods from here to `lost` are for the workers' threads.
 
     def take(self) -> _Task | None:
-        """The next task; waits for one. None once there is nothing more to do."""
+        """The next task; waits for one. None once the pool is closed."""
         board = self._board
         with board.changed:
-            board.changed.wait_for(lambda: board.waiting or board.closed or board.failure is not None)
-            return None if board.closed or board.failure is not None else board.waiting.popleft()
+            board.changed.wait_for(lambda: board.waiting or board.closed)
+            return None if board.closed else board.waiting.popleft()
 
     def give(self, task: _Task, found: Answer) -> None:
         """A task has its answer."""
         with self._board.changed:
-            self._board.in_a_row = 0 if not isinstance(found, Problem) else self._board.in_a_row + 1
-            many = self._board.in_a_row >= _IN_A_ROW
+            self._board.in_a_row = self._board.in_a_row + 1 if isinstance(found, Problem) else 0
+            if many := self._board.in_a_row >= _IN_A_ROW:
+                self._board.in_a_row = 0
         if many:
-            self.fail(WorkerError(f"{_IN_A_ROW} pairs in a row could not be scored; the last {found}"))
+            task.done.put(WorkerError(f"{_IN_A_ROW} pairs in a row could not be scored; the last one {found}"))
         else:
             task.done.put((task.positions, found))
 
@@ -193,21 +198,17 @@ class PooledScorer(WrappedScorer):
             return
         parts = task.halves() if len(task.items) > 1 else (task,)
         with self._board.changed:
-            self._board.waiting.extendleft(reversed(parts))
-            self._board.changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Nobody can go on."""
-        with self._board.changed:
-            self._board.failure = self._board.failure or error
-            callers = list(self._callers.values())
-            self._board.changed.notify_all()
-        for done in callers:
-            done.put(error)
+            # The caller may have gone in the meantime.
+            if task.done in self._board.callers:
+                self._board.waiting.extendleft(reversed(parts))
+                self._board.changed.notify_all()
 
     def close(self) -> None:
         with self._board.changed:
             self._board.closed = True
+            self._board.waiting.clear()
+            for done in self._board.callers:
+                done.put(WorkerError(_STOPPED))
             self._board.changed.notify_all()
         for worker in self._workers:
             worker.stop()
@@ -221,29 +222,28 @@ class _Worker(threading.Thread):
     def __init__(self, pool: PooledScorer, number: int, options: Any) -> None:
         super().__init__(daemon=True, name=f"prefcast-worker-{number}")
         self._pool, self._number, self._options = pool, number, options
-        self._stopping = False
+        self._stopping, self._starting = False, threading.Lock()
         self.child: Child | None = None
 
     def run(self) -> None:
-        try:
-            while (task := self._pool.take()) is not None:
+        while (task := self._pool.take()) is not None:
+            try:
                 found = self._ask(task)
-                if isinstance(found, Problem):
-                    self._pool.lost(task, found)
-                elif isinstance(found, UsageError):
-                    task.done.put(found)
-                else:
-                    self._pool.give(task, found)
-        except BaseException as error:
-            # Whatever happens in a thread must not leave the callers waiting.
-            if not self._stopping:
-                self._pool.fail(error)
+            except BaseException as error:
+                # The caller must not wait for an answer that will not come, whatever happened here.
+                task.done.put(error)
+                continue
+            if isinstance(found, Problem):
+                self._pool.lost(task, found)
+            elif isinstance(found, PrefcastError):
+                task.done.put(found)
+            else:
+                self._pool.give(task, found)
 
-    def _ask(self, task: _Task) -> Answer | UsageError:
+    def _ask(self, task: _Task) -> Answer | PrefcastError:
         if self.child is not None and not self.child.alive:
-            # It died while it had nothing to do: no pair is to blame.
-            self.child.kill()
-            self.child = None
+            # It died while it had nothing to do: no pair is at fault.
+            self._dismissed(self.child)
         child = self.child or self._loaded()
         try:
             with child.within(self._pool.time_limit):
@@ -252,7 +252,8 @@ class _Worker(threading.Thread):
         except (EOFError, OSError, ValueError):
             return self._ended(child, task)
         if "refused" in header:
-            raise ModelError(str(header["refused"]))
+            self._dismissed(child)
+            return ModelError(str(header["refused"]))
         if "usage" in header:
             return UsageError(str(header["usage"]))
         numbers = np.frombuffer(body, dtype=np.float64)
@@ -266,36 +267,44 @@ class _Worker(threading.Thread):
 
     def _ended(self, child: Child, task: _Task) -> Problem:
         """How the process ended, once it is gone."""
-        self.child, pid = None, child.pid
-        ended = child.end()
+        ended = self._dismissed(child)
         if not self._stopping:
-            _log.info("worker %d (process %d) %s with %d pairs", self._number, pid, ended, len(task.items))
+            what = "conversations" if task.conversations else "pairs"
+            _log.info("worker %d (process %d) %s; it had %d %s", self._number, child.pid, ended, len(task.items), what)
         if ended.startswith(TOO_SLOW):
             return Problem(f"{ended} to score", "worker", self._pool.time_limit)
         return Problem(f"{CRASHED}, which {ended}", "worker")
 
+    def _dismissed(self, child: Child) -> str:
+        """How the process ended, which is awaited."""
+        ended = child.end()
+        self.child = None
+        return ended
+
     def _loaded(self) -> Child:
-        """A worker process that has loaded its scorer. Raises WorkerError."""
-        for attempt in range(_FALSE_STARTS):
-            if self._stopping:
-                raise WorkerError("the run was stopped")
-            child = self.child = Child("prefcast.runs.worker", self._pool.command(self._options))
+        """A worker process that has loaded its scorer. Raises WorkerError, and ModelError if the scorer cannot be loaded."""
+        ended = ""
+        for _ in range(_FALSE_STARTS):
+            # A process that starts while another thread calls `stop` would be left over.
+            with self._starting:
+                if self._stopping:
+                    raise WorkerError(_STOPPED)
+                child = self.child = Child("prefcast.runs.worker", self._pool.command(self._options))
             try:
                 header, _ = receive(child.answers)
             except (EOFError, OSError, ValueError):
-                self.child, ended = None, child.end()
-                if attempt == _FALSE_STARTS - 1:
-                    raise WorkerError(f"the worker process {ended} before it was ready, twice") from None
+                ended = self._dismissed(child)
                 continue
             if "refused" in header:
-                child.kill()
+                self._dismissed(child)
                 raise ModelError(str(header["refused"]))
-            break
-        return child
+            return child
+        raise WorkerError(f"the worker process {ended} before it was ready; so did the one before it")
 
     def stop(self) -> None:
-        """End the process at once, whoever waits for it."""
-        self._stopping = True
-        if self.child is not None:
-            self.child.stop()
-            self.child.kill()
+        """End the process at once, even while a thread waits for its answer."""
+        with self._starting:
+            self._stopping = True
+        if (child := self.child) is not None:
+            child.stop()
+            child.kill()

@@ -11,22 +11,22 @@ from typing import IO, Any
 
 from prefcast.base.frames import receive, send
 from prefcast.base.processes import answering
-from prefcast.errors import PrefcastError, UsageError
+from prefcast.errors import ModelError, PrefcastError, UsageError, printable
 from prefcast.pairs import Pair, Turn
-from prefcast.scorers.base import Problem, Scorer
+from prefcast.scorers.base import Evidence, Problem, Scorer
 from prefcast.scorers.registry import scorer_class
 
-__all__ = ["main"]
+__all__ = ["main", "pairs_of", "problems_of"]
+
+# So much of an unforeseen exception's message is shown.
+_MOST = 200
 
 
 def main() -> None:
-    """Serve until standard input ends. `sys.argv[1]` is the scorer's `spec`, and the `threads` to compute on."""
+    """Answer until standard input ends. `sys.argv[1]` is the scorer's `spec` with the `threads` to compute on."""
     answers = answering()
     try:
-        spec = json.loads(sys.argv[1])
-        scorer = scorer_class(spec["name"]).from_spec(spec)
-        if spec.get("threads") is not None:
-            scorer.use_threads(spec["threads"])
+        scorer = _scorer(json.loads(sys.argv[1]))
         send(answers, {"ready": True})
         while True:
             header, _ = receive(sys.stdin.buffer)
@@ -37,6 +37,23 @@ def main() -> None:
         send(answers, {"refused": str(error)})
 
 
+def _scorer(spec: dict[str, Any]) -> Scorer:
+    """The scorer, loaded: loading takes no time of the first batch, and a load that fails is no pair's fault."""
+    try:
+        scorer = scorer_class(spec["name"]).from_spec(spec)
+        if spec.get("threads") is not None:
+            scorer.use_threads(spec["threads"])
+        scorer.prepare()
+    except PrefcastError:
+        raise
+    except Exception as error:  # a file may be damaged in any way
+        said = printable(str(error))[:_MOST]
+        raise ModelError(
+            f"the model {spec['name']} cannot be loaded in a worker process: {type(error).__name__}: {said}"
+        ) from error
+    return scorer
+
+
 def _answer(answers: IO[bytes], scorer: Scorer, asked: dict[str, Any]) -> None:
     if "conversations" in asked:
         try:
@@ -44,13 +61,23 @@ def _answer(answers: IO[bytes], scorer: Scorer, asked: dict[str, Any]) -> None:
         except UsageError as error:
             send(answers, {"usage": str(error)})
         return
-    found = scorer.evidence([Pair(tuple(Turn(*turn) for turn in turns)) for turns in asked["pairs"]])
+    found = scorer.evidence(pairs_of(asked["pairs"]))
     arrays = {"margin": found.margin, "tie": found.tie, **found.raw}
+    send(answers, {"names": list(arrays), "problems": problems_of(found)}, list(arrays.values()))
+
+
+def pairs_of(pairs: list[list[tuple[str, str, str]]]) -> list[Pair]:
+    """Pairs from lists of turns (prompt, response A, response B)."""
+    return [Pair(tuple(Turn(*turn) for turn in turns)) for turns in pairs]
+
+
+def problems_of(found: Evidence) -> dict[int, list[Any]]:
+    """The arguments of each `Problem`, by the pair's position."""
     problems = {
-        place: [problem, problem.kind if isinstance(problem, Problem) else "pair"]
+        place: problem if isinstance(problem, Problem) else Problem(problem)
         for place, problem in found.problems.items()
     }
-    send(answers, {"names": list(arrays), "problems": problems}, list(arrays.values()))
+    return {place: [str(each), each.kind, each.limit, each.about] for place, each in problems.items()}
 
 
 if __name__ == "__main__":

@@ -331,6 +331,9 @@ class Scorer(ABC):
     def use_threads(self, threads: int) -> None:
         """Compute on so many threads of the CPU from now on. The default is one for each processor."""
 
+    def prepare(self) -> None:
+        """Load what the first pair would load. A worker process does this before its first batch, outside any time limit."""
+
     def close(self) -> None:
         """Give back what the scorer holds: threads, processes, memory of devices."""
 

@@ -1,7 +1,7 @@
-"""The same forecaster inside Ray Data actors (extra `ray`): many processors, many machines.
+"""The same forecaster in Ray actors (extra `ray`): many processors, many machines.
 
-What is scored, how, and what is written is what the local engine says; Ray places, starts and restarts the actors. Knows
-nothing of the command line. Importing this package does not load Ray.
+The local engine's code decides what is scored and what is written; Ray places and starts the actors. This package knows
+nothing of the command line. Importing it does not load Ray.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from prefcast.scorers.embedded.encoder import processors
 
 __all__ = ["Cluster", "Pool", "connected", "require_ray"]
 
-# The first to find a cluster that was named by nothing else, as Ray's own tools do.
+# Ray's own tools read the address of a cluster from this variable too.
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """How many actors, where, and what each gets.
+    """How many actors, on which cluster, and what each actor gets.
 
-    `address` is a cluster that runs (host:port, auto); None starts one on this machine for this run. `actors` None: as
+    `address` is a running cluster (host:port, auto); None starts one on this machine for this run. `actors` None means as
     many as the cluster has room for now. An actor computes on `cpus` threads and sees `gpus` GPUs. Raises UsageError.
     """
 
@@ -46,31 +46,31 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise UsageError(f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of them")
+            raise UsageError(f"--gpus-per-actor: {self.gpus:g} is neither a part of one GPU nor a whole number of GPUs")
         if self.address is not None and self.address.startswith("ray://"):
             raise UsageError(
-                f"--ray-address: {excerpt(self.address)} is a Ray Client's address; run the command on a machine of the "
-                "cluster (ray job submit does) and give host:port, or auto"
+                f"--ray-address: {excerpt(self.address)} is the address of a Ray Client; run the command on a "
+                "machine of the cluster (as ray job submit does) and give HOST:PORT, or auto"
             )
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A cluster that is connected: how many actors it gets, and the node of this process."""
+    """A connected cluster, the number of its actors, and the node of this process."""
 
     cluster: Cluster
     actors: int
     node: str
 
     def map(self, data: Any, actor: type, *arguments: Any) -> Any:
-        """`data`, a Ray dataset, through the actors, a row a batch."""
+        """The Ray dataset `data` with each row mapped by an actor."""
         import ray
 
         return data.map_batches(
             actor,
             batch_size=1,
             batch_format="pyarrow",
-            # A long queue before each actor would leave the others idle at the end.
+            # With a long queue for each actor, other actors would be idle at the end.
             compute=ray.data.ActorPoolStrategy(size=self.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=self.cluster.cpus,
             num_gpus=self.cluster.gpus or None,
@@ -86,13 +86,13 @@ def require_ray() -> None:
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Pool]:
-    """While it is entered, this process is connected to the cluster; one that was started for it ends with it.
+    """Within it, this process is connected to the cluster. A cluster that was started for it ends with it.
 
-    Nothing is reported to Ray's makers, no dashboard is started, and what Ray logs stays in its own files. Raises
+    Ray sends no usage statistics, starts no dashboard, and logs to its own files only. Raises
     MissingExtraError, UsageError and WorkerError.
     """
     require_ray()
-    # Read when Ray is imported; what a person has set holds.
+    # Ray reads these when it is imported; values that a person has set stay.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -102,7 +102,7 @@ def connected(cluster: Cluster) -> Iterator[Pool]:
     _check_listening(address)
     own: dict[str, Any] = {}
     if address == "local":
-        # What is asked for is what there is: an actor for which there is no room would be waited for without end.
+        # The cluster is as large as the run asks: Ray would wait without end for an actor that has no room.
         own = {"num_cpus": max(processors(), (cluster.actors or 1) * cluster.cpus), "include_dashboard": False}
     with _aside():
         try:
@@ -112,7 +112,7 @@ def connected(cluster: Cluster) -> Iterator[Pool]:
             ray.shutdown()
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             if "AuthToken" in str(error.__cause__):
-                said += "; it wants its token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN)"
+                said += "; the cluster asks for its token (set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN)"
             where = "a cluster on this machine" if own else f"the cluster at {excerpt(address)}"
             raise WorkerError(f"Ray: {where} cannot be reached: {said[:300]}") from None
         try:
@@ -124,12 +124,14 @@ def connected(cluster: Cluster) -> Iterator[Pool]:
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Held back until the end, they would be printed there.
+    # Ray would hold repeated lines back and print them at the end.
     "RAY_DEDUP_LOGS": "0",
-    # Ray would give its workers the processors that all others leave; on this machine they are this run.
+    # Ray would give its workers a low priority; on this machine they are the run itself.
     "RAY_worker_niceness": "0",
     # Without GPUs of its own an actor sees none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # After the end of a run, a thread that still asks would make Ray start a new cluster.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 
@@ -139,7 +141,7 @@ def _keep_quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A row is a piece of a run: each is a block of its own, and given on as soon as it is done.
+    # A row is a whole part of the run, so each row is a block of its own, which Ray passes on at once.
     context.target_max_block_size = 1
     for name in ("ray", "ray.data"):
         log = logging.getLogger(name)
@@ -148,12 +150,14 @@ def _keep_quiet() -> None:
 
 
 def _check_listening(address: str) -> None:
-    """WorkerError where nobody answers at host:port: Ray itself would try for many minutes."""
+    """Raise WorkerError if nothing answers at host:port; Ray itself would try for many minutes."""
     host, colon, port = address.rpartition(":")
     if not colon:
         return
     if not host or not port.isdigit():
-        raise UsageError(f"--ray-address: {excerpt(address)} is not of the form HOST:PORT; auto finds a cluster here")
+        raise UsageError(
+            f"--ray-address: {excerpt(address)} is not of the form HOST:PORT; auto finds a cluster on this machine"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -163,8 +167,8 @@ def _check_listening(address: str) -> None:
 
 @contextmanager
 def _aside() -> Iterator[None]:
-    """What Ray prints, natively to standard error and from its threads to standard output, is in its log files too: here it
-    goes nowhere. What this program says to standard error stays."""
+    """Within it, nothing that Ray prints is shown: all of it is in Ray's log files too. Ray's native code prints to standard
+    error, and its threads to standard output. This program can still write to standard error."""
     python = sys.stderr
     if python is not None:
         python.flush()
@@ -179,7 +183,7 @@ def _aside() -> Iterator[None]:
             redirect_stdout(sink),
             warnings.catch_warnings(),
         ):
-            # Advice on the code that calls Ray, which is none of the user's.
+            # Ray's advice on the code that calls it; the user did not write that code.
             warnings.filterwarnings("ignore", module=r"ray\.")
             yield
     finally:
@@ -192,7 +196,7 @@ def _aside() -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray's start replaces what SIGTERM does by an end without a word; here it does what it did, then and afterwards."""
+    """Keeps the handler of SIGTERM, which Ray replaces when it starts; a signal during the start reaches our handler too."""
     ours = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -209,11 +213,11 @@ def _is_stderr(stream: TextIO) -> bool:
     try:
         return stream.fileno() == 2
     except (OSError, ValueError):
-        return False  # in memory, as tests have it
+        return False  # a stream in memory, as in tests
 
 
 def _actors(cluster: Cluster, own: bool) -> int:
-    """How many actors; UsageError where our own cluster could never start one."""
+    """The number of actors. Raises UsageError if our own cluster could never start one."""
     import ray
 
     there = ray.cluster_resources()

@@ -1,7 +1,6 @@
-"""What runs on the cluster: actors that score batches, or whole parts. No process but Ray's imports this module for its
-work, and none of it loads Ray.
+"""What runs on the cluster: actors that score batches, or whole parts. This module does not load Ray.
 
-Faults travel as data, so that the one who asked gets our own exception, not Ray's account of it.
+An actor returns a fault as data, so that the driver raises our own exception, not Ray's.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,28 @@ from prefcast import errors
 from prefcast.errors import PrefcastError, ResourceError, RunError, WorkerError, excerpt, printable
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.outcomes.models import NotebookRule
-from prefcast.pairs import Pair, Turn
 from prefcast.runs.jobs import forecasting, scoring
 from prefcast.runs.loop import Job
 from prefcast.runs.pool import pooled
-from prefcast.scorers.base import Problem, Scorer
+from prefcast.runs.worker import pairs_of, problems_of
+from prefcast.scorers.base import Scorer
 from prefcast.scorers.options import given, to_save, which
 
 __all__ = ["EvidenceActor", "JobSpec", "differences", "fault_of", "header_there", "raise_fault"]
 
-# What Ray starts an actor anew for, until it is clear that it is the piece that ends it.
+# A batch or a part that ends so many actors is at fault itself.
 TRIES = 3
 _MOST = 200
 
-# Called before a piece is scored, with what it is called: how often that has been so.
+# Called with the name of a part before it is scored; returns how often it was called with this name.
 Count = Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """All that an actor needs to be what this process would be: the files of a forecaster, and how it is used.
+    """All that an actor needs to score as this process would: the files of a forecaster, and how it is used.
 
-    `verb` is predict or score. `header` is what the job must say of itself on every machine, once that is known.
+    `verb` is predict or score. `header` is the header that the job must have on every machine, once it is known.
     """
 
     verb: str
@@ -52,7 +51,7 @@ class JobSpec:
 
     @classmethod
     def of(cls, verb: str, forecaster: Forecaster, options: Any, **more: Any) -> JobSpec:
-        """Raises UsageError where its scorer cannot be saved."""
+        """Raises UsageError if the scorer cannot be saved."""
         with tempfile.TemporaryDirectory(prefix="prefcast-") as room:
             forecaster.save(Path(room) / "forecaster")
             folder = Path(room) / "forecaster"
@@ -63,11 +62,14 @@ class JobSpec:
 
     @classmethod
     def of_scorer(cls, scorer: Scorer, budget: Any, options: Any, **more: Any) -> JobSpec:
-        """For raw scores, which know no outcome model."""
+        """For raw scores, which need no outcome model."""
         return cls.of("score", Forecaster(scorer, NotebookRule(), budget), options, **more)
 
-    def forecaster(self) -> Forecaster:
-        """The forecaster as this machine has it. Raises PrefcastError."""
+    def made(self) -> tuple[Forecaster, Job]:
+        """The forecaster as this machine has it, and what is done with each piece.
+
+        Raises PrefcastError: RunError if the job's header is not `header`.
+        """
         # Libraries read these when they are first used, which is below.
         for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(self.threads)
@@ -80,61 +82,58 @@ class JobSpec:
             scorer = forecaster.scorer
             if self.where is not None:
                 scorer = _with_options(scorer, self.where)
-            scorer.use_threads(self.threads)
             scorer = pooled(scorer, isolate=self.isolate, time_limit=self.time_limit)
-            return replace(forecaster, scorer=scorer)
-
-    def job(self) -> Job:
-        """What is done with each piece. Raises PrefcastError: RunError where it is not what `header` says."""
-        forecaster = self.forecaster()
-        job = forecasting(forecaster) if self.verb == "predict" else scoring(forecaster.scorer, forecaster.budget)
+            # Worker processes compute on so many threads too.
+            scorer.use_threads(self.threads)
+            forecaster = replace(forecaster, scorer=scorer)
+            # The header needs the scorer's files, which are gone afterwards.
+            job = forecasting(forecaster) if self.verb == "predict" else scoring(scorer, forecaster.budget)
         if self.header is not None and (differ := differences(self.header, job.header)):
-            raise RunError(f"{os.uname().nodename}: is not like the other machines of the cluster: {'; '.join(differ)}")
-        return job
+            raise RunError(
+                f"{os.uname().nodename}: differs from the other machines of the cluster: {'; '.join(differ)}"
+            )
+        return forecaster, job
 
 
 def _with_options(scorer: Scorer, where: Mapping[str, Any]) -> Scorer:
-    """The scorer, or its members that have such options, where `where` says."""
+    """The scorer, or those of its members that have such options, with the options in `where`."""
     if members := scorer.members():
         return scorer.with_members([_with_options(member, where) for member in members])
     known = {name: value for name, value in where.items() if name in which(type(scorer.options))}
     return scorer.with_options(type(scorer.options)(**known)) if known else scorer
 
 
-def header_there(recipe: JobSpec) -> dict[str, Any]:
-    """The job's header on a machine of the cluster, whose devices may be others than those of the one who asks."""
+def header_there(spec: JobSpec) -> dict[str, Any]:
+    """The job's header on a machine of the cluster, which may have other devices than the driver's machine."""
     try:
-        return {"header": dict(recipe.job().header)}
+        return {"header": dict(spec.made()[1].header)}
     except PrefcastError as error:
         return {"fault": fault_of(error)}
 
 
 class EvidenceActor:
-    """An actor: the scorer of a job; it answers with the evidence of a batch."""
+    """An actor with the scorer of a job; it returns the evidence of a batch."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._fault = ""
         try:
-            self._scorer = spec.forecaster().scorer
+            self._scorer = spec.made()[0].scorer
         except PrefcastError as error:
             self._fault = fault_of(error)
 
-    def evidence(self, pairs: Sequence[Sequence[tuple[str, str, str]]]) -> dict[str, Any]:
-        """The evidence of pairs, each a list of turns (prompt, response A, response B); or the `fault` that ends the run."""
+    def evidence(self, pairs: list[list[tuple[str, str, str]]]) -> dict[str, Any]:
+        """The evidence of pairs, each a list of turns (prompt, response A, response B), or the `fault` that ends the run."""
         said: dict[str, Any] = {"fault": self._fault}
         if not self._fault:
             with faults(f"a batch of {len(pairs)} pairs", said):
-                found = self._scorer.evidence([Pair(tuple(Turn(*turn) for turn in turns)) for turns in pairs])
-                problems = {
-                    place: (str(problem), problem.kind if isinstance(problem, Problem) else "pair")
-                    for place, problem in found.problems.items()
-                }
-                said |= {"margin": found.margin, "tie": found.tie, "raw": dict(found.raw), "problems": problems}
+                found = self._scorer.evidence(pairs_of(pairs))
+                said |= {"margin": found.margin, "tie": found.tie, "raw": dict(found.raw)}
+                said["problems"] = problems_of(found)
         return said
 
 
 class faults:  # noqa: N801 - a context manager, used like a function
-    """What is raised within becomes `row["fault"]`."""
+    """An exception that is raised within becomes `row["fault"]`."""
 
     def __init__(self, where: str, row: dict[str, Any]) -> None:
         self._where, self._row = where, row
@@ -162,7 +161,7 @@ class faults:  # noqa: N801 - a context manager, used like a function
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two headers, in words."""
+    """The differences between two headers, in words."""
     names = [*there, *(name for name in now if name not in there)]
     return [
         f"its {name} is {_short(there.get(name))}, here it is {_short(now.get(name))}"
@@ -176,19 +175,19 @@ def _short(value: Any) -> str:
 
 
 def died(where: str) -> str:
-    """What is said of a piece that ends whoever scores it."""
-    return f"{where} ended their actor {TRIES} times; where a row does that, --isolate finds it"
+    """The message about a batch or a part that ends every actor that scores it."""
+    return f"{where} ended its actor {TRIES} times; if a row does that, --isolate finds it"
 
 
 def fault_of(error: PrefcastError) -> str:
-    """An exception of ours as text."""
+    """An exception of ours as JSON text."""
     return json.dumps([type(error).__name__, list(error.args)])
 
 
 def raise_fault(said: str) -> None:
-    """Raise the exception that `fault_of` put into text."""
+    """Raise the exception that `fault_of` wrote as text."""
     name, arguments = json.loads(said)
     kind = getattr(errors, name) if name in errors.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, PrefcastError)):
-        raise WorkerError(f"an actor reported what this version does not know: {printable(said)[:_MOST]}")
+        raise WorkerError(f"an actor reported an error that this version does not know: {printable(said)[:_MOST]}")
     raise kind(*arguments)

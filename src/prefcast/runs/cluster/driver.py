@@ -1,8 +1,10 @@
-"""What the one who asks does on the cluster: learn what the actors are, count tries, name faults, and score batches there."""
+"""What the driver of a run does on the cluster: it asks for the job's header there, has actors score batches, counts tries
+and names faults."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,89 +14,115 @@ from typing import Any
 from prefcast.errors import PrefcastError, WorkerError, printable
 from prefcast.pairs import Pair
 from prefcast.runs.cluster import Pool
-from prefcast.runs.cluster.actors import TRIES, EvidenceActor, JobSpec, header_there, raise_fault
+from prefcast.runs.cluster.actors import TRIES, EvidenceActor, JobSpec, died, header_there, raise_fault
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Problem, Scorer
 from prefcast.scorers.wrapped import WrappedScorer
 
 __all__ = ["ClusterScorer", "counting", "header_of_actors", "remote_faults"]
 
 _PATIENCE = 1.0
+# The evidence of a batch is kept when the whole batch is back: so many pairs at most are computed again after a kill.
+_MOST_PAIRS = 64
+_STOPPED = "the run was stopped"
 
 
 class ClusterScorer(WrappedScorer):
-    """`inner` in the actors of a cluster, which hold it as `spec` says; any number of threads may ask at a time.
+    """`inner` in the actors of a cluster, which load it as `spec` says. Several threads may ask at the same time.
 
-    Raises WorkerError where a batch ends its actor again and again.
+    Raises WorkerError if a batch ends its actor again and again.
     """
 
     def __init__(self, inner: Scorer, pool: Pool, spec: JobSpec, header: Mapping[str, Any]) -> None:
         import ray
 
         super().__init__(inner)
-        self.workers = pool.actors
-        self._header, self._closed = header, False
-        made = ray.remote(EvidenceActor).options(
-            num_cpus=pool.cluster.cpus, num_gpus=pool.cluster.gpus or None, max_restarts=-1, max_task_retries=0
+        # The actors are its worker processes; it needs no others.
+        self.portable = False
+        self.workers, self.time_limit = pool.actors, spec.time_limit
+        self.batch_pairs = min(inner.batch_pairs, _MOST_PAIRS)
+        self._header, self._spec, self._closed = header, spec, False
+        self._streams, self._ended = 0, threading.Condition()
+        # An actor that ends is replaced: what is asked of an actor that restarts fails at once.
+        self._made = ray.remote(EvidenceActor).options(
+            num_cpus=pool.cluster.cpus, num_gpus=pool.cluster.gpus or None, max_restarts=0, max_task_retries=0
         )
         self._idle: Queue[Any] = Queue()
         for _ in range(pool.actors):
-            self._idle.put(made.remote(spec))
+            self._idle.put(self._made.remote(spec))
 
     def again(self, inner: Scorer) -> Scorer:
         raise WorkerError("a scorer on a cluster cannot be changed during a run")
 
     def identity(self) -> str:
-        # The devices there may be others than those here.
+        # The machines there may have other devices.
         return str(self._header["scorer"])
+
+    def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
+        # What fits a device is planned where the device is.
+        return Scorer.batches(self, pairs)
 
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         import ray
 
         waiting = deque((batch, 1) for batch in self.batches(pairs))
         running: dict[Any, tuple[Sequence[int], int, Any]] = {}
-        while waiting or running:
-            while waiting and (actor := self._free(wait=not running)) is not None:
-                batch, tries = waiting.popleft()
-                turns = [
-                    [(turn.prompt, turn.response_a, turn.response_b) for turn in pairs[position].turns]
-                    for position in batch
-                ]
-                running[actor.evidence.remote(turns)] = batch, tries, actor
-            ready, _ = ray.wait(list(running), timeout=_PATIENCE)
-            for reference in ready:
-                batch, tries, actor = running.pop(reference)
-                found = self._answer(reference)
+        with self._ended:
+            self._streams += 1
+        try:
+            while waiting or running:
+                while waiting and (actor := self._free(wait=not running)) is not None:
+                    batch, tries = waiting.popleft()
+                    turns = [
+                        [(turn.prompt, turn.response_a, turn.response_b) for turn in pairs[position].turns]
+                        for position in batch
+                    ]
+                    running[actor.evidence.remote(turns)] = batch, tries, actor
+                ready, _ = ray.wait(list(running), timeout=_PATIENCE)
+                if self._closed:
+                    raise WorkerError(_STOPPED)
+                for reference in ready:
+                    batch, tries, actor = running.pop(reference)
+                    try:
+                        found = self._answer(reference)
+                    except BaseException:
+                        self._idle.put(actor)
+                        raise
+                    self._idle.put(self._made.remote(self._spec) if found is None else actor)
+                    if found is not None:
+                        meter.advance(len(batch))
+                        yield batch, found
+                    elif tries >= TRIES:
+                        raise WorkerError(died(f"a batch of {len(batch)} pairs"))
+                    else:
+                        waiting.append((batch, tries + 1))
+        finally:
+            # What a caller that ends early asked is answered to nobody.
+            for _, _, actor in running.values():
                 self._idle.put(actor)
-                if found is None and tries >= TRIES:
-                    raise WorkerError(
-                        f"a batch of {len(batch)} pairs ended its actor {TRIES} times; if a row does that, --isolate finds it"
-                    )
-                if found is None:
-                    waiting.append((batch, tries + 1))
-                    continue
-                meter.advance(len(batch))
-                yield batch, found
+            with self._ended:
+                self._streams -= 1
+                self._ended.notify_all()
 
     def _free(self, *, wait: bool) -> Any:
-        """An actor with nothing to do; None where there is none and something else to wait for."""
+        """An actor with nothing to do; None if there is none and the caller need not wait for one."""
         while not self._closed:
             try:
                 return self._idle.get(block=wait, timeout=_PATIENCE)
             except Empty:
                 if not wait:
                     return None
-        raise WorkerError("the run was stopped")
+        raise WorkerError(_STOPPED)
 
     @staticmethod
     def _answer(reference: Any) -> Evidence | None:
-        """What an actor answered; None where it is gone."""
+        """What an actor answered; None if the actor is gone."""
         import ray
-        from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+        from ray.exceptions import RayActorError
 
         with remote_faults():
             try:
                 said = ray.get(reference)
-            except (RayActorError, ActorDiedError, ActorUnavailableError):
+            except RayActorError:
                 return None
         if said["fault"]:
             raise_fault(said["fault"])
@@ -103,11 +131,14 @@ class ClusterScorer(WrappedScorer):
 
     def close(self) -> None:
         self._closed = True
+        # A thread that waits inside Ray while Ray shuts down may never come back.
+        with self._ended:
+            self._ended.wait_for(lambda: not self._streams, timeout=5 * _PATIENCE)
         super().close()
 
 
 def header_of_actors(pool: Pool, spec: JobSpec) -> Mapping[str, Any]:
-    """What the job says of itself where the actors run. Raises PrefcastError."""
+    """The job's header on the machines of the actors. Raises PrefcastError."""
     import ray
 
     with remote_faults():
@@ -121,7 +152,7 @@ def header_of_actors(pool: Pool, spec: JobSpec) -> Mapping[str, Any]:
 
 @contextmanager
 def counting(pool: Pool) -> Iterator[Callable[[str], int]]:
-    """A function for actors that counts, over the whole run, how often each name was given to it."""
+    """A function for actors: it counts how often it was called with each name in the whole run."""
     import ray
 
     kept = ray.remote(_Counts).options(num_cpus=0, max_restarts=-1, label_selector={"ray.io/node-id": pool.node})
@@ -150,7 +181,7 @@ def _count(counts: Any, name: str) -> int:
 
 @contextmanager
 def remote_faults() -> Iterator[None]:
-    """What Ray raises becomes WorkerError, a line of it; the whole is in Ray's own logs."""
+    """An exception of Ray becomes a WorkerError of one line; Ray's own logs have the whole."""
     try:
         yield
     except PrefcastError:

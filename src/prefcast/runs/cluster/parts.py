@@ -1,8 +1,8 @@
-"""Parquet parts in, Parquet parts out, on any filesystem that Arrow knows: each part is read, scored and written by one
-actor, and no row passes through the one who asks.
+"""Parquet parts in, Parquet parts out, on any filesystem that Arrow knows. One actor reads, scores and writes each part; no
+row passes through the driver.
 
 A part of the output has the name of its part of the input, and holds what the local engine writes for that file alone. It
-appears whole or not at all; `_prefcast.json` beside them says what run they are of.
+appears whole or not at all. The file `_prefcast.json` beside the parts says which run they belong to.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "Parts", "are_parts", "score_parts"]
 
 _MARK, _ENDING, _ROOM = "_prefcast.json", ".parquet", ".prefcast-"
-# There a name appears when what is written to it is complete, and moving means copying.
+# In these a file appears only when it is complete, and a move is a copy.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _FORMAT = 1
 
@@ -86,7 +86,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is read, where to, and how."""
+    """What is read, where the output goes, and how rows are read."""
 
     source: Folder
     target: Folder
@@ -98,7 +98,7 @@ class Parts:
 
 @contextmanager
 def _of_files(folder: Folder) -> Iterator[None]:
-    """What a filesystem raises becomes FileError."""
+    """An error of the filesystem becomes a FileError."""
     try:
         yield
     except OSError as error:
@@ -106,7 +106,8 @@ def _of_files(folder: Folder) -> Iterator[None]:
 
 
 def listed(folder: Folder, *, output: bool = False) -> dict[str, list[int]]:
-    """The Parquet files in it, or it itself, by name: [bytes, time of its last change in ns]. Raises FileError."""
+    """The Parquet files in a folder, or one file itself, by name: [bytes, time of the last change in ns]. Raises
+    FileError."""
     import pyarrow.fs
 
     files, path = folder.open()
@@ -118,7 +119,7 @@ def listed(folder: Folder, *, output: bool = False) -> dict[str, list[int]]:
             raise FileError(folder.shown, "cannot be read: there is no such file or folder")
         if info.type == pyarrow.fs.FileType.File:
             if output:
-                raise UsageError(f"{folder.shown}: is a file; the parts go into a folder")
+                raise UsageError(f"{folder.shown}: is a file; the parts are written into a folder")
             if not path.endswith(_ENDING):
                 raise UsageError(
                     f"{folder.shown}: only Parquet ({_ENDING}) is read in parts; convert it, or write to one file (-o "
@@ -143,8 +144,9 @@ def score_parts(
 ) -> RunReport:
     """Score every part that the target lacks; `progress` is told of rows, parts done, and parts in all.
 
-    A part that cannot be read leaves the others alone: at the end FileError names the first. With `on_error="stop"` it, or
-    the first row that fails, stops the run. Raises PrefcastError: RunError where the target is another run's.
+    A part that cannot be read does not stop the others: at the end FileError names the first such part. With
+    `on_error="stop"` such a part, or the first row that fails, stops the run. Raises PrefcastError: RunError if the target
+    belongs to another run.
     """
     import ray
 
@@ -194,7 +196,7 @@ def score_parts(
 
 
 class _Counted(Tally):
-    """Counts parts by what their actors say of them."""
+    """Counts the rows of parts, as their actors report them."""
 
     def count(self, said: Mapping[str, Any], restored: bool) -> None:
         self.rows += said["rows"]
@@ -204,7 +206,7 @@ class _Counted(Tally):
 
 
 class _ReportedError(RowError):
-    """An error of a row as a part tells it."""
+    """An error of a row, as the part's actor reports it."""
 
     def __init__(self, text: str) -> None:
         super().__init__("", 0, "", text)
@@ -214,7 +216,7 @@ class _ReportedError(RowError):
 
 
 def _prepare(parts: Parts, header: Mapping[str, Any], todo: Mapping[str, list[int]], fresh: bool) -> set[str]:
-    """See that the target is this run's, say so there, and give the parts that are there."""
+    """Check that the target belongs to this run, note the run there, and return the parts that it already holds."""
     files, path = parts.target.open()
     said = json.loads(
         json.dumps(
@@ -236,9 +238,9 @@ def _prepare(parts: Parts, header: Mapping[str, Any], todo: Mapping[str, list[in
             if differ := differences(mark["header"], said):
                 raise RunError(
                     f"{parts.target.shown}: belongs to another run: {'; '.join(differ)}; --fresh starts over, "
-                    "the same as before goes on"
+                    "the same options as before go on"
                 )
-            # A part that is new may come, one that was read must be as it was.
+            # New parts may come. A part that was scored must be unchanged.
             for name, stamp in mark["parts"].items():
                 if name in there and todo.get(name) != stamp:
                     what = "is no longer there" if name not in todo else "changed since the run began"
@@ -268,7 +270,7 @@ def _read_mark(files: pyarrow.fs.FileSystem, path: str, shown: str) -> dict[str,
 
 
 def _put(files: pyarrow.fs.FileSystem, path: str, data: bytes | Path) -> None:
-    """A file that appears whole."""
+    """Write a file that appears whole or not at all."""
     direct = files.type_name in _OBJECT_STORES
     folder, _, name = path.rpartition("/")
     room = path if direct else f"{folder}/{_ROOM}{name}-{uuid4().hex}"
@@ -290,12 +292,12 @@ def _put(files: pyarrow.fs.FileSystem, path: str, data: bytes | Path) -> None:
 
 
 class PartScorer:
-    """An actor: reads, scores and writes whole parts."""
+    """An actor that reads, scores and writes whole parts."""
 
     def __init__(self, spec: JobSpec, parts: Parts, count: Count) -> None:
         self._parts, self._count, self._fault = parts, count, ""
         try:
-            self._job = spec.job()
+            self._job = spec.made()[1]
             self._source, self._target = parts.source.open(), parts.target.open()
         except PrefcastError as error:
             self._fault = fault_of(error)
@@ -346,7 +348,7 @@ class PartScorer:
         }
 
     def _recount(self, part: str) -> dict[str, Any]:
-        """What a part that is there says of itself."""
+        """The counts of a part that is already there."""
         import pyarrow.parquet
 
         files, folder = self._target

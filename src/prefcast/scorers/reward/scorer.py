@@ -189,6 +189,9 @@ class RewardScorer(Scorer):
             self._engine = self._spec.build()
         return self._engine
 
+    def prepare(self) -> None:
+        _ = self.engine
+
     def replicas(self) -> Sequence[Options]:
         """One for each device, unless one model is spread over all of them."""
         if self.options.spread or len(self.devices) == 1:
