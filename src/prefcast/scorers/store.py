@@ -262,21 +262,20 @@ class EvidenceStore:
         found = db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp")
         ages = [(_number(stamp, _MINUTES), count) for stamp, count in found]
         surplus = left = int(sum(count for _, count in ages) * (1 - _LOW * self.limit / _used(db))) + 1
-        older = stamp = -1
+        older, border, share = -1, -1, 0.0
         for stamp, count in ages:
             if count > left:
+                border, share = stamp, left / count
                 break
             older, left = stamp, left - count
         step = 256 // _RANGES
         for first in range(0, 256, step):
             low, high = bytes([first]), bytes([first + step]) if first + step < 256 else b"\xff" * (_KEY_BYTES + 1)
-            db.execute("DELETE FROM evidence WHERE key >= ? AND key < ? AND stamp <= ?", (low, high, older))
-            if left > 0 and stamp > older:
-                # All of one minute are of one age.
-                left -= db.execute(
-                    "DELETE FROM evidence WHERE key IN (SELECT key FROM evidence WHERE key >= ? AND key < ? AND stamp = ? LIMIT ?)",
-                    (low, high, stamp, left),
-                ).rowcount
+            # All of one minute are of one age: some of them go, evenly, so that the rest has room everywhere.
+            db.execute(
+                "DELETE FROM evidence WHERE key >= ? AND key < ? AND (stamp <= ? OR stamp = ? AND abs(random() % 10000) < ?)",
+                (low, high, older, border, share * 10_000),
+            )
         db.execute("INSERT OR REPLACE INTO facts VALUES ('room', ?)", (surplus,))
 
     def _shrink(self) -> None:
