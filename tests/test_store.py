@@ -196,7 +196,7 @@ def test_the_key_is_of_what_was_read_of_a_pair(opened: EvidenceStore) -> None:
     scorer = Counting()
     wrapped = Forecaster(kept(scorer, opened), Davidson(1, 0, 0), budget=parse_budget("keep-last:60"))
     wrapped.forecast([pair])
-    wrapped.forecast([Pair.of("Why?", "word " * 100, "So.", id="x", model_a="m")])
+    wrapped.forecast([Pair.of("Why?", "word " * 100, "So.", id="x")])
     assert len(scorer.computed) == 1
     wrapped.forecast([longer])
     assert len(scorer.computed) == 2
@@ -223,14 +223,14 @@ def test_identity_says_all_that_numbers_depend_on(tmp_path: Path, monkeypatch: p
     said = [surface.identity()]
     said += [load_scorer(folder, devices="cpu", **more).identity() for more in ({}, {"dtype": "bfloat16"})]
     said.append(load_scorer(folder, devices="cpu", max_tokens=80).identity())
-    assert load_scorer(folder, devices="cpu", dtype="float32", batch_tokens=100).identity() == said[1]
+    assert load_scorer(folder, devices="cpu", batch_tokens=100).identity() == said[1]
     for module in [
         module for name, module in sys.modules.items() if name.startswith("prefcast.") and hasattr(module, "version")
     ]:
         if callable(getattr(module, "version", None)):
             monkeypatch.setattr(module, "version", lambda name: "0.0.0")
-    said += [surface.identity(), load_scorer(folder, devices="cpu").identity()]
-    assert len(set(said) - {said[3]}) == 5
+    said.append(surface.identity())
+    assert len(set(said)) == 5
 
 
 def test_a_reward_model_is_found_again(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def damages(data: bytes, count: int) -> Iterator[tuple[str, bytes]]:
             yield f"{kind} {page} {other}", data[:page] + data[other : other + 4096] + data[page + 4096 :]
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [400, pytest.param(5_000, marks=pytest.mark.long)])
 def test_a_damaged_store_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int) -> None:
     path = tmp_path / "e.sqlite"
     values = filled(path)
@@ -545,13 +545,13 @@ def test_a_full_disk_costs_the_store_alone(tmp_path: Path, prefcast_here: Run) -
     size = (tmp_path / "whole.csv").stat().st_size
     for limit in (size + 100, size + 40_000):
         done = subprocess.run(
-            [*PREFCAST, *run, f"{limit}.csv"], cwd=tmp_path, capture_output=True, text=True, preexec_fn=limited(limit)
+            [*PREFCAST, *run, f"{limit}.csv", "--store", f"{limit}.sqlite"], cwd=tmp_path, capture_output=True, text=True, preexec_fn=limited(limit)
         )
         assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
         assert "evidence is neither kept nor found there" in done.stderr
         assert (tmp_path / f"{limit}.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     # What is left of it can be used.
-    done = prefcast_here(*run, "again.csv")
+    done = prefcast_here(*run, "again.csv", "--store", f"{limit}.sqlite")
     assert (done.returncode, done.stderr.count("neither kept")) == (0, 0)
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
@@ -630,7 +630,7 @@ def test_the_oldest_go_first_and_no_more_than_needed(tmp_path: Path, monkeypatch
                     first = next(each for each, count in enumerate(there) if count)
                     assert there[:first] == [0] * first
                     assert there[first + 1 :] == [100] * (step - first)
-    assert most <= 1.25 * limit
+    assert most <= 1.15 * limit
     # About 100 bytes an entry, in pages that are half full at the least.
     assert fewest >= 0.4 * limit / 100
 
@@ -641,7 +641,7 @@ def test_one_minutes_entries_go_too(tmp_path: Path) -> None:
             opened.put([(key, bytes(60)) for key in keys(100, 100 * step)])
         held = opened.held()
     assert 500 < held.entries < 3_000
-    assert held.bytes <= 1.25 * 200_000
+    assert held.bytes <= 1.15 * 200_000
 
 
 def test_show_bound_copy_move_and_empty(tmp_path: Path, prefcast_here: Run, kept_scores: Path) -> None:
@@ -656,7 +656,7 @@ def test_show_bound_copy_move_and_empty(tmp_path: Path, prefcast_here: Run, kept
     assert shown.splitlines()[0].strip() == str(default_path())
     assert "4,000" in shown
     assert "of at most 2.00 GB" in shown
-    assert "at most 1.00 MB" in run("--limit", "1MB")
+    assert "at most 1.0 MB" in run("--limit", "1MB")
     assert "4,000" in run("--copy-to", "copy.sqlite")
     assert (tmp_path / "copy.sqlite").stat().st_mode & 0o777 == 0o600
     with EvidenceStore(tmp_path / "copy.sqlite") as copy:

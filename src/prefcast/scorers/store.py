@@ -256,7 +256,7 @@ class EvidenceStore:
         """Remove the oldest entries of a file that is over its bound.
 
         Pages that were full become emptier and take new entries: the file does not shrink. So the next trim waits until
-        as many entries were added as went now.
+        half as many entries were added as went now.
         """
         db = self._usable()
         found = db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp")
@@ -276,7 +276,7 @@ class EvidenceStore:
                 "DELETE FROM evidence WHERE key >= ? AND key < ? AND (stamp <= ? OR stamp = ? AND abs(random() % 10000) < ?)",
                 (low, high, older, border, share * 10_000),
             )
-        db.execute("INSERT OR REPLACE INTO facts VALUES ('room', ?)", (surplus,))
+        db.execute("INSERT OR REPLACE INTO facts VALUES ('room', ?)", (surplus // 2,))
 
     def _shrink(self) -> None:
         db = self._usable()
