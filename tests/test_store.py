@@ -210,7 +210,7 @@ def test_texts_that_join_to_the_same_are_told_apart(opened: EvidenceStore) -> No
         Pair.of("a", "bc", ""),
         Pair.of("ab", "", "c"),
         Pair.of(["a", "b"], ["c", ""], ["", ""]),
-                Pair.of("", "a", "bc"),
+        Pair.of("", "a", "bc"),
     ]
     scorer = Counting()
     kept(scorer, opened).evidence(pairs)
@@ -545,7 +545,11 @@ def test_a_full_disk_costs_the_store_alone(tmp_path: Path, prefcast_here: Run) -
     size = (tmp_path / "whole.csv").stat().st_size
     for limit in (size + 100, size + 40_000):
         done = subprocess.run(
-            [*PREFCAST, *run, f"{limit}.csv", "--store", f"{limit}.sqlite"], cwd=tmp_path, capture_output=True, text=True, preexec_fn=limited(limit)
+            [*PREFCAST, *run, f"{limit}.csv", "--store", f"{limit}.sqlite"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            preexec_fn=limited(limit),
         )
         assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
         assert "evidence is neither kept nor found there" in done.stderr
