@@ -8,32 +8,26 @@ import random
 import resource
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.lock import Lock
-from prefcast.runs.packed import digest_of, link_as_json, link_of_json, pack, unpack
 
-from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv, write_jsonl
-from prefcast import load_forecaster, open_pairs
-from prefcast.errors import JournalError, ResourceError, RowError, UsageError
+from checkpoints import INTERNLM2
+from conftest import EXAMPLES, PREFCAST, Run, Start, kaggle_row, labelled, wait_for, write_csv, write_jsonl
+from prefcast import load_forecaster
+from prefcast.errors import RunError, UsageError
 from prefcast.forecasts.predictions import Forecasts
-from prefcast.forecasts.scores import RawScores
 from prefcast.pairs import Pair
-from prefcast.pairs.pieces import pieces
-from prefcast.runs.jobs import forecasting, scoring
+from prefcast.runs.jobs import predict_to
 from prefcast.runs.log import Watch, duration_text
-from prefcast.runs.loop import Job, run_to
-from prefcast.runs.shards import ShardOf
+from prefcast.runs.shards import Shard, ShardOf, open_shards
+from prefcast.scorers.store import EvidenceStore
 
 WORDS = ["the", "sky", "is", "blue", "because", "of", "light", "that", "scatters", "and", "nothing", "else"]
 
@@ -63,11 +57,6 @@ def prefcast(prefcast: Run) -> Run:
     return lambda *arguments, **options: prefcast(*quick(arguments), **options)
 
 
-def start(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "prefcast.cli", *quick(arguments)]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-
-
 def events(said: str) -> list[dict[str, Any]]:
     """The events of a log, its last line perhaps cut short by a kill."""
     lines = [line for line in said.splitlines() if line.startswith("{")]
@@ -80,83 +69,192 @@ def events(said: str) -> list[dict[str, Any]]:
     return found
 
 
-def pieces_in(journal: Path) -> int:
-    """How many pieces a journal holds, read beside the process that writes it."""
-    log = journal / "journal.sqlite-wal"
-    return log.stat().st_size if log.exists() else 0
+def until(process: subprocess.Popen[str], name: str, count: int = 1) -> str:
+    """What a process with --log json says until its `count`th event of that name."""
+    assert process.stderr is not None
+    said = ""
+    while count:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+        count -= f'"event": "{name}"' in line
+    return said
 
 
-def killed_often(folder: Path, kills: int, *arguments: str | Path) -> None:
-    """Kill the run at `kills` random moments, let it end, and compare with an undisturbed one."""
-    whole, disturbed = folder / "whole.jsonl", folder / "out.jsonl"
-    process = start(folder, *arguments, "-o", whole, "--log", "json")
-    began = time.monotonic()
-    undisturbed = events(process.communicate(timeout=600)[1])
+def killed_often(start: Start, folder: Path, kills: int, outputs: list[str], *arguments: str | Path) -> None:
+    """Kill a command at `kills` random moments, let it end, and compare what it wrote with an undisturbed run.
+
+    `{}` in an argument is the folder that it writes into.
+    """
+    moments = random.Random(kills)
+    log = ("--log", "json") if arguments[0] in ("predict", "score") else ()
+
+    def begin(where: str) -> subprocess.Popen[str]:
+        (folder / where).mkdir(exist_ok=True)
+        said = [str(argument).replace("{}", where) for argument in arguments]
+        return start(*quick((*said, *log)), stdout=subprocess.DEVNULL, PREFCAST_CACHE=str(folder / f"{where}-store"))
+
+    process, began = begin("whole"), time.monotonic()
+    process.communicate(timeout=1200)
     took = time.monotonic() - began
     assert process.returncode in (0, 3)
-    expected = Counter(event["number"] for event in undisturbed if event["event"] == "chunk")
-    assert set(expected.values()) == {1}
-    scored: Counter[int] = Counter()
-    moments = random.Random(kills)
-    killed = lost = 0
-
-    def check(code: int, said: str) -> None:
-        """Count what an attempt scored; where it was the last, compare."""
-        nonlocal lost
-        scored.update(event["number"] for event in events(said) if event["event"] == "chunk")
-        lost += code == -signal.SIGKILL
-        # Beyond the piece in flight at each kill, whose event may lack, none was scored twice.
-        assert all(count == 1 for count in scored.values()), scored
-        if disturbed.exists():
-            assert disturbed.read_bytes() == whole.read_bytes()
-        if disturbed.exists() and not (folder / "out.jsonl.journal").exists():
-            assert set(scored) <= set(expected)
-            assert len(expected) - len(scored) <= lost
-            scored.clear()
-            disturbed.unlink()
-            lost = 0
-
-    for number in range(kills):
-        process = start(folder, *arguments, "-o", disturbed, "--log", "json")
-        assert process.stderr is not None
-        # After some pieces, and then at any moment of the next; now and then while it still starts.
-        some, said = moments.randrange(2 * len(expected) // kills + 1), ""
-        while number % 5 and some and (line := process.stderr.readline()):
-            said += line
-            some -= '"chunk"' in line
-        time.sleep(moments.uniform(0, took if number % 5 == 0 else 2 * took / len(expected)))
-        process.send_signal(signal.SIGKILL)
-        said += process.communicate(timeout=60)[1]
+    killed = 0
+    for _ in range(kills):
+        process = begin("out")
+        try:
+            process.communicate(timeout=moments.uniform(0, 1.1 * took))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
         killed += process.returncode == -signal.SIGKILL
-        check(process.returncode, said)
+        whole = [each for each in outputs if (folder / "out" / each).is_file()]
+        for each in whole:
+            assert (folder / "out" / each).read_bytes() == (folder / "whole" / each).read_bytes()
+        if process.returncode != -signal.SIGKILL:
+            # It had come so far that it ended: the next attempts begin again.
+            assert process.returncode in (0, 3)
+            shutil.rmtree(folder / "out-store")
+            shutil.rmtree(folder / "out")
     assert killed
-    process = start(folder, *arguments, "-o", disturbed, "--log", "json")
-    said = process.communicate(timeout=600)[1]
+    process = begin("out")
+    said = process.communicate(timeout=1200)[1]
     assert process.returncode in (0, 3), said
-    check(process.returncode, said)
-    assert not list(folder.glob("out*"))
+    assert not [event for event in events(said) if event["event"] == "message" and "store" in event["text"]]
+    files = {path.relative_to(folder / "out") for path in (folder / "out").rglob("*") if path.is_file()}
+    assert files == {path.relative_to(folder / "whole") for path in (folder / "whole").rglob("*") if path.is_file()}
+    for each in files:
+        assert (folder / "out" / each).read_bytes() == (folder / "whole" / each).read_bytes(), each
+    again = begin("out")
+    said = again.communicate(timeout=1200)[1]
+    # Nothing is scored a second time.
+    assert all(event["kept"] == event["rows"] - event["failed"] for event in events(said) if event["event"] == "piece")
 
 
-def test_kill_9_at_any_moment(tmp_path: Path) -> None:
+def test_kill_9_at_any_moment(tmp_path: Path, start: Start) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", rows_of(2500))
-    killed_often(tmp_path, 4, "predict", path, "--with-text")
+    killed_often(start, tmp_path, 2, ["o.jsonl"], "predict", path, "--with-text", "-o", "{}/o.jsonl")
+
+
+CASES: dict[str, tuple[int, list[str], tuple[str | Path, ...]]] = {
+    "surface": (20_000, ["o.jsonl"], ("predict", "f.jsonl", "-o", "{}/o.jsonl")),
+    "embedded": (2_000, ["o.csv"], ("predict", "f.jsonl", "--model", "embedded", "-o", "{}/o.csv")),
+    "internlm2": (
+        300,
+        ["o.csv"],
+        ("score", "f.jsonl", "--model", INTERNLM2, "--trust-remote-code", "--devices", "cpu", "-o", "{}/o.csv"),
+    ),
+    "shard": (6_000, ["o.csv.shard-2-of-3"], ("predict", "f.jsonl", "-o", "{}/o.csv", "--shard", "2/3")),
+    "merge": (6_000, ["o.csv"], ("merge", "m.csv.shard-1-of-2", "m.csv.shard-2-of-2", "-o", "{}/o.csv")),
+    "evaluate": (2_000, ["o.json"], ("evaluate", "f.jsonl", "--model", "embedded", "--json", "{}/o.json")),
+    "fit": (2_000, [], ("fit", "f.jsonl", "--model", "surface", "-o", "{}/forecaster")),
+    "compare": (
+        2_000,
+        ["o.json"],
+        ("compare", "f.jsonl", "--model", "surface", "--model", "embedded", "--json", "{}/o.json"),
+    ),
+}
 
 
 @pytest.mark.long
-def test_kill_9_at_30_random_moments(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", rows_of(20_000))
-    killed_often(tmp_path, 30, "predict", path)
+@pytest.mark.parametrize("case", CASES)
+def test_kill_9_at_30_random_moments(tmp_path: Path, start: Start, prefcast: Run, case: str) -> None:
+    count, outputs, arguments = CASES[case]
+    write_jsonl(tmp_path / "f.jsonl", rows_of(count, 20))
+    if case == "merge":
+        for index in (1, 2):
+            assert prefcast("predict", "f.jsonl", "-o", "m.csv", "--shard", f"{index}/2").returncode in (0, 3)
+    killed_often(start, tmp_path, 30, outputs, *arguments)
+
+
+# A kill at every change to a file.
+
+SHIM = Path(__file__).parent / "fixtures" / "kill_at.c"
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that ends a process at its nth change to a file under a folder."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs cc, on Linux")
+    made = tmp_path_factory.mktemp("shim") / "kill_at.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", made, SHIM, "-ldl"], check=True)
+    return made
+
+
+def killed_everywhere(folder: Path, shim: Path, every: int, *arguments: str | Path) -> int:
+    """Kill a command before, within and after every change to a file, run it again, and compare; how often it was killed.
+
+    It writes into `{}`, where its store lies too.
+    """
+    here = folder / "cp"
+
+    def run(**more: str) -> int:
+        said = [str(argument).replace("{}", "cp") for argument in arguments]
+        done = subprocess.run(
+            [*PREFCAST, *said],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PREFCAST_CACHE": str(here / "store"), "KILL_UNDER": f"{here}/", **more},
+        )
+        assert done.returncode in (0, 3, -signal.SIGKILL), done.stderr
+        assert done.returncode < 0 or "store" not in done.stderr, done.stderr
+        return done.returncode
+
+    def written() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
+
+    def empty() -> None:
+        shutil.rmtree(here, ignore_errors=True)
+        here.mkdir()
+
+    empty()
+    run()
+    want, kills = written(), 0
+    for point in range(1, 10_000, every):
+        way = ("before", "half", "after")[point // every % 3]
+        ways = (way,) if every > 1 else ("before", "half", "after")
+        ended = False
+        for each in ways:
+            empty()
+            if run(LD_PRELOAD=str(shim), KILL_AT=str(point), KILL_HOW=each) >= 0:
+                ended = True
+                continue
+            kills += 1
+            for name, data in written().items():
+                assert name not in want or data == want[name], (point, each)
+            run()
+            assert written() == want, (point, each, sorted(written()))
+        if ended:
+            break
+    return kills
+
+
+@pytest.mark.parametrize("model", ["length", "surface"])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
+def test_a_kill_at_every_change_to_a_file(tmp_path: Path, shim: Path, model: str, every: int) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(20))
+    kills = killed_everywhere(tmp_path, shim, every, "predict", path, "--model", model, "-o", "{}/o.jsonl")
+    # Without a store there are but a few changes.
+    assert kills >= {"length": 1, "surface": 5}[model]
 
 
 @pytest.mark.long
-def test_kill_9_at_30_random_moments_of_an_embedded_forecaster(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", rows_of(6_000, 20))
-    killed_often(tmp_path, 30, "predict", path, "--model", "embedded")
+@pytest.mark.parametrize("what", ["shard", "merge", "fit"])
+def test_a_kill_at_every_change_to_other_files(tmp_path: Path, shim: Path, prefcast: Run, what: str) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(300))
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "shard": ("predict", path, "--model", "surface", "-o", "{}/o.csv", "--shard", "1/2"),
+        "merge": ("merge", "m.csv.shard-1-of-2", "m.csv.shard-2-of-2", "-o", "{}/o.csv"),
+        "fit": ("fit", path, "--model", "surface", "-o", "{}/forecaster"),
+    }
+    for index in (1, 2):
+        assert prefcast("predict", path, "-o", "m.csv", "--shard", f"{index}/2").returncode in (0, 3)
+    assert killed_everywhere(tmp_path, shim, 1, *arguments[what]) > 3
 
 
-def test_an_embedded_forecaster_goes_on(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", rows_of(1500, 20))
-    killed_often(tmp_path, 2, "predict", path, "--model", "embedded")
+# Shards.
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
@@ -203,20 +301,40 @@ def test_seven_shards_are_the_single_run_and_a_wrong_one_is_named(prefcast: Run,
     )
     assert prefcast("predict", path, "-o", "b.csv", "--shard", "3/7", "--budget", "keep-last:100").returncode in (0, 3)
     assert refused(*shards[:2], tmp_path / "b.csv.shard-3-of-7", *shards[3:]) == (
-        "prefcast: out.csv.shard-1-of-7 and b.csv.shard-3-of-7 are not of one run: its budget is 'keep-last:24000', in the "
-        "second 'keep-last:100'"
+        "prefcast: out.csv.shard-1-of-7 and b.csv.shard-3-of-7 are not of one run: the budget is 'keep-last:24000' in the "
+        "first and 'keep-last:100' in the second"
     )
     write_csv(path, rows_of(2000)[:399] + rows_of(2000)[401:])
     assert prefcast("predict", path, "-o", "c.csv", "--shard", "4/7").returncode in (0, 3)
-    assert "not of one run: its input held other rows" in refused(
+    assert "not of one run: their inputs held different rows" in refused(
         *shards[:3], tmp_path / "c.csv.shard-4-of-7", *shards[4:]
     )
-    assert refused(EXAMPLES).endswith("is not a shard (prefcast predict --shard I/N makes them), or is damaged")
-    data = bytearray(shards[1].read_bytes())
-    where = data.rfind(b'"Forecasts"')
-    data[where + 3] ^= 1
-    shards[1].write_bytes(data)
-    assert "out.csv.shard-2-of-7: is damaged" in refused(*shards)
+    assert refused(EXAMPLES).endswith(
+        "is not a shard (prefcast predict --shard I/N makes them), or is damaged; make the shard anew"
+    )
+
+
+def test_any_changed_byte_of_a_shard_is_refused(tmp_path: Path, prefcast_here: Run) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(3, 5))
+    arguments = quick(("predict", path, "-o", "o.jsonl", "--shard", "1/1", "--with-text"))
+    assert prefcast_here(*arguments).returncode == 0
+    shard = tmp_path / "o.jsonl.shard-1-of-1"
+    data, chance = shard.read_bytes(), random.Random(1)
+    open_shards([shard])[0].close()
+
+    def refused(changed: bytes) -> None:
+        # A new file: some file systems write a file that is cut and filled again to the disk at once.
+        shard.unlink()
+        shard.write_bytes(changed)
+        with pytest.raises(RunError, match=r"is not a shard .*, or is damaged"):
+            Shard.open(shard)
+
+    for at in range(len(data)):
+        refused(data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :])
+        if at % 7 == 0:
+            refused(data[:at])
+    for more in (b"\n", b"x", data):
+        refused(data + more)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/3/5", "-1/3", ""])
@@ -225,238 +343,192 @@ def test_what_is_no_shard(text: str) -> None:
         ShardOf.parse(text)
 
 
-def stopped_run(folder: Path, *arguments: str | Path, number: signal.Signals = signal.SIGINT) -> str:
-    """What a run said that a signal stopped after some pieces were kept."""
-    process = start(folder, *arguments)
-    journal = folder / "out.csv.journal"
-    end = time.monotonic() + 60
-    while time.monotonic() < end and pieces_in(journal) < 100_000:
-        time.sleep(0.002)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number, said
-    return said
+# Signals, disks, inputs.
 
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Rows enough for a signal to come in between."""
-    return write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300,)) for number in range(15_000)])
+    return write_jsonl(
+        tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300 + str(number),)) for number in range(15_000)]
+    )
+
+
+def stopped(start: Start, folder: Path, path: Path, number: signal.Signals = signal.SIGINT) -> list[dict[str, Any]]:
+    """The events of a run that a signal stopped after some pieces were kept."""
+    process = start(*quick(("predict", path, "-o", "out.csv", "--log", "json")))
+    said = until(process, "piece", 3)
+    process.send_signal(number)
+    said += process.communicate(timeout=300)[1]
+    assert process.returncode == 128 + number, said
+    return events(said)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(tmp_path: Path, many: Path, name: str) -> None:
-    said = stopped_run(tmp_path, "predict", many, "-o", "out.csv", number=getattr(signal, name))
-    last = said.splitlines()[-1]
-    assert last.startswith(f"prefcast: stopped by {name} after ")
-    assert last.endswith("000 rows; the same command goes on from there")
-    assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "out.csv.journal"}
-    assert {path.name for path in (tmp_path / "out.csv.journal").iterdir()} <= {"journal.sqlite", "lock"}
-    kept = int(last.split(" after ")[1].split(" ")[0].replace(",", ""))
+def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(
+    start: Start, prefcast: Run, tmp_path: Path, many: Path, name: str
+) -> None:
+    found = stopped(start, tmp_path, many, getattr(signal, name))
+    assert found[-1]["event"] == "interrupted"
+    assert found[-1]["signal"] == name
+    kept = found[-1]["rows_kept"]
+    assert kept >= 3 * 256
     assert kept % 256 == 0
-    process = start(tmp_path, "predict", many, "-o", "out.csv", "--log", "json")
-    found = events(process.communicate(timeout=120)[1])
-    assert process.returncode == 0
-    resumed = next(event for event in found if event["event"] == "resumed")
-    assert resumed["rows"] == kept
-    assert sum(event["rows"] for event in found if event["event"] == "chunk") == 15_000 - kept
+    assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl"}
+    done = prefcast("predict", many, "-o", "out.csv", "--log", "json")
+    assert done.returncode == 0
+    again = events(done.stderr)
+    assert [event["rows"] for event in again if event["event"] == "resumed"] == [kept]
+    assert not [event for event in again if event["event"] == "ended_before"]
+    assert sum(event["rows"] - event["kept"] for event in again if event["event"] == "piece") == 15_000 - kept
+    assert (again[-1]["event"], again[-1]["rows"], again[-1]["restored"]) == ("finished", 15_000, kept)
     assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "out.csv"}
-    assert found[-1]["event"] == "finished"
-    assert (found[-1]["rows"], found[-1]["restored"]) == (15_000, kept)
 
 
-def test_another_run_is_refused_with_the_difference(prefcast: Run, tmp_path: Path, many: Path) -> None:
-    stopped_run(tmp_path, "predict", many, "-o", "out.csv")
-    (tmp_path / "g.jsonl").write_bytes(many.read_bytes())
-    begin = "prefcast: out.csv.journal: belongs to another run: "
-    for arguments, difference in (
-        ((many, "--budget", "keep-last:100"), "its budget is 'keep-last:24000', here it is 'keep-last:100';"),
-        ((many, "--model", "length"), "its model is 'surface', here it is 'length'; its scorer is "),
-        (("g.jsonl",), f"its input is '{many}', here it is 'g.jsonl';"),
-        ((many, "--cells", "text"), "its cells is 'json', here it is 'text';"),
-    ):
-        done = prefcast("predict", *arguments, "-o", "out.csv")
-        assert done.returncode == 2
-        assert begin + difference in done.stderr
-        assert done.stderr.endswith("--fresh starts over, the same as before goes on\n")
-    done = prefcast("score", many, "--model", "surface", "-o", "out.csv")
-    assert done.stderr.startswith(f"{begin}its verb is 'predict', here it is 'score';")
-    lines = many.read_text().splitlines(keepends=True)
-    changed = [lines[0].replace("Why?", "How?"), *lines[1:]]
-    many.write_text("".join(changed))
-    done = prefcast("predict", many, "-o", "out.csv")
-    assert (done.returncode, done.stderr.splitlines()[1:]) == (
-        2,
-        [f"prefcast: {many}: rows 1 to 256 changed since the run began; --fresh starts over"],
-    )
-    many.write_text("".join(lines[:100]))
-    assert "rows 1 to 100 changed" in prefcast("predict", many, "-o", "out.csv").stderr
-    many.write_text("".join(lines[:256]))
-    assert "ends after 256 rows, but row 257 was scored since the run began" in (
-        prefcast("predict", many, "-o", "out.csv").stderr
-    )
-    assert not (tmp_path / "out.csv").exists()
-    done = prefcast("predict", many, "-o", "out.csv", "--fresh")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "g.jsonl", "out.csv"}
+def test_what_a_signal_says_to_people(start: Start, tmp_path: Path, many: Path) -> None:
+    process = start(*quick(("predict", many, "-o", "out.csv")))
+    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
+    store = Path(os.environ["PREFCAST_CACHE"]) / "evidence.sqlite"
+    wait_for(lambda: store.exists() and entries(store), process)
+    process.send_signal(signal.SIGINT)
+    last = process.communicate(timeout=300)[1].splitlines()[-1]
+    assert last.startswith("prefcast: stopped by SIGINT after ")
+    assert last.endswith("000 rows; the same command goes on from there")
 
 
-def test_an_input_that_changes_during_the_run(prefcast: Run, tmp_path: Path, many: Path) -> None:
-    process = start(tmp_path, "predict", many, "-o", "out.csv")
-    end = time.monotonic() + 60
-    while time.monotonic() < end and pieces_in(tmp_path / "out.csv.journal") < 60_000:
-        time.sleep(0.002)
+def entries(path: Path) -> int:
+    with EvidenceStore(path, strict=True) as store:
+        return store.held().entries
+
+
+@pytest.mark.parametrize("how", [("--model", "length"), ("--model", "surface", "--no-store")])
+def test_what_is_not_kept_is_not_promised(start: Start, tmp_path: Path, how: tuple[str, ...]) -> None:
+    (tmp_path / "pipe").mkdir()
+    rows = [json.dumps(kaggle_row(number, a=("word " * 300,))) for number in range(700)]
+    process = start("predict", "-", "-o", "out.csv", "--log", "text", *how, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write("\n".join(rows) + "\n")
+    process.stdin.flush()
+    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "prefcast: stopped by SIGINT; an output file is written whole or not at all"
+
+
+def test_an_input_that_changes_during_the_run(start: Start, prefcast: Run, tmp_path: Path, many: Path) -> None:
+    process = start(*quick(("predict", many, "-o", "out.csv", "--log", "json")))
+    said = until(process, "piece", 2)
     with many.open("a") as file:
         file.write(json.dumps(kaggle_row(15_000)) + "\n")
-    said = process.communicate(timeout=120)[1]
+    said += process.communicate(timeout=300)[1]
     assert process.returncode == 2
-    (line,) = said.splitlines()
-    assert line.startswith(f"prefcast: {many}: changed while it was read, so nothing was written; 15,0")
-    assert line.endswith(" rows are kept: the same command goes on from there")
+    last = events(said)[-1]["text"]
+    assert last.startswith(f"{many}: changed while it was read, so nothing was written; 15,0")
+    assert last.endswith(" rows are kept: the same command goes on from there")
     assert not (tmp_path / "out.csv").exists()
-    done = prefcast("predict", many, "-o", "out.csv")
-    assert done.returncode in (0, 2)
-    if done.returncode == 2:
-        # The reader had not seen the new row: the last piece is another one.
-        assert "rows 14849 to 15001 changed since the run began" in done.stderr
+    assert prefcast("predict", many, "-o", "out.csv").returncode == 0
+    assert (tmp_path / "out.csv").read_text().count("\n") == 15_002
 
 
-def test_one_process_a_run(prefcast: Run, tmp_path: Path, many: Path) -> None:
-    first = start(tmp_path, "predict", many, "-o", "out.csv")
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not pieces_in(tmp_path / "out.csv.journal"):
-        time.sleep(0.002)
+def test_a_second_run_at_the_same_output_harms_nobody(start: Start, prefcast: Run, tmp_path: Path, many: Path) -> None:
+    first = start(*quick(("predict", many, "-o", "out.csv", "--log", "json")))
+    said = until(first, "piece")
     first.send_signal(signal.SIGSTOP)
+    second = prefcast("predict", many, "-o", "out.csv", "--log", "json")
+    assert second.returncode == 0
+    assert "ended_before" not in second.stderr
+    data = (tmp_path / "out.csv").read_bytes()
+    first.send_signal(signal.SIGCONT)
+    said += first.communicate(timeout=300)[1]
+    assert first.returncode == 0, said
+    assert (tmp_path / "out.csv").read_bytes() == data
+    assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "out.csv"}
+
+
+def test_a_run_that_a_row_ended_is_told(start: Start, prefcast: Run, tmp_path: Path, many: Path) -> None:
+    """A run that is killed before its first new row looks like one that the row ended."""
+    killed = start(*quick(("predict", many, "-o", "out.csv", "--log", "json")))
+    said = until(killed, "piece", 2)
+    killed.kill()
+    killed.communicate()
+    # It had scored something: nothing is said.
+    stuck = start(*quick(("predict", many, "-o", "out.csv", "--log", "json")))
+    said = until(stuck, "started")
+    wait_for(lambda: scored_in_store() == [0], stuck)
+    stuck.send_signal(signal.SIGSTOP)
+    if scored_in_store() == [0]:
+        stuck.kill()
+        said += stuck.communicate()[1]
+        assert "ended_before" not in said
+        done = prefcast("predict", many, "-o", "out.csv")
+        assert done.returncode == 0
+        assert done.stderr.splitlines()[0] == (
+            "prefcast: an earlier attempt at this output ended without a word before it had scored a new row; if a row does "
+            "that, --isolate finds it"
+        )
+    assert prefcast("predict", many, "-o", "out.csv").stderr.count("without a word") == 0
+
+
+def scored_in_store() -> list[int]:
+    import sqlite3
+
+    path = Path(os.environ["PREFCAST_CACHE"]) / "evidence.sqlite"
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
-        for fresh in ([], ["--fresh"]):
-            second = prefcast("predict", many, "-o", "out.csv", *fresh)
-            assert second.returncode == 2
-            assert second.stderr.startswith(f"prefcast: {tmp_path}/out.csv.journal: process {first.pid} on ") or (
-                second.stderr.startswith(f"prefcast: out.csv.journal: process {first.pid} on ")
-            )
-            assert second.stderr.endswith("is at work on this run; wait for it, or write to another file\n")
+        return [row[0] for row in db.execute("SELECT scored FROM attempts")]
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
-    # The lock of a process that is gone holds nobody up.
-    done = prefcast("predict", many, "-o", "out.csv")
-    assert done.returncode == 0, done.stderr
+        db.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if (
-        mount is None
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=600k", "none", folder], capture_output=True).returncode
-    ):
-        pytest.skip("needs leave to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)  # noqa: S607
+def limited(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_a_full_disk_keeps_what_was_scored(prefcast: Run, tmp_path: Path, small_disk: Path, ending: str) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 20,)) for number in range(9_000)])
-    assert prefcast("predict", path, "-o", f"whole{ending}").returncode == 0
-    output = small_disk / f"out{ending}"
-    done = prefcast("predict", path, "-o", output)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "cannot be written: " in line
-    assert "No space left on device" in line or "database or disk is full" in line
-    assert line.endswith(" rows are kept: the same command goes on from there")
-    assert [found.name for found in small_disk.iterdir()] == [f"out{ending}.journal"]
-    again = prefcast("predict", path, "-o", output)
-    assert again.returncode == 2
-    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)  # noqa: S607
-    process = start(tmp_path, "predict", path, "-o", output, "--log", "json")
-    found = events(process.communicate(timeout=120)[1])
-    assert process.returncode == 0
-    kept = next(event for event in found if event["event"] == "resumed")["rows"]
-    assert kept >= 256
-    assert sum(event["rows"] for event in found if event["event"] == "chunk") == 9_000 - kept
-    assert output.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
-
-
-def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path: Path, many: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    command = [sys.executable, "-m", "prefcast.cli", *quick(("predict", many, "-o", "out.csv"))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "cannot be written" in line
-    assert "rows are kept" in line
-
-
-def test_a_folder_that_is_read_only(prefcast: Run, tmp_path: Path, small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)  # noqa: S607
-    done = prefcast("predict", EXAMPLES, "-o", small_disk / "out.csv")
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"prefcast: {small_disk}/out.csv: cannot be written: Read-only file system\n",
+def test_a_full_disk_keeps_what_was_scored(prefcast: Run, tmp_path: Path, ending: str) -> None:
+    path = write_jsonl(
+        tmp_path / "f.jsonl", [kaggle_row(number, a=(f"word {number} " * 20,)) for number in range(9_000)]
     )
-
-
-def test_a_folder_of_the_journals_name_is_left_alone(prefcast: Run, tmp_path: Path) -> None:
-    (tmp_path / "out.csv.journal").mkdir()
-    (tmp_path / "out.csv.journal" / "mine.txt").write_text("mine")
-    done = prefcast("predict", EXAMPLES, "-o", "out.csv", "--fresh")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "prefcast: out.csv.journal: is not a journal of ours; move it away, or write to another file\n",
-    )
-    assert (tmp_path / "out.csv.journal" / "mine.txt").read_text() == "mine"
-
-
-def test_a_damaged_journal_is_refused(prefcast: Run, tmp_path: Path, many: Path) -> None:
-    stopped_run(tmp_path, "predict", many, "-o", "out.csv")
-    file = tmp_path / "out.csv.journal" / "journal.sqlite"
-    data = bytearray(file.read_bytes())
-    data[data.rfind(b'"Forecasts"') + 3] ^= 1
-    file.write_bytes(data)
-    done = prefcast("predict", many, "-o", "out.csv")
+    assert prefcast("predict", path, "-o", f"whole{ending}", "--no-store").returncode == 0
+    (tmp_path / "disk").mkdir()
+    command = [*PREFCAST, *quick(("predict", path, "-o", f"disk/out{ending}", "--store", "e.sqlite"))]
+    # The store has its room already.
+    assert prefcast("predict", path, "-o", f"none{ending}", "--store", "e.sqlite").returncode == 0
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limited(60_000))
     assert done.returncode == 2
-    assert "out.csv.journal: is damaged at rows " in done.stderr.splitlines()[-1]
-    file.write_bytes(b"no database at all, but long enough to be looked at" * 100)
-    done = prefcast("predict", many, "-o", "out.csv")
-    assert done.returncode == 2
-    assert done.stderr.startswith("prefcast: out.csv.journal: is damaged: file is not a database; --fresh starts over")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"prefcast: disk/out{ending}: cannot be written: File too large")
+    assert not list((tmp_path / "disk").iterdir())
+    again = prefcast("predict", path, "-o", f"disk/out{ending}", "--store", "e.sqlite")
+    assert again.returncode == 0
+    assert (tmp_path / "disk" / f"out{ending}").read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
 
 
-def test_standard_input_goes_on_too(tmp_path: Path, many: Path, prefcast: Run) -> None:
-    reader, writer = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefcast.cli", *quick(("predict", "-", "-o", "out.csv"))],
-        cwd=tmp_path,
-        stdin=reader,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    os.close(reader)
-    data = many.read_bytes()
-    os.write(writer, data[:100])
-    with os.fdopen(writer, "wb") as pipe:
-        pipe.write(data[100 : len(data) // 5])
-        pipe.flush()
-        end = time.monotonic() + 60
-        while time.monotonic() < end and pieces_in(tmp_path / "out.csv.journal") < 60_000:
-            time.sleep(0.01)
-        # It waits for more to read: nothing is in flight, and it ends at once.
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only(prefcast: Run, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    done = prefcast("predict", EXAMPLES, "-o", "closed/out.csv")
+    assert (done.returncode, done.stderr) == (2, "prefcast: closed/out.csv: cannot be written: Permission denied\n")
+
+
+def test_standard_input_goes_on_too(start: Start, tmp_path: Path, many: Path, prefcast: Run) -> None:
+    process = start(*quick(("predict", "-", "-o", "out.csv", "--log", "json")), stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    lines = many.read_text().splitlines(keepends=True)
+    process.stdin.write("".join(lines[:2000]))
+    process.stdin.flush()
+    said = until(process, "piece", 2)
+    # It may wait for more to read; then nothing is in flight, and it ends at once.
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=300)[1]
     assert process.returncode == 130
-    assert " rows; the same command goes on from there" in said
-    done = prefcast("predict", "-", "-o", "out.csv", stdin=data)
+    kept = events(said)[-1]["rows_kept"]
+    assert kept >= 512
+    done = prefcast("predict", "-", "-o", "out.csv", stdin=many.read_bytes())
     assert done.returncode == 0
-    assert "rows were scored before and are not scored again" in done.stderr
-    assert prefcast("predict", many, "-o", "whole.csv").returncode == 0
+    assert f"{kept:,} rows were scored before and are not scored again (--fresh scores them again)" in done.stderr
+    assert prefcast("predict", many, "-o", "whole.csv", "--no-store").returncode == 0
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
@@ -467,9 +539,9 @@ def test_the_log_has_no_texts_and_one_object_a_line(prefcast: Run, tmp_path: Pat
     assert done.returncode == 3
     assert "secret" not in done.stderr
     found = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [event["event"] for event in found] == ["started", "row_failed", "chunk", "chunk", "finished"] or [
+    assert [event["event"] for event in found] == ["started", "row_failed", "piece", "piece", "finished"] or [
         event["event"] for event in found
-    ] == ["started", "chunk", "row_failed", "chunk", "finished"]
+    ] == ["started", "piece", "row_failed", "piece", "finished"]
     failed = next(event for event in found if event["event"] == "row_failed")
     assert (failed["row"], failed["field"], failed["kind"]) == (6, "prompt", "reading")
     finished = found[-1]
@@ -479,88 +551,16 @@ def test_the_log_has_no_texts_and_one_object_a_line(prefcast: Run, tmp_path: Pat
     assert json.loads(refused.stderr)["event"] == "message"
 
 
-HEADER = {"verb": "test"}
-
-
-def test_a_journal_holds_what_was_put(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "o", HEADER)
-    journal.put(Entry(3, 10, 2, b"d", b"payload"))
-    journal.note(a=1)
-    journal.close()
-    again = Journal(tmp_path / "o", HEADER)
-    assert (again.rows, again.count, again.noted("a"), again.noted("b")) == (2, 1, 1, None)
-    assert again.get(3) == Entry(3, 10, 2, b"d", b"payload")
-    assert again.get(2) is None
-    assert again.after(0) == again.get(3)
-    with pytest.raises(JournalError, match=rf"process {os.getpid()} on "):
-        Journal(tmp_path / "o", HEADER)
-    again.remove()
-    assert not any(tmp_path.iterdir())
-    Journal(tmp_path / "o", HEADER).close()
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("model", "part"), [("surface", slice(None)), ("embedded", slice(395, None, 5))])
-def test_pieces_survive_as_bytes(tmp_path: Path, model: str, part: slice) -> None:
-    path = write_jsonl(tmp_path / "f.jsonl", [*rows_of(450), kaggle_row("last", prompt=("\ud800",), a=("x" * 30_000,))])
-    with open_pairs(path) as file:
-        items = list(file)[part]
-    assert any(isinstance(item, RowError) for item in items)
-    forecaster = load_forecaster(model)
-    for job in (forecasting(forecaster), scoring(forecaster.scorer, forecaster.budget)):
-        piece = job.score(items)
-        for again in (
-            unpack(pack(piece), items, job.link),
-            unpack(pack(piece), None, link_of_json(json.loads(json.dumps(link_as_json(job.link))))),
-            unpack(pack(piece, with_text=True), None, job.link),
-        ):
-            assert list(again.records()) == list(piece.records())
-            assert (again.failed, [str(e) for e in again.errors]) == (piece.failed, [str(e) for e in piece.errors])
-        if isinstance(piece, Forecasts):
-            whole = unpack(pack(piece, with_text=True), None, job.link)
-            assert isinstance(whole, Forecasts)
-            assert list(whole.records(with_text=True)) == list(piece.records(with_text=True))
-        else:
-            assert isinstance(piece, RawScores)
-
-
-def test_a_digest_tells_rows_apart() -> None:
-    pairs = [
-        Pair.of("a", "b", "c"),
-        Pair.of("a", "bc", ""),
-        Pair.of("ab", "", "c"),
-        Pair.of("a", "b", "c", id=1),
-        Pair.of("a", "b", "c", id="0"),
-        Pair.of(["a", "b"], ["c", ""], ["", ""]),
-    ]
-    digests = {digest_of([pair]) for pair in pairs}
-    digests |= {digest_of([RowError("f", 1, "", "x")]), digest_of([RowError("f", 2, "", "x")]), digest_of([])}
-    assert len(digests) == len(pairs) + 3
-
-
-def test_a_run_in_the_library_without_files(tmp_path: Path) -> None:
-    """Who scores elsewhere and out of order gives the journal its pieces; the run then only collects them."""
+def test_a_run_in_the_library_without_files() -> None:
     pairs = [Pair.of("Why?", f"Because {number}.", "So.", id=number) for number in range(600)]
-    forecaster = load_forecaster("surface")
-    job = forecasting(forecaster)
-    journal = Journal(tmp_path / "o", job.header)
-    every = list(enumerate(pieces(pairs)))
-    for number, chunk in reversed(every):
-        first = 256 * number + 1
-        journal.put(Entry(number, first, len(chunk), digest_of(chunk), pack(job.score(chunk))))
-
-    parts: list[Forecasts] = []
+    forecaster, parts = load_forecaster("surface"), list[Forecasts]()
 
     class Collector:
         def write(self, piece: Forecasts) -> None:
             parts.append(piece)
 
-    def unexpected(items: Any) -> Any:
-        raise AssertionError("nothing is left to score")
-
-    report = run_to(Collector(), pairs, Job(unexpected, forecaster.scorer, job.header, job.link), journal=journal)
-    journal.remove()
-    assert (report.rows, report.restored) == (600, 600)
+    report = predict_to(Collector(), pairs, forecaster)  # type: ignore[arg-type]
+    assert (report.rows, report.restored) == (600, 0)
     np.testing.assert_array_equal(
         np.concatenate([part.probabilities for part in parts]), forecaster.forecast(pairs).probabilities
     )
@@ -594,63 +594,18 @@ def test_an_estimate_where_it_takes_long(capsys: pytest.CaptureFixture[str], mon
     assert duration_text(130) == "2.2 minutes"
 
 
-def test_a_fault_of_the_disk_is_the_machines(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "o", HEADER)
-    journal.put(Entry(0, 1, 1, b"", b"x"))
-    journal._db.execute("PRAGMA max_page_count = 2")
-    with pytest.raises(ResourceError, match=r"o\.journal: cannot be written: database or disk is full"):
-        journal.put(Entry(1, 2, 1, b"", bytes(50_000)))
-    journal.close()
-
-
-def test_what_ends_leaves_alone_who_has_begun_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Journal(tmp_path / "out.csv", {})
-    let_go, since = Lock.remove, list[Journal]()
-
-    def remove(lock: Lock) -> None:
-        let_go(lock)
-        if not since:
-            since.append(Journal(tmp_path / "out.csv", {}))
-
-    monkeypatch.setattr(Lock, "remove", remove)
-    first.remove()
-    since[0].put(Entry(0, 1, 1, b"", b""))
-    with pytest.raises(JournalError, match="is at work on this run"):
-        Journal(tmp_path / "out.csv", {})
-    since[0].close()
-    assert Journal(tmp_path / "out.csv", {}).rows == 1
-
-
-def test_a_journal_that_can_no_longer_be_read_is_one_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "out.csv", {})
-    journal.put(Entry(0, 1, 1, b"", b""))
-    # From here on SQLite gives up whatever it is asked.
-    journal._db.set_progress_handler(lambda: 1, 1)
-    for read in (journal.digests, lambda: journal.after(0), lambda: journal.get(0), lambda: journal.noted("rows")):
-        with pytest.raises(JournalError, match="is damaged: interrupted; --fresh starts over"):
-            read()
-    journal.close()
-
-
-def test_a_journal_whose_header_is_nonsense_is_refused(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "out.csv", {"verb": "predict"})
-    journal.put(Entry(0, 1, 1, b"", b""))
-    journal.close()
-    db = sqlite3.connect(tmp_path / "out.csv.journal" / "journal.sqlite")
-    with db:
-        db.execute("UPDATE facts SET value = '{\"ver'")
-    db.close()
-    with pytest.raises(JournalError, match="is damaged in its header; --fresh starts over"):
-        Journal(tmp_path / "out.csv", {"verb": "predict"})
-
-
-def test_the_journal_of_an_unfinished_shard_is_named_as_such(prefcast: Run, tmp_path: Path) -> None:
-    assert prefcast("predict", EXAMPLES, "-o", "out.csv", "--shard", "1/2").returncode == 0
-    journal = Journal(tmp_path / "out.csv.shard-2-of-2", {})
-    journal.put(Entry(1, 257, 1, b"", b""))
-    journal.close()
-    done = prefcast("merge", *sorted(path.name for path in tmp_path.glob("out.csv.shard-*")), "-o", "out.csv")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "prefcast: out.csv.shard-2-of-2.journal: is a run that is not finished; its own command goes on with it\n",
-    )
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_rows(prefcast: Run, tmp_path: Path) -> None:
+    peaks = []
+    for count in (20_000, 200_000):
+        with (tmp_path / f"{count}.jsonl").open("w") as file:
+            file.writelines(json.dumps(kaggle_row(number, a=(f"a {number}",))) + "\n" for number in range(count))
+        code = (
+            "import resource, sys\nfrom prefcast.cli import main\nsys.argv = sys.argv[1:]\ntry:\n    main()\n"
+            "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        command = ["prefcast", *quick(("predict", f"{count}.jsonl", "-o", f"{count}.csv"))]
+        done = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True)
+        peaks.append(int(done.stdout.split()[-1]) * 1024)
+    # What is remembered of each id, and nothing else.
+    assert peaks[1] - peaks[0] < 30_000_000

@@ -57,7 +57,6 @@ def attempted(
     with progress(file) as show:
         share = 1.0 if target.shard is None else 1 / target.shard.count
         watch = Watch(LOG, show, lambda: file.progress, share)
-        watch.keeps = store is not None
         return attempt(job, items, target, log=LOG, watch=watch, on_error=on_error, store=store)
 
 

@@ -10,10 +10,10 @@ import typer
 
 from prefcast.cli.shared import app
 from prefcast.cli.verbs import verb
-from prefcast.errors import UsageError, excerpt
+from prefcast.errors import UsageError, excerpt, shown_path
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_LEAST = 100_000
+_LEAST, _MOST = 100_000, 10**15
 
 
 @verb(app)
@@ -51,12 +51,11 @@ def store(
     size = None if limit is None else _bytes(limit)
     path = default_path() if file is None else file
     if not path.exists() and (copy_to is not None or move_to is not None):
-        raise UsageError(f"{path}: there is no evidence store yet")
-    with EvidenceStore(path) as opened:
-        if copy_to is not None or move_to is not None:
-            for target in (copy_to, move_to):
-                if target is not None:
-                    opened.copy(target)
+        raise UsageError(f"{shown_path(path)}: there is no evidence store yet")
+    with EvidenceStore(path, strict=True) as opened:
+        for target in (copy_to, move_to):
+            if target is not None:
+                opened.copy(target)
         if empty or move_to is not None:
             opened.empty()
         if size is not None:
@@ -65,7 +64,10 @@ def store(
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
-    if found is None or float(found[1]) * _UNITS[found[2]] < _LEAST:
-        raise UsageError(f"--limit: {excerpt(text)} is not a size; expected for example 500MB or 2GB, at least 100kB")
-    return int(float(found[1]) * _UNITS[found[2]])
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)b?", text.strip().lower())
+    size = 0.0 if found is None else float(found[1]) * _UNITS[found[2]]
+    if not _LEAST <= size <= _MOST:
+        raise UsageError(
+            f"--limit: {excerpt(text)} is not a size; expected for example 500MB or 2GB, at least 100kB, at most 1000TB"
+        )
+    return int(size)

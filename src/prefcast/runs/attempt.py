@@ -76,7 +76,7 @@ def attempt(
                 else:
                     report = _shard(job, items, target, header, on_error, watch, stopping)
         except BaseException as error:
-            _end(error, target, watch, log)
+            _end(error, target, watch, log, keeps=store is not None and store.usable)
             raise
     return report
 
@@ -148,10 +148,10 @@ def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch,
         store.end(key)
 
 
-def _end(error: BaseException, target: Target, watch: Watch, log: Log) -> None:
+def _end(error: BaseException, target: Target, watch: Watch, log: Log, *, keeps: bool) -> None:
     """An error becomes one of ours, with what is kept in its note."""
     kept = watch.rows_scored
-    goes_on = f"{kept:,} rows are kept: the same command goes on from there" if kept and watch.keeps else ""
+    goes_on = f"{kept:,} rows are kept: the same command goes on from there" if kept and keeps else ""
     if isinstance(error, Interrupted):
         after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if goes_on else ""
         log.tell(

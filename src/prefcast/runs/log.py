@@ -78,8 +78,7 @@ class Watch:
         self._estimated = log is None
         # Pieces and rows that were read, rows that are another shard's, rows that have their evidence.
         self.pieces_read = self.rows_read = self.rows_passed = self.rows_scored = 0
-        # Whether an evidence store keeps what is scored; what is called when the first row was computed here.
-        self.keeps = False
+        # What is called when the first row was computed here; only a run with an evidence store has it.
         self.on_first: Callable[[], None] | None = None
 
     @contextmanager
@@ -110,7 +109,7 @@ class Watch:
         if kept < rows and self.on_first is not None:
             self.on_first()
             self.on_first = None
-            if before + kept and self.keeps:
+            if before + kept:
                 self.log.tell(
                     "resumed",
                     f"{before + kept:,} rows were scored before and are not scored again (--fresh scores them again)",

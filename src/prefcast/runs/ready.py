@@ -11,7 +11,7 @@ from prefcast.errors import UsageError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.runs.pool import pooled
 from prefcast.scorers.base import Scorer
-from prefcast.scorers.kept import kept
+from prefcast.scorers.kept import kept, worth_keeping
 from prefcast.scorers.store import EvidenceStore
 
 __all__ = ["NOT_KEPT", "Running", "pieces_ahead", "ready", "ready_scorer"]
@@ -54,7 +54,7 @@ def ready_scorer(scorer: Scorer, running: Running | None = None) -> Iterator[tup
     """The scorer as `running` asks for it, and the store of its evidence if there is one; both are closed at the end."""
     running = running or Running()
     scorer = pooled(scorer, isolate=running.isolate, time_limit=running.time_limit)
-    store = EvidenceStore(running.store) if running.keep else None
+    store = EvidenceStore(running.store) if running.keep and worth_keeping(scorer) else None
     try:
         yield kept(scorer, store, fresh=running.fresh), store
     finally:

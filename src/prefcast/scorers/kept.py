@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Problem, 
 from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.wrapped import WrappedScorer
 
-__all__ = ["KeptScorer", "kept", "pair_key"]
+__all__ = ["KeptScorer", "kept", "pair_key", "worth_keeping"]
 
 # Raise it when the meaning of a value changes.
 _COMPUTATION = 1
@@ -37,8 +38,14 @@ def kept(scorer: Scorer, store: EvidenceStore | None, *, fresh: bool = False) ->
         return scorer
     if members := scorer.members():
         return scorer.with_members([kept(member, store, fresh=fresh) for member in members])
-    worth = scorer.cost is not Cost.INSTANT and scorer.promise.repeatable
-    return KeptScorer(scorer, store, fresh=fresh) if worth else scorer
+    return KeptScorer(scorer, store, fresh=fresh) if worth_keeping(scorer) else scorer
+
+
+def worth_keeping(scorer: Scorer) -> bool:
+    """Whether the evidence of a scorer, or of one of its members, is kept."""
+    if members := scorer.members():
+        return any(map(worth_keeping, members))
+    return scorer.cost is not Cost.INSTANT and scorer.promise.repeatable
 
 
 class KeptScorer(WrappedScorer):
@@ -90,12 +97,19 @@ class KeptScorer(WrappedScorer):
             for each in conversations
         ]
         found = {} if self._fresh else self._store.get(keys)
-        known = {key: _SCORE.unpack(value[1:])[0] for key, value in found.items() if value[:1] == _CONVERSATION}
-        new = [index for index, key in enumerate(keys) if key not in known]
+        known = {
+            key: _SCORE.unpack(value[1:])[0]
+            for key, value in found.items()
+            if value[:1] == _CONVERSATION and len(value) == 9
+        }
+        # Of equal conversations one is computed.
+        new = {key: each for key, each in zip(keys, conversations, strict=True) if key not in known}
         if new:
-            scores = self.inner.score([conversations[index] for index in new]).tolist()
-            known |= {keys[index]: score for index, score in zip(new, scores, strict=True)}
-            self._store.put((keys[index], _CONVERSATION + _SCORE.pack(known[keys[index]])) for index in new)
+            scores = dict(zip(new, self.inner.score(list(new.values())).tolist(), strict=True))
+            known |= scores
+            self._store.put(
+                (key, _CONVERSATION + _SCORE.pack(score)) for key, score in scores.items() if isfinite(score)
+            )
         return np.array([known[key] for key in keys], dtype=np.float64)
 
     @property

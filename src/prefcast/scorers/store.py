@@ -30,15 +30,22 @@ _APPLICATION = 0x70726665
 LIMIT = 2_000_000_000
 # A bound that is reached is undercut by so much, so that entries are not removed at every write.
 _LOW = 0.9
+# Keys are hashes: each of so many ranges of them holds its share, and is trimmed in a transaction of its own.
+_RANGES = 64
 _PATIENCE = 15.0
 _AT_ONCE = 256
 _CHECK_BYTES = 4
 _KEY_BYTES = 16
-_CHECK_ROWS = 16_384
+# The stamps of a whole file are before the year 9000.
+_MINUTES = 3_700_000_000
 
 
 class _UnusableError(Exception):
     """The file is not one of ours, or is damaged."""
+
+
+# What SQLite, and numbers read from a damaged file, may raise.
+_FAULTS = (sqlite3.Error, OSError, ValueError, OverflowError, MemoryError, _UnusableError)
 
 
 @dataclass(frozen=True)
@@ -72,23 +79,26 @@ class EvidenceStore:
     """Values by key, in a file (default: `default_path`) of at most about `limit` bytes; the oldest entries go first.
 
     Several threads and processes may use one file; every `put` is a transaction. A file that cannot be used is told once
-    through the logger, and from then on nothing is found or kept: reading and writing never raise.
+    through the logger, and from then on nothing is found or kept: reading and writing never raise. With `strict` that is
+    a UsageError instead.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, limit: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, limit: int | None = None, strict: bool = False
+    ) -> None:
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
-        self._asked = limit
-        self._unchecked = 0
+        self._strict = strict
+        self.limit = limit or LIMIT
         self.shown = "evidence.sqlite"
         try:
             self.path = default_path() if path is None else Path(path)
             self.shown = shown_path(self.path)
             self._db = _opened(self.path)
-            self.limit = limit or self._fact("limit") or LIMIT
             # The write-ahead log of a reader that was killed is taken in; whoever forgets to close leaves nothing open.
             weakref.finalize(self, self._db.close)
-        except (sqlite3.Error, OSError, RuntimeError, ValueError, _UnusableError) as error:
+            self.limit = limit or self._fact("limit") or LIMIT
+        except (*_FAULTS, RuntimeError) as error:
             self._give_up(error)
 
     @property
@@ -110,7 +120,7 @@ class EvidenceStore:
                         found[key] = _unpacked(key, packed)
                 if not found.keys() <= set(keys):
                     raise _UnusableError(_DAMAGED)
-            except (sqlite3.Error, _UnusableError, TypeError) as error:
+            except _FAULTS as error:
                 self._give_up(error)
                 return {}
         return found
@@ -125,11 +135,10 @@ class EvidenceStore:
             try:
                 with _Transaction(self._db):
                     self._db.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", rows)
-                self._unchecked += len(rows)
-                if self._unchecked >= _CHECK_ROWS or self._asked is not None:
-                    self._unchecked = 0
-                    self._trim(self.limit)
-            except sqlite3.Error as error:
+                    self._db.execute("UPDATE facts SET value = value - ? WHERE name = 'room'", (len(rows),))
+                if _used(self._db) > self.limit and (self._fact("room") or 0) <= 0:
+                    self._trim()
+            except _FAULTS as error:
                 self._give_up(error)
 
     def begin(self, key: bytes) -> bool:
@@ -138,12 +147,13 @@ class EvidenceStore:
             if self._db is None:
                 return False
             try:
-                row = self._db.execute("SELECT scored FROM attempts WHERE key = ?", (key,)).fetchone()
-                self._db.execute("INSERT OR REPLACE INTO attempts VALUES (?, 0)", (key,))
-            except sqlite3.Error as error:
+                with _Transaction(self._db):
+                    row = self._db.execute("SELECT scored, process FROM attempts WHERE key = ?", (key,)).fetchone()
+                    self._db.execute("INSERT OR REPLACE INTO attempts VALUES (?, 0, ?)", (key, os.getpid()))
+            except _FAULTS as error:
                 self._give_up(error)
                 return False
-        return row is not None and not row[0]
+        return row is not None and row[0] == 0 and not _runs(row[1])
 
     def scored(self, key: bytes) -> None:
         """Note that the run of that key has scored something."""
@@ -151,7 +161,7 @@ class EvidenceStore:
 
     def end(self, key: bytes) -> None:
         """Note that the run of that key ended in order."""
-        self._quietly("DELETE FROM attempts WHERE key = ?", key)
+        self._quietly("DELETE FROM attempts WHERE key = ? AND process = ?", key, os.getpid())
 
     def _quietly(self, query: str, *values: object) -> None:
         with self._lock:
@@ -159,7 +169,7 @@ class EvidenceStore:
                 return
             try:
                 self._db.execute(query, values)
-            except sqlite3.Error as error:
+            except _FAULTS as error:
                 self._give_up(error)
 
     def held(self) -> Held:
@@ -167,12 +177,11 @@ class EvidenceStore:
         with self._lock:
             db = self._usable()
             try:
-                entries, oldest, newest = db.execute("SELECT count(*), min(stamp), max(stamp) FROM evidence").fetchone()
-                used = _used(db)
-            except sqlite3.Error as error:
-                raise UsageError(f"{self.shown}: {printable(str(error))}") from None
-        times = (None if each is None else int(each) * 60 for each in (oldest, newest))
-        return Held(self.shown, entries, used, self.limit, *times)
+                entries, *stamps = db.execute("SELECT count(*), min(stamp), max(stamp) FROM evidence").fetchone()
+                times = [None if each is None else _number(each, _MINUTES) * 60 for each in stamps]
+                return Held(self.shown, entries, _used(db), self.limit, *times)
+            except _FAULTS as error:
+                raise self._refusal(error) from None
 
     def bound(self, limit: int) -> None:
         """From now on the file takes at most about `limit` bytes. Raises UsageError where it cannot be used."""
@@ -181,10 +190,11 @@ class EvidenceStore:
             try:
                 db.execute("INSERT OR REPLACE INTO facts VALUES ('limit', ?)", (limit,))
                 self.limit = limit
-                if self._trim(limit):
-                    db.execute("VACUUM")
-            except sqlite3.Error as error:
-                raise UsageError(f"{self.shown}: {printable(str(error))}") from None
+                if _used(db) > limit:
+                    self._trim()
+                    self._shrink()
+            except _FAULTS as error:
+                raise self._refusal(error) from None
 
     def empty(self) -> None:
         """Forget everything. Raises UsageError where the file cannot be used."""
@@ -193,22 +203,29 @@ class EvidenceStore:
             try:
                 db.execute("DELETE FROM evidence")
                 db.execute("DELETE FROM attempts")
-                db.execute("VACUUM")
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            except sqlite3.Error as error:
-                raise UsageError(f"{self.shown}: {printable(str(error))}") from None
+                self._shrink()
+            except _FAULTS as error:
+                raise self._refusal(error) from None
 
     def copy(self, path: str | os.PathLike[str]) -> None:
         """Copy everything into a new file at `path`. Raises UsageError where that cannot be."""
         with self._lock:
             db = self._usable()
             try:
-                if Path(path).exists():
-                    raise UsageError(f"{shown_path(path)}: is there already; name a new file")
+                # SQLite fills an empty file: nobody else can read it, and no other file is replaced.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                raise UsageError(f"{shown_path(path)}: is there already; name a new file") from None
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{shown_path(path)}: cannot be written: {_reason(error)}") from None
+            try:
                 db.execute("VACUUM INTO ?", (os.fspath(path),))
-                Path(path).chmod(0o600)
-            except (sqlite3.Error, OSError, ValueError) as error:
-                raise UsageError(f"{shown_path(path)}: cannot be written: {printable(str(error))}") from None
+            except BaseException as error:
+                with suppress(OSError):
+                    Path(path).unlink()
+                if isinstance(error, _FAULTS):
+                    raise UsageError(f"{shown_path(path)}: cannot be written: {_reason(error)}") from None
+                raise
 
     def close(self) -> None:
         """Give the file back; afterwards nothing is found or kept."""
@@ -228,42 +245,83 @@ class EvidenceStore:
             raise UsageError(f"{self.shown}: cannot be used; --store FILE names another file")
         return self._db
 
+    def _refusal(self, error: BaseException) -> UsageError:
+        return UsageError(f"{self.shown}: {_reason(error)}")
+
     def _fact(self, name: str) -> int | None:
-        row = (
-            None if self._db is None else self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        )
-        return None if row is None else int(row[0])
+        row = self._usable().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else _number(row[0])
 
-    def _trim(self, limit: int) -> bool:
-        """Remove the oldest entries where the file is over its bound; whether any went."""
+    def _trim(self) -> None:
+        """Remove the oldest entries of a file that is over its bound.
+
+        Pages that were full become emptier and take new entries: the file does not shrink. So the next trim waits until
+        half as many entries were added as went now.
+        """
         db = self._usable()
-        used = _used(db)
-        if used <= limit:
-            return False
-        entries = max(1, db.execute("SELECT count(*) FROM evidence").fetchone()[0])
-        surplus = int(entries * (1 - _LOW * limit / used)) + 1
-        for stamp, count in db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp").fetchall():
-            if surplus <= 0:
+        found = db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp")
+        ages = [(_number(stamp, _MINUTES), count) for stamp, count in found]
+        surplus = left = int(sum(count for _, count in ages) * (1 - _LOW * self.limit / _used(db))) + 1
+        older, border, share = -1, -1, 0.0
+        for stamp, count in ages:
+            if count > left:
+                border, share = stamp, left / count
                 break
-            # All of one minute are of one age.
+            older, left = stamp, left - count
+        step = 256 // _RANGES
+        for first in range(0, 256, step):
+            low, high = bytes([first]), bytes([first + step]) if first + step < 256 else b"\xff" * (_KEY_BYTES + 1)
+            # All of one minute are of one age: some of them go, evenly, so that the rest has room everywhere.
             db.execute(
-                "DELETE FROM evidence WHERE key IN (SELECT key FROM evidence WHERE stamp = ? LIMIT ?)",
-                (stamp, min(count, surplus)),
+                "DELETE FROM evidence WHERE key >= ? AND key < ? AND (stamp <= ? OR stamp = ? AND abs(random() % 10000) < ?)",
+                (low, high, older, border, share * 10_000),
             )
-            surplus -= count
-        return True
+        db.execute("INSERT OR REPLACE INTO facts VALUES ('room', ?)", (surplus // 2,))
 
-    def _give_up(self, error: Exception) -> None:
-        reason = getattr(error, "strerror", None) or error
-        _log.warning(
-            "%s: %s: evidence is neither kept nor found there (--store FILE names another file, --no-store does without)",
-            self.shown,
-            printable(str(reason)),
-        )
+    def _shrink(self) -> None:
+        db = self._usable()
+        db.execute("DELETE FROM facts WHERE name = 'room'")
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _give_up(self, error: BaseException) -> None:
         if self._db is not None:
             with suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
+        if self._strict:
+            raise self._refusal(error) from None
+        _log.warning(
+            "%s: %s: evidence is neither kept nor found there (--store FILE names another file, --no-store does without)",
+            self.shown,
+            _reason(error),
+        )
+
+
+def _number(value: object, most: int = 2**63) -> int:
+    """A number as it stands in the file."""
+    if isinstance(value, int) and value <= most:
+        return value
+    raise _UnusableError(_DAMAGED)
+
+
+def _reason(error: BaseException) -> str:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+        return _DAMAGED
+    return printable(str(getattr(error, "strerror", None) or error))
+
+
+def _runs(process: object) -> bool:
+    """Whether another process of that number is alive."""
+    if not isinstance(process, int) or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 _DAMAGED = "the file is damaged; delete it"
@@ -330,7 +388,9 @@ def _set_up(db: sqlite3.Connection) -> None:
                 db.execute(
                     "CREATE TABLE evidence (key BLOB PRIMARY KEY, stamp INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID"
                 )
-                db.execute("CREATE TABLE attempts (key BLOB PRIMARY KEY, scored INTEGER NOT NULL) WITHOUT ROWID")
+                db.execute(
+                    "CREATE TABLE attempts (key BLOB PRIMARY KEY, scored INTEGER NOT NULL, process INTEGER NOT NULL) WITHOUT ROWID"
+                )
                 db.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
                 db.execute(f"PRAGMA user_version = {_FORMAT}")
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -351,4 +411,4 @@ def _set_up(db: sqlite3.Connection) -> None:
             time.sleep(0.01)
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("SELECT key, stamp, value FROM evidence LIMIT 0")
-    db.execute("SELECT key, scored FROM attempts LIMIT 0")
+    db.execute("SELECT key, scored, process FROM attempts LIMIT 0")
