@@ -175,7 +175,7 @@ def cross_encoder_way(folder: Path, pairs: Ids) -> Callable[[], np.ndarray] | st
 
 def prefcast_way(scorer: PointwiseScorer, pairs: Ids) -> np.ndarray:
     """What `evidence` does with ready token ids."""
-    return np.array(scorer._run([Group(pair) for pair in pairs]))[:, :, 0]
+    return np.array(scorer.engine.run([Group(pair) for pair in pairs]))[:, :, 0]
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:

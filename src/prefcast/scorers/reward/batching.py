@@ -1,4 +1,4 @@
-"""Which groups are scored together. Knows sizes in tokens, not what is in them."""
+"""Which groups of token sequences are scored together. Only their sizes decide it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ __all__ = ["plan_batches"]
 def plan_batches(
     sizes: Sequence[int], most_tokens: int, *, padded: Sequence[tuple[int, int]] | None = None
 ) -> list[list[int]]:
-    """Batches of positions, longest first, none over `most_tokens` unless a single group is.
+    """Batches of positions, the longest groups first. A batch is over `most_tokens` only if it is a single group.
 
-    `sizes` (n,) are the groups' tokens. With `padded`, (longest sequence, sequences) of each group, a batch costs what
-    it takes up once every sequence is padded to its longest. The plan follows from the sizes and their order alone, so
-    that another number of devices, a retry or a resumed run forms the same batches.
+    `sizes` (n,) are the groups' tokens. `padded` gives (longest sequence, number of sequences) of each group: every
+    sequence of a batch then counts as many tokens as the longest one. The plan depends on the sizes and their order
+    alone: another number of devices, a retry or a resumed run forms the same batches.
     """
     order = sorted(range(len(sizes)), key=lambda index: (-(padded[index][0] if padded else sizes[index]), index))
     batches: list[list[int]] = []
-    batch: list[int] = []
-    tokens = longest = sequences = 0
+    used = longest = 0
     for index in order:
-        if padded:
-            wider, more = max(longest, padded[index][0]), sequences + padded[index][1]
-            cost = wider * more
-        else:
-            wider, more = 0, 0
-            cost = tokens + sizes[index]
-        if batch and cost > most_tokens:
-            batches.append(batch)
-            batch, wider, more = [], *(padded[index] if padded else (0, 0))
-            cost = wider * more if padded else sizes[index]
-        batch.append(index)
-        tokens, longest, sequences = cost, wider, more
-    return [*batches, batch] if batch else batches
+        cost = longest * padded[index][1] if padded else sizes[index]
+        if not batches or used + cost > most_tokens:
+            batches.append([])
+            used = 0
+            if padded:
+                # The groups come longest first: no later one of this batch is longer.
+                longest, sequences = padded[index]
+                cost = longest * sequences
+        batches[-1].append(index)
+        used += cost
+    return batches

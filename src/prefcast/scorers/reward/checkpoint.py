@@ -1,5 +1,7 @@
-"""What a checkpoint is, told by its own `config.json` and the headers of its weights. Nothing of it is executed, and
-neither torch nor transformers is needed."""
+"""What a checkpoint is, read from its `config.json` and the headers of its weights.
+
+No code of the checkpoint runs. Neither torch nor transformers is needed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -16,7 +19,7 @@ from typing import Any
 
 from prefcast.errors import MissingExtraError, ModelError, PrefcastError, UsageError, excerpt, shown_path
 from prefcast.scorers.reward.labels import label_columns, label_count
-from prefcast.scorers.reward.weights import TensorInfo, is_matrix, tensors_of
+from prefcast.scorers.reward.weights import BYTES, SIDE_TENSOR, TensorInfo, quantisable, tensors_of
 
 __all__ = ["Checkpoint", "Kind", "is_hub_id", "open_checkpoint"]
 
@@ -32,8 +35,7 @@ _READ_FILES = (
     "*.model",
     "*.jinja",
 )
-# What lies beside a quantised matrix: its scales and tables.
-_SIDE_TENSOR = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state")
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 SUPPORTED = (
@@ -54,7 +56,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a model. `name` is what the person called it, `config` its `config.json`."""
+    """A folder with a model. Messages use `name`, the path or hub id that was asked for. `config` is its `config.json`."""
 
     name: str
     folder: Path
@@ -71,7 +73,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        """`nf4` or `int8` where the weights are stored so."""
+        """The precision of weights that are stored quantised, `nf4` or `int8`; None for other weights."""
         return _quantization(self.config, self.name)
 
     @property
@@ -88,8 +90,12 @@ class Checkpoint:
         return tensors_of(self.folder, self.name)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what its small files hold, its weights' names, types and shapes, and the first bytes of every
-        tensor."""
+        """SHA-256 over the small files, over the name, type and shape of every tensor, and over each tensor's first
+        bytes. It is computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in sorted(self.folder.iterdir()):
             if any(path.match(pattern) for pattern in _READ_FILES) and path.is_file():
@@ -103,18 +109,23 @@ class Checkpoint:
 
     @property
     def text_config(self) -> Mapping[str, Any]:
+        """The part of config.json that describes the language model."""
         inner = self.config.get("text_config")
         return inner if isinstance(inner, Mapping) else self.config
 
     @property
+    def _scaling(self) -> tuple[Any, Mapping[str, Any]]:
+        """How rotary positions are scaled: the kind, and the settings."""
+        scaling = self.text_config.get("rope_scaling") or self.text_config.get("rope_parameters")
+        if not isinstance(scaling, Mapping):
+            return None, {}
+        return scaling.get("rope_type", scaling.get("type")), scaling
+
+    @property
     def unscaled_length(self) -> int | None:
-        """The length beyond which a rotary base follows the length of the sequence; None where it never does."""
-        config = self.text_config
-        scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-        if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) not in (
-            "dynamic",
-            "longrope",
-        ):
+        """The length from which on the rotary base depends on the length of the sequence; None where it never does."""
+        config, (kind, scaling) = self.text_config, self._scaling
+        if kind not in ("dynamic", "longrope"):
             return None
         original = scaling.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
         return int(original or config["max_position_embeddings"])
@@ -122,120 +133,124 @@ class Checkpoint:
     @cached_property
     def positions(self) -> int | None:
         """The most positions that the network has; None where config.json does not say."""
-        config = self.text_config
+        config, (kind, scaling) = self.text_config, self._scaling
         positions = config.get("max_position_embeddings", config.get("n_positions"))
         if not isinstance(positions, int) or positions < 1:
             return None
-        scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-        dynamic = isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type")) == "dynamic"
-        return int(positions * float(scaling.get("factor", 1))) if dynamic else positions
+        return int(positions * float(scaling.get("factor", 1))) if kind == "dynamic" else positions
 
     @cached_property
     def limit(self) -> int | None:
-        """The most tokens that are read unless a person says otherwise: the positions of a model with rotary ones, for
-        others what their tokenizer says if that is less; None where nothing is said."""
+        """The most tokens that are read by default; None where the checkpoint does not say.
+
+        It is the number of positions, or the tokenizer's limit if that is less. With rotary positions only the number of
+        positions counts.
+        """
         if self.positions is not None and ("rope_theta" in self.text_config or "rope_parameters" in self.text_config):
-            # There the tokenizer's figure is advice, and often a forgotten 512.
+            # The tokenizer's limit is often a forgotten 512 there.
             return self.positions
         limits = [] if self.positions is None else [self.positions]
-        try:
-            told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
-                "model_max_length"
-            )
-        except (OSError, ValueError, AttributeError):
-            told = None
-        # Tokenizers without a limit say 1e30.
+        told = self._tokenizer_config.get("model_max_length")
+        # A tokenizer without a limit says 1e30.
         if isinstance(told, int | float) and 0 < told < 1e9:
             limits.append(int(told))
         return min(limits, default=None)
 
+    @cached_property
+    def _tokenizer_config(self) -> Mapping[str, Any]:
+        """The checkpoint's tokenizer_config.json; empty where it cannot be read."""
+        try:
+            told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The chat template that comes with the tokenizer."""
+        own = self.folder / "chat_template.jinja"
+        if own.is_file():
+            try:
+                return own.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{self.name}: {own.name} cannot be read: {error}") from None
+        template = self._tokenizer_config.get("chat_template")
+        if isinstance(template, list):
+            template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        return template if isinstance(template, str) else None
+
+    @cached_property
+    def _types(self) -> Counter[str]:
+        """How many numbers the weights have of each type."""
+        numbers: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            numbers[tensor.dtype] += tensor.size
+        return numbers
+
     @property
     def stored_dtype(self) -> str | None:
         """The floating type that most of the weights are stored in, as torch calls it."""
-        names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-        sizes: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            if tensor.dtype in names:
-                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
-        return names[max(sizes, key=lambda name: sizes[name])] if sizes else None
+        return next((_FLOATS[dtype] for dtype, _ in self._types.most_common() if dtype in _FLOATS), None)
 
     @property
     def stored(self) -> str:
-        """The types of the weights, the most frequent first."""
-        sizes: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
-        return ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:2])
+        """The two types that hold the most bytes of the weights, the larger first."""
+        return ", ".join(sorted(self._types, key=lambda dtype: -self._types[dtype] * BYTES[dtype])[:2])
 
     @property
     def template_note(self) -> str:
-        """Which template turns texts into what the model reads."""
+        """Which template makes the text that the model reads."""
         if self.kind is Kind.PAIR:
-            return (
-                "the checkpoint's pair_template.jinja"
-                if (self.folder / "pair_template.jinja").is_file()
-                else "lmsys (--template names another)"
-            )
+            if (self.folder / "pair_template.jinja").is_file():
+                return "the checkpoint's pair_template.jinja"
+            return "lmsys (--template names another)"
         if self.kind is Kind.CAUSAL:
             return "rlhflow (--template names another); the tokens A and B are compared"
-        if self._has_chat_template or self.kind is Kind.INTERNLM2:
-            return "the tokenizer's chat template" if self._has_chat_template else "InternLM2's chat"
+        if self.chat_template:
+            return "the tokenizer's chat template"
+        if self.kind is Kind.INTERNLM2:
+            return "InternLM2's chat"
         return "none: reads the two texts (question, answer)"
-
-    @property
-    def _has_chat_template(self) -> bool:
-        if (self.folder / "chat_template.jinja").is_file():
-            return True
-        try:
-            told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            return bool(told.get("chat_template"))
-        except (OSError, ValueError, AttributeError):
-            return False
 
     @property
     def label_note(self) -> str:
         """What the outputs mean."""
+        if self.kind is Kind.CAUSAL:
+            return "A and B, by their tokens"
         if self.kind is not Kind.PAIR:
-            return (
-                "A and B, by their tokens" if self.kind is Kind.CAUSAL else "one score a conversation, higher is better"
-            )
+            return "one score a conversation, higher is better"
         try:
             columns = label_columns(self.config, None, self.name)
         except UsageError:
             return f"{self.labels} without telling names: --labels must say which is A"
         return ", ".join(("A", "B", "tie")[columns.index(index)] for index in range(len(columns))) + " (from id2label)"
 
+    def _sizes(self) -> Iterator[tuple[str, TensorInfo, int]]:
+        """Name, tensor and number of parameters of each weight. A byte of packed 4 bit weights holds two of them."""
+        for name, tensor in self.tensors.items():
+            if not SIDE_TENSOR.search(name):
+                yield name, tensor, tensor.size * 2 if f"{name}.absmax" in self.tensors else tensor.size
+
     @property
     def parameters(self) -> int:
-        """How many parameters the model has; packed 4 bit weights count for what they stand for."""
-        count = 0
-        for name, tensor in self.tensors.items():
-            if _SIDE_TENSOR.search(name):
-                continue
-            packed = f"{name}.absmax" in self.tensors
-            count += tensor.size * 2 if packed else tensor.size
-        return count
+        """How many parameters the model has."""
+        return sum(size for _, _, size in self._sizes())
 
     def memory(self, precision: str) -> int:
-        """Bytes that the weights take at `precision` (float32, float16, bfloat16, int8, nf4); a batch comes on top."""
+        """The bytes that the weights take at `precision` (float32, float16, bfloat16, int8, nf4), without a batch."""
         wide = 4 if precision == "float32" else 2
-        total = 0.0
-        for name, tensor in self.tensors.items():
-            if _SIDE_TENSOR.search(name):
-                continue
-            size = tensor.size * 2 if f"{name}.absmax" in self.tensors else tensor.size
-            matrix = is_matrix(name, tensor.shape)
-            # NF4: half a byte, and a byte of scale for 64 weights with 4 bytes for 256 of those (double quantisation).
-            each = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}.get(precision, wide) if matrix else wide
-            total += size * each
-        return int(total)
+        # NF4: half a byte, and a byte of scale for 64 weights with 4 bytes for 256 of those (double quantisation).
+        matrix = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}.get(precision, wide)
+        return int(
+            sum(size * (matrix if quantisable(name, tensor.shape) else wide) for name, tensor, size in self._sizes())
+        )
 
 
 def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Checkpoint:
     """The checkpoint in a folder, or of a hub id such as `owner/name` or `owner/name@revision`.
 
-    Its kind is told by `architectures` and the number of labels in `config.json`. Raises ModelError, naming what is
-    supported, and UsageError if there is no such folder.
+    `architectures` and the number of labels in `config.json` tell its kind. Raises ModelError for a model that is not
+    supported or is damaged, and UsageError if there is no such folder.
     """
     folder = _folder(model, trust_remote_code)
     name = shown_path(model)
@@ -288,7 +303,7 @@ def _folder(model: str | os.PathLike[str], trust_remote_code: bool) -> Path:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name may be a hub's `owner/name`."""
+    """Whether a name has the form of a hub id, `owner/name`."""
     return bool(_HUB_ID.fullmatch(model)) and not model.startswith(".")
 
 

@@ -1,4 +1,4 @@
-"""Which devices to compute on: the only place that decides it."""
+"""Which devices a reward model computes on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 
 from prefcast.errors import UsageError, excerpt
+from prefcast.scorers.embedded.encoder import processors
 
 __all__ = ["parse_devices", "threads_each"]
 
 
 def parse_devices(devices: str | Sequence[str] | None = None) -> tuple[torch.device, ...]:
-    """The devices of `auto`, `cpu,cpu`, `cuda:0,cuda:1`, or of a sequence of such names; one replica of the model runs
-    on each.
+    """The devices that `auto`, `cpu,cpu`, `cuda:0,cuda:1` or a sequence of such names stands for.
 
-    `auto` (and None) means every CUDA device, or Apple's, or the CPU once. Raises UsageError for one that this machine
-    does not have.
+    One replica of the model runs on each. `auto` (and None) means every CUDA device, or Apple's, or the CPU once. Raises
+    UsageError for a device that this machine does not have.
     """
     names = devices.split(",") if isinstance(devices, str) else list(devices or ["auto"])
     names = [str(name).strip() for name in names]
@@ -26,8 +26,6 @@ def parse_devices(devices: str | Sequence[str] | None = None) -> tuple[torch.dev
             return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
         return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
     found = tuple(map(_device, names))
-    if not found:
-        raise UsageError("no devices named; write for example cpu, auto or cuda:0,cuda:1")
     if len({device.type for device in found}) > 1:
         raise UsageError("devices of several types cannot share a run: their scores would differ by rounding")
     return found
@@ -51,13 +49,10 @@ def _device(name: str) -> torch.device:
 
 
 def threads_each(devices: Sequence[torch.device]) -> int | None:
-    """How many threads each replica on the CPU gets: its share of the cores. None where that is torch's own affair: one
-    replica, another device, or a person who has set OMP_NUM_THREADS."""
+    """How many threads each of several replicas on the CPU gets: its share of the processors.
+
+    None leaves the number to torch: for one replica, for other devices, and where OMP_NUM_THREADS is set.
+    """
     if "OMP_NUM_THREADS" in os.environ or devices[0].type != "cpu" or len(devices) < 2:
         return None
-    return max(1, _cores() // len(devices))
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors() // len(devices))

@@ -1,10 +1,10 @@
-"""The kinds of reward models: what each reads of a pair, and what its outputs say."""
+"""The kinds of reward models: which sequences each makes of a pair, and which evidence its outputs give."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,10 +32,10 @@ def _ids(values: Sequence[int]) -> NDArray[np.int32]:
 
 
 class PointwiseScorer(RewardScorer):
-    """One score a conversation: margin = score(A) - score(B); it has no view of ties.
+    """One score a conversation: margin = score(A) - score(B), and tie = 0.
 
-    Conversations are put into the tokenizer's chat template; where it has none, the model reads two texts, the question
-    and the answer, as OpenAssistant's do.
+    The tokenizer's chat template makes the text of a conversation. A model without a chat template reads two texts, the
+    question and the answer, as OpenAssistant's do.
     """
 
     raw_names = ("score_a", "score_b")
@@ -51,18 +51,18 @@ class PointwiseScorer(RewardScorer):
 
     @property
     def two_texts(self) -> bool:
-        """Whether the model reads question and answer as two texts, for lack of a chat template."""
+        """Whether the model reads question and answer as two texts, because it has no chat template."""
         return self.checkpoint.kind is not Kind.INTERNLM2 and not self.tokenizer.chat_template
 
     def encode(self, conversation: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation as they are scored; never truncated."""
+        """The token ids of a conversation that are scored. They are never truncated."""
         return self._encode(checked(conversation))[0]
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
-        """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`), higher is better.
+        """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`). Higher is better.
 
-        Nothing is truncated. Raises UsageError for what is no conversation or is longer than the model's position
-        table, ModelError where a score could not be made.
+        Conversations are not truncated. Raises UsageError for a value that is no conversation and for a conversation
+        with more tokens than the model has positions. Raises ModelError if scoring fails.
         """
         groups = []
         for conversation in conversations:
@@ -86,11 +86,11 @@ class PointwiseScorer(RewardScorer):
                 raise UsageError("the last message must be the assistant's: it is what is scored")
             question = "\n".join(message["content"] for message in messages[:-1])
             ids, types = self.reader.encode_two(question, messages[-1]["content"])
-            return ids, types if self.tokenizer.token_types else None
+            return ids, types if "token_type_ids" in self.tokenizer.model_input_names else None
         try:
-            rendered = self.tokenizer.render(safe)
+            rendered = str(self.tokenizer.apply_chat_template(safe, tokenize=False))
         except Exception as error:
-            # A template is a program of the checkpoint: it may fail in any way.
+            # A template is a program of the checkpoint: it may raise any exception.
             raise UsageError(
                 f"the model's chat template refuses the conversation: {excerpt(one_line(error), 200)}"
             ) from None
@@ -111,7 +111,7 @@ class PointwiseScorer(RewardScorer):
 
 
 class _BothOrders(RewardScorer):
-    """A model that reads both answers at once, in both orders."""
+    """A model that reads both answers in one text. It is asked twice, with the answers in both orders."""
 
     template: PairTemplate
     columns: tuple[int, ...]
@@ -153,7 +153,7 @@ class PairScorer(_BothOrders):
 
 
 class CausalScorer(_BothOrders):
-    """A language model that was trained to name the better answer with the token A or B, as RLHFlow's are."""
+    """A language model that names the better answer with the token A or B, as RLHFlow's do."""
 
     raw_names = ("logit_a", "logit_b")
     columns = (0, 1)
@@ -167,17 +167,8 @@ class CausalScorer(_BothOrders):
         return self._tokens
 
 
-_CLASSES: Mapping[Kind, type[RewardScorer]] = {
-    Kind.INTERNLM2: PointwiseScorer,
-    Kind.POINTWISE: PointwiseScorer,
-    Kind.CUSTOM: PointwiseScorer,
-    Kind.PAIR: PairScorer,
-    Kind.CAUSAL: CausalScorer,
-}
-
-
 def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScorer:
-    """The scorer for what lies in a folder or behind a hub id."""
+    """The scorer of a reward model in a folder or of a hub id. Raises UsageError and ModelError."""
     checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
     if options.quantize == "none":
         options = replace(options, quantize=None)
@@ -196,12 +187,13 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
             "%s: --trust-remote-code: Python code of the checkpoint runs here with all your rights", checkpoint.name
         )
     try:
-        scorer = _CLASSES[checkpoint.kind](checkpoint, options)
+        kinds: dict[Kind, type[RewardScorer]] = {Kind.PAIR: PairScorer, Kind.CAUSAL: CausalScorer}
+        scorer = kinds.get(checkpoint.kind, PointwiseScorer)(checkpoint, options)
         scorer.try_out()
     except PrefcastError:
         raise
     except Exception as error:
-        # Configs of strangers may be wrong in any way.
+        # A damaged config.json may raise any exception.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
     if options.spread and len(scorer.devices) < 2:
         raise UsageError("--spread spreads a model over several devices; name them with --devices")

@@ -1,11 +1,14 @@
-"""From a checkpoint to a network on its devices, in its precision. Weights come from safetensors only; what is missing
-is refused, never made up."""
+"""From a checkpoint to a network on its devices, in its precision.
+
+Weights are read from safetensors files only. A checkpoint that lacks weights is refused.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +20,11 @@ from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.internlm2 import InternLM2Config, InternLM2Reward
 from prefcast.scorers.reward.packing import Layout, attend
 from prefcast.scorers.reward.precision import OneDNNLinear, quantise, quantised_linear, stored_parts
-from prefcast.scorers.reward.weights import quantisable
+from prefcast.scorers.reward.weights import SIDE_TENSOR, quantisable
 
 __all__ = [
     "PACKED_FAMILIES",
+    "body_matrices",
     "body_of",
     "load_network",
     "one_line",
@@ -28,10 +32,11 @@ __all__ = [
     "quiet",
     "refuse_incomplete",
     "skeleton",
+    "tensor_reader",
 ]
 
-# The families of transformers whose attention takes every detail from its arguments, so that packed rows are exact;
-# tests compare each with the unpacked model.
+# The families of transformers whose attention depends on nothing but its arguments: packed rows are exact with them.
+# Tests compare each family with the unpacked model.
 PACKED_FAMILIES = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3"}
 )
@@ -59,7 +64,7 @@ def _packed_attention(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the advice and progress bars of transformers; what matters is checked here and raised."""
+    """Switch off the warnings and progress bars of transformers. Faults of a model are raised as errors instead."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -96,12 +101,12 @@ def body_of(network: nn.Module) -> nn.Module:
 
 
 def skeleton(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint without its weights (on the meta device); buffers are real."""
+    """The network of a checkpoint on the meta device, without its weights. Its buffers are real."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False), quiet():
         if checkpoint.kind is Kind.INTERNLM2:
-            # Whether there are biases, the weights know best.
+            # config.json may be wrong about biases; the weights are not.
             bias = any(name.endswith("wqkv.bias") for name in checkpoint.tensors)
             try:
                 network: nn.Module = InternLM2Reward(InternLM2Config.of({**checkpoint.config, "bias": bias}))
@@ -109,7 +114,7 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
                 raise ModelError(f"{checkpoint.name}: {error}") from None
         else:
             config = _config(checkpoint)
-            # What is stored quantised is read by us.
+            # Quantised weights are read here, not by transformers.
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
             try:
@@ -170,23 +175,22 @@ def load_network(
             raise UsageError(f"{checkpoint.name}: a model with remote code can neither be quantised nor sharded here")
         return _from_pretrained(checkpoint, dtype, devices[0])
     if checkpoint.kind is Kind.INTERNLM2 or quantization or checkpoint.quantization or len(devices) > 1:
-        # What is stored quantised is complete: a matrix that was left out then is left out now.
+        # In a checkpoint that is stored quantised, matrices that are not quantised stay so.
         network = _filled(checkpoint, devices, dtype, None if checkpoint.quantization else quantization)
     else:
         network = _from_pretrained(checkpoint, dtype, devices[0])
-    # A language model's head may share its weights with the embedding; the engine widens the two rows it needs.
+    # A language model's head may share its weights with the embedding; the engine widens only the rows it needs.
     if checkpoint.kind not in (Kind.INTERNLM2, Kind.CAUSAL):
         _float32_head(network)
     if devices[0].type == "cpu" and packs(checkpoint):
-        for module in list(body_of(network).modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear) and OneDNNLinear.usable(child, dtype):
-                    setattr(module, name, OneDNNLinear(child))
+        for name, layer in _body_layers(network).items():
+            if OneDNNLinear.usable(layer, dtype):
+                _put(network, name, OneDNNLinear(layer))
     return network
 
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    # Reads the headers: says first what is missing or damaged.
+    # Reading the headers first gives better messages about missing and damaged files.
     _ = checkpoint.tensors
     with quiet():
         try:
@@ -198,7 +202,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
                 trust_remote_code=checkpoint.kind is Kind.CUSTOM,
                 local_files_only=True,
                 output_loading_info=True,
-                # They are refused below, by name.
+                # They are refused below, with their names.
                 ignore_mismatched_sizes=True,
                 attn_implementation=_attention_name(checkpoint),
             )
@@ -219,36 +223,42 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
 
 
 def _refuse(checkpoint: Checkpoint, missing: Sequence[str], mismatched: Sequence[str]) -> None:
-    """ModelError if weights are missing: transformers would score with random ones."""
+    """Raise ModelError if weights are missing: transformers would use random ones instead."""
     for names, what in ((missing, "lack"), (mismatched, "have another shape for")):
         if names:
             shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
             head = any(not name.startswith("model.") or "score" in name for name in names)
-            raise ModelError(
-                f"{checkpoint.name}: its weights {what} {shown}; "
-                + (
-                    "a model without a trained head gives meaningless scores"
-                    if head
-                    else "the checkpoint is incomplete"
-                )
-            )
+            why = "a model without a trained head gives meaningless scores" if head else "the checkpoint is incomplete"
+            raise ModelError(f"{checkpoint.name}: its weights {what} {shown}; {why}")
 
 
 def refuse_incomplete(checkpoint: Checkpoint, network: nn.Module, *, packed: bool = False) -> None:
-    """ModelError if the weights lack parameters of the network or have them in other shapes; with `packed`, what is
-    stored quantised may have another."""
+    """Raise ModelError if the weights lack parameters of the network, or have other shapes.
+
+    With `packed` quantised weights may have other shapes.
+    """
     tensors = checkpoint.tensors
     tied = checkpoint.text_config.get("tie_word_embeddings", checkpoint.kind is not Kind.INTERNLM2)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     missing = sorted(set(shapes) - set(tensors) - ({"lm_head.weight"} if tied else set()))
-    wrong = [name for name, shape in shapes.items() if name in tensors and tensors[name].shape != shape]
-    if packed:
-        wrong = [name for name in wrong if tensors[name].dtype not in _QUANTISED_TYPES]
+    wrong = [
+        name
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape and not (packed and tensors[name].dtype in _QUANTISED_TYPES)
+    ]
     _refuse(checkpoint, missing, wrong)
+    if checkpoint.kind is Kind.INTERNLM2:
+        unknown = [
+            name
+            for name in tensors
+            if name not in shapes and not SIDE_TENSOR.search(name) and not name.endswith("rotary_emb.inv_freq")
+        ]
+        if unknown:
+            raise ModelError(f"{checkpoint.name}: InternLM2 has no place for its weights {', '.join(unknown[:_SHOWN])}")
 
 
 def _float32_head(network: nn.Module) -> None:
-    """Let everything after the body compute in float32."""
+    """Make everything after the body compute in float32."""
     body = body_of(network)
     for child in network.children():
         if child is not body:
@@ -260,140 +270,110 @@ def _widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
 
 
-def _filled(
-    checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.dtype, quantization: str | None
-) -> nn.Module:
-    """A skeleton that is given its weights one by one, quantised on the way, each on its device."""
-    network = skeleton(checkpoint)
-    body = body_of(network)
-    tensors = checkpoint.tensors
-    where = _placement(network, devices, checkpoint)
-    refuse_incomplete(checkpoint, network, packed=True)
+@contextmanager
+def tensor_reader(checkpoint: Checkpoint) -> Iterator[Callable[[str], Tensor]]:
+    """A function from the name of a weight to its tensor on the CPU. It raises ModelError for a damaged file."""
     with ExitStack() as stack:
-        files: dict[Any, Any] = {}
+        files: dict[Path, Any] = {}
 
         def fetch(name: str) -> Tensor:
-            file = tensors[name].file
+            file = checkpoint.tensors[name].file
             try:
                 if file not in files:
                     files[file] = stack.enter_context(safe_open(str(file), framework="pt", device="cpu"))
-                # Out of the mapped file: there it lies unaligned, and products differ by their last digit.
+                # A copy: tensors in the mapped file are not aligned, and products of such differ in the last digit.
                 tensor: Tensor = files[file].get_tensor(name).clone()
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{checkpoint.name}: {file.name}: {one_line(error)}") from None
             return tensor
 
-        inside = {id(module) for module in body.modules()}
-        for path, module in list(network.named_modules()):
-            for own, parameter in list(module._parameters.items()):
-                if parameter is None:
-                    continue
-                name = f"{path}.{own}" if path else own
-                if name not in tensors:
-                    # Tied to the embedding; that is done below.
-                    continue
-                device = where(name)
-                if type(module) is nn.Linear and own == "weight" and id(module) in inside:
-                    layer = _quantised(module, name, fetch, tensors, device, dtype, quantization)
-                    if layer is not None:
-                        parent, _, last = path.rpartition(".")
-                        setattr(network.get_submodule(parent), last, layer)
-                        continue
+        yield fetch
+
+
+def _body_layers(network: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the body by their names in the network."""
+    inside = {id(module) for module in body_of(network).modules()}
+    return {
+        name: module for name, module in network.named_modules() if type(module) is nn.Linear and id(module) in inside
+    }
+
+
+def body_matrices(network: nn.Module) -> set[str]:
+    """The names of the weights that quantising applies to."""
+    weights = {f"{name}.weight": layer.weight for name, layer in _body_layers(network).items()}
+    return {name for name, weight in weights.items() if quantisable(name, weight.shape)}
+
+
+def _put(network: nn.Module, name: str, value: nn.Module | Tensor) -> None:
+    """Set the module, parameter or buffer called `name`."""
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, value)
+
+
+def _filled(
+    checkpoint: Checkpoint, devices: Sequence[torch.device], dtype: torch.dtype, quantization: str | None
+) -> nn.Module:
+    """The network with its weights, loaded one by one, quantised on the way, each on its device."""
+    network = skeleton(checkpoint)
+    tensors = checkpoint.tensors
+    refuse_incomplete(checkpoint, network, packed=True)
+    where = _placement(network, devices, checkpoint)
+    matrices = body_matrices(network) if quantization else set()
+    with tensor_reader(checkpoint) as fetch:
+        for path, layer in _body_layers(network).items():
+            name = f"{path}.weight"
+            device = where(name)
+            parts = stored_parts(name, tensors, fetch)
+            if parts is None and quantization and name in matrices and tensors[name].dtype not in _QUANTISED_TYPES:
+                # On its device, because a GPU quantises a matrix much faster.
+                parts = quantise(fetch(name).to(device), quantization)
+            if parts is not None:
+                bias = fetch(f"{path}.bias").to(device, dtype) if layer.bias is not None else None
+                _put(network, path, quantised_linear(parts, bias, device))
+        for name, parameter in list(network.named_parameters(remove_duplicate=False)):
+            # A weight that is not stored is tied to the embedding below.
+            if parameter.is_meta and name in tensors:
                 if tensors[name].dtype in _QUANTISED_TYPES:
                     raise ModelError(f"{checkpoint.name}: {name} is quantised, but its scales are missing")
-                module._parameters[own] = nn.Parameter(fetch(name).to(device, dtype), requires_grad=False)
-            for own, buffer in list(module._buffers.items()):
-                if buffer is not None:
-                    module._buffers[own] = buffer.to(where(f"{path}.{own}"))
-    if checkpoint.kind is Kind.INTERNLM2:
-        _refuse_unknown(checkpoint, network)
-    else:
+                _put(network, name, nn.Parameter(fetch(name).to(where(name), dtype), requires_grad=False))
+        for name, buffer in list(network.named_buffers()):
+            _put(network, name, buffer.to(where(name)))
+    if checkpoint.kind is not Kind.INTERNLM2:
         network.tie_weights()  # type: ignore[operator]
-    if len(devices) > 1 and checkpoint.kind is not Kind.INTERNLM2:
-        _dispatch(network, where)
+        if len(devices) > 1:
+            _dispatch(network)
     return network
 
 
-def _refuse_unknown(checkpoint: Checkpoint, network: nn.Module) -> None:
-    """ModelError if the weights hold what the network has no place for: it would score without it."""
-    known = {f"{path}." for path, module in network.named_modules() if not list(module.children())}
-    unknown = [
-        name
-        for name in checkpoint.tensors
-        if not name.startswith(tuple(known)) and not name.endswith("rotary_emb.inv_freq")
-    ]
-    biases = [
-        name for name in checkpoint.tensors if name.endswith(".bias") and name not in dict(network.named_parameters())
-    ]
-    if unknown or biases:
-        raise ModelError(
-            f"{checkpoint.name}: InternLM2 has no place for its weights {', '.join([*unknown, *biases][:_SHOWN])}"
-        )
-
-
-def _quantised(
-    module: nn.Linear,
-    name: str,
-    fetch: Any,
-    tensors: Mapping[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    quantization: str | None,
-) -> nn.Module | None:
-    """The quantised layer in place of `module`, or None where it stays as it is."""
-    parts = stored_parts(name, tensors, fetch)
-    if parts is None:
-        if (
-            quantization is None
-            or not quantisable(name, module.weight.shape)
-            or tensors[name].dtype in _QUANTISED_TYPES
-        ):
-            return None
-        # On the device itself a matrix is quantised in no time.
-        parts = quantise(fetch(name).to(device), quantization)
-    bias = f"{name.removesuffix('weight')}bias"
-    return quantised_linear(parts, fetch(bias).to(device, dtype) if module.bias is not None else None, device)
-
-
 def _placement(
-    network: nn.Module,
-    devices: Sequence[torch.device],
-    checkpoint: Checkpoint,
-) -> Any:
-    """Name of a tensor -> its device: the layers in order, in shares of equal bytes."""
+    network: nn.Module, devices: Sequence[torch.device], checkpoint: Checkpoint
+) -> Callable[[str], torch.device]:
+    """A function from the name of a tensor to its device. Each device gets as many layers."""
     if len(devices) == 1:
         return lambda name: devices[0]
     body = body_of(network)
     layers = getattr(body, "layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) < len(devices):
+        count = "no" if layers is None else len(layers)
+        raise UsageError(f"{checkpoint.name}: cannot be spread over {len(devices)} devices: it has {count} layers")
+    if not isinstance(getattr(body, "norm", None), nn.Module):
         raise UsageError(
-            f"{checkpoint.name}: cannot be spread over {len(devices)} devices: it has {len(layers) if layers is not None else 'no'} layers"
+            f"a {type(network).__name__} cannot be spread over devices here; those of "
+            f"{', '.join(sorted(PACKED_FAMILIES))} can"
         )
-    prefix = next(path for path, module in network.named_modules() if module is layers)
-    table = {f"{prefix}.{index}": devices[index * len(devices) // len(layers)] for index in range(len(layers))}
-    after = {path for path, _ in network.named_children() if network.get_submodule(path) is not body}
-
-    def where(name: str) -> torch.device:
-        for path, device in table.items():
-            if name.startswith(path + "."):
-                return device
-        # The head and the last norm lie where the last layer is, the embedding with the first.
-        top = name.split(".", maxsplit=1)[0]
-        last_norm = name.startswith(prefix.removesuffix("layers") + "norm.")
-        return devices[-1] if top in after or last_norm else devices[0]
-
-    return where
+    prefix = next(path for path, module in network.named_modules() if module is body)
+    table = {f"{prefix}.layers.{index}.": devices[index * len(devices) // len(layers)] for index in range(len(layers))}
+    # The last norm and the head are on the last layer's device, the embedding is on the first layer's.
+    heads = [f"{path}." for path, module in network.named_children() if module is not body]
+    table |= dict.fromkeys([f"{prefix}.norm.", *heads], devices[-1])
+    return lambda name: next((device for path, device in table.items() if name.startswith(path)), devices[0])
 
 
-def _dispatch(network: nn.Module, where: Any) -> None:
-    """Let hidden states follow the layers over the devices."""
+def _dispatch(network: nn.Module) -> None:
+    """Make hidden states follow the layers over the devices."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     body: Any = body_of(network)
-    if not isinstance(getattr(body, "norm", None), nn.Module):
-        raise UsageError(
-            f"a {type(network).__name__} cannot be spread over devices here; those of {', '.join(sorted(PACKED_FAMILIES))} can"
-        )
     heads = [child for child in network.children() if child is not body]
     for module in (*body.layers, body.norm, *heads):
         device = next(module.parameters(), next(module.buffers(), torch.empty(0))).device

@@ -1,4 +1,4 @@
-"""Reward models as scorers: pairs -> token ids -> batches -> outputs -> evidence."""
+"""Reward models as scorers: from pairs to token ids, batches, outputs and evidence."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
 from prefcast.pairs import Pair, Turn
@@ -22,22 +24,23 @@ from prefcast.scorers.reward import Options, scorer_of
 from prefcast.scorers.reward.batching import plan_batches
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
-from prefcast.scorers.reward.engine import Engine, EngineSpec, Group, Scores, free_memory
+from prefcast.scorers.reward.engine import Engine, Group, Scores, free_memory, load_engine
 from prefcast.scorers.reward.limit import TokenBudget
 from prefcast.scorers.reward.loading import packs
 from prefcast.scorers.reward.packing import packed_size
+from prefcast.scorers.reward.precision import compute_dtype
 from prefcast.scorers.reward.text import TextEncoder
 from prefcast.scorers.reward.tokenizers import load_tokenizer
 
 __all__ = ["RewardScorer"]
 
-# Measured (benchmarks/reward.py): more does not help a CPU; a GPU wants enough rows to fill it.
-BATCH_TOKENS = {"cpu": 2048}
-_BATCH_TOKENS_ELSEWHERE = 16_384
+# Measured (benchmarks/reward.py): larger batches do not help a CPU, and smaller ones do not fill a GPU.
+_BATCH_TOKENS_CPU, _BATCH_TOKENS_GPU = 2048, 16_384
 _FORMAT = 1
-# Raise it when the same model gives other scores than before.
+# Raise this number when the same model gives other scores than before.
 _COMPUTATION = 1
 TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
+_NOT_FINITE = "the model gave a score that is not finite"
 
 
 class RewardScorer(Scorer):
@@ -51,18 +54,16 @@ class RewardScorer(Scorer):
         self.checkpoint = checkpoint
         self.options = options
         self.devices = parse_devices(options.devices)
-        self.tokenizer = load_tokenizer(checkpoint)
-        self.reader = TextEncoder(
-            self.tokenizer.backend, options.special_tokens or "literal", self.tokenizer.chat_template
-        )
+        self.tokenizer, backend = load_tokenizer(checkpoint)
+        self.reader = TextEncoder(backend, options.special_tokens or "literal", self.tokenizer.chat_template)
         self.max_tokens = self._max_tokens()
         self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader)
-        # The fingerprint does not cover code of the checkpoint, which may change.
+        # The fingerprint does not cover the checkpoint's own code, and that code may change.
         self.promise = Promise(repeatable=checkpoint.kind is not Kind.CUSTOM)
         self._engine: Engine | None = None
 
     def use_threads(self, threads: int) -> None:
-        # The network is not loaded yet, or it keeps what it was loaded with.
+        # A network that is loaded already keeps its threads.
         self.options = replace(self.options, threads=threads)
 
     def _max_tokens(self) -> int:
@@ -77,13 +78,14 @@ class RewardScorer(Scorer):
 
     @abstractmethod
     def _group(self, turns: Sequence[Turn]) -> Group:
-        """The sequences of a pair; UsageError or ModelError where they cannot be made."""
+        """The sequences of a pair. Raises UsageError and ModelError."""
 
     @abstractmethod
     def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
-        """Evidence of the outputs (sequences, outputs) of n pairs."""
+        """The evidence of n pairs from the outputs (sequences, outputs) of each."""
 
     def _columns(self) -> tuple[int, ...] | None:
+        """The tokens whose logits the model gives; None for a model with a head of its own."""
         return None
 
     def try_out(self) -> None:
@@ -94,7 +96,7 @@ class RewardScorer(Scorer):
         return max(len(ids) for ids in self._group(turns).ids)
 
     def _grouped(self, pairs: Sequence[Pair]) -> tuple[dict[int, Group], dict[int, str]]:
-        """The sequences of each pair, and the problems of those that cannot be scored, by position."""
+        """The sequences of the pairs that can be scored, and the problems of the others, by position."""
         groups: dict[int, Group] = {}
         problems: dict[int, str] = {}
         for index, pair in enumerate(pairs):
@@ -109,13 +111,14 @@ class RewardScorer(Scorer):
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
         groups, problems = self._grouped(pairs)
         index = list(groups)
-        planned = [
-            [index[place] for place in batch] for batch in self._planned([groups[place].unique()[0] for place in index])
-        ]
+        unique = [groups[position].unique()[0] for position in index]
+        planned = [[index[place] for place in batch] for batch in self._planned(unique)]
         return [*planned, list(problems)] if problems else planned
 
     def _planned(self, groups: Sequence[Group]) -> list[list[int]]:
-        most = self.options.batch_tokens or BATCH_TOKENS.get(self.devices[0].type, _BATCH_TOKENS_ELSEWHERE)
+        most = self.options.batch_tokens
+        if most is None:
+            most = _BATCH_TOKENS_CPU if self.devices[0].type == "cpu" else _BATCH_TOKENS_GPU
         if packs(self.checkpoint):
             limit = self.checkpoint.unscaled_length
             return plan_batches([packed_size(group.ids, limit) for group in groups], most)
@@ -145,23 +148,19 @@ class RewardScorer(Scorer):
         return self.evidence(pairs)
 
     def _evidence(self, results: Sequence[Scores | str]) -> Evidence:
-        """The evidence of pairs whose outputs, or why there are none, are `results`."""
+        """The evidence of pairs from their outputs. A text in the place of outputs is the pair's problem."""
         problems: dict[int, str] = {}
-        good: list[int] = []
+        good: dict[int, Scores] = {}
         for place, result in enumerate(results):
             if isinstance(result, str):
                 problems[place] = result
-            elif not np.isfinite(result).all():
-                problems[place] = "the model gave a score that is not finite" + (
-                    "; --dtype bfloat16 or float32 has a wider range" if self._may_be_float16 else ""
-                )
+            elif np.isfinite(result).all():
+                good[place] = result
             else:
-                good.append(place)
-        found = self._reduce(
-            [result for result in results if not isinstance(result, str) and np.isfinite(result).all()]
-        )
-        whole = gathered(len(results), self.raw_names, [(good, found)])
-        return replace(whole, problems=problems)
+                wider = "; --dtype bfloat16 or float32 has a wider range"
+                problems[place] = _NOT_FINITE + (wider if self._precision[0] is torch.float16 else "")
+        found = self._reduce(list(good.values()))
+        return replace(gathered(len(results), self.raw_names, [(list(good), found)]), problems=problems)
 
     def _check_length(self, group: Group) -> None:
         longest = max(len(ids) for ids in group.ids)
@@ -170,23 +169,21 @@ class RewardScorer(Scorer):
         if longest > self.max_tokens:
             raise UsageError(f"has {longest} tokens; at most {self.max_tokens} are read (--max-tokens)")
 
-    @property
-    def _spec(self) -> EngineSpec:
-        return EngineSpec(
-            str(self.checkpoint.folder.resolve()),
-            tuple(map(str, self.devices)),
-            self.options.dtype,
-            self.options.quantize,
-            self._columns(),
-            self.options.threads,
-            self.options.trust_remote_code,
-        )
+    @cached_property
+    def _precision(self) -> tuple[torch.dtype, str | None]:
+        """The type that the model computes in, and how its weights are quantised."""
+        quantization = self.checkpoint.quantization or self.options.quantize
+        stored = self.checkpoint.stored_dtype
+        return compute_dtype(self.options.dtype, self.devices[0], stored, quantization), quantization
 
     @property
     def engine(self) -> Engine:
-        """The loaded model, in this process."""
+        """The loaded model."""
         if self._engine is None:
-            self._engine = self._spec.build()
+            if self.options.threads is not None:
+                torch.set_num_threads(self.options.threads)
+            dtype, quantize = self._precision[0], self.options.quantize
+            self._engine = load_engine(self.checkpoint, self.devices, dtype, quantize, self._columns())
         return self._engine
 
     def prepare(self) -> None:
@@ -199,10 +196,6 @@ class RewardScorer(Scorer):
         threads = self.options.threads or threads_each(self.devices)
         return [replace(self.options, devices=(str(device),), threads=threads) for device in self.devices]
 
-    @property
-    def _may_be_float16(self) -> bool:
-        return self.options.dtype == "float16" or (self.options.dtype is None and self.devices[0].type != "cpu")
-
     def close(self) -> None:
         self._engine = None
         free_memory()
@@ -210,7 +203,7 @@ class RewardScorer(Scorer):
     def save(self, folder: Path) -> None:
         if self.checkpoint.kind is Kind.CUSTOM:
             raise UsageError(
-                f"{self.checkpoint.name}: has code of its own, which a saved forecaster could not ask leave to run"
+                f"{self.checkpoint.name}: needs --trust-remote-code, and a forecaster with such a model cannot be saved"
             )
         data = {
             "format": _FORMAT,
@@ -223,16 +216,15 @@ class RewardScorer(Scorer):
 
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Self:
-        """The scorer that `save` described. The model itself stays where it lay, unless `moved` says where it is now.
+        """The scorer that `save` described. The model is not in `folder`; `moved` says where it is if it has moved.
 
-        Raises ForecasterError if it has changed since.
+        Raises ForecasterError if the model has changed.
         """
-        data = json.loads((folder / cls.files[0]).read_text(encoding="utf-8"))
+        path = folder / cls.files[0]
+        data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != _FORMAT:
-            raise ForecasterError(
-                f"{folder / cls.files[0]}: format {data['format']!r} is not one that this version reads"
-            )
-        options = saved_options(Options, data["options"], shown_path(folder / cls.files[0]))
+            raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads")
+        options = saved_options(Options, data["options"], shown_path(path))
         where = data["model"] if moved is None else moved
         if moved is None and not Path(where).is_dir():
             raise ForecasterError(
@@ -244,20 +236,25 @@ class RewardScorer(Scorer):
         return scorer  # type: ignore[return-value]
 
     def identity(self) -> str:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        # Computed once: the checkpoint does not change under a running scorer, nor do the options that are saved.
         said = [
             _COMPUTATION,
             self.fingerprint(),
             to_save(self.options),
-            [str(part) for part in self._spec.precision(self.checkpoint)],
+            [str(part) for part in self._precision],
             self._columns(),
             self.devices[0].type,
-            # Another version may run another network.
+            # Another version of transformers may have another network.
             None if self.checkpoint.kind is Kind.INTERNLM2 else version("transformers"),
         ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """SHA-256 over what the scores depend on: the checkpoint, and a template that was named."""
+        """SHA-256 over the checkpoint and the template of a pair."""
         digest = hashlib.sha256(self.checkpoint.fingerprint().encode())
         template = getattr(self, "template", None)
         if template is not None:
@@ -265,7 +262,7 @@ class RewardScorer(Scorer):
         return digest.hexdigest()
 
     def with_options(self, options: Any) -> RewardScorer:
-        """The same scorer where `options` say: devices, batches. Raises UsageError if they say more."""
+        """The same scorer with other devices or batches. Raises UsageError for an option that a forecaster keeps."""
         said = given(options)
         saved = to_save(options)
         if fixed := next((name for name in said if name in saved), None):
@@ -273,7 +270,7 @@ class RewardScorer(Scorer):
         return type(self)(self.checkpoint, replace(self.options, **{name: getattr(options, name) for name in said}))
 
     def spec(self, folder: Path) -> dict[str, Any]:
-        # A worker loads the checkpoint from where it lies, with the leave to run its code that was given here.
+        # A worker loads the checkpoint from the same folder. `trust_remote_code` is among the options.
         return {"name": self.name, "model": str(self.checkpoint.folder.resolve()), "options": asdict(self.options)}
 
     @classmethod

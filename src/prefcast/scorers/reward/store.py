@@ -1,4 +1,4 @@
-"""Writing a checkpoint in fewer bits, one matrix at a time."""
+"""Writes a checkpoint with quantised weights, one matrix at a time."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefcast.base.files import umask
 from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
-from prefcast.scorers.reward.loading import body_of, one_line, refuse_incomplete, skeleton
+from prefcast.scorers.reward.loading import body_matrices, refuse_incomplete, skeleton, tensor_reader
 from prefcast.scorers.reward.precision import quantise
-from prefcast.scorers.reward.weights import quantisable
 
 __all__ = ["Stored", "quantize_checkpoint"]
 
 _SHARD_BYTES = 4_000_000_000
-# What a checkpoint needs besides its weights and config.json; code stays behind.
+# The files that a checkpoint needs besides its weights and config.json. Code is not copied.
 _KEPT = (
     "tokenizer*.json",
     "*.model",
@@ -44,7 +40,7 @@ _KEPT = (
 
 @dataclass(frozen=True)
 class Stored:
-    """What was written."""
+    """How many matrices were quantised, and the size of the weights after and before."""
 
     matrices: int
     bytes: int
@@ -52,10 +48,10 @@ class Stored:
 
 
 def quantize_checkpoint(model: str, folder: Path, quantization: str) -> Stored:
-    """Write `model` with its body's matrices in `quantization` (`nf4`, `int8`) into `folder`, tokenizer included.
+    """Write `model` with its matrices in `quantization` (`nf4`, `int8`) into `folder`, with its tokenizer.
 
-    It loads with no flag and scores as `quantize=` does on the original. The folder appears whole or not at all; the
-    names are those of bitsandbytes. Raises UsageError and ModelError.
+    The new checkpoint loads without any option. Its scores are those of the original with `quantize=`. Its tensors have
+    the names that bitsandbytes uses. After an error there is no folder. Raises UsageError and ModelError.
     """
     checkpoint = open_checkpoint(model)
     if checkpoint.quantization:
@@ -78,44 +74,27 @@ def quantize_checkpoint(model: str, folder: Path, quantization: str) -> Stored:
     return Stored(matrices, written, sum(tensor.bytes for tensor in checkpoint.tensors.values()))
 
 
-def _matrices(checkpoint: Checkpoint) -> set[str]:
-    """The names of the weights that are quantised: those of the body's linear layers."""
+def _tensors(checkpoint: Checkpoint, quantization: str) -> Iterator[dict[str, Tensor]]:
+    """For each weight the tensors that are stored: the weight itself, or the parts of the quantised matrix."""
     network = skeleton(checkpoint)
     refuse_incomplete(checkpoint, network)
-    body = body_of(network)
-    inside = {id(module) for module in body.modules()}
-    return {
-        f"{path}.weight"
-        for path, module in network.named_modules()
-        if type(module) is nn.Linear and id(module) in inside and quantisable(f"{path}.weight", module.weight.shape)
-    }
-
-
-def _tensors(checkpoint: Checkpoint, quantization: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    matrices = _matrices(checkpoint)
-    with ExitStack() as stack:
-        files: dict[Path, Any] = {}
-        for name, info in checkpoint.tensors.items():
-            try:
-                if info.file not in files:
-                    files[info.file] = stack.enter_context(safe_open(str(info.file), framework="pt", device="cpu"))
-                tensor: Tensor = files[info.file].get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{checkpoint.name}: {info.file.name}: {one_line(error)}") from None
+    matrices = body_matrices(network)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tensor_reader(checkpoint) as fetch:
+        for name in checkpoint.tensors:
             if name not in matrices:
-                yield name, {name: tensor}
+                yield {name: fetch(name)}
                 continue
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            parts = quantise(tensor.to(device), quantization)
+            parts = quantise(fetch(name).to(device), quantization)
             stem = name.removesuffix("weight")
-            named = {
-                f"{stem}SCB" if part == "SCB" else f"{name}.{part}" if part else name: value
+            yield {
+                f"{stem}SCB" if part == "SCB" else f"{name}.{part}" if part else name: value.contiguous().cpu()
                 for part, value in parts.items()
             }
-            yield name, {key: value.contiguous().cpu() for key, value in named.items()}
 
 
 def _write(checkpoint: Checkpoint, folder: Path, quantization: str) -> int:
+    """Write the checkpoint into `folder`; gives the number of matrices that were quantised."""
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
     size = matrices = total = 0
@@ -127,7 +106,7 @@ def _write(checkpoint: Checkpoint, folder: Path, quantization: str) -> int:
             shards.append(list(shard))
         shard, size = {}, 0
 
-    for _, parts in _tensors(checkpoint, quantization):
+    for parts in _tensors(checkpoint, quantization):
         matrices += len(parts) > 1
         bytes_ = sum(part.numel() * part.element_size() for part in parts.values())
         if size + bytes_ > _SHARD_BYTES:

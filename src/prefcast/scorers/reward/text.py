@@ -1,9 +1,9 @@
 """From conversations to the token ids that a model scores.
 
-Texts are untrusted: an answer may spell `<|im_end|>` and forge a turn. With `special_tokens="literal"` (the default)
-only the template may write special tokens, and what looks like one inside a text is read letter by letter; with
-"original" it is parsed, as the published code of most models does. A text without special tokens gives the same ids
-either way.
+Texts are untrusted: an answer may contain `<|im_end|>` and forge a turn. With `special_tokens="literal"` (the default)
+only the template may write special tokens; those inside a text are read letter by letter. With "original" they are
+parsed as special tokens, as the published code of most models does. Both give the same ids for a text without special
+tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,6 +22,9 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from prefcast.errors import ModelError, UsageError, excerpt, shown_path
 from prefcast.pairs import Turn, clean
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["Message", "PairTemplate", "TextEncoder", "checked", "conversations", "pair_template"]
 
 SPECIAL_TOKENS = ("literal", "original")
@@ -29,25 +32,8 @@ Message = Mapping[str, str]
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-class ChatTokenizer(Protocol):
-    """What is used of a transformers tokenizer: its template and its special tokens."""
-
-    @property
-    def bos_token(self) -> str | None: ...
-    @property
-    def eos_token(self) -> str | None: ...
-    @property
-    def cls_token(self) -> str | None: ...
-    @property
-    def chat_template(self) -> Any: ...
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
-
-
 def checked(conversation: Sequence[Message]) -> list[dict[str, str]]:
-    """The messages of a conversation as plain dicts of clean text.
-
-    Raises UsageError, saying what would be right.
-    """
+    """The messages of a conversation as plain dicts of clean text. Raises UsageError for other values."""
     if isinstance(conversation, Mapping | str) or not isinstance(conversation, Sequence) or not conversation:
         raise UsageError(
             f"a conversation is a list of messages like {{'role': 'user', 'content': 'Hi'}}, found {excerpt(conversation)}"
@@ -71,10 +57,7 @@ def conversations(turns: Sequence[Turn]) -> tuple[list[dict[str, str]], list[dic
 
 
 class TextEncoder:
-    """Encodes texts with one model's tokenizer.
-
-    `encode` never truncates, pads or adds special tokens of its own; it may be called from several threads.
-    """
+    """Encodes texts with one model's tokenizer. It never truncates and never pads. Several threads may use it."""
 
     def __init__(self, backend: Tokenizer, special_tokens: str = "literal", template: object = None) -> None:
         if special_tokens not in SPECIAL_TOKENS:
@@ -83,15 +66,15 @@ class TextEncoder:
         special = {
             index: token for index, token in backend.get_added_tokens_decoder().items() if _controls(token, template)
         }
-        # Copies: what tokenizer.json says of truncation and padding is not for us, and nobody else changes ours.
+        # Copies, because truncation and padding are switched off in them.
         self._parsing = Tokenizer.from_str(backend.to_str())
         self._literal = _all_special(backend, {token.content for token in special.values()})
         for tokenizer in (self._parsing, self._literal):
             tokenizer.no_truncation()
             tokenizer.no_padding()
         self._literal.encode_special_tokens = True
-        # Names that no text can guess stand for special tokens: `marks` for those in texts while a template is
-        # rendered, `twins` for the template's own while everything else is read literally.
+        # Two names that no text can guess stand for each special token. A mark replaces it in a text while a template is
+        # rendered. A twin replaces it in the rendered template, and its id is then read as the special token's.
         secret = secrets.token_hex(8)
         self._marks = {token.content: f"\ue000{secret}{index}\ue001" for index, token in special.items()}
         self._twins = {token.content: f"\ue002{secret}{index}\ue003" for index, token in special.items()}
@@ -117,14 +100,16 @@ class TextEncoder:
         self._by_mark = {str(index): token.content for index, token in special.items()}
 
     def protect(self, text: str) -> str:
-        """An untrusted text, before it goes into a template."""
+        """An untrusted text in the form in which it goes into a template."""
         if self.special_tokens == "original":
             return text
         return self._special.sub(lambda match: self._marks[match.group()], text)
 
     def encode(self, rendered: str, *, frame: bool = False) -> list[int]:
-        """The ids of a rendered template whose texts were protected; with `frame`, between the special tokens that the
-        tokenizer's post-processor puts around a text."""
+        """The ids of a rendered template whose texts were protected.
+
+        With `frame` the tokenizer's post-processor puts its special tokens around them.
+        """
         if self.special_tokens == "original":
             return self._parsing.encode(rendered, add_special_tokens=frame).ids
         own = self._special.sub(lambda match: self._twins[match.group()], rendered)
@@ -134,8 +119,7 @@ class TextEncoder:
         return [self._meant.get(index, index) for index in found.ids]
 
     def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """Ids and token types of two texts as the tokenizer joins them; special tokens as its post-processor writes
-        them."""
+        """Ids and token types of two texts, joined by the tokenizer's post-processor with its special tokens."""
         if self.special_tokens == "original":
             found = self._parsing.encode(first, second, add_special_tokens=True)
         else:
@@ -144,8 +128,10 @@ class TextEncoder:
         return found.ids, found.type_ids
 
     def _plain(self, text: str) -> Encoding:
-        """A text without any special token: where the vocabulary itself makes one of its letters, they are read in two
-        halves."""
+        """The encoding of a text without any special token.
+
+        Where the vocabulary makes a special token of a piece of the text, the piece is read in two halves.
+        """
         found = self._literal.encode(text, add_special_tokens=False)
         for index, (start, stop) in zip(found.ids, found.offsets, strict=True):
             if index in self._forbidden:
@@ -157,19 +143,12 @@ class TextEncoder:
                 return Encoding.merge([self._plain(text[:middle]), self._plain(text[middle:])], growing_offsets=True)
         return found
 
-    def count(self, text: str) -> int:
-        """How many tokens a text has by itself, read literally."""
-        return len(self._literal.encode(text, add_special_tokens=False).ids)
-
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each of those tokens begins and ends in `text`, in characters."""
+        """Where each token of a text that is read literally begins and ends, in characters."""
         return self._literal.encode(text, add_special_tokens=False).offsets
 
     def id_of(self, text: str) -> int:
-        """The id of a text that is one token.
-
-        Raises ModelError if it is none or several.
-        """
+        """The id of a text that is one token. Raises ModelError for a text that is not."""
         ids = self._parsing.encode(text, add_special_tokens=False).ids
         if len(ids) != 1:
             raise ModelError(
@@ -182,7 +161,7 @@ class TextEncoder:
 
 
 def _controls(token: AddedToken, template: object) -> bool:
-    """Whether an added token steers the model: it is called special, looks like it, or the chat template writes it."""
+    """Whether an added token is read as special: it is marked so, it has the form <|...|>, or the chat template has it."""
     content = token.content
     return bool(
         token.special or re.fullmatch(r"<\|.*\|>", content) or (content.strip() and content in str(template or ""))
@@ -190,7 +169,7 @@ def _controls(token: AddedToken, template: object) -> bool:
 
 
 def _all_special(backend: Tokenizer, names: set[str]) -> Tokenizer:
-    """A copy of the tokenizer in which the tokens called `names` are special, so that they can be switched off."""
+    """A copy of the tokenizer in which the tokens `names` are special: `encode_special_tokens` then applies to them."""
     data = json.loads(backend.to_str())
     for token in data["added_tokens"]:
         token["special"] = token["special"] or token["content"] in names
@@ -198,18 +177,18 @@ def _all_special(backend: Tokenizer, names: set[str]) -> Tokenizer:
 
 
 class PairTemplate:
-    """A Jinja template that puts a prompt and both responses into one text.
+    """A Jinja template that puts a prompt and both responses into one text. It runs in a sandbox.
 
-    It sees `turns` (with prompt, response_a, response_b), `prompts`, `responses_a`, `responses_b`, `bos_token`,
-    `eos_token`, `add_eos_token`, and `chat(text)`, which makes a user message of a text with the model's own chat
-    template (`bos=false`: without its first token). It runs in a sandbox.
+    Its variables are `turns` (with prompt, response_a, response_b), `prompts`, `responses_a`, `responses_b`,
+    `bos_token`, `eos_token` and `add_eos_token`. Its function `chat(text)` makes a user message of a text with the
+    model's chat template; `bos=false` leaves out the first token.
     """
 
-    def __init__(self, name: str, source: str, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, name: str, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self.name, self.source = name, source
         self._tokenizer = tokenizer
-        # An encoder's tokenizer puts its own tokens around a text; a template leaves them to it.
-        self.frame = tokenizer.cls_token is not None
+        # The tokenizer of an encoder puts its own tokens around a text; the template must not write them.
+        self.frame = getattr(tokenizer, "cls_token", None) is not None
         environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
         try:
             self._template = environment.from_string(source)
@@ -217,7 +196,7 @@ class PairTemplate:
             raise UsageError(f"template {name}: {excerpt(str(error) or type(error).__name__, 200)}") from None
 
     def render(self, turns: Sequence[Turn], reader: TextEncoder) -> str:
-        """The text; UsageError if the template fails."""
+        """The text of the turns. Raises UsageError if the template fails."""
         safe = [Turn(*map(reader.protect, (turn.prompt, turn.response_a, turn.response_b))) for turn in turns]
         try:
             return self._template.render(
@@ -231,23 +210,20 @@ class PairTemplate:
                 chat=self._chat,
             )
         except Exception as error:
-            # A template is a program of the checkpoint: it may fail in any way.
+            # A template is a program of the checkpoint: it may raise any exception.
             raise UsageError(f"template {self.name}: {excerpt(str(error) or type(error).__name__, 200)}") from None
 
     def _chat(self, text: str, bos: bool = True) -> str:
         if not self._tokenizer.chat_template:
             return text
         messages = [{"role": "user", "content": text}]
-        rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         first = self._tokenizer.bos_token
         return rendered.replace(first, "") if first and not bos else rendered
 
 
-def pair_template(template: str | Path | None, default: str, tokenizer: ChatTokenizer) -> PairTemplate:
-    """The template of that name, of that file, or the default.
-
-    Raises UsageError.
-    """
+def pair_template(template: str | Path | None, default: str, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
+    """The template with the name or in the file `template`, or the default. Raises UsageError."""
     name = str(template or default)
     path = _TEMPLATES / f"{name}.jinja" if re.fullmatch(r"\w+", name) else Path(name)
     if not path.is_file():

@@ -1,8 +1,9 @@
-"""What lies in safetensors files, told by their headers: names, types, shapes. Nothing is loaded."""
+"""The headers of safetensors files: names, types and shapes of tensors. No tensor is loaded."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -11,11 +12,11 @@ from pathlib import Path
 
 from prefcast.errors import ModelError, excerpt
 
-__all__ = ["TensorInfo", "is_matrix", "quantisable", "tensors_of"]
+__all__ = ["BYTES", "SIDE_TENSOR", "TensorInfo", "quantisable", "tensors_of"]
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _LONGEST_HEADER = 100_000_000
-_BYTES = {
+BYTES = {
     "F64": 8,
     "I64": 8,
     "F32": 4,
@@ -29,15 +30,18 @@ _BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-# A head, an embedding or a norm stays as it is: what is quantised are the matrices between them.
+# Heads, embeddings and norms are not quantised; the matrices between them are.
 _NOT_QUANTISED = re.compile(
     r"(^|\.)(v_head|score|classifier|lm_head|pooler|out_proj_head)\.|embed|norm|\bwte\b|\bwpe\b", re.IGNORECASE
 )
+# The scales and tables of a quantised matrix.
+SIDE_TENSOR = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a weights file: where it lies, its type as safetensors names it, and its shape."""
+    """A tensor in a weights file: the file, its type as safetensors names it, its shape, and its first byte in the
+    file."""
 
     file: Path
     dtype: str
@@ -46,30 +50,22 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        return self.size * _BYTES.get(self.dtype, 2)
+        return self.size * BYTES[self.dtype]
 
 
 def quantisable(name: str, shape: Sequence[int]) -> bool:
-    """Whether the tensor is a matrix of the body, by name and shape."""
+    """Whether a tensor is a matrix of the body, judged by its name and shape."""
     return len(shape) == 2 and name.endswith(".weight") and not _NOT_QUANTISED.search(name)
 
 
-def is_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor is a matrix that quantising would shrink, whatever its name ends in."""
-    return len(shape) == 2 and not _NOT_QUANTISED.search(name)
-
-
 def tensors_of(folder: Path, name: str) -> dict[str, TensorInfo]:
-    """Every tensor of the weights in `folder`, by name; `name` is what messages call the model.
+    """Every tensor of the weights in `folder`, by name.
 
-    Raises ModelError.
+    Raises ModelError, which calls the model `name`.
     """
     files = [folder / WEIGHTS]
     if (folder / INDEX).exists():
@@ -84,14 +80,12 @@ def tensors_of(folder: Path, name: str) -> dict[str, TensorInfo]:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = (
-            f"; {others[0]} is a pickle, which can run code: convert it (safetensors.torch.save_file)" if others else ""
+        pickle = "".join(
+            f"; {other} is a pickle, which can run code: convert it (safetensors.torch.save_file)"
+            for other in others[:1]
         )
-        raise ModelError(f"{name}: no .safetensors weights in the folder{found}")
-    found_tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        found_tensors |= _header(file, name)
-    return found_tensors
+        raise ModelError(f"{name}: no .safetensors weights in the folder{pickle}")
+    return {key: tensor for file in files for key, tensor in _header(file, name).items()}
 
 
 def _header(file: Path, name: str) -> dict[str, TensorInfo]:
@@ -102,16 +96,15 @@ def _header(file: Path, name: str) -> dict[str, TensorInfo]:
             if length > _LONGEST_HEADER:
                 raise ValueError("its header is too long")
             header = json.loads(data.read(length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if file.stat().st_size < 8 + length + end:
             raise ValueError("it ends too early")
-        unknown = {str(entry["dtype"]) for key, entry in header.items() if key != "__metadata__"} - set(_BYTES)
-        if unknown:
+        if unknown := {str(entry["dtype"]) for entry in header.values()} - set(BYTES):
             raise ValueError(f"the type {excerpt(unknown.pop())} is not known")
         return {
             key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
             for key, entry in header.items()
-            if key != "__metadata__"
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         reason = getattr(error, "strerror", None) or error
