@@ -29,7 +29,7 @@ from prefcast.cli.serving import _token
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.base import Evidence
 from prefcast.service.app import Service, create_service
-from prefcast.service.forecasting import BatchForecaster, Failed, Found, ToForecast
+from prefcast.service.forecasting import BatchForecaster, Found, ToForecast
 from prefcast.service.guard import Guard
 from prefcast.service.limits import Limits
 from prefcast.service.openapi import document
@@ -463,11 +463,10 @@ def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
     forecaster = BatchForecaster(replace(surface, scorer=Scorer(surface.scorer.model)), reports.append)
     items = [ToForecast(Pair.of(prompt, "a", "b")) for prompt in ("Why?", HIDDEN, "nan", "Who?")]
     found = forecaster.run(list(items))
-    assert [type(each) for each in found] == [Found, Failed, Failed, Found]
-    assert found[1] == Failed("the forecaster failed on this item", ours=True)
-    assert isinstance(found[2], Failed)
-    assert "not finite" in found[2].problem
-    assert not found[2].ours
+    assert [type(each) for each in found] == [Found, Refusal, Refusal, Found]
+    assert found[1].args == ("internal", "the forecaster failed on this item", "")
+    assert found[2].type == "scoring"
+    assert "not finite" in found[2].message
     assert reports == ["RuntimeError"]
 
 

@@ -67,7 +67,7 @@ def fit(
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
     from prefcast.fitting import fit as fit_to
-    from prefcast.forecasts.forecaster import check_folder
+    from prefcast.forecasts.folder import check_folder
     from prefcast.report.measurements import fit_text, write_json
 
     if folder is None:

@@ -1,27 +1,25 @@
-"""Best of n: several answers to the same prompts, every two of them forecast, in order.
+"""Best of n: every two of several answers to the same prompt are forecast, and the answers are put in order.
 
-The rule: an answer's strength is its mean win share over the others, P(it wins) + P(tie) / 2. That needs no fit and is the
-order of Borda counts; on forecasts, which are no votes, a Bradley-Terry model would assume more than it could learn.
+The strength of an answer is the mean of P(it wins) + P(tie) / 2 over the others. That needs no fit, and gives the order of Borda
+counts. A Bradley-Terry model is for votes. Forecasts are not votes, and would not support what the model assumes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations, islice
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.base.files import atomic_file
-from prefcast.errors import RowError, UsageError, shown_path
+from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.predictions import Forecast, quoted
+from prefcast.forecasts.predictions import Forecast
+from prefcast.forecasts.writers import Writer, opened_writer, output_kind
 from prefcast.pairs import Pair, Turn, clean
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.pairs.formats.labels import WINNERS
@@ -29,7 +27,6 @@ from prefcast.pairs.formats.labels import WINNERS
 __all__ = [
     "AnswerRanking",
     "Choice",
-    "ChoiceWriter",
     "answer_pairs",
     "choice_kind",
     "choices",
@@ -37,14 +34,14 @@ __all__ = [
     "ranked_answers",
 ]
 
-# Pairs that are forecast at a time.
+# Pairs that are forecast together.
 _PIECE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerRanking:
-    """n answers, as they came: `strengths` (n,), from 0 to 1, mean 1/2; `order` has their positions, the best first, equal
-    ones as they came.
+    """The order of n answers. `strengths` (n,) are from 0 to 1, their mean is 1/2. `order` has the positions of the answers, the
+    best first; answers of equal strength keep their places.
 
     `probabilities` (n, n, 3) are those of row against column in Outcome's order, nan on the diagonal.
     """
@@ -61,7 +58,8 @@ class AnswerRanking:
 def answer_pairs(
     prompt: str | Sequence[str], responses: Sequence[str | Sequence[str]], *, id: str | int = 0, row: int = 0
 ) -> list[Pair]:
-    """Every two of n answers as a pair, the earlier as A: n (n - 1) / 2, in the order of itertools.combinations.
+    """Every two of n answers as a pair, with the earlier answer as A. There are n (n - 1) / 2, in the order of
+    itertools.combinations.
 
     An answer has as many turns as the prompt. Raises UsageError for fewer than two answers.
     """
@@ -80,7 +78,7 @@ def answer_pairs(
 def ranked_answers(n: int, forecasts: Sequence[Forecast]) -> AnswerRanking:
     """The order of n answers from the forecasts of `answer_pairs`.
 
-    Raises the RowError of the first forecast that failed, its field naming the two answers.
+    Raises the RowError of the first forecast that failed. Its field names the two answers.
     """
     probabilities = np.full((n, n, 3), np.nan)
     for (i, j), forecast in zip(combinations(range(n), 2), forecasts, strict=True):
@@ -96,8 +94,8 @@ def ranked_answers(n: int, forecasts: Sequence[Forecast]) -> AnswerRanking:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen among the candidates of one prompt, or the `error` why nothing was; `truncated` counts pairs that were
-    not read whole."""
+    """The choice among the candidates of one prompt, or the `error` that prevented it. `truncated` counts the pairs that were not
+    read whole."""
 
     id: str | int
     candidates: Candidates | None
@@ -105,8 +103,12 @@ class Choice:
     truncated: int
     error: RowError | None
 
-    def record(self, *, with_text: bool = False) -> dict[str, Any]:
-        """As the .jsonl file holds it: positions counted from 0, `pairwise` in the order of itertools.combinations."""
+    @property
+    def ids(self) -> list[str | int]:
+        return [self.id]
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
+        """The one record of the .jsonl file: positions counted from 0, `pairwise` in the order of itertools.combinations."""
         ranking, candidates = self.ranking, self.candidates
         record: dict[str, Any] = {
             "id": self.id,
@@ -125,7 +127,7 @@ class Choice:
                 "prompt": None if candidates is None else list(candidates.prompt),
                 "response": None if chosen is None else list(chosen),
             }
-        return record
+        yield record
 
 
 def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
@@ -135,7 +137,7 @@ def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
 
 
 def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
-    """The choice for each prompt, in their order, a piece of them at a time."""
+    """The choice for each prompt, in their order."""
     piece: list[Candidates | RowError] = []
     size = 0
     for item in items:
@@ -169,42 +171,21 @@ def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> I
             yield Choice(item.id, item, None, truncated, error)
 
 
-class ChoiceWriter:
-    """Choices as they come: .jsonl has everything, .csv a row a prompt without the strengths of all."""
-
-    def __init__(self, file: BinaryIO, kind: str, *, with_text: bool) -> None:
-        self._file, self._kind, self._with_text = file, kind, with_text
-        self._names: tuple[str, ...] = ("id", "best", "strength", "responses", "truncated", "error")
-        self._names += ("prompt", "response") if with_text else ()
-        if kind == ".csv":
-            file.write((",".join(self._names) + "\n").encode())
-
-    def write(self, choice: Choice) -> None:
-        record = choice.record(with_text=self._with_text)
-        if self._kind == ".jsonl":
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        else:
-            line = ",".join(map(_cell, (record[name] for name in self._names)))
-        self._file.write((line + "\n").encode())
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return quoted(clean(json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)))
-
-
 def choice_kind(path: str | os.PathLike[str]) -> str:
-    """The ending of an output file; UsageError if no writer has it."""
-    ending = Path(path).suffix.lower()
-    if ending not in (".csv", ".jsonl"):
-        raise UsageError(f"{shown_path(path)}: the ending tells the format of the output: .csv or .jsonl (everything)")
-    return ending
+    """The ending of an output file. Raises UsageError if no writer has it."""
+    return output_kind(path, {".csv": "", ".jsonl": " (everything)"})
 
 
-@contextmanager
-def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[ChoiceWriter]:
-    """A writer for `path` by its ending; the file appears whole or not at all. Raises UsageError."""
-    kind = choice_kind(path)
-    with atomic_file(path) as file:
-        yield ChoiceWriter(file, kind, with_text=with_text)
+def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> AbstractContextManager[Writer]:
+    """A writer of choices for `path`: everything (.jsonl), or a row for each prompt without the strengths of all responses
+    (.csv). The file appears whole or not at all. Raises UsageError."""
+    names = (
+        "id",
+        "best",
+        "strength",
+        "responses",
+        "truncated",
+        "error",
+        *(("prompt", "response") if with_text else ()),
+    )
+    return opened_writer(path, choice_kind(path), names, with_text=with_text)

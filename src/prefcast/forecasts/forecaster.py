@@ -1,57 +1,36 @@
-"""Budget + scorer + outcome model: from pairs to probabilities.
-
-A forecaster is a folder: `forecaster.json` says of what it is made, with what data and figures; the scorer's own
-files lie beside it.
-"""
+"""Budget + scorer + outcome model: from pairs to probabilities."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import ForecasterError, ModelError, RowError, ScoringError, UsageError, shown_path
+from prefcast.errors import ForecasterError, RowError, UsageError, shown_path
+from prefcast.forecasts.folder import CARD, ForecasterParts
 from prefcast.forecasts.predictions import Forecast, Forecasts
-from prefcast.outcomes.calibration import Calibration
-from prefcast.outcomes.models import (
-    FITTED_MODELS,
-    Davidson,
-    FittedModel,
-    Link,
-    NotebookRule,
-    OutcomeModel,
-    outcome_model,
-)
+from prefcast.forecasts.scores import score_pairs
+from prefcast.outcomes.models import Davidson, FittedModel, NotebookRule
 from prefcast.pairs import Outcome, Pair
-from prefcast.pairs.budget import DEFAULT_BUDGET, WHOLE, Budget, Notebook, Truncation, parse_budget
-from prefcast.scorers.base import SILENT, Evidence, Meter, Scorer, fingerprint, read_pair
-from prefcast.scorers.registry import DEFAULT, find_scorer, is_scorer_file, scorer_class
+from prefcast.pairs.budget import Budget, Notebook, Truncation
+from prefcast.scorers.base import SILENT, Meter, Scorer, read_pair
+from prefcast.scorers.registry import DEFAULT, find_scorer
 
 __all__ = ["Explanation", "Forecaster", "Influence", "built_in", "load_forecaster"]
 
-_FORMAT = 1
-_CARD = "forecaster.json"
-# What the uncertainty of a forecast is computed from; a forecaster may lack it.
-_DRAWS = "uncertainty.json"
 _BUILT_IN = Path(__file__).parent / "builtin"
 
 
 @dataclass(frozen=True)
 class Influence:
-    """What one kind of feature did to a forecast: the change of (A, B, tie) against the same forecast without it.
+    """The effect of one kind of feature: the change of (A, B, tie) against the same forecast without that kind.
 
-    `margin` and `tie` are its terms in calibrated log-odds; `values` the features behind them that differ: (name, of
-    A, of B).
+    `margin` and `tie` are its terms in calibrated log-odds. `values` are its features that differ: (name, of A, of B).
     """
 
     name: str
@@ -63,44 +42,26 @@ class Influence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A forecast with what moved it, the largest change first."""
+    """A forecast and its influences, the largest change first."""
 
     forecast: Forecast
     influences: list[Influence]
 
 
 @dataclass(frozen=True)
-class Forecaster:
-    """Reads what `budget` lets through, reduces it with `scorer` to evidence, turns that into probabilities with
-    `outcome`.
+class Forecaster(ForecasterParts):
+    """Reads the part of a pair that `budget` lets through. `scorer` reduces that to evidence, and `outcome` turns the evidence into
+    probabilities.
 
-    `prior_tie` is the share of ties where it was fitted: a row that fails gets the class prior, equal for A and B,
-    unless `fallback` gives (A, B, tie) for it. `link` has the draws of the outcome model's bootstrap, in terms of the
-    scorer's evidence, and `calibration` how far forecasts were off: both come from a fit and may be None. `card` says with what data, figures and versions it was made. Without a
-    budget, a scorer with a limit of its own reads everything up to that, another one 24,000 characters.
+    A row that fails gets `fallback` as (A, B, tie). Without `fallback` it gets the class prior: `prior_tie` is the share of ties
+    in the data of the fit, and A and B are equal. `link` has the draws of the bootstrap of the outcome model, `calibration` how far
+    forecasts were off. Both come from a fit and may be None. `card` has the data, figures and versions of the fit. Without a
+    budget, 24,000 characters are read, or everything if the scorer has a limit of its own.
     """
-
-    scorer: Scorer
-    outcome: OutcomeModel
-    budget: Budget = None  # type: ignore[assignment]
-    prior_tie: float = 1 / 3
-    card: Mapping[str, Any] = field(default_factory=dict)
-    fallback: tuple[float, float, float] | None = None
-    link: Link | None = None
-    calibration: Calibration | None = None
-
-    def __post_init__(self) -> None:
-        if self.budget is None:
-            object.__setattr__(self, "budget", self.default_budget(self.scorer))
-
-    @staticmethod
-    def default_budget(scorer: Scorer) -> Budget:
-        """What is read where nobody says otherwise: everything where the scorer has a limit of its own."""
-        return DEFAULT_BUDGET if scorer.limit is None else WHOLE
 
     @classmethod
     def notebook(cls, scorer: Scorer) -> Forecaster:
-        """The Kaggle notebook's forecaster: its character budget and its rule, and what it gives a row that failed."""
+        """The forecaster of the Kaggle notebook: its character budget, its rule, and its probabilities for a row that failed."""
         return cls(scorer, NotebookRule(), Notebook(), fallback=(0.33334, 0.33333, 0.33333))
 
     @property
@@ -112,75 +73,44 @@ class Forecaster:
         return side, side, self.prior_tie
 
     def with_budget(self, budget: Budget) -> Forecaster:
-        """The same forecaster reading another part of each pair."""
+        """The same forecaster with another budget."""
         return replace(self, budget=budget)
 
     def read(self, pair: Pair) -> tuple[Pair, Truncation]:
-        """The part of `pair` that the budget lets through, and its report."""
+        """The part of `pair` that the budget lets through, and a report on what was cut."""
         return read_pair(pair, self.budget, self.scorer)
 
     def forecast(self, pairs: Iterable[Pair | RowError], meter: Meter = SILENT) -> Forecasts:
-        """Forecast `pairs`, in their order; a RowError among them (as `open_pairs` yields) or a failed score keeps
-        its place as an error."""
-        items = list(pairs)
-        errors: list[RowError | None] = [item if isinstance(item, RowError) else None for item in items]
-        truncations: list[Truncation | None] = [None] * len(items)
-        read: list[Pair] = []
-        index: list[int] = []
-        for position, item in enumerate(items):
-            if isinstance(item, Pair):
-                cut, truncations[position] = self.read(item)
-                read.append(cut)
-                index.append(position)
-        margin, tie = np.full(len(items), np.nan), np.full(len(items), np.nan)
-        spread = None
-        columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-        probabilities = np.tile(np.array(self.prior), (len(items), 1))
-        if read:
-            evidence = self.scorer.evidence(read, meter)
-            finite = np.isfinite(evidence.margin) & np.isfinite(evidence.tie)
-            good = np.array(index, dtype=np.int64)[finite]
-            margin[good], tie[good] = evidence.margin[finite], evidence.tie[finite]
-            probabilities[good] = self.outcome.probabilities(margin[good], tie[good])
-            if "member_spread" in evidence.raw:
-                spread = np.full(len(items), np.nan)
-                spread[good] = evidence.raw["member_spread"][finite]
-            if self.link is not None:
-                columns = _columns(evidence, self.link.margin), _columns(evidence, self.link.tie)
-                columns = tuple(_spread(part, index, len(items)) for part in columns)  # type: ignore[assignment]
-            for place, (position, pair) in enumerate(zip(index, read, strict=True)):
-                if np.isnan(margin[position]):
-                    errors[position] = ScoringError(
-                        "forecast",
-                        pair.row or position + 1,
-                        "",
-                        evidence.problems.get(place, f"the scorer {self.scorer.name} gave evidence that is not finite"),
-                        pair.id,
-                    )
-        kept: list[Pair | None] = [item if isinstance(item, Pair) else None for item in items]
+        """Forecast `pairs`, in their order. A RowError among them (as `open_pairs` yields) and a pair that cannot be scored keep
+        their places as errors."""
+        scores = score_pairs(pairs, self.scorer, self.budget, meter, "forecast")
+        margin, tie = scores.columns["margin"], scores.columns["tie"]
+        good = np.isfinite(margin)
+        probabilities = np.tile(np.array(self.prior), (len(scores), 1))
+        probabilities[good] = self.outcome.probabilities(margin[good], tie[good])
         return Forecasts(
-            [item.id for item in items],
+            scores.ids,
             probabilities,
             margin,
             tie,
-            truncations,
-            errors,
-            kept,
-            None if columns is None else self.link,
-            columns,
-            spread,
+            scores.truncations,
+            scores.errors,
+            scores.pairs,
+            self.link,
+            None if self.link is None else (scores.array(self.link.margin), scores.array(self.link.tie)),
+            scores.columns.get("member_spread"),
         )
 
     def evidence(self, pairs: Iterable[Pair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Margin and tie evidence (n,) of `pairs` as the budget lets them through."""
+        """Margin and tie evidence (n,) of what the budget lets through of `pairs`."""
         found = self.scorer.evidence([self.read(pair)[0] for pair in pairs])
         return found.margin, found.tie
 
     def fit(self, pairs: Iterable[Pair], model: type[FittedModel] = Davidson) -> Forecaster:
-        """A forecaster with this scorer and budget and an outcome model of one kind, fitted to labelled `pairs` as it is:
-        `prefcast.fit` chooses by cross-validation and says how uncertain the result is.
+        """A forecaster with this scorer and budget, and an outcome model of one kind that is fitted to labelled `pairs`.
+        `prefcast.fit` chooses the model by cross-validation, and says how uncertain the result is.
 
-        Pairs without a label raise UsageError, a fit that fails FitError.
+        Raises UsageError for a pair without a label, FitError if the fit fails.
         """
         pairs = list(pairs)
         if any(pair.outcome is None for pair in pairs) or not pairs:
@@ -191,19 +121,19 @@ class Forecaster:
             self,
             outcome=model.fit(margin, tie, outcomes),
             prior_tie=float((outcomes == Outcome.TIE).mean()),
-            # What was known of the old link's uncertainty says nothing of this one's.
+            # The uncertainty of the old link is not that of the new one.
             link=None,
             calibration=None,
             card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
         )
 
     def explain(self, pair: Pair) -> Explanation:
-        """The forecast of `pair` and what moved it; no influences where the scorer cannot say."""
+        """The forecast of `pair` and its influences. There are none if the scorer cannot explain."""
         forecast: Forecast = self.forecast([pair])[0]
         return Explanation(forecast, self.influences(pair, forecast))
 
     def influences(self, pair: Pair, forecast: Forecast) -> list[Influence]:
-        """What moved `forecast`, which is that of `pair`; nothing where it failed or the scorer cannot say."""
+        """The influences on `forecast`, which is that of `pair`. There are none if it failed or if the scorer cannot explain."""
         if forecast.error is not None:
             return []
         scale, weight = (
@@ -219,190 +149,23 @@ class Forecaster:
         found.sort(key=lambda influence: -max(map(abs, influence.change)))
         return found
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the forecaster as a folder, whole or not at all; a forecaster that is there is replaced.
-
-        A folder that holds anything else is left alone. Raises UsageError.
-        """
-        shown = shown_path(folder)
-        try:
-            target = Path(os.path.realpath(folder))
-            there = _check_folder(target, shown)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".prefcast-", dir=target.parent) as room:
-                made, old = Path(room) / "new", Path(room) / "old"
-                made.mkdir()
-                self._write(made)
-                if there:
-                    _exchange(made, target, old)
-                elif not target.exists():
-                    made.rename(target)
-                else:
-                    # An empty folder may be where somebody stands, or a mount: it is filled, the card last.
-                    for path in sorted(made.iterdir(), key=lambda path: path.name == _CARD):
-                        path.rename(target / path.name)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-
-    def _write(self, folder: Path) -> None:
-        self.scorer.save(folder)
-        versions = {
-            "prefcast": metadata.version("prefcast"),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
-        card = {
-            "format": _FORMAT,
-            "model": self.scorer.name,
-            "scorer_sha256": fingerprint(folder, self.scorer),
-            "budget": str(self.budget),
-            "outcome": {"kind": self.outcome.kind, "parameters": self.outcome.parameters()},
-            "prior_tie": self.prior_tie,
-            **({} if self.fallback is None else {"fallback": list(self.fallback)}),
-            **({} if self.calibration is None else {"calibration": asdict(self.calibration)}),
-            "versions": versions,
-            "card": dict(self.card),
-        }
-        if self.link is not None:
-            draws = [[float(f"{value:.6g}") for value in draw] for draw in self.link.draws.tolist()]
-            said = {"margin": self.link.margin, "tie": self.link.tie, "theta": self.link.theta.tolist(), "draws": draws}
-            text = json.dumps({"format": _FORMAT, "kind": self.link.kind, **said})
-            (folder / _DRAWS).write_text(text + "\n", encoding="utf-8")
-        (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], model: str | None = None) -> Forecaster:
-        """Read what `save` wrote; `model` says where its reward model lies now, if it has moved.
-
-        Raises ForecasterError if it is not a forecaster, is damaged, or its scorer's files have changed.
-        """
-        path = Path(folder)
-        shown = shown_path(path)
-        try:
-            card = json.loads((path / _CARD).read_text(encoding="utf-8"))
-            if card["format"] != _FORMAT:
-                raise ForecasterError(
-                    f"{shown}: format {card['format']!r} is not one that this version reads ({_FORMAT})"
-                )
-            scorer_type = scorer_class(card["model"])
-            if card["scorer_sha256"] != fingerprint(path, scorer_type):
-                raise ForecasterError(
-                    f"{shown}: the scorer's files are not those that the outcome model was fitted for"
-                )
-            scorer = scorer_type.load(path, model)
-            outcome = outcome_model(card["outcome"]["kind"], card["outcome"]["parameters"])
-            prior_tie = float(card["prior_tie"])
-            if not 0 <= prior_tie <= 1:
-                raise ForecasterError(f"{shown}: prior_tie is {prior_tie}; expected a share from 0 to 1")
-            fallback = card.get("fallback")
-            if fallback is not None:
-                a, b, tie = map(float, fallback)
-                fallback = a, b, tie
-            budget, calibration, link = parse_budget(card["budget"]), card.get("calibration"), _read_link(path / _DRAWS)
-            if link is not None and not {*link.margin, *link.tie} <= {"margin", "tie", *scorer.raw_names}:
-                raise ForecasterError(f"{shown}/{_DRAWS}: damaged: it names evidence that the scorer does not give")
-            return cls(
-                scorer,
-                outcome,
-                budget,
-                prior_tie,
-                dict(card["card"]),
-                fallback,
-                link,
-                None if calibration is None else Calibration(**calibration),
-            )
-        except OSError as error:
-            raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({_CARD})") from None
-        except ModelError as error:
-            raise ForecasterError(f"{shown}: its model cannot be used: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, UsageError) as error:
-            raise ForecasterError(f"{shown}/{_CARD}: damaged: {type(error).__name__}: {error}") from None
-
-
-def check_folder(folder: str | os.PathLike[str]) -> None:
-    """UsageError if `save` would refuse the folder for what it holds."""
-    try:
-        _check_folder(Path(os.path.realpath(folder)), shown_path(folder))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{shown_path(folder)}: cannot be written: {getattr(error, 'strerror', None) or error}"
-        ) from None
-
-
-def _check_folder(target: Path, shown: str) -> set[str]:
-    there = {path.name for path in target.iterdir()} if target.exists() else set()
-    if not all(name in (_CARD, _DRAWS) or is_scorer_file(name) for name in there):
-        raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
-    return there
-
-
-def _columns(evidence: Evidence, names: Sequence[str]) -> NDArray[np.float64]:
-    """The named columns of evidence (n, k)."""
-    found = {"margin": evidence.margin, "tie": evidence.tie}
-    return np.array([found[name] if name in found else evidence.raw[name] for name in names]).T.reshape(-1, len(names))
-
-
-def _spread(values: NDArray[np.float64], index: Sequence[int], n: int) -> NDArray[np.float64]:
-    """Rows (m, k) in their places among n; nan elsewhere."""
-    out = np.full((n, values.shape[1]), np.nan)
-    out[list(index)] = values
-    return out
-
-
-def _read_link(path: Path) -> Link | None:
-    """The link whose draws lie in a file; None if there is no file."""
-    if not path.exists():
-        return None
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if data["format"] != _FORMAT or data["kind"] not in FITTED_MODELS:
-        raise ForecasterError(f"{shown_path(path)}: is not one that this version reads")
-    theta, draws = np.array(data["theta"], dtype=np.float64), np.array(data["draws"], dtype=np.float64)
-    size = len(data["margin"]) + 1 + len(data["tie"])
-    if (
-        theta.shape != (size,)
-        or draws.ndim != 2
-        or draws.shape[1] != size
-        or not all(np.isfinite(part).all() for part in (theta, draws))
-    ):
-        raise ForecasterError(f"{shown_path(path)}: damaged: its numbers do not fit together")
-    return Link(data["kind"], tuple(data["margin"]), tuple(data["tie"]), theta, draws)
-
-
-def _exchange(made: Path, target: Path, old: Path) -> None:
-    """Put `made` in the place of `target`, which moves to `old`; whatever interrupts it, `target` is there again."""
-    made.chmod(target.stat().st_mode)
-    target.rename(old)
-    try:
-        made.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-
-
-def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder of that name; never raises."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
-
 
 @cache
 def built_in() -> tuple[str, ...]:
     """The names of the forecasters that are shipped, the default first."""
-    names = sorted(path.name for path in _BUILT_IN.iterdir() if (path / _CARD).is_file())
+    names = sorted(path.name for path in _BUILT_IN.iterdir() if (path / CARD).is_file())
     return tuple(sorted(names, key=lambda name: (name != DEFAULT, -len(name))))
 
 
 def load_forecaster(name_or_folder: str | os.PathLike[str] = DEFAULT, *, model: str | None = None) -> Forecaster:
-    """A built-in forecaster by its name (`embedded`, `surface`, `length`), or one from its folder; `model` says where the folder's
-    reward model lies now, if it has moved.
+    """A built-in forecaster by its name (`embedded`, `surface`, `length`), or a forecaster from its folder. `model` is the present
+    path of the reward model of that folder, if it has moved.
 
     Raises UsageError or ForecasterError.
     """
     if isinstance(name_or_folder, str) and name_or_folder in built_in():
         return Forecaster.load(_BUILT_IN / name_or_folder)
-    if is_folder(name_or_folder):
+    if os.path.isdir(name_or_folder):  # noqa: PTH112 - it never raises
         return Forecaster.load(name_or_folder, model)
     if isinstance(name_or_folder, str) and os.sep not in name_or_folder:
         find_scorer(name_or_folder)

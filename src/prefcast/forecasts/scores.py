@@ -1,31 +1,29 @@
-"""Raw scores of pairs and their files: what a scorer says before any outcome model."""
+"""Raw scores: the numbers that a scorer gives, before an outcome model is applied. Scoring pairs, and files of scores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.base.files import atomic_file
 from prefcast.errors import FileError, RowError, ScoringError, shown_path
-from prefcast.forecasts.predictions import JsonLines, Parquet, Recordable, output_kind, quoted
+from prefcast.forecasts.rows import TAIL, Rows, columns_of
+from prefcast.forecasts.writers import Writer, opened_writer, output_kind
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Budget, Truncation
 from prefcast.pairs.formats.fields import Fault, Record, number
 from prefcast.pairs.formats.labels import WINNERS, Labels, normalised, three_numbers
 from prefcast.pairs.formats.saved import ROW_FIELDS, row_blocks, sound_numbers
 from prefcast.pairs.formats.table import Table
-from prefcast.scorers.base import SILENT, Meter, Scorer, read_pair
+from prefcast.scorers.base import SILENT, Meter, Scorer, gathered, read_pair
 from prefcast.scorers.given import GivenScorer
-
-if TYPE_CHECKING:
-    import pyarrow
 
 __all__ = [
     "GivenScores",
@@ -37,13 +35,10 @@ __all__ = [
     "score_pairs",
 ]
 
-_TEXTS = ("model_a", "model_b", "error")
-_TAIL = ("label", "model_a", "model_b", "characters_kept", "characters", "turns_kept", "turns", "error")
-
 
 @dataclass(frozen=True, eq=False)
-class RawScores:
-    """What a scorer said of n rows, in their order: `columns` hold float64 (n,), nan where a row failed."""
+class RawScores(Rows):
+    """The numbers of n rows, in their order. `columns` has, by name, what the scorer gave (n,); nan where a row failed."""
 
     ids: list[str | int]
     columns: Mapping[str, NDArray[np.float64]]
@@ -51,109 +46,50 @@ class RawScores:
     errors: list[RowError | None]
     pairs: list[Pair | None] = field(repr=False)
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def _numbers(self) -> Mapping[str, list[float | None]]:
+        return {name: self._known(values) for name, values in self.columns.items()}
 
-    @property
-    def failed(self) -> int:
-        return sum(error is not None for error in self.errors)
-
-    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
-        """A dict a row, as the files hold it."""
-        for index, id in enumerate(self.ids):
-            pair, truncation, error = self.pairs[index], self.truncations[index], self.errors[index]
-            yield {
-                "id": clean(id) if isinstance(id, str) else id,
-                **{name: None if error else float(values[index]) for name, values in self.columns.items()},
-                "label": None if pair is None or pair.outcome is None else int(pair.outcome),
-                "model_a": pair.model_a if pair else None,
-                "model_b": pair.model_b if pair else None,
-                "characters_kept": truncation.kept if truncation else None,
-                "characters": truncation.total if truncation else None,
-                "turns_kept": truncation.turns_kept if truncation else None,
-                "turns": truncation.turns_total if truncation else None,
-                "error": str(error) if error else None,
-            }
+    def array(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """The named columns side by side (n, k)."""
+        return np.array([self.columns[name] for name in names]).T.reshape(len(self), len(names))
 
 
-def score_pairs(items: Sequence[Pair | RowError], scorer: Scorer, budget: Budget, meter: Meter = SILENT) -> RawScores:
-    """Score `items`; a RowError among them and a pair that fails keep their place as errors."""
-    errors: list[RowError | None] = [item if isinstance(item, RowError) else None for item in items]
+def score_pairs(
+    items: Iterable[Pair | RowError], scorer: Scorer, budget: Budget, meter: Meter = SILENT, verb: str = "score"
+) -> RawScores:
+    """Score the part of each pair that `budget` lets through. A RowError among the items keeps its place. A pair without finite
+    evidence gets a ScoringError, which names `verb` in the place of a file."""
+    items = list(items)
+    pairs = [item if isinstance(item, Pair) else None for item in items]
+    errors = [item if isinstance(item, RowError) else None for item in items]
     truncations: list[Truncation | None] = [None] * len(items)
-    read, index = [], []
-    for position, item in enumerate(items):
-        if isinstance(item, Pair):
-            pair, truncations[position] = read_pair(item, budget, scorer)
-            read.append(pair)
-            index.append(position)
-    evidence = scorer.evidence(read, meter)
-    values = {**evidence.raw, "margin": evidence.margin, "tie": evidence.tie}
-    columns = {name: np.full(len(items), np.nan) for name in column_names(scorer)}
-    for name, column in columns.items():
-        column[index] = values[name]
-    for place, (position, pair) in enumerate(zip(index, read, strict=True)):
-        if not (np.isfinite(evidence.margin[place]) and np.isfinite(evidence.tie[place])):
-            problem = evidence.problems.get(place, f"the scorer {scorer.name} gave evidence that is not finite")
-            errors[position] = ScoringError("score", pair.row or position + 1, "", problem, pair.id)
-    kept: list[Pair | None] = [item if isinstance(item, Pair) else None for item in items]
-    return RawScores([item.id for item in items], columns, truncations, errors, kept)
+    read: dict[int, Pair] = {}
+    for position, pair in enumerate(pairs):
+        if pair is not None:
+            read[position], truncations[position] = read_pair(pair, budget, scorer)
+    found = scorer.evidence(list(read.values()), meter)
+    evidence = gathered(len(items), scorer.raw_names, [(list(read), found)])
+    columns = {**evidence.raw, "margin": evidence.margin, "tie": evidence.tie}
+    bad = ~(np.isfinite(evidence.margin) & np.isfinite(evidence.tie))
+    for values in columns.values():
+        values[bad] = np.nan
+    for position, pair in read.items():
+        if bad[position]:
+            problem = evidence.problems.get(position, f"the scorer {scorer.name} gave evidence that is not finite")
+            errors[position] = ScoringError(verb, pair.row or position + 1, "", problem, pair.id)
+    return RawScores([item.id for item in items], columns, truncations, errors, pairs)
 
 
 def column_names(scorer: Scorer) -> tuple[str, ...]:
-    """The numbers of each row: what the model gave, then the evidence."""
+    """The names of the numbers of each row: what the model gave, then the evidence."""
     return (*scorer.raw_names, "margin", "tie")
 
 
-class ScoreWriter(Protocol):
-    """Takes scores in order, in as many pieces as come."""
-
-    def write(self, scores: Recordable) -> None: ...
-
-
-class _Csv:
-    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
-        self._file = file
-        self._names = ("id", *names, *_TAIL)
-        file.write((",".join(self._names) + "\n").encode())
-
-    def write(self, scores: Recordable) -> None:
-        for record in scores.records():
-            cells = ("" if record[name] is None else quoted(clean(str(record[name]))) for name in self._names)
-            self._file.write((",".join(cells) + "\n").encode())
-
-
-@contextmanager
-def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator[ScoreWriter]:
-    """A writer for `path` by its ending (.csv, .jsonl, .parquet) of the numbers `names` (see `column_names`); the file
-    appears whole or not at all.
-
-    Raises UsageError.
-    """
-    kind = output_kind(path)
-
-    def schema(whole_ids: bool, with_text: bool) -> pyarrow.Schema:
-        import pyarrow
-
-        number, whole, text = pyarrow.float64(), pyarrow.int64(), pyarrow.string()
-        return pyarrow.schema(
-            [
-                ("id", whole if whole_ids else text),
-                *((name, number) for name in names),
-                *((name, text if name in _TEXTS else whole) for name in _TAIL),
-            ]
-        )
-
-    with atomic_file(path) as file:
-        if kind == ".csv":
-            yield _Csv(file, names)
-        elif kind == ".jsonl":
-            yield JsonLines(file, with_text=False)
-        else:
-            parquet = Parquet(file, False, schema)
-            try:
-                yield parquet
-            finally:
-                parquet.close()
+def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> AbstractContextManager[Writer]:
+    """A writer of the numbers `names` (see `column_names`) for `path`, which ends in .csv, .jsonl or .parquet. The file appears
+    whole or not at all. Raises UsageError."""
+    columns = partial(columns_of, names)
+    return opened_writer(path, output_kind(path), ("id", *names, *TAIL), columns=columns)
 
 
 # What a file of scores may hold, the first that is there: a forecast, evidence, logits, or a score of each answer.

@@ -25,7 +25,7 @@ from prefcast.runs.log import Log
 from prefcast.scorers.registry import scorer_infos
 from prefcast.service import openapi, replies, schema
 from prefcast.service.batching import Batcher, Full, Stopped
-from prefcast.service.forecasting import BatchForecaster, Conversation, Failed, Found, Item, Result, ToForecast
+from prefcast.service.forecasting import BatchForecaster, Found, Item, Result, ToForecast
 from prefcast.service.guard import Bodies, Guard
 from prefcast.service.limits import Limits
 from prefcast.service.metrics import CONTENT_TYPE, Metrics
@@ -70,7 +70,7 @@ class Service:
         self.batch_forecaster = BatchForecaster(self.forecaster, self.failed)
         self.metrics = Metrics(lambda: 0 if self.batcher is None else self.batcher.waiting)
         self._parsing = asyncio.Lock()
-        self.said = replies.said(self.forecaster, pointwise=self.batch_forecaster.pointwise)
+        self.said = replies.said(self.forecaster)
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
@@ -152,18 +152,17 @@ class Service:
             left.cancel()
             done.cancel()
 
-    def forecast_of(self, asked: Asked, number: int, results: Iterator[Result], several: bool) -> schema.Forecast:
-        """The answer to pair `number` of a request, from the next results. The fault of a single pair is raised."""
+    def forecast_of(self, asked: Asked, place: str, results: Iterator[Result]) -> schema.Forecast:
+        """The answer to a pair, from the next results. `place` is that of the pair in a list; without it a fault is raised."""
         refusal, found, swapped = asked.refusal, None, None
         if asked.pair is not None:
             found, swapped = next(results), next(results) if asked.both_orders else None
-            failed = next((each for each in (found, swapped) if isinstance(each, Failed)), None)
-            refusal = None if failed is None else replies.refusal_of(failed, f"pairs.{number}" if several else "")
+            refusal = next((each.within(place) for each in (found, swapped) if isinstance(each, Refusal)), None)
         if refusal is not None:
-            if not several:
+            if not place:
                 raise refusal
             self.metrics.item("failed")
-            return replies.failed_forecast(asked.id, refusal)
+            return schema.Forecast(id=asked.id, error=schema.ErrorDetail.model_validate(refusal))
         assert isinstance(found, Found)  # noqa: S101
         cut = found.forecast.truncation
         self.metrics.item("truncated" if cut is not None and cut.truncated else "forecast")
@@ -186,20 +185,21 @@ class Service:
                     items.append(ToForecast(one.pair, one.explain))
                     items += [ToForecast(one.pair.swapped())] if one.both_orders else []
             results = iter(await self.work(request, items))
-            forecasts = [self.forecast_of(one, number, results, several) for number, one in enumerate(asked)]
+            places = (f"pairs.{number}" if several else "" for number in range(len(asked)))
+            forecasts = [self.forecast_of(one, place, results) for one, place in zip(asked, places, strict=True)]
             if several:
                 return _json(schema.Forecasts(forecasts=forecasts, forecaster=self.said))
             return _json(forecasts[0])
 
     async def score(self, request: Request) -> Response:
-        if not self.batch_forecaster.pointwise:
+        if not self.said.pointwise:
             problem = (
                 f"{self.said.name} reads pairs and has no score of a single conversation; "
                 "pointwise reward models have one (prefcast serve --forecaster DIR, a forecaster of such a model)"
             )
             raise Refusal("not_pointwise", problem)
         async with self.document(request, lambda document: conversations_of(document, self.limits)) as found:
-            items: list[Item] = [Conversation(each) for each in found if not isinstance(each, Refusal)]
+            items: list[Item] = [each for each in found if not isinstance(each, Refusal)]
             results = iter(await self.work(request, items))
             scores = [
                 replies.score_document(number, each if isinstance(each, Refusal) else next(results))
@@ -223,7 +223,7 @@ class Service:
             for info in scorer_infos().values()
             if info.listed
         ]
-        limits = schema.LimitsSaid.model_validate(self.limits, from_attributes=True)
+        limits = schema.LimitsSaid.model_validate(self.limits)
         return _json(schema.Models(forecaster=self.said, models=models, limits=limits))
 
     async def health(self, request: Request) -> Response:

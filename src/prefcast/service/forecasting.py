@@ -1,6 +1,6 @@
 """Batches -> forecasts, explanations and scores, by one Forecaster, on the scoring thread.
 
-A fault of one item does not affect the others: if a batch fails, each of its items is tried alone.
+A fault of one item does not affect the others.
 """
 
 from __future__ import annotations
@@ -8,28 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from prefcast.errors import ModelError, PrefcastError
 from prefcast.forecasts.forecaster import Forecaster, Influence
 from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair
 from prefcast.scorers.base import Problem
+from prefcast.service.refusals import Refusal
 
-__all__ = ["BatchForecaster", "Conversation", "Failed", "Found", "ToForecast"]
+__all__ = ["BatchForecaster", "Found", "Item", "Result", "ToForecast"]
 
 
 @dataclass(frozen=True)
 class ToForecast:
     pair: Pair
     explain: bool = False
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages to score."""
-
-    messages: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -41,16 +35,11 @@ class Found:
     read: Pair = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Why an item has no result. `ours` says that the program is at fault and not the item."""
-
-    problem: str
-    ours: bool = False
-
-
+# Messages to score.
+Conversation = list[dict[str, str]]
 Item = ToForecast | Conversation
-Result = Found | float | Failed
+Result = Found | float | Refusal
+T = TypeVar("T")
 
 
 class BatchForecaster:
@@ -60,11 +49,6 @@ class BatchForecaster:
         self.forecaster = forecaster
         self._report = report
 
-    @property
-    def pointwise(self) -> bool:
-        """Whether single conversations have scores."""
-        return self.forecaster.scorer.pointwise
-
     def warm_up(self) -> None:
         """Forecast a plain pair, so that everything is loaded. Raises PrefcastError if that fails."""
         found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.")])
@@ -73,51 +57,42 @@ class BatchForecaster:
 
     def run(self, items: list[Item]) -> list[Result]:
         """The result of each item, in order."""
-        results: dict[int, Result] = {}
-        for kind, run in ((ToForecast, self._forecast), (Conversation, self._scores)):
-            index = [number for number, item in enumerate(items) if isinstance(item, kind)]
-            if index:
-                found = self._each_alone(run, [items[number] for number in index])
-                results |= zip(index, found, strict=True)
-        return [results[number] for number in range(len(items))]
+        forecasts = iter(self._each(self._forecast, [item for item in items if isinstance(item, ToForecast)]))
+        scores = iter(self._each(self._score, [item for item in items if isinstance(item, list)]))
+        return [next(forecasts if isinstance(item, ToForecast) else scores) for item in items]
 
-    def _each_alone(self, run: Callable[[list[Any]], list[Result]], items: list[Any]) -> list[Result]:
+    def _each(self, work: Callable[[list[T]], list[Result]], items: list[T]) -> list[Result]:
+        """The results of `work`. If it raises an exception, it tries each item alone."""
         try:
-            return run(items)
+            return work(items) if items else []
         except Exception as error:
             if len(items) > 1:
-                return [self._each_alone(run, [item])[0] for item in items]
-            if isinstance(error, PrefcastError):
-                return [Failed(str(error))]
-            # The message of the exception may hold the text.
-            self._report(type(error).__name__)
-            return [Failed("the forecaster failed on this item", ours=True)]
+                return [self._each(work, [item])[0] for item in items]
+            known = isinstance(error, PrefcastError)
+            return [Refusal("scoring", str(error)) if known else self._unforeseen(type(error).__name__)]
+
+    def _unforeseen(self, what: str) -> Refusal:
+        self._report(what)
+        # The message of the exception may hold the text.
+        return Refusal("internal", "the forecaster failed on this item")
 
     def _forecast(self, items: list[ToForecast]) -> list[Result]:
-        pairs = [item.pair for item in items]
-        found: list[Result] = []
-        for item, forecast in zip(items, self.forecaster.forecast(pairs), strict=True):
-            if forecast.error is not None:
-                found.append(self._failed(forecast.error.problem))
-                continue
-            influences = self.forecaster.influences(item.pair, forecast) if item.explain else None
-            cut = forecast.truncation
-            read = self.forecaster.read(item.pair)[0] if cut is not None and cut.truncated else item.pair
-            found.append(Found(forecast, influences, read))
-        return found
+        forecasts = self.forecaster.forecast([item.pair for item in items])
+        return [self._found(item, forecast) for item, forecast in zip(items, forecasts, strict=True)]
 
-    def _failed(self, problem: str) -> Failed:
-        if isinstance(problem, Problem) and problem.kind == "unforeseen":
-            # The message of the exception may hold the text.
-            self._report(problem.about)
-            return Failed("the forecaster failed on this item", ours=True)
-        return Failed(problem)
+    def _found(self, item: ToForecast, forecast: Forecast) -> Result:
+        if forecast.error is not None:
+            problem = forecast.error.problem
+            if isinstance(problem, Problem) and problem.kind == "unforeseen":
+                return self._unforeseen(problem.about)
+            return Refusal("scoring", problem)
+        influences = self.forecaster.influences(item.pair, forecast) if item.explain else None
+        cut = forecast.truncation
+        read = self.forecaster.read(item.pair)[0] if cut is not None and cut.truncated else item.pair
+        return Found(forecast, influences, read)
 
-    def _scores(self, items: list[Conversation]) -> list[Result]:
-        if not self.pointwise:
-            return [Failed("the forecaster has no scores of single conversations") for _ in items]
-        scores = self.forecaster.scorer.score([item.messages for item in items])
+    def _score(self, items: list[Conversation]) -> list[Result]:
         return [
-            float(score) if math.isfinite(score) else Failed("the model gave a score that is not finite")
-            for score in scores
+            float(score) if math.isfinite(score) else Refusal("scoring", "the model gave a score that is not finite")
+            for score in self.forecaster.scorer.score(items)
         ]

@@ -153,11 +153,11 @@ def conversations_of(document: dict[str, Any], limits: Limits) -> list[list[dict
     """The conversations of a score request as plain messages, or why one cannot be read."""
     many = _validated(schema.ScoreRequest, document, limits)
     found: list[list[dict[str, str]] | Refusal] = []
-    for number, item in enumerate(many.conversations):
+    for item in many.conversations:
         try:
             found.append(_conversation(item, limits))
         except Refusal as refusal:
-            found.append(refusal.within(f"conversations.{number}"))
+            found.append(refusal)
     return found
 
 

@@ -23,6 +23,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import with_info_before_validator_function
@@ -205,7 +206,18 @@ class RankRequest(Named, _In):
     responses: Annotated[list[Texts], _Size("responses", 2)]
 
 
-class ErrorDetail(BaseModel):
+class _Out(BaseModel):
+    """A part of an answer. It is made of an object that has its fields, or of a tuple of their values."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return dict(zip(cls.model_fields, value, strict=True)) if isinstance(value, tuple) else value
+
+
+class ErrorDetail(_Out):
     type: str = Field(description="A word for programs: invalid, too_long, too_busy, ...")
     field: str = Field(description="The field at fault, such as pairs.3.response_a. Empty if no field is at fault.")
     message: str
@@ -217,7 +229,7 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-class Probabilities(BaseModel):
+class Probabilities(_Out):
     """The probabilities that people prefer A, prefer B, or call it a tie. They sum to 1."""
 
     a: float
@@ -225,7 +237,7 @@ class Probabilities(BaseModel):
     tie: float
 
 
-class Interval(BaseModel):
+class Interval(_Out):
     """The lower and upper end for each probability: how far more labels could move this forecast."""
 
     level: float
@@ -234,7 +246,7 @@ class Interval(BaseModel):
     tie: tuple[float, float]
 
 
-class Swapped(BaseModel):
+class Swapped(_Out):
     """The forecast of the pair with A and B exchanged, its probabilities exchanged back. For an exact forecaster the difference
     is rounding."""
 
@@ -242,7 +254,7 @@ class Swapped(BaseModel):
     largest_difference: float
 
 
-class CutText(BaseModel):
+class CutText(_Out):
     """A text of which only the first `head` and the last `tail` characters (code points) were read."""
 
     turn: int = Field(description="Counted from 0.")
@@ -252,7 +264,7 @@ class CutText(BaseModel):
     tail: int
 
 
-class Truncation(BaseModel):
+class Truncation(_Out):
     """How much of the pair was read, in characters of prompts and responses together and in turns."""
 
     truncated: bool
@@ -263,13 +275,13 @@ class Truncation(BaseModel):
     texts: list[CutText]
 
 
-class FeatureValue(BaseModel):
+class FeatureValue(_Out):
     name: str
     a: float
     b: float
 
 
-class Influence(BaseModel):
+class Influence(_Out):
     """The effect of one kind of feature: the forecast minus the forecast without that kind."""
 
     name: str
@@ -325,7 +337,7 @@ class Scores(BaseModel):
     forecaster: ForecasterSaid
 
 
-class Compared(BaseModel):
+class Compared(_Out):
     """Response `a` against response `b`, counted from 0."""
 
     a: int
@@ -354,7 +366,7 @@ class BuiltIn(BaseModel):
     served: bool
 
 
-class LimitsSaid(BaseModel):
+class LimitsSaid(_Out):
     body_bytes: int
     text_characters: int
     turns: int

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.selection import cross_fitted, davidson_link
-from prefcast.forecasts.forecaster import Forecaster, check_folder, load_forecaster
+from prefcast.forecasts.folder import check_folder
+from prefcast.forecasts.forecaster import Forecaster, load_forecaster
 from prefcast.measuring.metrics import row_log_loss
 from prefcast.measuring.metrics.measure import evaluate_probabilities
 from prefcast.outcomes.calibration import measure_calibration

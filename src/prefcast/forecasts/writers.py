@@ -1,0 +1,173 @@
+"""Output files of rows: CSV, JSON Lines, Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from prefcast.base.files import atomic_file
+from prefcast.errors import UsageError, shown_path
+from prefcast.pairs import clean
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["ENDINGS", "Columns", "Recordable", "Writer", "opened_writer", "output_kind", "quoted", "whole_numbers"]
+
+# The endings of output files, and what a message says of each.
+ENDINGS = {".csv": " (Kaggle submission)", ".jsonl": "", ".parquet": " (everything)"}
+_MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
+_GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
+
+
+class Recordable(Protocol):
+    """Rows of a file: their ids, and a record of each."""
+
+    @property
+    def ids(self) -> list[str | int]: ...
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]: ...
+
+
+class Writer(Protocol):
+    """Takes rows in order, in any number of pieces."""
+
+    def write(self, rows: Recordable) -> None: ...
+
+
+class Columns(Protocol):
+    """Gives the columns of a Parquet file."""
+
+    def __call__(self, *, whole_ids: bool, with_text: bool) -> pyarrow.Schema: ...
+
+
+def output_kind(path: str | os.PathLike[str], endings: dict[str, str] = ENDINGS) -> str:
+    """The ending of an output file. Raises UsageError if no writer has it."""
+    ending = Path(path).suffix.lower()
+    if ending not in endings:
+        *others, last = (f"{each}{note}" for each, note in endings.items())
+        expected = f"{', '.join(others)} or {last}"
+        raise UsageError(f"{shown_path(path)}: the ending tells the format of the output: {expected}")
+    return ending
+
+
+@contextmanager
+def opened_writer(
+    path: str | os.PathLike[str],
+    kind: str,
+    names: Sequence[str],
+    *,
+    with_text: bool = False,
+    columns: Columns | None = None,
+) -> Iterator[Writer]:
+    """A writer of the kind that `output_kind` gave. A CSV file has the columns `names`, a Parquet file has `columns`.
+
+    The file appears whole when the block ends without an exception. Otherwise nothing appears.
+    """
+    with atomic_file(path) as file:
+        if kind == ".csv":
+            yield _Csv(file, with_text, names)
+        elif kind == ".jsonl":
+            yield _JsonLines(file, with_text)
+        else:
+            assert columns is not None  # noqa: S101
+            with closing(_Parquet(file, with_text, columns)) as parquet:
+                yield parquet
+
+
+class _Csv:
+    def __init__(self, file: BinaryIO, with_text: bool, names: Sequence[str]) -> None:
+        self._file, self._with_text, self._names = file, with_text, names
+        file.write((",".join(names) + "\n").encode())
+
+    def write(self, rows: Recordable) -> None:
+        for record in rows.records(with_text=self._with_text):
+            self._file.write((",".join(_cell(record[name]) for name in self._names) + "\n").encode())
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    if value is None:
+        return ""
+    return quoted(clean(json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)))
+
+
+def quoted(text: str) -> str:
+    """A CSV cell, in quotes if it needs them. (The csv module leaves a lone carriage return bare.)"""
+    return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) else text
+
+
+class _JsonLines:
+    def __init__(self, file: BinaryIO, with_text: bool) -> None:
+        self._file, self._with_text = file, with_text
+
+    def write(self, rows: Recordable) -> None:
+        for record in rows.records(with_text=self._with_text):
+            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+
+
+class _Parquet:
+    """Joins pieces into row groups. The column of ids holds numbers until an id comes that is not a whole number; then it holds
+    texts, also for the rows that were written before."""
+
+    def __init__(self, file: BinaryIO, with_text: bool, columns: Columns) -> None:
+        import pyarrow.parquet
+
+        self._pyarrow = pyarrow
+        self._file, self._with_text, self._columns = file, with_text, columns
+        self._whole_ids = True
+        self._pending: list[pyarrow.Table] = []
+        self._writer = self._open()
+
+    def _open(self) -> pyarrow.parquet.ParquetWriter:
+        columns = self._columns(whole_ids=self._whole_ids, with_text=self._with_text)
+        return self._pyarrow.parquet.ParquetWriter(self._file, columns)
+
+    def write(self, rows: Recordable) -> None:
+        if self._whole_ids and not whole_numbers(rows.ids):
+            self._widen()
+        records = list(rows.records(with_text=self._with_text))
+        if not self._whole_ids:
+            for record in records:
+                record["id"] = str(record["id"])
+        self._pending.append(self._pyarrow.Table.from_pylist(records, schema=self._writer.schema))
+        if (
+            sum(table.num_rows for table in self._pending) >= _GROUP_ROWS
+            or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES
+        ):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(self._pyarrow.concat_tables(self._pending))
+            self._pending.clear()
+
+    def _widen(self) -> None:
+        self._flush()
+        self._writer.close()
+        self._whole_ids = False
+        with tempfile.TemporaryFile() as written:
+            self._file.seek(0)
+            shutil.copyfileobj(self._file, written)
+            self._file.seek(0)
+            self._file.truncate()
+            self._writer = self._open()
+            for batch in self._pyarrow.parquet.ParquetFile(written).iter_batches():
+                self._writer.write_table(self._pyarrow.Table.from_batches([batch]).cast(self._writer.schema))
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def whole_numbers(ids: Sequence[str | int]) -> bool:
+    """Whether all ids are numbers that fit a column of 64-bit integers."""
+    return all(isinstance(id, int) and -(2**63) <= id < 2**63 for id in ids)
