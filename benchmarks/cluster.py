@@ -10,29 +10,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from journal import write
+from processes import machine, prefcast
+from rows import made_up
 
 
 def rate(pairs: Path, output: Path, actors: int) -> tuple[float, float]:
     """Pairs a second in the steady state, and seconds in all."""
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(pairs), "-o", str(output), "--model", "embedded"]
-    command += ["--engine", "ray", "--actors", str(actors), "--cpus-per-actor", "1", "--log", "json", "--fresh"]
+    command = prefcast("predict", pairs, "-o", output, "--model", "embedded", "--no-store", "--log", "json")
+    command += ["--engine", "ray", "--actors", str(actors), "--cpus-per-actor", "1"]
     start = time.perf_counter()
     came: list[tuple[float, int]] = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None  # noqa: S101 - for the type checker
         for line in process.stderr:
             event = json.loads(line)
-            if event["event"] == "chunk":
+            if event["event"] == "piece":
                 came.append((time.perf_counter(), event["rows"]))
     if process.returncode:
         raise SystemExit(f"prefcast ended with {process.returncode}")
@@ -49,9 +47,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
-    print(f"{platform.platform()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {options.rows} rows")
+    print(f"{machine()}; {options.rows} rows", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        pairs = write(Path(scratch) / "pairs.jsonl", options.rows)
+        pairs = made_up(Path(scratch) / "pairs.jsonl", options.rows)
         found: dict[int, list[float]] = {1: [], 2: []}
         for turn in range(options.turns):
             for actors, rates in found.items():

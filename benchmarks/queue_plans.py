@@ -21,8 +21,8 @@ ROWS = 256
 class Measured:
     """`by_kind`: tokens of each piece of the files as they lie, over their mean; `by_chance`: the same's standard deviation
     over its mean if the rows are shuffled; `noise`: standard deviation of the log of a piece's seconds over what its tokens
-    say. Seconds of CPU a piece of 256 rows: `reading` (with digest and sending), `writing`, `commit`. Bytes a row: `kept` in the
-    journal, `written` as Parquet, `packed` as the input lies (.csv.gz)."""
+    say. Seconds of CPU a piece of 256 rows: `reading` (with keys and sending), `writing`, `commit` (look up and keep in the evidence
+    store). Bytes a row: `kept` in the store, `written` as Parquet, `packed` as the input lies (.csv.gz)."""
 
     tokens: float
     characters: float
@@ -153,10 +153,12 @@ def print_measured(m: Measured) -> None:
         f"{kinds.std():.2f}, {kinds.min():.2f} to {kinds.max():.2f} ({len(kinds)} pieces); noise beyond the tokens {m.noise:.3f}"
     )
     print(
-        f"start of a worker {m.start_up:.2f} s; CPU a piece: reading, digest, sending {1000 * m.reading:.1f} ms, writing Parquet "
-        f"{1000 * m.writing:.1f} ms, commit {1000 * m.commit:.2f} ms"
+        f"start of a worker {m.start_up:.2f} s; CPU a piece: reading, keys, sending {1000 * m.reading:.1f} ms, writing Parquet "
+        f"{1000 * m.writing:.1f} ms, evidence store {1000 * m.commit:.2f} ms"
     )
-    print(f"bytes a row: input .csv.gz {m.packed:.0f}, journal {m.kept:.0f}, forecasts as Parquet {m.written:.0f}")
+    print(
+        f"bytes a row: input .csv.gz {m.packed:.0f}, evidence store {m.kept:.0f}, forecasts as Parquet {m.written:.0f}"
+    )
 
 
 def print_gpus() -> None:

@@ -23,52 +23,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from checkpoint import FIXTURE, Shape, make_checkpoint
 from prefcast import Pair, load_scorer, read_pairs
 from prefcast.scorers.reward.engine import Group
-from prefcast.scorers.reward.kinds import PointwiseScorer
 from prefcast.scorers.reward.packing import packed_size
+from prefcast.scorers.reward.scorer import RewardScorer
 
 HIDDEN, LAYERS, HEADS, KEYS, INNER = 768, 12, 12, 4, 3072
-Ids = list[tuple[np.ndarray, np.ndarray]]
-
-
-def make_checkpoint(folder: Path, fixture: Path) -> None:
-    """A random InternLM2-reward of 104 million parameters with the fixture's tokenizer."""
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        (folder / name).write_bytes((fixture / name).read_bytes())
-    config = json.loads((fixture / "config.json").read_text())
-    config |= {
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KEYS,
-        "intermediate_size": INNER,
-        "max_position_embeddings": 32768,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * 0.02
-
-    weights = {"model.tok_embeddings.weight": matrix(config["vocab_size"], HIDDEN), "v_head.weight": matrix(1, HIDDEN)}
-    weights["model.norm.weight"] = torch.ones(HIDDEN)
-    for layer in range(LAYERS):
-        for name, shape in {
-            "attention.wqkv": ((HEADS + 2 * KEYS) * HIDDEN // HEADS, HIDDEN),
-            "attention.wo": (HIDDEN, HIDDEN),
-            "feed_forward.w1": (INNER, HIDDEN),
-            "feed_forward.w3": (INNER, HIDDEN),
-            "feed_forward.w2": (HIDDEN, INNER),
-        }.items():
-            weights[f"model.layers.{layer}.{name}.weight"] = matrix(*shape)
-        for name in ("attention_norm", "ffn_norm"):
-            weights[f"model.layers.{layer}.{name}.weight"] = torch.ones(HIDDEN)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+Ids = list[tuple[np.ndarray, ...]]
 
 
 def as_llama(folder: Path, attention: str) -> LlamaForSequenceClassification:
@@ -173,9 +138,15 @@ def cross_encoder_way(folder: Path, pairs: Ids) -> Callable[[], np.ndarray] | st
     return lambda: np.asarray(encoder.predict(texts, show_progress_bar=False)).reshape(-1, 2)
 
 
-def prefcast_way(scorer: PointwiseScorer, pairs: Ids) -> np.ndarray:
+def prefcast_way(scorer: RewardScorer, pairs: Ids) -> np.ndarray:
     """What `evidence` does with ready token ids."""
-    return np.array(scorer.engine.run([Group(pair) for pair in pairs]))[:, :, 0]
+    groups, scores = [Group(pair) for pair in pairs], np.zeros((len(pairs), 2))
+    for batch in scorer._planned(groups):
+        for place, result in zip(batch, scorer.engine.run([groups[place] for place in batch]), strict=True):
+            if result is None:
+                raise SystemExit("a pair is too large for the memory of this machine: a smaller --max-tokens")
+            scores[place] = result[:, 0]
+    return scores
 
 
 def median_seconds(run: Callable[[], Any], repeats: int = 7) -> float:
@@ -209,7 +180,7 @@ def flops(lengths: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--fixture", type=Path, default=Path(__file__).parent.parent / "tests/fixtures/internlm2_tiny")
+    parser.add_argument("--fixture", type=Path, default=FIXTURE)
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=2048, help="a conversation's longest; all ways get the same")
@@ -217,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room)
-        make_checkpoint(folder, args.fixture)
+        make_checkpoint(folder, Shape(HIDDEN, LAYERS, HEADS, KEYS, INNER), args.fixture)
         reader = load_scorer(folder, max_tokens=args.max_tokens, special_tokens="original")
         rows: list[Pair] = []
         for path in sorted((args.data / "dev").glob("*.csv")):

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+
+from processes import machine, median, prefcast, run
 
 MODELS = 50
 TARGETS = {"fit": 30, "evaluate --predictions": 60, "evaluate --scores": 60, "rank": None}
-_PROGRAM = "from prefcast.cli import main; main()"
 
 
 def simulate(rows: int, folder: Path) -> None:
@@ -52,30 +47,13 @@ def simulate(rows: int, folder: Path) -> None:
         pyarrow.parquet.write_table(table, folder / f"{name}.parquet", row_group_size=16_384)
 
 
-def run(arguments: list[str]) -> tuple[float, float]:
-    """Seconds and peak memory (MB) of a process of `prefcast`."""
-    start = time.perf_counter()
-    command = [sys.executable, "-c", _PROGRAM, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"prefcast {' '.join(arguments)} ended with {process.returncode}")
-    # Kilobytes, on macOS bytes.
-    return seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs=2, default=(100_000, 1_000_000))
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     few, many = options.rows
-    print(
-        f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, load "
-        f"{os.getloadavg()[0]:.1f}; medians of {options.runs} runs"
-    )
+    print(f"{machine()}; medians of {options.runs} runs")
     print(f"\n{'':24} {'':8} {f'{few} rows':>20} {f'{many} rows':>20} {'bytes a row':>12} {'target':>8}")
     with tempfile.TemporaryDirectory() as scratch:
         for rows in options.rows:
@@ -100,10 +78,9 @@ def main() -> None:
                         "evaluate --scores": ["evaluate", "--scores", f"{folder}/scores.{ending}", "--forecaster", own],
                         "rank": ["rank", f"{folder}/votes.{ending}"],
                     }[verb]
-                    runs = [run(arguments) for _ in range(options.runs)]
-                    found.append([statistics.median(each) for each in zip(*runs, strict=True)])
-                grown = (found[1][1] - found[0][1]) * 2**20 / (many - few)
-                cells = " ".join(f"{seconds:9.1f} s {memory:5.0f} MB" for seconds, memory in found)
+                    found.append(median([run(prefcast(*arguments)) for _ in range(options.runs)]))
+                grown = (found[1].memory - found[0].memory) * 2**20 / (many - few)
+                cells = " ".join(f"{used.seconds:9.1f} s {used.memory:5.0f} MB" for used in found)
                 shown = "" if target is None or many != 1_000_000 else f"< {target} s"
                 print(f"{verb:24} {ending:8} {cells} {grown:12.0f} {shown:>8}", flush=True)
 

@@ -1,9 +1,11 @@
 """What the service costs: python benchmarks/service.py [--data train.csv.gz]
 
-Prints pairs a second of `prefcast predict` and, in turns with it, of `prefcast serve` at 1, 8 and 32 clients that each ask for a
-pair, wait for the answer and ask again (a process of their own, connections kept open), with batching across clients, without
-the wait for company (--wait 0), and without batching (--batch 1); the median and the 99th percentile of their latencies; and CPU
-seconds of the server a pair, which count where other work shares the machine. The rows are made up, 2,200 characters on average, unless --data names real ones.
+Prints pairs a second of `prefcast predict` and, in turns with it, of `prefcast serve` at 1, 8 and 32 clients. Each client
+asks for a pair, waits for the answer and asks again; the clients are a process of their own and keep their connections
+open. The server runs in three ways: with batching across clients, without the wait for more pairs (--wait 0), and without
+batching (--batch 1). Neither side uses the evidence store. Prints also the median and the 99th percentile of the latencies,
+and the server's CPU seconds a pair, which count where other work shares the machine. The rows are made up, 2,200
+characters on average, unless --data names real ones.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import re
 import signal
 import statistics
@@ -20,39 +21,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
-sys.path.insert(0, str(Path(__file__).parent))
-from journal import write
 from prefcast import Pair, open_pairs
+from processes import machine, prefcast
+from rows import made_up
 
 WAYS = {"batched": (), "no wait": ("--wait", "0"), "alone": ("--batch", "1", "--wait", "0")}
-_PREFCAST = (sys.executable, "-m", "prefcast.cli")
 
 
 def offline(model: str, rows: Path, folder: Path) -> tuple[float, float]:
     """Pairs a second of predict, start-up not counted, and CPU seconds a pair, start-up counted."""
     before = os.times()
-    done = subprocess.run(
-        [
-            *_PREFCAST,
-            "predict",
-            str(rows),
-            "--model",
-            model,
-            "-o",
-            str(folder / "out.jsonl"),
-            "--no-journal",
-            "--log",
-            "json",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    command = prefcast("predict", rows, "--model", model, "-o", folder / "out.jsonl", "--no-store", "--log", "json")
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     used = os.times()
     finished = json.loads(done.stderr.splitlines()[-1])
     cpu = used.children_user - before.children_user + used.children_system - before.children_system
@@ -60,9 +45,12 @@ def offline(model: str, rows: Path, folder: Path) -> tuple[float, float]:
 
 
 @contextmanager
-def server(*options: str) -> Any:
-    """A server of its own: its port and process id."""
-    process = subprocess.Popen([*_PREFCAST, "serve", "--port", "0", *options], stderr=subprocess.PIPE, text=True)
+def server(
+    *options: str, environment: Mapping[str, str] | None = None, at: Path | None = None
+) -> Iterator[tuple[int, int]]:
+    """A server of its own, started in the folder `at`: its port and process id."""
+    command = prefcast("serve", "--port", 0, *options)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=at)
     line = process.stderr.readline() if process.stderr else ""
     found = re.search(r":(\d+) ", line)
     if found is None:
@@ -146,15 +134,16 @@ def main() -> None:
         port, rows, count, seconds = arguments.ask
         print(json.dumps(asyncio.run(ask(int(port), bodies_of(Path(rows)), int(count), float(seconds)))))
         return
-    print(f"Python {platform.python_version()}, {os.cpu_count()} processors, {arguments.model}")
+    print(f"{machine()}; {arguments.model}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = arguments.data or write(folder / "rows.jsonl", arguments.rows)
-        bases, found = [offline(arguments.model, rows, folder)], {}
+        rows = arguments.data or made_up(folder / "rows.jsonl", arguments.rows)
+        bases = [offline(arguments.model, rows, folder)]
+        found: dict[tuple[int, str], list[tuple[float, float, float, list[float]]]] = {}
         for _ in range(arguments.rounds):
             for count in arguments.clients:
                 for way in arguments.ways:
-                    with server("--model", arguments.model, *WAYS[way]) as (port, pid):
+                    with server("--model", arguments.model, "--no-store", *WAYS[way]) as (port, pid):
                         before = cpu_seconds(pid)
                         rate, latencies = clients(port, rows, count, arguments.seconds)
                         cost = (cpu_seconds(pid) - before) / pairs_served(port)

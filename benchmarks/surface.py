@@ -1,65 +1,27 @@
 """Speed and memory of the built-in forecasters, as whole processes: make bench DATA=../shared/data
 
-Prints pairs a second of `prefcast predict` over all train files in one (start-up included) and per part of the way, each as the median of
-several runs, and the peak memory for 10,000 and 200,000 rows. Run it with nothing else running.
+Prints pairs a second of `prefcast predict` over all train files as one file (start-up included) and of each part of the
+work, as medians of several runs, and the peak memory for 10,000 and 200,000 rows. Nothing is kept in the evidence store.
+Run it with nothing else running.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import itertools
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prefcast import load_forecaster, read_pairs
 from prefcast.forecasts.predictions import Forecasts, open_writer
 from prefcast.pairs.pieces import pieces
 from prefcast.runs.jobs import predict_to
-
-csv.field_size_limit(2**31 - 1)
-_PEAK = """
-import resource, sys, prefcast.cli
-sys.argv = ["prefcast", *sys.argv[1:]]
-try:
-    prefcast.cli.main()
-except SystemExit as end:
-    assert not end.code
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def rows_of(folder: Path) -> Iterator[list[str]]:
-    """The cells id, prompt, response_a, response_b of every train file, ids made unique."""
-    for path in sorted(folder.glob("*.csv.gz")):
-        with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
-            for number, row in enumerate(csv.DictReader(file)):
-                yield [f"{path.stem}-{number}", row["prompt"], row["response_a"], row["response_b"]]
-
-
-def write(path: Path, rows: Iterator[list[str]]) -> int:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "prompt", "response_a", "response_b"])
-        count = 0
-        for row in rows:
-            writer.writerow(row)
-            count += 1
-    return count
-
-
-def repeated(folder: Path, count: int) -> Iterator[list[str]]:
-    """The first `count` rows of the train files, read again and again under new ids."""
-    endless = itertools.chain.from_iterable(rows_of(folder) for _ in itertools.count())
-    return ([str(number), *row[1:]] for number, row in enumerate(itertools.islice(endless, count)))
+from processes import machine, median, prefcast, run
+from rows import numbered, real, write
 
 
 def median_seconds(action: Callable[[], object], runs: int) -> float:
@@ -71,61 +33,63 @@ def median_seconds(action: Callable[[], object], runs: int) -> float:
     return statistics.median(times)
 
 
-def program(*arguments: str | Path) -> str:
-    command = [sys.executable, "-c", _PEAK, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 class _Nowhere:
-    def write(self, forecasts: Forecasts) -> None:
+    def write(self, forecasts: Any) -> None:
         pass
+
+
+def whole(folder: Path, rows: int, source: Path, runs: int) -> None:
+    """`prefcast predict` and `prefcast --help` as processes of their own."""
+    for model in ("surface", "length"):
+        for ending in (".csv", ".jsonl", ".parquet"):
+            command = prefcast("predict", source, "--model", model, "--no-store", "-o", folder / f"o{ending}")
+            rate = rows / median([run(command) for _ in range(runs)]).seconds
+            print(f"prefcast predict --model {model:8} -o {ending:9} {rate:8.0f} pairs a second, start-up included")
+    print(f"prefcast --help: {median([run(prefcast('--help')) for _ in range(11)]).seconds:.2f} s (of 11)", flush=True)
+
+
+def memory(folder: Path, data: Path, few: int, many: int) -> None:
+    """The peak memory of `surface` for a few and for many rows."""
+    peaks = {}
+    for rows in (few, many):
+        write(folder / "rows.csv", numbered(rows, data))
+        command = prefcast("predict", folder / "rows.csv", "--model", "surface", "--no-store", "-o", folder / "o.csv")
+        peaks[rows] = run(command).memory
+        print(f"peak memory for {rows:7} rows: {peaks[rows]:.0f} MB")
+    identifiers = 16 * (many - few) / 2**20
+    print(f"ratio, without {identifiers:.1f} MB for ids: {(peaks[many] - identifiers) / peaks[few]:.3f}", flush=True)
+
+
+def parts(folder: Path, source: Path, runs: int) -> None:
+    """The parts of the way from a file to a file, in this process."""
+    pairs = list(read_pairs(source))
+    print(f"{len(pairs)} pairs of {sum(pair.characters for pair in pairs) / len(pairs):.0f} characters on average")
+    surface, length = load_forecaster("surface"), load_forecaster("length")
+    made = [length.forecast(piece) for piece in pieces(pairs)]
+    ways: list[tuple[str, Callable[[], object]]] = [
+        ("reading", lambda: sum(1 for _ in read_pairs(source))),
+        ("budget, features, evidence, link", lambda: predict_to(_Nowhere(), pairs, surface)),
+        ("writing .csv", lambda: write_all(folder / "w.csv", made)),
+    ]
+    for name, action in ways:
+        print(f"{name:42} {len(pairs) / median_seconds(action, runs):8.0f} pairs a second", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train/*.csv.gz")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--rows", type=int, nargs=2, default=(10_000, 200_000))
+    parser.add_argument("--rows", type=int, nargs=2, default=(10_000, 200_000), help="for the peak memory")
+    parser.add_argument("--most", type=int, help="take so many rows of the files at most")
     options = parser.parse_args()
-    train = options.data / "train"
-    print(
-        f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}; medians of {options.runs} runs"
-    )
+    print(f"{machine()}; medians of {options.runs} runs", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = folder / "all.csv"
-        count = write(source, rows_of(train))
-        characters = sum(pair.characters for pair in read_pairs(source))
-        print(f"{count} pairs of {characters / count:.0f} characters on average")
-        for model in ("surface", "length"):
-            for ending in (".csv", ".jsonl", ".parquet"):
-                seconds = median_seconds(
-                    lambda m=model, e=ending: program("predict", source, "--model", m, "-o", folder / f"o{e}"),
-                    options.runs,
-                )
-                print(
-                    f"prefcast predict --model {model:8} -o {ending:9} {count / seconds:8.0f} pairs a second, start-up included"
-                )
-        pairs = list(read_pairs(source))
-        forecaster = load_forecaster()
-        made = [load_forecaster("length").forecast(chunk) for chunk in pieces(pairs)]
-        parts: list[tuple[str, Callable[[], object]]] = [
-            ("reading", lambda: sum(1 for _ in read_pairs(source))),
-            ("budget, features, evidence, link", lambda: predict_to(_Nowhere(), pairs, forecaster)),
-            ("writing .csv", lambda: write_all(folder / "w.csv", made)),
-        ]
-        for name, action in parts:
-            print(f"{name:42} {count / median_seconds(action, options.runs):8.0f} pairs a second")
-        starts = [median_seconds(lambda: program("--help"), 1) for _ in range(11)]
-        print(f"prefcast --help: {statistics.median(starts):.2f} s (of 11)")
-        few, many = options.rows
-        peaks = {}
-        for rows in (few, many):
-            write(folder / "rows.csv", repeated(train, rows))
-            peaks[rows] = int(program("predict", folder / "rows.csv", "-o", folder / "o.csv").splitlines()[-1]) / 1024
-            print(f"peak memory for {rows:7} rows: {peaks[rows]:.0f} MB")
-        identifiers = 16 * (many - few) / 2**20
-        print(f"ratio, {identifiers:.1f} MB for ids apart: {(peaks[many] - identifiers) / peaks[few]:.3f}")
+        count = write(source, itertools.islice(real(options.data), options.most))
+        whole(folder, count, source, options.runs)
+        memory(folder, options.data, *options.rows)
+        parts(folder, source, options.runs)
 
 
 def write_all(path: Path, made: list[Forecasts]) -> None:

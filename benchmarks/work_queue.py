@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
+import shutil
 import statistics
 import tempfile
 import threading
@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prefcast.runs.journal import Entry, Journal
-from prefcast.runs.packed import digest_of, pack, unpack
 
 from prefcast import load_forecaster
 from prefcast.base.frames import receive, send
@@ -34,7 +32,10 @@ from prefcast.forecasts.predictions import open_writer
 from prefcast.pairs import Pair
 from prefcast.pairs.formats import open_pairs
 from prefcast.pairs.pieces import PIECE_ROWS, pieces
-from prefcast.runs.jobs import forecasting
+from prefcast.scorers.base import Scorer
+from prefcast.scorers.kept import pair_key
+from prefcast.scorers.store import EvidenceStore
+from processes import machine
 from queue_plans import RECORDED, Measured, print_plans
 from simulated_queue import AtTimes, Seconds, Workers, from_queue
 
@@ -65,12 +66,25 @@ def _turns(pairs: Sequence[Pair]) -> list[list[tuple[str, str, str]]]:
     return [[(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns] for pair in pairs]
 
 
-def real_run(folder: Path, pieces: list[Small], room: Path, kill: int | None = None) -> Run:
-    """Worker processes with a processor each take `pieces` from one queue, results into a journal; who is at piece `kill`
-    is killed half-way, and another takes its place."""
+def entries(pairs: Sequence[Pair], body: bytes, columns: int) -> list[tuple[bytes, bytes]]:
+    """What the evidence store takes: the key and the numbers of each pair."""
+    numbers = np.frombuffer(body, dtype=np.float64).reshape(columns, len(pairs)).T
+    return [(pair_key(pair, b"")[0], b"\0" + row.tobytes()) for pair, row in zip(pairs, numbers, strict=True)]
+
+
+def half_way(piece: Small, pieces: list[Small], found: Run) -> float:
+    """Half the seconds that a piece will take, by the pace so far."""
+    tokens = max(1, sum(pieces[done].tokens for done in found.seconds))
+    return 0.5 * piece.tokens * sum(found.seconds.values()) / tokens or 1.0
+
+
+def real_run(scorer: Scorer, pieces: list[Small], room: Path, kill: int | None = None) -> Run:
+    """Worker processes with a processor each take `pieces` from one queue, evidence into a store. The worker that has
+    piece `kill` is killed half-way, and another takes its place."""
     found, lock = Run(), threading.Lock()
     waiting = deque(range(len(pieces)))
-    journal = Journal(room / "run", {}, fresh=True)
+    room.mkdir()
+    store, spec = EvidenceStore(room / "run.sqlite"), json.dumps({**scorer.spec(room), "threads": 1})
     processors = sorted(os.sched_getaffinity(0))[:WORKERS]
     began = time.perf_counter()
 
@@ -78,7 +92,7 @@ def real_run(folder: Path, pieces: list[Small], room: Path, kill: int | None = N
         start = time.perf_counter()
         # What is started now inherits it: the affinity is that of this thread.
         os.sched_setaffinity(0, {processor})
-        child = Child("prefcast.runs.worker", json.dumps({"scorer": "embedded", "folder": str(folder), "threads": 1}))
+        child = Child("prefcast.runs.worker", spec)
         receive(child.answers)
         with lock:
             found.starts.append(time.perf_counter() - start)
@@ -94,13 +108,11 @@ def real_run(folder: Path, pieces: list[Small], room: Path, kill: int | None = N
             start = time.perf_counter()
             timer = None
             if number == kill and not killed:
-                half = 0.5 * pieces[number].tokens * sum(found.seconds.values())
-                half /= max(1, sum(pieces[done].tokens for done in found.seconds))
-                timer = threading.Timer(half or 1.0, os.kill, (child.pid, 9))
+                timer = threading.Timer(half_way(pieces[number], pieces, found), os.kill, (child.pid, 9))
                 timer.start()
             try:
                 send(child.to, {"pairs": _turns(pieces[number].pairs)})
-                _, body = receive(child.answers)
+                header, body = receive(child.answers)
             except (EOFError, OSError):
                 with lock:
                     found.lost.append(time.perf_counter() - start)
@@ -111,7 +123,7 @@ def real_run(folder: Path, pieces: list[Small], room: Path, kill: int | None = N
             if timer is not None:
                 timer.cancel()
             with lock:
-                journal.put(Entry(number, 1, len(pieces[number].pairs), b"", body))
+                store.put(entries(pieces[number].pairs, body, len(header["names"])))
                 found.seconds[number] = time.perf_counter() - start
         child.stop()
         child.kill()
@@ -123,7 +135,8 @@ def real_run(folder: Path, pieces: list[Small], room: Path, kill: int | None = N
         thread.start()
     for thread in threads:
         thread.join()
-    journal.remove()
+    store.close()
+    shutil.rmtree(room)
     return found
 
 
@@ -144,7 +157,7 @@ def at_piece(seconds: Seconds, start_up: float, piece: int) -> tuple[int, float]
     raise ValueError(piece)
 
 
-def validate(folder: Path, pairs: list[Pair], reader: Any, count: int, room: Path) -> tuple[list[float], list[float]]:
+def validate(scorer: Any, pairs: list[Pair], count: int, room: Path) -> tuple[list[float], list[float]]:
     """Real runs beside the simulation. Gives the seconds of workers' starts, and of pieces over what their tokens say."""
     # Evenly from the input, so that all kinds occur, in an order of their own.
     places = np.linspace(0, len(pairs) - SMALL, 2 * count).astype(int).tolist()
@@ -152,9 +165,9 @@ def validate(folder: Path, pairs: list[Pair], reader: Any, count: int, room: Pat
     made = []
     for place in places:
         rows = pairs[place : place + SMALL]
-        made.append(Small(rows, sum(len(ids) for texts in reader.read(rows) for ids in texts)))
+        made.append(Small(rows, sum(len(ids) for texts in scorer.reader.read(rows) for ids in texts)))
     known, new = made[:count], made[count:]
-    first = real_run(folder, known, room)
+    first = real_run(scorer, known, room / "run")
     # seconds = a piece's own cost + tokens: read, features and all go with the tokens closely enough.
     pace = sum(first.seconds.values()) / sum(piece.tokens for piece in known)
     start_up = statistics.median(first.starts)
@@ -165,7 +178,7 @@ def validate(folder: Path, pairs: list[Pair], reader: Any, count: int, room: Pat
     )
     _say(f"{'':62}{'real':>8}{'simulated':>11}{'off by':>9}")
     for name, kill in (("", None), (f", one killed at piece {middle}", middle)):
-        run = real_run(folder, new, room, kill)
+        run = real_run(scorer, new, room / "run", kill)
         taken = np.array([run.seconds[number] for number in range(count)])
         for what, seconds, began in (
             ("from its tokens, by another run's pace", expected, start_up),
@@ -181,7 +194,7 @@ def validate(folder: Path, pairs: list[Pair], reader: Any, count: int, room: Pat
 
 
 def timed_rows(files: list[Path]) -> Iterator[tuple[list[Any], float]]:
-    """Pieces as the engine forms them, and the CPU seconds that each took to read, digest and send."""
+    """Pieces as the engine forms them, and the CPU seconds that each took to read, to make keys of and to send."""
     for path in files:
         with open_pairs(path) as file:
             source = pieces(file)
@@ -190,12 +203,27 @@ def timed_rows(files: list[Path]) -> Iterator[tuple[list[Any], float]]:
                 piece = next(source, None)
                 if piece is None:
                     break
-                digest_of(piece)
-                json.dumps(_turns([item for item in piece if isinstance(item, Pair)]))
+                found = [item for item in piece if isinstance(item, Pair)]
+                for pair in found:
+                    pair_key(pair, b"")
+                json.dumps(_turns(found))
                 yield piece, time.process_time() - start
 
 
-def measure(data: Path, count: int, every: int, seed: int = 1) -> Measured:
+def store_cost(path: Path, columns: int) -> tuple[float, float]:
+    """CPU seconds to look up and keep a piece of new rows with so many numbers, and the store's bytes a row."""
+    pieces, size = 300, 1 + 8 * columns
+    lots = [[(os.urandom(16), os.urandom(size)) for _ in range(PIECE_ROWS)] for _ in range(pieces)]
+    start = time.process_time()
+    with EvidenceStore(path) as store:
+        for lot in lots:
+            store.get([key for key, _ in lot])
+            store.put(lot)
+        seconds = time.process_time() - start
+    return seconds / pieces, path.stat().st_size / (pieces * PIECE_ROWS)
+
+
+def measure(data: Path, count: int, every: int) -> Measured:
     """What the simulation assumes, measured on this machine; tokens are counted in every so many pieces."""
     files = sorted((data / "train").glob("*.csv.gz"))
     forecaster = load_forecaster("embedded")
@@ -218,24 +246,17 @@ def measure(data: Path, count: int, every: int, seed: int = 1) -> Measured:
 
     with tempfile.TemporaryDirectory() as scratch:
         room = Path(scratch)
-        job, sample = forecasting(forecaster), pairs[:: len(pairs) // SMALL][:SMALL]
-        packed, digest = pack(job.score(sample)), digest_of(sample)
-        journal, puts = Journal(room / "j", {}), 300
-        start = time.process_time()
-        for place in range(puts):
-            journal.put(Entry(place, 1, PIECE_ROWS, digest, packed * (PIECE_ROWS // SMALL)))
-        commit = (time.process_time() - start) / puts
-        journal.remove()
+        commit, kept = store_cost(room / "cost.sqlite", 2 + len(scorer.raw_names))
         # The same columns as `embedded` has, in a fraction of the time.
-        quick = forecasting(load_forecaster("surface"))
+        quick = load_forecaster("surface")
         lots = [pairs[at : at + PIECE_ROWS] for at in range(0, min(len(pairs), 4 * PIECE_ROWS), PIECE_ROWS)]
-        done = [pack(quick.score(lot)) for lot in lots]
+        done = [quick.forecast(lot) for lot in lots]
         # The first time loads what the second one uses.
         for _ in range(2):
             start = time.process_time()
             with open_writer(room / "o.parquet") as sink:
-                for one, lot in zip(done, lots, strict=True):
-                    sink.write(unpack(one, lot, quick.link))
+                for one in done:
+                    sink.write(one)
             writing = (time.process_time() - start) / len(lots)
         written = (room / "o.parquet").stat().st_size / sum(map(len, lots))
         found_so_far = Measured(
@@ -249,15 +270,12 @@ def measure(data: Path, count: int, every: int, seed: int = 1) -> Measured:
             reading=round(reading / rows * PIECE_ROWS, 5),
             writing=round(writing, 5),
             commit=round(commit, 6),
-            kept=round(len(packed) / SMALL, 1),
+            kept=round(kept, 1),
             written=round(written, 1),
             packed=round(sum(path.stat().st_size for path in files) / rows),
         )
         _say(found_so_far)
-        folder = room / "scorer"
-        folder.mkdir()
-        scorer.save(folder)
-        starts, noise = validate(folder, pairs, scorer.reader, count, room)
+        starts, noise = validate(scorer, pairs, count, room)
     found_in_all = replace(
         found_so_far, noise=round(float(np.std(np.log(noise))), 3), start_up=round(statistics.median(starts), 2)
     )
@@ -278,8 +296,7 @@ def main() -> None:
     options = parser.parse_args()
     measured = RECORDED
     if options.data is not None:
-        print(f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}", end=", ")
-        _say(f"load {os.getloadavg()[0]:.1f}, niceness {os.nice(0)}")
+        _say(f"{machine()}, niceness {os.nice(0)}")
         measured = measure(options.data, options.pieces, options.every)
     print_plans(measured, options.seed)
 

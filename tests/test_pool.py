@@ -503,13 +503,13 @@ def test_conversations_are_scored_in_the_workers(folder: Path, two: Scorer) -> N
     ]
     with closing(load_scorer(folder)) as one:
         assert isinstance(two, PooledScorer)
-        np.testing.assert_array_equal(two.conversation_scores(talk), one.conversation_scores(talk))
-        assert two.conversation_scores([]).shape == (0,)
+        np.testing.assert_array_equal(two.score(talk), one.score(talk))
+        assert two.score([]).shape == (0,)
         pids = two.pids
         with pytest.raises(UsageError) as said:
-            one.conversation_scores([[{"role": "nobody"}]])
+            one.score([[{"role": "nobody"}]])
         with pytest.raises(UsageError) as raised:
-            two.conversation_scores([[{"role": "nobody"}]])
+            two.score([[{"role": "nobody"}]])
         assert str(raised.value) == str(said.value)
         # A question that is wrong ends no worker.
         assert two.pids == pids

@@ -80,7 +80,7 @@ class Counting(Scorer):
             margin, tie, problems, {"score_a": a, "score_b": b, "margin:words": (a - b) / 3, "words": a + b}
         )
 
-    def conversation_scores(self, conversations: Sequence[Any]) -> Any:
+    def score(self, conversations: Sequence[Any]) -> Any:
         self.conversations += conversations
         return np.array([random.Random(repr(each)).random() for each in conversations])
 
@@ -156,19 +156,19 @@ def test_with_fresh_everything_is_computed_and_replaced(opened: EvidenceStore) -
 def test_conversations_are_kept_and_equal_ones_are_scored_once(opened: EvidenceStore) -> None:
     chats = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"Hello {n}!"}] for n in (0, 1, 0, 0)]
     scorer = Counting()
-    first = kept(scorer, opened).conversation_scores(chats)
+    first = kept(scorer, opened).score(chats)
     assert len(scorer.conversations) == 2
     assert first[0] == first[2] == first[3] != first[1]
-    assert kept(scorer, opened).conversation_scores(chats[::-1]).tolist() == first[::-1].tolist()
+    assert kept(scorer, opened).score(chats[::-1]).tolist() == first[::-1].tolist()
     assert len(scorer.conversations) == 2
-    kept(scorer, opened, fresh=True).conversation_scores(chats)
+    kept(scorer, opened, fresh=True).score(chats)
     assert len(scorer.conversations) == 4
 
 
 def test_a_score_that_is_no_number_is_not_kept(opened: EvidenceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Counting):
-        def conversation_scores(self, conversations: Sequence[Any]) -> Any:
-            super().conversation_scores(conversations)
+        def score(self, conversations: Sequence[Any]) -> Any:
+            super().score(conversations)
             return np.full(len(conversations), np.nan)
 
         def compute(self, pairs: Sequence[Pair]) -> Evidence:
@@ -177,7 +177,7 @@ def test_a_score_that_is_no_number_is_not_kept(opened: EvidenceStore, monkeypatc
 
     scorer = Broken()
     for _ in range(2):
-        assert np.isnan(kept(scorer, opened).conversation_scores([[{"role": "user", "content": "Hi"}]])).all()
+        assert np.isnan(kept(scorer, opened).score([[{"role": "user", "content": "Hi"}]])).all()
         assert not np.isfinite(kept(scorer, opened).evidence(some(2)).margin).any()
     assert (len(scorer.conversations), len(scorer.computed)) == (2, 4)
     assert opened.held().entries == 0
