@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
-__all__ = ["CRASHED", "TOO_SLOW", "Child", "answering"]
+__all__ = ["CRASHED", "TOO_SLOW", "Child", "answering", "runs"]
 
 # These words in a row's error say why a worker did not answer.
 CRASHED, TOO_SLOW = "ended its worker process", "took longer than"
@@ -114,3 +114,16 @@ def answering() -> IO[bytes]:
 
     threading.Thread(target=watch, daemon=True).start()
     return answers
+
+
+def runs(process: object) -> bool:
+    """Whether another process of that number is alive."""
+    if not isinstance(process, int) or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

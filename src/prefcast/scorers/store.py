@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefcast.base.processes import runs
 from prefcast.errors import UsageError, printable, shown_path
 
 __all__ = ["LIMIT", "EvidenceStore", "Held", "default_path"]
@@ -36,8 +37,7 @@ _PATIENCE = 15.0
 _AT_ONCE = 256
 _CHECK_BYTES = 4
 _KEY_BYTES = 16
-# The stamps of a whole file are before the year 9000.
-_MINUTES = 3_700_000_000
+_MINUTES = 3_700_000_000  # a later stamp, in the year 9000, is damage
 
 
 class _UnusableError(Exception):
@@ -153,7 +153,7 @@ class EvidenceStore:
             except _FAULTS as error:
                 self._give_up(error)
                 return False
-        return row is not None and row[0] == 0 and not _runs(row[1])
+        return row is not None and row[0] == 0 and not runs(row[1])
 
     def scored(self, key: bytes) -> None:
         """Note that the run of that key has scored something."""
@@ -181,7 +181,7 @@ class EvidenceStore:
                 times = [None if each is None else _number(each, _MINUTES) * 60 for each in stamps]
                 return Held(self.shown, entries, _used(db), self.limit, *times)
             except _FAULTS as error:
-                raise self._refusal(error) from None
+                raise UsageError(f"{self.shown}: {_reason(error)}") from None
 
     def bound(self, limit: int) -> None:
         """From now on the file takes at most about `limit` bytes. Raises UsageError where it cannot be used."""
@@ -194,7 +194,7 @@ class EvidenceStore:
                     self._trim()
                     self._shrink()
             except _FAULTS as error:
-                raise self._refusal(error) from None
+                raise UsageError(f"{self.shown}: {_reason(error)}") from None
 
     def empty(self) -> None:
         """Forget everything. Raises UsageError where the file cannot be used."""
@@ -205,7 +205,7 @@ class EvidenceStore:
                 db.execute("DELETE FROM attempts")
                 self._shrink()
             except _FAULTS as error:
-                raise self._refusal(error) from None
+                raise UsageError(f"{self.shown}: {_reason(error)}") from None
 
     def copy(self, path: str | os.PathLike[str]) -> None:
         """Copy everything into a new file at `path`. Raises UsageError where that cannot be."""
@@ -244,9 +244,6 @@ class EvidenceStore:
         if self._db is None:
             raise UsageError(f"{self.shown}: cannot be used; --store FILE names another file")
         return self._db
-
-    def _refusal(self, error: BaseException) -> UsageError:
-        return UsageError(f"{self.shown}: {_reason(error)}")
 
     def _fact(self, name: str) -> int | None:
         row = self._usable().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
@@ -290,7 +287,7 @@ class EvidenceStore:
                 self._db.close()
             self._db = None
         if self._strict:
-            raise self._refusal(error) from None
+            raise UsageError(f"{self.shown}: {_reason(error)}") from None
         _log.warning(
             "%s: %s: evidence is neither kept nor found there (--store FILE names another file, --no-store does without)",
             self.shown,
@@ -309,19 +306,6 @@ def _reason(error: BaseException) -> str:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
         return _DAMAGED
     return printable(str(getattr(error, "strerror", None) or error))
-
-
-def _runs(process: object) -> bool:
-    """Whether another process of that number is alive."""
-    if not isinstance(process, int) or process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 _DAMAGED = "the file is damaged; delete it"
