@@ -194,7 +194,7 @@ def test_a_pair_is_forecast(visit: Visitor, server: Server) -> None:
         width = float(shown.locator("rect.fill").get_attribute("width"))
         assert width == pytest.approx(1000 * answer["probabilities"][key], abs=0.1)
     result = page.locator("#result")
-    expect(result).to_contain_text("Both orders were asked: exchanging A and B changes")
+    expect(result).to_contain_text("Both orders were forecast: exchanging A and B changes")
     expect(result).to_contain_text("Everything was read.")
     pushed = page.locator(".pushes .push-name").all_text_contents()
     assert pushed == [influence["name"] for influence in answer["influences"]]
@@ -253,7 +253,7 @@ def test_the_difference_in_words(visit: Visitor) -> None:
     mode(page, "difference")
     assert page.locator(".response_a mark").all_text_contents() == ["quick", "jumps"]
     assert page.locator(".response_b mark").all_text_contents() == ["slow", "sleeps well"]
-    expect(page.locator("#mode-note")).to_contain_text("60 % of the words of A stand in B too")
+    expect(page.locator("#mode-note")).to_contain_text("60 % of the words of A are in B too")
 
 
 def common_length(a: Sequence[str], b: Sequence[str]) -> int:
@@ -474,7 +474,7 @@ def test_a_file_is_shown_filtered_and_searched(visit: Visitor, tmp_path: Path) -
     expect(page.locator("#rows-count")).to_have_text("5 rows; 1 to 5 shown")
     assert page.locator(".rows tbody th").all_text_contents() == ["row-7", "row-70", "row-73", "row-76", "row-79"]
     page.fill("#filter-search", "no such thing")
-    expect(page.locator("#rows-count")).to_have_text("No row passes these filters.")
+    expect(page.locator("#rows-count")).to_have_text("No row matches these filters.")
     page.fill("#filter-search", "")
     page.select_option("#filter-label", "")
     page.click("#forecast-rows")
@@ -563,7 +563,7 @@ def test_rows_with_faults_are_named(visit: Visitor, tmp_path: Path) -> None:
     path.write_text(path.read_text() + "{broken\n[]\n")
     one.load(path)
     notes = page.locator(".rows tbody tr td:last-child").all_text_contents()
-    expected = ("", "the id is that of row 1 too", "prompt is not a JSON array", "expected exactly one 1", "",
+    expected = ("", "row 1 has the same id", "prompt is not a JSON array", "expected exactly one 1", "",
                 "the numbers of turns differ", "expected exactly one 1", "is not a line of JSON", "is not a JSON object")  # fmt: skip
     assert all(part in note for part, note in zip(expected, notes, strict=True))
     assert page.locator(".rows tbody th").all_text_contents()[4] == "9007199254740993"
@@ -678,7 +678,7 @@ def test_votes_become_labels_that_prefcast_reads(visit: Visitor, prefcast: Run, 
     # Gone where every row has its forecast; a vote before that is compared with none.
     expect(page.locator("#forecast-rows")).to_have_count(0)
     page.click("#start-votes")
-    expect(page.locator("#result")).to_contain_text("The forecast shows once you have voted.")
+    expect(page.locator("#result")).to_contain_text("You will see the forecast after your vote.")
     votes = [at % 3 for at in range(60)]
     for at, vote in enumerate(votes):
         expect(page.locator("#vote-title")).to_have_text(f"Row {at + 1} of 60")
@@ -742,7 +742,7 @@ def test_a_vote_speaks_of_the_row_as_it_is(visit: Visitor, tmp_path: Path) -> No
     expect(page.locator("#agreement")).to_contain_text("1 vote")
     # Another file would take the votes with it: the page asks, and keeps them.
     one.load(write_csv(tmp_path / "other.csv", examples(3)))
-    assert "were not saved" in one.dialogs.pop()
+    assert "have not saved" in one.dialogs.pop()
     expect(page.locator(".facts")).to_contain_text("Rows2")
 
 

@@ -225,7 +225,7 @@ def test_an_interval_does_not_depend_on_the_rows_beside_it() -> None:
 
 def test_a_reward_model_scores_conversations() -> None:
     folder = Path(__file__).parent / "fixtures" / "internlm2_tiny"
-    options = ("--model", str(folder), "--preset", "notebook", "--quantize", "none")
+    options = ("--model", str(folder), "--preset", "notebook")
     chats = [
         [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]
         for text in ("Because.", "No idea.")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.outputs import Writer, opened_writer, output_kind
 from prefcast.forecasts.predictions import Forecast
-from prefcast.forecasts.writers import Writer, opened_writer, output_kind
 from prefcast.pairs import Pair, Turn, clean
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.pairs.formats.labels import WINNERS

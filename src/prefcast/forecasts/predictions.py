@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -14,8 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import RowError, UsageError, printable
-from prefcast.forecasts.rows import Rows, columns_of
-from prefcast.forecasts.writers import ENDINGS, Recordable, Writer, opened_writer, output_kind, whole_numbers
+from prefcast.forecasts.outputs import (
+    ENDINGS,
+    Recordable,
+    Rows,
+    Writer,
+    columns_of,
+    opened_writer,
+    output_kind,
+    whole_numbers,
+)
 from prefcast.outcomes.models import Link
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Truncation
@@ -177,8 +185,7 @@ def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Ite
     kind = output_kind(path)
     if with_text and kind == ".csv":
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
-    columns = partial(columns_of, NUMBERS)
-    with opened_writer(path, kind, ("id", *WINNERS), with_text=with_text, columns=columns) as writer:
+    with opened_writer(path, kind, ("id", *WINNERS), NUMBERS, with_text=with_text) as writer:
         yield _Submission(writer) if kind == ".csv" else writer
 
 

@@ -92,11 +92,9 @@ def resolve(choice: Choice | None = None) -> Forecaster:
         found = replace(found, scorer=found.scorer.with_options(choice.options))
     if choice.scores is not None:
         found = _with_scores(found, choice.scores)
-    return found if choice.budget is None else _with_budget(found, choice.budget)
-
-
-def _with_budget(found: Forecaster, budget: Budget | str) -> Forecaster:
-    read = parse_budget(budget) if isinstance(budget, str) else budget
+    if choice.budget is None:
+        return found
+    read = _parsed(choice.budget)
     if found.link is not None and str(read) != str(found.budget):
         _log.warning(
             "the forecaster was fitted with the budget %s; its probabilities were not checked with %s",

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FileError, RowError, ScoringError, shown_path
-from prefcast.forecasts.rows import TAIL, Rows, columns_of
-from prefcast.forecasts.writers import Writer, opened_writer, output_kind
+from prefcast.forecasts.outputs import TAIL, Rows, Writer, opened_writer, output_kind
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Budget, Truncation
 from prefcast.pairs.formats.fields import Fault, Record, number
@@ -88,8 +86,7 @@ def column_names(scorer: Scorer) -> tuple[str, ...]:
 def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> AbstractContextManager[Writer]:
     """A writer of the numbers `names` (see `column_names`) for `path`, which ends in .csv, .jsonl or .parquet. The file appears
     whole or not at all. Raises UsageError."""
-    columns = partial(columns_of, names)
-    return opened_writer(path, output_kind(path), ("id", *names, *TAIL), columns=columns)
+    return opened_writer(path, output_kind(path), ("id", *names, *TAIL), names)
 
 
 # What a file of scores may hold, the first that is there: a forecast, evidence, logits, or a score of each answer.

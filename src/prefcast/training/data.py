@@ -1,10 +1,8 @@
-"""What the embedded forecaster learns from: labelled pairs by source, which of them are kept for the link, and how sure
-their labels are.
+"""The training data of the embedded forecaster: labelled pairs by source, and which of them are kept for the link.
 
-A folder with `train/` that holds the sources named here is the project's own; anything else is a person's: every file
-is a source, and all of them count alike. Labelled files in `dev/` beside them fit the link; where there are none, part
-of the prompts is held out for that. `votes/NAME.votes.csv` (id, votes_a, votes_b, votes_tie) says how people were
-divided over the rows of source NAME.
+A folder whose `train/` has the sources named here is the project's own. Any other data are a person's: every file is a source,
+and all sources have the same weight. The link is fitted to the labelled files in `dev/`. Without them a part of the prompts is held out
+for it. `votes/NAME.votes.csv` (id, votes_a, votes_b, votes_tie) has the votes on the rows of source NAME.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ __all__ = ["LEAST_PAIRS", "WEIGHT", "Labelled", "read_labelled"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# How much a row of each source counts. The first five are Arena votes or as good as.
+# The weight of a row of each source. The first five are votes of the Arena, or close to them.
 WEIGHT = {
     "arena33k_sample574": 1.0,
     "arena33k_writing1277": 1.0,
@@ -44,7 +42,7 @@ WEIGHT = {
     "oasst_ranked": 0.2,
     "llmfao_crowd": 0.1,
 }
-# With fewer pairs than this the shipped weights are better left as they are.
+# With fewer pairs the shipped weights are better.
 LEAST_PAIRS = 500
 HELD_OUT = 0.15
 _ENDINGS = tuple(
@@ -54,11 +52,11 @@ _ENDINGS = tuple(
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the
-    label and `target` (n, 3) the shares of outcomes that are learned.
+    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the label,
+    `target` (n, 3) the shares of outcomes that are learned.
 
-    `calibration` (n,) marks the rows that fit the link and nothing else; `weight` (n,) how much a row counts in training, 0 for those that teach
-    nothing. `own` says whether they are a person's own and not the project's.
+    `calibration` (n,) marks the rows that are only for the link. `weight` (n,) is the weight in training, 0 for rows that are not
+    trained on. `own` says whether the pairs are a person's own.
     """
 
     pairs: list[Pair]
@@ -73,24 +71,22 @@ class Labelled:
 
     @property
     def tieless(self) -> NDArray[np.bool_]:
-        """Which sources (k,) hold no tie at all: ties were left out there, which says nothing of how likely they
-        are."""
+        """Which sources (k,) have no ties. Ties were left out there, so these sources say nothing about the chance of one."""
         ties = np.bincount(self.source, self.target[:, Outcome.TIE], len(self.names))
         tieless: NDArray[np.bool_] = ties == 0
         return tieless
 
     @property
     def left_out(self) -> int:
-        """How many rows teach neither the weights nor the link: their first prompts are among the link's."""
+        """How many rows are used neither for the weights nor for the link, because the link has their first prompts."""
         return int(((self.weight == 0) & ~self.calibration).sum())
 
 
 def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -> Labelled:
-    """The labelled pairs of one folder or of files; `seed` draws the prompts that are held out where there is no
-    `dev/`.
+    """The labelled pairs of one folder or of files. `seed` draws the prompts that are held out if there is no `dev/`.
 
-    Raises UsageError for rows without labels, for fewer than LEAST_PAIRS of them or too few to fit a link, and what
-    reading a file raises.
+    Raises UsageError for rows without labels, for fewer than LEAST_PAIRS pairs and for too few to fit a link, and the errors of
+    reading a file.
     """
     folder = given[0] if len(given) == 1 and given[0].is_dir() else None
     own = folder is None or not any((folder / "train" / f"{name}.csv.gz").exists() for name in WEIGHT)
@@ -126,7 +122,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _named(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by the name of their source: that of the file up to the first dot."""
+    """Files by the name of their source, which is the name of the file up to the first dot."""
     found: dict[str, Path] = {}
     for path in files:
         name = path.name.partition(".")[0]
@@ -160,7 +156,7 @@ def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], o
     if not for_link:
         drawn = np.random.default_rng(seed).permutation(len(groups))[: ceil(HELD_OUT * len(groups))]
         calibration = np.isin(group, drawn)
-    # A prompt that the link is fitted on must not be one that the weights were learned on.
+    # The weights must not be fitted to the prompts of the link.
     unseen = ~np.isin(group, group[calibration])
     weight = np.array([1.0 if own else WEIGHT.get(name, 0.0) for name in named])
     target = np.eye(len(Outcome))[outcome]
@@ -170,7 +166,7 @@ def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], o
 
 
 def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
-    """The same with shares of votes as targets where there are any."""
+    """The same pairs with shares of votes as targets, for the rows that have votes."""
     target = labelled.target.copy()
     for number, name in enumerate(labelled.names):
         path = folder / f"{name}.votes.csv"

@@ -1,7 +1,7 @@
-"""Trains an `embedded` forecaster: from the project's data anew, or the shipped one moved towards labelled pairs of one's own.
+"""Trains an `embedded` forecaster: anew from the data of the project, or by moving the shipped one towards a person's own pairs.
 
-The encoder stays as it is; its vectors and the features of the surface are computed once and kept, then all weights are
-fitted at once, then the link, on what is said of rows by weights that have not seen them.
+The encoder does not change. Its vectors and the surface features are computed once. Then one fit finds all weights. The link is
+fitted last, to the evidence of rows that the weights were not fitted to.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["Step", "train_embedded"]
 
 Floats = NDArray[np.float64]
 
-# Of a text, start and end not counted.
+# How many tokens of a text are read, without those for its start and end.
 TOKENS = 320
 FOLDS, LINK_FOLDS = 5, 10
 _SHIPPED = "embedded"
@@ -54,7 +54,7 @@ _SHIPPED = "embedded"
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a training starts from: the encoder's folder, and the model that is moved, if there is one."""
+    """The start of a training: the folder of the encoder, and the model that is moved, if there is one."""
 
     name: str
     folder: Path
@@ -80,14 +80,15 @@ def train_embedded(
     """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.data`) and write the
     forecaster's folder `output`.
 
-    A person's own pairs move the forecaster `start` (a name or a folder; default: the shipped one) towards them. The
-    project's data, or a folder `encoder` with encoder.onnx and tokenizer.json, start from nothing; the final
-    weights then learn the link's pairs too, and the link is fitted to what each fold says of the others. `tokens` is how much
-    of the prompts and of each side's responses is read (default: as the start does). With `votes`, shares of votes are learned where
-    there are any; `seed` draws the prompts that are kept for the link where there is no `dev/`.
+    A person's own pairs move the forecaster `start` (a name or a folder; default: the shipped one). The data of the project, or a
+    folder `encoder` with encoder.onnx and tokenizer.json, make a new model: its final weights are fitted to the pairs for the link
+    too, and the link is fitted to evidence from the other folds. `tokens` is how much is read of the prompts and of the responses
+    of each side (default: as much as `start` reads). With `votes`, the targets are shares of votes if a source has them. `seed`
+    draws the prompts that are kept for the link if there is no `dev/`.
 
-    A training that was killed goes on when called with the same arguments, and ends at the same weights: the evidence store
-    that `running` names keeps the encoder's vectors. Raises MissingExtraError, UsageError, ForecasterError, FitError, and what reading files raises.
+    A training that was killed can be started again with the same arguments, and ends with the same weights. The evidence store
+    that `running` names keeps the vectors of the encoder. Raises MissingExtraError, UsageError, ForecasterError, FitError, and the
+    errors of reading files.
     """
     tell = say or (lambda text: None)
     target = Path(output)
@@ -130,9 +131,11 @@ def train_embedded(
         found, figures["cross_fitted"] = _linked(scorer, evidence(model, rows.where(link)), for_link, groups)
         if origin.model is None:
             tell(f"learning the link's pairs too, {LINK_FOLDS} folds by first prompt for the link")
-            model, out_of_fold = _all_learned(rows, learned, link, labelled.group[used])
+            rows, every = replace(rows, weight=np.where(link, 1.0, rows.weight)), learned | link
+            margin, tie = _out_of_fold(rows, LINK_FOLDS, labelled.group[used], every, link)
+            model = fit(rows.where(every))
             scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
-            found, figures["out_of_fold"] = _linked(scorer, out_of_fold, for_link, groups)
+            found, figures["out_of_fold"] = _linked(scorer, (margin[link], tie[link]), for_link, groups)
         card = _card(labelled, origin, time.monotonic() - began, figures)
         replace(found, card=card).save(target)
     return load_forecaster(target)
@@ -165,8 +168,8 @@ def _origin(
 def _linked(
     scorer: EmbeddedScorer, found: tuple[Floats, Floats], pairs: list[Pair], group: NDArray[np.int64]
 ) -> tuple[Forecaster, dict[str, Any]]:
-    """The forecaster of a scorer whose evidence of labelled `pairs` was `found`, and its figures, cross-fitted by the first
-    prompts that `group` (n,) numbers, beside those of the shipped surface model on the same folds."""
+    """A forecaster with `scorer`, and its figures beside those of the shipped surface model on the same folds. `found` is the
+    evidence of the labelled `pairs`. The figures are cross-fitted by first prompt, which `group` (n,) numbers."""
     outcome = np.array([pair.outcome for pair in pairs], dtype=np.int64)
     shipped = load_forecaster("surface")
     surface = shipped.evidence(pairs)
@@ -184,7 +187,7 @@ def _linked(
     named = (numbers[:, both.place[name]] for name in ("model_a", "model_b"))
     calibration = measure_calibration(forecasts[0], votes, keys, *named)
     if calibration.source != "models" and shipped.calibration is not None:
-        # These rows do not name their models. What the surface alone does to whole systems is measured, and large.
+        # These rows do not name their models. The error of the surface model for whole systems is known, and it is large.
         source = f"{shipped.calibration.source}, by the surface model"
         net, tie, n = shipped.calibration.net, shipped.calibration.tie, shipped.calibration.n
         calibration = replace(calibration, net=net, tie=tie, source=source, n=n)
@@ -198,31 +201,25 @@ def _linked(
     return forecaster, _figures(forecasts[0], forecasts[1], outcome, group)
 
 
-def _all_learned(
-    rows: Rows, learned: NDArray[np.bool_], link: NDArray[np.bool_], group: NDArray[np.int64]
-) -> tuple[TopicModel, tuple[Floats, Floats]]:
-    """The model of all rows, those for the link among them, and the evidence of these (n,), each row's from a fit without its
-    first prompt."""
-    rows = replace(rows, weight=np.where(link, 1.0, rows.weight))
-    fold = np.random.default_rng(0).integers(0, LINK_FOLDS, int(group.max()) + 1)[group]
+def _out_of_fold(
+    rows: Rows, folds: int, group: NDArray[np.int64], learned: NDArray[np.bool_], tested: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Evidence (n,) of the rows in `tested`, each from a fit to the rows in `learned` without the fold of its first prompt."""
+    fold = np.random.default_rng(0).integers(0, folds, int(group.max()) + 1)[group]
     margin, tie = np.zeros(len(group)), np.zeros(len(group))
-    for number in range(LINK_FOLDS):
-        test = link & (fold == number)
+    for number in range(folds):
+        test = tested & (fold == number)
         if test.any():
-            margin[test], tie[test] = evidence(fit(rows.where((learned | link) & ~test)), rows.where(test))
-    return fit(rows.where(learned | link)), (margin[link], tie[link])
+            margin[test], tie[test] = evidence(fit(rows.where(learned & ~test)), rows.where(test))
+    return margin, tie
 
 
 def _cross_validated(
     rows: Rows, learned: NDArray[np.bool_], labelled: Labelled, used: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Log loss by source, each row's evidence from a fit to the other folds; the link of each source is cross-fitted too."""
+    """Log loss by source. The evidence of each row is from a fit to the other folds. The link of each source is cross-fitted too."""
     group = labelled.group[used]
-    fold = np.random.default_rng(0).integers(0, FOLDS, int(group.max()) + 1)[group]
-    margin, tie = np.zeros(len(group)), np.zeros(len(group))
-    for number in range(FOLDS):
-        test = learned & (fold == number)
-        margin[test], tie[test] = evidence(fit(rows.where(learned & (fold != number))), rows.where(test))
+    margin, tie = _out_of_fold(rows, FOLDS, group, learned, learned)
     found = {}
     for number, name in enumerate(labelled.names):
         of = learned & (rows.source == number)
@@ -257,7 +254,7 @@ def _figures(embedded: Floats, surface: Floats, outcome: NDArray[np.int64], grou
 
 
 def _card(labelled: Labelled, origin: _Origin, seconds: float, figures: dict[str, Any]) -> dict[str, Any]:
-    """What the folder says of the training."""
+    """The card of the folder: the data and figures of the training."""
     trained, link = {}, {}
     for number, name in enumerate(labelled.names):
         of = labelled.source == number

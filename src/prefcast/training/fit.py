@@ -1,8 +1,9 @@
-"""The weights of the embedded model: one penalised maximum-likelihood fit of all of them (Davidson's model, a tie level a source).
+"""The weights of the embedded model: one penalised maximum-likelihood fit of all of them (Davidson's model, with a tie level for
+each source).
 
-Convex, so that data alone decide where it ends. Each block of the design has a scale of its own: the smaller, the more
-strongly its weights are held at zero. Scales and numbers of topics were chosen by leaving out whole sources (docs/embedded-model.md).
-This module knows nothing of files or texts.
+The fit is convex, so the data alone decide its result. Each block of the design has a scale of its own: the smaller the scale,
+the more strongly the penalty holds the weights of the block at zero. Scales and numbers of topics were chosen by leaving out
+whole sources (docs/embedded-model.md).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ Ints = NDArray[np.int64]
 
 PENALTY = 200.0
 TOPICS, TIE_TOPICS, DIRECTIONS = 24, 16, 48
-# Of the blocks: vectors, vectors by topic, surface by topic, the prompt's vector, pair features by topic.
+# The scales of the blocks: vectors, vectors by topic, surface by topic, the prompt's vector, pair features by topic.
 _VECTOR, _VECTOR_BY_TOPIC, _SURFACE_BY_TOPIC, _PROMPT, _PAIR_BY_TOPIC = 0.14, 0.05, 0.085, 0.14, 0.07
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What n rows are fitted on: surface features `a`, `b` (n, r) and `pair` (n, p), `vectors` (n, 3, h) of prompt, A and B,
-    shares of outcomes `target` (n, 3), `weight` (n,), and `source` (n,); `tieless` (n,) rows are A against B only."""
+    """The data of n rows for a fit: surface features `a`, `b` (n, r) and `pair` (n, p), `vectors` (n, 3, h) of prompt, A and B,
+    shares of outcomes `target` (n, 3), `weight` (n,) and `source` (n,). The fit of `tieless` (n,) rows has no tie."""
 
     a: Floats
     b: Floats
@@ -47,7 +48,7 @@ class Rows:
 
 
 def fit(rows: Rows) -> TopicModel:
-    """The model of `rows`, from nothing. Raises FitError."""
+    """A model that is fitted to `rows` alone. Raises FitError."""
     share = rows.weight / rows.weight.sum()
     surface = _standardised(rows, share)
     z, bent, u = surface.design(rows.a, rows.b, rows.pair)
@@ -61,17 +62,9 @@ def fit(rows: Rows) -> TopicModel:
     blocks_m = [z, bent, _VECTOR * d, _VECTOR_BY_TOPIC * _by_topic(q, d @ directions.T)]
     blocks_m += [_SURFACE_BY_TOPIC * _by_topic(q, each) for each in (z, bent)]
     blocks_t = [np.abs(bent), u, _PROMPT * p, _PAIR_BY_TOPIC * _by_topic(q[:, :TIE_TOPICS], u)]
-    by_margin, by_tie = fit_weights(
-        np.concatenate(blocks_m, axis=1),
-        np.concatenate(blocks_t, axis=1),
-        rows.source,
-        rows.target,
-        rows.weight,
-        rows.tieless,
-        PENALTY,
-    )
-    linear, saturating, vector, vectors, linears, saturatings = _parts(by_margin, blocks_m)
-    likeness, weight, prompt, pairs = _parts(by_tie, blocks_t)
+    by_margin, by_tie = _fitted(rows, blocks_m, blocks_t)
+    linear, saturating, vector, vectors, linears, saturatings = by_margin
+    likeness, weight, prompt, pairs = by_tie
     k, r = len(topics), z.shape[1]
     return TopicModel(
         replace(surface, linear=linear, saturating=saturating, likeness=likeness, weight=weight),
@@ -85,7 +78,7 @@ def fit(rows: Rows) -> TopicModel:
             vector_by_topic=_VECTOR_BY_TOPIC * vectors.reshape(k, -1) @ directions,
             linear_by_topic=_SURFACE_BY_TOPIC * linears.reshape(k, r),
             saturating_by_topic=_SURFACE_BY_TOPIC * saturatings.reshape(k, r),
-            # The topics beyond those that a tie looks at have no weights.
+            # A tie has weights for the first topics only.
             weight_by_topic=np.pad(
                 _PAIR_BY_TOPIC * pairs.reshape(-1, u.shape[1]), ((0, k - min(k, TIE_TOPICS)), (0, 0))
             ),
@@ -94,7 +87,7 @@ def fit(rows: Rows) -> TopicModel:
 
 
 def refit(model: TopicModel, rows: Rows) -> TopicModel:
-    """The model moved towards `rows`: what it says is where the fit starts, and its weights but those by topic are moved.
+    """The model moved towards `rows`. The fit starts from the evidence of the model, and moves all weights but those by topic.
 
     Raises FitError.
     """
@@ -102,18 +95,7 @@ def refit(model: TopicModel, rows: Rows) -> TopicModel:
     z, bent, u = s.design(rows.a, rows.b, rows.pair)
     d, p = t.standardised(*_split(rows.vectors))
     blocks_m, blocks_t = [z, bent, _VECTOR * d], [np.abs(bent), u, _PROMPT * p]
-    by_margin, by_tie = fit_weights(
-        np.concatenate(blocks_m, axis=1),
-        np.concatenate(blocks_t, axis=1),
-        rows.source,
-        rows.target,
-        rows.weight,
-        rows.tieless,
-        PENALTY,
-        offset=evidence(model, rows),
-    )
-    linear, saturating, vector = _parts(by_margin, blocks_m)
-    likeness, weight, prompt = _parts(by_tie, blocks_t)
+    (linear, saturating, vector), (likeness, weight, prompt) = _fitted(rows, blocks_m, blocks_t, evidence(model, rows))
     return TopicModel(
         replace(
             s,
@@ -138,7 +120,7 @@ def evidence(model: TopicModel, rows: Rows) -> tuple[Floats, Floats]:
 
 
 def _standardised(rows: Rows, share: Floats) -> SurfaceModel:
-    """A surface model with the rows' spreads and no weights."""
+    """A surface model with the spreads of the rows and without weights."""
     nothing = np.zeros(rows.a.shape[1])
     mean = share @ rows.pair
     deviation = _scale(share, rows.pair - mean)
@@ -148,16 +130,16 @@ def _standardised(rows: Rows, share: Floats) -> SurfaceModel:
 
 
 def _scale(share: Floats, values: Floats) -> Floats:
-    """The root mean square of each column (c,); 1 where it never varies, so that it gets no weight."""
+    """The root mean square of each column (c,). It is 1 for a column that never varies, so that the column gets no weight."""
     spread: Floats = np.sqrt(share @ values**2)
     return np.where(spread > 0, spread, 1.0)
 
 
 def _principal(values: Floats, share: Floats, count: int) -> Floats:
-    """Principal directions (count, h) of values (n, h), scaled together so that their coordinates have a mean square of 1."""
+    """Principal directions (count, h) of values (n, h). One factor scales them, so that the coordinates have a mean square of 1."""
     _, directions = np.linalg.eigh((values * share[:, None]).T @ values)
     found: Floats = directions[:, ::-1][:, :count].T
-    # A direction and its opposite are the same: the largest entry shall be positive.
+    # A direction and its opposite are the same. The one with a positive largest entry is taken.
     found = found * np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])[:, None]
     size = np.sqrt((share @ (values @ found.T) ** 2).mean())
     return found / size if size > 0 else found
@@ -174,5 +156,11 @@ def _split(vectors: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
     return prompts, a, b
 
 
-def _parts(weights: Floats, blocks: list[Floats]) -> list[Floats]:
-    return np.split(weights, np.cumsum([block.shape[1] for block in blocks])[:-1])
+def _fitted(
+    rows: Rows, margin: list[Floats], tie: list[Floats], offset: tuple[Floats, Floats] | None = None
+) -> list[list[Floats]]:
+    """The weights of each block of the margin's design and of the tie's."""
+    m, t = (np.concatenate(blocks, axis=1) for blocks in (margin, tie))
+    found = fit_weights(m, t, rows.source, rows.target, rows.weight, rows.tieless, PENALTY, offset)
+    ends = (np.cumsum([block.shape[1] for block in blocks])[:-1] for blocks in (margin, tie))
+    return [np.split(weights, each) for weights, each in zip(found, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""What the recipes share: the joint fit of margin and tie evidence, groups of prompts, figures as a card holds them."""
+"""For every kind of training: the joint fit of margin and tie evidence, groups of prompts, figures for a card."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def fit_weights(
     penalty: float,
     offset: tuple[Floats, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """Weights of the margin's design (n, d) and the tie's (n, k), with a free tie level a source; `target` (n, 3) are shares of
-    outcomes, `tieless` rows are A against B only, `offset` is evidence (n,), (n,) that is there already.
+    """The weights of the margin's design (n, d) and of the tie's (n, k), with a free tie level for each source. `target` (n, 3) are
+    shares of outcomes. Rows that are `tieless` have no tie. `offset` is evidence (n,), (n,) to which the designs add.
 
     Minimises -sum(weight * target * log P) + penalty / 2 * |weights|^2. Raises FitError unless it converges.
     """
@@ -51,7 +51,7 @@ def fit_weights(
             tie.T @ slope_t + penalty * by_tie,
             np.bincount(source, slope_t, sources) + 0.02 * level,
         ]
-        # Where nothing is wanted, the logarithm may be that of 0.
+        # The logarithm may be that of 0 if the target is 0.
         return float(loss - (wanted * np.where(wanted > 0, log_p, 0.0)).sum()), np.concatenate(gradient)
 
     found = minimize(
@@ -67,10 +67,10 @@ def fit_weights(
 
 
 def prompt_key(pair: Pair) -> str:
-    """What makes two first prompts the same: words alone, the beginning of long ones."""
+    """A text that is equal for two first prompts with the same words. Of a long prompt it has the beginning."""
     return re.sub(r"\W+", " ", pair.prompt[0].lower()).strip()[:300]
 
 
 def plain_figure(figure: Figure) -> dict[str, float]:
-    """A figure as a card holds it."""
+    """A figure for a card."""
     return {"value": round(figure.value, 4), "low": round(figure.low, 4), "high": round(figure.high, 4)}

@@ -1,4 +1,4 @@
-"""The encoder's vectors of many pairs. The evidence store keeps them, so that a training that was killed reads on where it was."""
+"""The encoder's vectors of many pairs. The evidence store keeps them for a training that is started again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PART = 256
 
 @dataclass(frozen=True)
 class Step:
-    """How far it is: pairs `done` of `of`, pairs a second of this call, seconds left."""
+    """The progress: pairs `done` of `of`, pairs per second of this call, seconds left."""
 
     done: int
     of: int
@@ -38,7 +38,7 @@ def read_vectors(
     fresh: bool = False,
     progress: Callable[[Step], None] | None = None,
 ) -> NDArray[np.float32]:
-    """The vectors (n, 3, h) of prompt, A and B; what `store` has is taken from there unless `fresh`, the rest is kept there."""
+    """The vectors (n, 3, h) of prompt, A and B. Those in `store` are not computed again, unless `fresh`. New ones are kept there."""
     found = np.zeros((len(texts), 3, encoder.width), dtype=np.float32)
     space = hashlib.sha256(f"vectors {encoder_sha256}".encode()).digest()
     began, done, read = time.monotonic(), 0, 0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prefcast.base.files import atomic_file
 from prefcast.errors import RowError, UsageError, excerpt, printable, shown_path
-from prefcast.forecasts.writers import quoted
+from prefcast.forecasts.outputs import quoted
 from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
 from prefcast.measuring.ranking.votes import Votes, read_board_votes
 from prefcast.outcomes.statistics.bootstrap import REPEATS

@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 
 const KEY = "prefcast-token";
 
-/** A refusal or a failure, in words for a person; `status` is 0 where no answer came, `wait` seconds where it said so. */
+/** A refusal or a failure, in words for a person. `status` is 0 if no answer came. `wait` is the seconds of Retry-After, or null. */
 export class Refused extends Error {
   constructor(message, status, field = "", wait = null) {
     super(message);
@@ -20,7 +20,7 @@ async function send(path, body, signal) {
   const token = sessionStorage.getItem(KEY);
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  // What no header can hold is not the token: the server asks again.
+  // A header cannot hold other characters, so such a token is wrong: the server asks again.
   if (token && /^[\x21-\x7e]+$/.test(token)) headers.Authorization = `Bearer ${token}`;
   try {
     return await fetch(address(path), {
@@ -37,14 +37,14 @@ async function refusal(response) {
   let detail = {};
   try {
     detail = (await response.json()).error ?? {};
-  } catch { /* not JSON: the status says what there is to say */ }
+  } catch { /* not JSON: only the status is known */ }
   const header = response.headers.get("Retry-After");
   const wait = header && /^\d+$/.test(header) ? Number(header) : null;
   const message = detail.message || `The server answered ${response.status}.`;
   return new Refused(message, response.status, detail.field ?? "", wait);
 }
 
-/** Waits `seconds`, or less if `signal` says stop. */
+/** Waits `seconds`. Rejects at once if `signal` aborts. */
 export function pause(seconds, signal) {
   return new Promise((done, fail) => {
     const stop = () => { clearTimeout(timer); fail(new DOMException("stopped", "AbortError")); };
@@ -54,7 +54,7 @@ export function pause(seconds, signal) {
   });
 }
 
-/** GET (no document) or POST; asks for the token where the server wants one. Throws Refused. */
+/** GET (without content) or POST. Asks for the token if the server wants one. Throws Refused. */
 export async function ask(path, content, signal) {
   const body = content === undefined ? undefined : JSON.stringify(content);
   for (;;) {
@@ -72,7 +72,7 @@ function askToken() {
     const dialog = byId("ask-token");
     const field = byId("token");
     const wrong = sessionStorage.getItem(KEY) !== null;
-    if (wrong) byId("token-note").textContent = "That was not the token of this server. It was given to prefcast serve.";
+    if (wrong) byId("token-note").textContent = "That was not the token of this server. The token is the one that prefcast serve was started with.";
     field.value = "";
     let entered = false;
     byId("token-form").onsubmit = () => { entered = field.value.trim() !== ""; };

@@ -1,4 +1,4 @@
-// Forecasts the rows of a file through the server, some at a time, and waits where it is told to.
+// Forecasts the rows of a file through the server, some at a time. Waits if the server says so.
 
 import { ask, pause, Refused } from "./api.js";
 import { download } from "./dom.js";
@@ -20,7 +20,7 @@ function batchFrom(rows, at, limits) {
   return batch;
 }
 
-/** Gives each of `rows` its forecast; `told(done, waits)` hears of progress. Throws Refused, or AbortError once stopped. */
+/** Gives each of `rows` its forecast. `told(done, waits)` is called with the progress. Throws Refused, or AbortError if stopped. */
 export async function forecastRows(rows, limits, told, signal) {
   for (let at = 0, refused = 0; at < rows.length;) {
     const batch = batchFrom(rows, at, limits);
@@ -54,7 +54,7 @@ function take(row, forecast) {
   row.read = forecast.truncation;
 }
 
-/** Hands over the forecasts as prefcast writes them (JSON Lines), with texts. */
+/** Saves the forecasts with texts, in the JSON Lines format of prefcast. */
 export function saveForecasts(rows) {
   const lines = rows.filter((row) => row.p).map((row) => {
     const record = { id: row.id };

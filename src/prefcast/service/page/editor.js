@@ -1,13 +1,13 @@
-// The texts of one pair: written, read, or compared. Knows nothing of forecasts but what they left unread.
+// The texts of one pair, to write, to read or to compare.
 
-import { byId, counted, el } from "./dom.js";
+import { byId, el } from "./dom.js";
 import { cutNote, differences, rendered, size } from "./texts.js";
 
 const FIELDS = ["prompt", "response_a", "response_b"];
 const NAMES = { prompt: "Prompt", response_a: "Answer A", response_b: "Answer B" };
 const empty = () => ({ prompt: "", response_a: "", response_b: "" });
 
-/** The editor; `changed` is called whenever a text was changed by hand or by program. */
+/** The editor. `changed` is called after every change of a text. */
 export class Editor {
   constructor(changed) {
     this.turns = [empty()];
@@ -47,7 +47,7 @@ export class Editor {
     this.draw();
   }
 
-  /** Marks what a forecast did not read. */
+  /** Marks the parts that a forecast did not read. */
   mark(cuts) {
     this.cuts = cuts;
     if (this.mode === "write") this.showCuts();
@@ -113,10 +113,3 @@ export class Editor {
     (byId(`prompt-${Math.min(at, this.turns.length - 1)}`) ?? byId("add-turn")).focus();
   }
 }
-
-/** Lengths of both answers over all turns, for the result. */
-export function lengths(pair) {
-  return ["response_a", "response_b"].map((field) => pair[field].join("\n"));
-}
-
-export const turnsSaid = (pair) => counted(pair.prompt.length, "turn");

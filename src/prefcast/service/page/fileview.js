@@ -1,4 +1,4 @@
-// The second view: a file's rows, figures, filters, votes.
+// The second view: the rows of a file, with figures, filters and votes.
 
 import { forecastRows, saveForecasts } from "./batch.js";
 import { byId, counted, el, percent, problem, say, visible, whole } from "./dom.js";
@@ -29,7 +29,7 @@ export class FileView {
     const view = byId("view-file");
     const input = byId("file");
     input.addEventListener("change", () => { this.load([...input.files]); input.value = ""; });
-    // Everywhere, so that a file that was let go beside the field does not replace the page.
+    // On the whole page, so that a file that is dropped beside the field does not replace the page.
     for (const name of ["dragover", "dragleave", "drop"]) {
       document.addEventListener(name, (event) => {
         if (name !== "dragleave") event.preventDefault();
@@ -48,14 +48,14 @@ export class FileView {
     this.running = running;
     byId("file-problem").replaceChildren();
     try {
-      // Two files belong together; one joins what is open, if it has what that lacks.
+      // Two files are joined. One file is joined to the open one, if it has what that lacks.
       let table = files.length > 1 ? null : this.table;
       for (const file of files.slice(0, 2)) {
         const bar = this.progress(`Reading ${visible(file.name)}`, () => running.abort());
         const read = await readFile(file, (part, count) => bar(part, counted(count, "row")), running.signal);
         const voted = this.table?.rows.some((row) => row.vote >= 0) && !this.saved;
         const joined = table && join(table, read);
-        if (!joined && voted && !confirm("Your votes on the file that is open were not saved. Open another file all the same?")) return;
+        if (!joined && voted && !confirm("You have not saved your votes on the open file. Open another file anyway?")) return;
         table = joined ?? read;
       }
       this.voting.close();
@@ -100,9 +100,9 @@ export class FileView {
         figures.faults > 0 && fact("With a fault", whole(figures.faults)),
         figures.measured > 0 && fact("Log loss", figures.loss.toFixed(3), `class prior ${figures.prior.toFixed(3)}`),
         figures.measured > 0 && fact("Accuracy", percent(figures.right / figures.measured))),
-      more && el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), `The file holds more than the page takes (100,000 rows, 400 million characters); these are its first ${counted(figures.rows, "row")}.`),
+      more && el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), `The page takes at most 100,000 rows and 400 million characters. These are the first ${counted(figures.rows, "row")} of the file.`),
       joined && el("p", { class: "quiet small" }, `${counted(joined, "row")} joined by id.`),
-      !figures.texts && el("p", { class: "quiet small" }, "This file has no texts, so its rows cannot be opened or voted on. Load the file of the pairs too: rows are joined by id.")));
+      !figures.texts && el("p", { class: "quiet small" }, "This file has no texts, so its rows cannot be opened or voted on. Open the file of the pairs too: the page joins the rows by id.")));
     this.drawTasks(figures);
     const worst = this.worst();
     const drawn = [marginFigure(rows), reliabilityFigure(rows), worst].filter(Boolean);
@@ -143,7 +143,7 @@ export class FileView {
     try {
       await forecastRows(rows, await this.limits, (count, waits) => {
         done = count;
-        bar(count / rows.length, `${whole(count)} of ${whole(rows.length)}${waits ? `; the server is busy, going on in ${waits} s` : ""}`);
+        bar(count / rows.length, `${whole(count)} of ${whole(rows.length)}${waits ? `; the server is busy, the next try is in ${waits} s` : ""}`);
       }, running.signal);
     } catch (error) {
       if (error.name !== "AbortError") byId("file-problem").replaceChildren(problem(`Stopped after ${counted(done, "row")}: ${error.message}`));
@@ -194,7 +194,7 @@ export class FileView {
     const turn = (to, words) => el("button", { type: "button", disabled: to < 0 || to > last, onclick: () => { this.page = to; this.drawRows(); byId("rows-count").scrollIntoView({ block: "nearest" }); } }, words);
     const shown = found.slice(from, from + PAGE);
     this.parts.rows.replaceChildren(
-      el("div", { class: "pages" }, el("p", { id: "rows-count", role: "status" }, found.length ? `${counted(found.length, "row")}; ${whole(from + 1)} to ${whole(from + shown.length)} shown` : "No row passes these filters."),
+      el("div", { class: "pages" }, el("p", { id: "rows-count", role: "status" }, found.length ? `${counted(found.length, "row")}; ${whole(from + 1)} to ${whole(from + shown.length)} shown` : "No row matches these filters."),
         found.length > PAGE && el("div", { role: "group", "aria-label": "Pages" }, turn(0, "First"), turn(page - 1, "Previous"), turn(page + 1, "Next"), turn(last, "Last"))),
       ...(found.length ? [rowsTable(shown, this.last, (row) => this.open(found.filter((one) => one.texts), row))] : []));
     this.parts.rows.className = "filters-rows";
@@ -220,7 +220,7 @@ export class FileView {
     (byId("file-rows").querySelector(`[data-row="${this.last?.number}"]`) ?? byId("start-votes"))?.focus();
   }
 
-  /** Another pair was opened, by a link: the votes stay, the bar goes. */
+  /** A link opened another pair: the bar for voting goes, the votes stay. */
   leave() {
     this.voting.close();
   }

@@ -1,4 +1,4 @@
-// Starts the page: views, theme, who forecasts.
+// Starts the page: views, theme, the name of the forecaster.
 
 import { ask } from "./api.js";
 import { byId, visible } from "./dom.js";

@@ -18,7 +18,7 @@ const EXAMPLE = {
   ],
 };
 
-/** The view of one pair; `forecastSeen(forecast)` is called with each forecast that was drawn. */
+/** The view of one pair. `forecastSeen(forecast)` is called with each forecast that was drawn. */
 export class PairView {
   constructor() {
     this.editor = new Editor(() => this.stale());
@@ -33,10 +33,10 @@ export class PairView {
   drawEmpty() {
     byId("result").replaceChildren(el("div", { class: "card empty" },
       el("p", {}, "Write a prompt and two answers, then press Forecast."),
-      el("p", { class: "quiet" }, "You will see how likely people are to prefer A, to prefer B or to call it a tie, how sure that is, and what pushed it.")));
+      el("p", { class: "quiet" }, "You will see the probabilities that people prefer A, prefer B or call it a tie, how certain they are, and what moved the forecast.")));
   }
 
-  /** The texts changed: what was forecast no longer belongs to them. */
+  /** The texts changed, so the forecast does not belong to them any more. */
   stale() {
     this.running?.abort();
     byId("forecast").classList.remove("busy");
@@ -49,7 +49,7 @@ export class PairView {
     byId("result").prepend(el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), "The texts have changed since this forecast."));
   }
 
-  /** Shows a pair; the forecast that is known for it, or asks for one. */
+  /** Shows a pair and asks for its forecast. */
   async show(pair, mode) {
     this.editor.set(pair);
     this.editor.mode = mode;
@@ -103,14 +103,14 @@ export class PairView {
     this.editor.mark(forecast.truncation?.texts ?? []);
     say(sentence(forecast));
     this.forecastSeen(forecast);
-    // Where the result stands under the texts, it is brought into sight.
+    // In a narrow window the result is under the texts: scroll to it.
     if (window.innerWidth < 1100 && !byId("view-pair").classList.contains("votes")) byId("result-title").scrollIntoView({ block: "start" });
   }
 
   fail(error) {
     const wait = error.status === 429 ? ` The server is busy; try again in ${error.wait ?? 1} s.` : "";
     const field = error.field ? `${error.field}: ` : "";
-    const what = error.status === 401 ? "No forecast without the server's token." : `${field}${error.message}${wait}`;
+    const what = error.status === 401 ? "The forecast needs the token of this server." : `${field}${error.message}${wait}`;
     byId("result").classList.remove("stale");
     byId("result").replaceChildren(problem(what), el("button", { type: "button", onclick: () => this.forecast() }, "Try again"));
     this.shown = false;
@@ -129,7 +129,7 @@ export class PairView {
         copied = false;
       }
       button.textContent = copied ? "Link copied" : "Link is in the address bar";
-      say(`${copied ? "The link is copied." : "The link is in the address bar."} It holds the texts themselves.`);
+      say(`${copied ? "The link is copied." : "The link is in the address bar."} The link contains the texts.`);
       setTimeout(() => { button.textContent = "Copy link"; }, 4000);
     } catch (error) {
       byId("result").prepend(problem(error.message));

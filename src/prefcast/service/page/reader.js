@@ -26,7 +26,7 @@ class Rows {
     const row = rowOf(record, this.form, this.count);
     const first = this.first.get(row.id);
     if (first === undefined) this.first.set(row.id, this.count);
-    else row.error ??= `the id is that of row ${first} too`;
+    else row.error ??= `row ${first} has the same id`;
     this.put(row);
   }
 

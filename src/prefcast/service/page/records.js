@@ -1,14 +1,14 @@
-// A record of a file -> a row of the table. Follows docs/formats.md; what is wrong with a row becomes its error.
+// A record of a file -> a row of the table, as docs/formats.md says. A fault of a row becomes the error of that row.
 
 export const WINNERS = ["winner_model_a", "winner_model_b", "winner_tie"];
 const TEXTS = ["prompt", "response_a", "response_b"];
 const WORDS = { model_a: 0, model_b: 1, tie: 2, "tie (bothbad)": 2, both_bad: 2, bothbad: 2 };
 
-/** What a file with these columns holds: {texts, forecasts, labels}; throws an Error in words if it is none of ours. */
+/** What a file with these columns holds: {texts, forecasts, labels}; throws an Error in words if it has other columns. */
 export function shape(columns) {
   const has = (names) => names.every((name) => columns.includes(name));
   const texts = has(TEXTS);
-  // Labels and forecasts have the same three columns: what prefcast wrote has more beside them, or nothing at all.
+  // Labels and forecasts have the same three columns. A file of forecasts has `margin` or `label` too, or no texts.
   const forecasts = has(WINNERS) && (!texts || columns.includes("margin") || columns.includes("label"));
   if (!texts && !(forecasts && columns.includes("id"))) {
     const found = columns.slice(0, 12).join(", ");
@@ -55,9 +55,9 @@ function turns(value, name) {
       found = null;
     }
   }
-  if (!Array.isArray(found)) throw new Fault(`${name} is not a JSON array of strings, one a turn`);
+  if (!Array.isArray(found)) throw new Fault(`${name} is not a JSON array of strings, one for each turn`);
   return found.map((turn) => {
-    if (turn !== null && typeof turn !== "string") throw new Fault(`${name} has a turn that is no text`);
+    if (turn !== null && typeof turn !== "string") throw new Fault(`${name} has a turn that is not a text`);
     return turn ?? "";
   });
 }

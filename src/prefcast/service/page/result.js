@@ -1,4 +1,4 @@
-// A forecast, drawn: three bars with their intervals, both orders, lengths, what was read, what pushed it.
+// Draws a forecast: three bars with their intervals, both orders, lengths, what was read, and the influences.
 
 import { counted, el, percent, points, signed, svg, visible, whole } from "./dom.js";
 import { characters, wordCount } from "./texts.js";
@@ -33,7 +33,7 @@ function bars(forecast) {
       el("span", { class: "outcome-value" }, el("strong", {}, percent(p)), range && el("span", { class: "quiet" }, ` ${said}`)),
       drawnBar(p, range));
   });
-  const level = interval ? `The line over each bar is the ${Math.round(100 * interval.level)} % interval: how far other labels could have moved this forecast.`
+  const level = interval ? `The line over each bar is the ${Math.round(100 * interval.level)} % interval: how far other labels for the fit could move this forecast.`
     : "This forecaster has no interval for its probabilities.";
   return el("div", { class: "card" }, rows, el("p", { class: "quiet small" }, level));
 }
@@ -50,11 +50,11 @@ function drawnBar(p, range) {
 function orders(forecast) {
   if (!forecast.swapped) return null;
   const off = 100 * forecast.swapped.largest_difference;
-  const amount = off === 0 ? "nothing" : off < 0.0001 ? "no probability by 0.0001 points" : `a probability by ${off.toFixed(off < 0.01 ? 4 : 2)} points at most`;
+  const amount = off === 0 ? "nothing" : off < 0.0001 ? "each probability by less than 0.0001 points" : `each probability by at most ${off.toFixed(off < 0.01 ? 4 : 2)} points`;
   const fine = off < 0.01;
   return el("p", { class: fine ? "said good" : "said warn" },
     el("span", { class: "sign", "aria-hidden": "true" }, fine ? "✓" : "!"),
-    `Both orders were asked: exchanging A and B changes ${amount}.`);
+    `Both orders were forecast: exchanging A and B changes ${amount}.`);
 }
 
 function truncation(read) {
@@ -62,7 +62,7 @@ function truncation(read) {
   if (!read.truncated) return el("p", { class: "said good" }, el("span", { class: "sign", "aria-hidden": "true" }, "✓"), "Everything was read.");
   const turns = read.turns_kept < read.turns ? `, ${whole(read.turns_kept)} of ${counted(read.turns, "turn")}` : "";
   return el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"),
-    `Not everything was read: ${whole(read.characters_kept)} of ${counted(read.characters, "character")}${turns}. What was left out is marked in the texts.`);
+    `Not everything was read: ${whole(read.characters_kept)} of ${counted(read.characters, "character")}${turns}. The texts show which parts were not read.`);
 }
 
 function lengthTable(pair) {
@@ -83,14 +83,14 @@ const SHOWN = 8;
 function influences(forecast) {
   const found = forecast.influences;
   if (!found) return null;
-  const evidence = el("p", { class: "quiet small" }, `Evidence before calibration: margin ${signed(forecast.margin)} (above 0 speaks for A), tie ${signed(forecast.tie)}.`);
-  if (!found.length) return el("div", { class: "card" }, el("h3", {}, "What pushed it"), el("p", {}, "This forecaster cannot say what moved a forecast."), evidence);
+  const evidence = el("p", { class: "quiet small" }, `Evidence before calibration: margin ${signed(forecast.margin)} (above 0 favours A), tie ${signed(forecast.tie)}.`);
+  if (!found.length) return el("div", { class: "card" }, el("h3", {}, "What moved the forecast"), el("p", {}, "This forecaster cannot explain its forecasts."), evidence);
   const most = Math.max(...found.flatMap(({ change }) => Object.values(change).map(Math.abs)), 0.005);
   const rows = found.map((influence) => influenceRow(influence, most));
   const more = rows.slice(SHOWN);
   return el("div", { class: "card" },
-    el("h3", {}, "What pushed it"),
-    el("p", { class: "quiet small" }, "How many percentage points each changed, against the same forecast without it."),
+    el("h3", {}, "What moved the forecast"),
+    el("p", { class: "quiet small" }, "The change of each probability in percentage points, against the same forecast without that kind of feature."),
     el("div", { class: "push push-head quiet", "aria-hidden": "true" }, el("span"), el("span", { class: "sides" }, el("span", {}, "← less likely"), el("span", {}, "more likely →"))),
     el("ul", { class: "pushes" }, rows.slice(0, SHOWN)),
     more.length > 0 && el("details", {}, el("summary", {}, `${counted(more.length, "smaller one")}`), el("ul", { class: "pushes" }, more)),

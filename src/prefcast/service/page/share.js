@@ -1,4 +1,4 @@
-// A pair as the fragment of an address, which browsers do not send to servers. No store anywhere.
+// A pair as the fragment of an address. Browsers do not send a fragment to servers.
 
 const LONGEST = 32_000;
 const UNPACKED = 2_000_000;
@@ -30,16 +30,16 @@ export async function pack(pair) {
   const packs = typeof CompressionStream === "function";
   const fragment = packs ? `#z=${toBase64(await through(bytes, new CompressionStream("deflate-raw")))}` : `#j=${toBase64(bytes)}`;
   if (fragment.length > LONGEST) {
-    throw new Error(`These texts make a link of ${fragment.length.toLocaleString("en")} characters; at most ${LONGEST.toLocaleString("en")} work everywhere. Shorten them, or pass them on as a file.`);
+    throw new Error(`These texts make a link of ${fragment.length.toLocaleString("en")} characters; at most ${LONGEST.toLocaleString("en")} work everywhere. Shorten them, or share them as a file.`);
   }
   return fragment;
 }
 
-/** The pair of a fragment, or null where it holds none; throws an Error in words if it is broken. */
+/** The pair of a fragment, or null if it has none; throws an Error in words if it is broken. */
 export async function unpack(fragment) {
   const match = /^#([zj])=([A-Za-z0-9_-]+)$/.exec(fragment);
   if (!match) {
-    if (/^#[zj]=/.test(fragment)) throw new Error("The link is damaged: it was cut off or changed on its way.");
+    if (/^#[zj]=/.test(fragment)) throw new Error("The link is damaged: a part is missing or was changed.");
     return null;
   }
   try {
@@ -54,6 +54,6 @@ export async function unpack(fragment) {
     return { prompt: columns[0], response_a: columns[1], response_b: columns[2] };
   } catch (error) {
     if (error.message.startsWith("The link")) throw error;
-    throw new Error("The link is damaged: it was cut off or changed on its way.");
+    throw new Error("The link is damaged: a part is missing or was changed.");
   }
 }

@@ -1,4 +1,4 @@
-// Rows of a file: read, joined, filtered, sorted, measured. No drawing.
+// Reads, joins, filters, sorts and measures the rows of a file.
 
 /** A file's rows: {name, rows, form, more}; `progress(part, count)` is told how far it is. Throws an Error in words. */
 export function readFile(file, progress, signal) {

@@ -53,7 +53,7 @@ export function differences(a, b) {
   const count = shared.a.filter(Boolean).length;
   const share = (total) => (total ? `${Math.round((100 * count) / total)} %` : "0 %");
   const note = left === right ? "The answers are the same."
-    : `${share(inLeft.length)} of the words of A stand in B too, ${share(inRight.length)} of those of B in A${shared.exact ? ", in the same order" : ""}.`
+    : `${share(inLeft.length)} of the words of A are in B too, ${share(inRight.length)} of those of B in A${shared.exact ? ", in the same order" : ""}.`
       + (shared.exact ? "" : " The answers are too long or too different to be compared in order: marked is what the other does not have at all.");
   return { a: marked(left, inLeft, shared.a), b: marked(right, inRight, shared.b), note };
 }

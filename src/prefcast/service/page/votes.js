@@ -76,7 +76,7 @@ export class Voting {
   }
 
   async reveal() {
-    if (this.blind && this.row.vote < 0) this.pairView.hide("The forecast shows once you have voted.");
+    if (this.blind && this.row.vote < 0) this.pairView.hide("You will see the forecast after your vote.");
     else await this.pairView.forecast();
   }
 
@@ -98,7 +98,7 @@ export class Voting {
     // A vote on texts that were edited or exchanged would stand on a row that it does not speak of.
     if (!this.unchanged()) {
       this.restore();
-      byId("agreement").textContent = "The texts had been changed; now they are those of the row again. Vote on these.";
+      byId("agreement").textContent = "You had changed the texts. They are those of the row again; now vote.";
       say(byId("agreement").textContent);
       this.pairView.hide("The texts are those of the row again.");
       return;
@@ -106,7 +106,7 @@ export class Voting {
     this.row.vote = this.row.vote === outcome ? -1 : outcome;
     this.changed();
     this.draw();
-    say(this.row.vote < 0 ? "Vote taken back." : `Voted: ${NAMES[outcome]}. ${agreementSaid(this.all)}`);
+    say(this.row.vote < 0 ? "Vote removed." : `Voted: ${NAMES[outcome]}. ${agreementSaid(this.all)}`);
     this.reveal();
   }
 

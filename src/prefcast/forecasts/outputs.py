@@ -1,4 +1,4 @@
-"""Output files of rows: CSV, JSON Lines, Parquet."""
+"""The rows of an output, and their files: CSV, JSON Lines, Parquet."""
 
 from __future__ import annotations
 
@@ -7,19 +7,97 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prefcast.base.files import atomic_file
-from prefcast.errors import UsageError, shown_path
-from prefcast.pairs import clean
+from prefcast.errors import RowError, UsageError, shown_path
+from prefcast.pairs import Pair, clean
+from prefcast.pairs.budget import Truncation
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["ENDINGS", "Columns", "Recordable", "Writer", "opened_writer", "output_kind", "quoted", "whole_numbers"]
+__all__ = [
+    "ENDINGS",
+    "TAIL",
+    "Recordable",
+    "Rows",
+    "Writer",
+    "columns_of",
+    "opened_writer",
+    "output_kind",
+    "quoted",
+    "whole_numbers",
+]
+
+# What a record holds after its id and its numbers.
+TAIL = ("label", "model_a", "model_b", "characters_kept", "characters", "turns_kept", "turns", "error")
+_TEXTS = ("model_a", "model_b", "error")
+_TURNS = ("prompt", "response_a", "response_b")
+
+
+class Rows:
+    """Rows of an input, in their order. A row that failed has an error, and its evidence is nan."""
+
+    ids: list[str | int]
+    truncations: list[Truncation | None]
+    errors: list[RowError | None]
+    pairs: list[Pair | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def failed(self) -> int:
+        return sum(error is not None for error in self.errors)
+
+    def _numbers(self) -> Mapping[str, list[float | None]]:
+        """The numbers of all rows, by name."""
+        raise NotImplementedError
+
+    def _known(self, values: NDArray[np.float64]) -> list[float | None]:
+        """Values (n,), with None for the rows that failed."""
+        return [None if error else value for value, error in zip(values.tolist(), self.errors, strict=True)]
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
+        """A dict for each row, as the .jsonl and .parquet files hold it. Evidence that does not exist is None."""
+        numbers = self._numbers()
+        for id, pair, cut, error, *values in zip(
+            self.ids, self.pairs, self.truncations, self.errors, *numbers.values(), strict=True
+        ):
+            record: dict[str, Any] = {
+                "id": clean(id) if isinstance(id, str) else id,
+                **dict(zip(numbers, values, strict=True)),
+                "label": None if pair is None or pair.outcome is None else int(pair.outcome),
+                "model_a": pair.model_a if pair else None,
+                "model_b": pair.model_b if pair else None,
+                "characters_kept": cut.kept if cut else None,
+                "characters": cut.total if cut else None,
+                "turns_kept": cut.turns_kept if cut else None,
+                "turns": cut.turns_total if cut else None,
+                "error": str(error) if error else None,
+            }
+            if with_text:
+                record |= {name: [*map(clean, getattr(pair, name))] if pair else None for name in _TURNS}
+            yield record
+
+
+def columns_of(numbers: Sequence[str], *, whole_ids: bool, with_text: bool = False) -> pyarrow.Schema:
+    """The columns of records with these numbers."""
+    import pyarrow
+
+    whole, text = pyarrow.int64(), pyarrow.string()
+    columns = [("id", whole if whole_ids else text), *((name, pyarrow.float64()) for name in numbers)]
+    columns += [(name, text if name in _TEXTS else whole) for name in TAIL]
+    columns += [(name, pyarrow.list_(text)) for name in _TURNS] if with_text else []
+    return pyarrow.schema(columns)
+
 
 # The endings of output files, and what a message says of each.
 ENDINGS = {".csv": " (Kaggle submission)", ".jsonl": "", ".parquet": " (everything)"}
@@ -42,12 +120,6 @@ class Writer(Protocol):
     def write(self, rows: Recordable) -> None: ...
 
 
-class Columns(Protocol):
-    """Gives the columns of a Parquet file."""
-
-    def __call__(self, *, whole_ids: bool, with_text: bool) -> pyarrow.Schema: ...
-
-
 def output_kind(path: str | os.PathLike[str], endings: dict[str, str] = ENDINGS) -> str:
     """The ending of an output file. Raises UsageError if no writer has it."""
     ending = Path(path).suffix.lower()
@@ -62,23 +134,22 @@ def output_kind(path: str | os.PathLike[str], endings: dict[str, str] = ENDINGS)
 def opened_writer(
     path: str | os.PathLike[str],
     kind: str,
-    names: Sequence[str],
+    csv_columns: Sequence[str],
+    numbers: Sequence[str] = (),
     *,
     with_text: bool = False,
-    columns: Columns | None = None,
 ) -> Iterator[Writer]:
-    """A writer of the kind that `output_kind` gave. A CSV file has the columns `names`, a Parquet file has `columns`.
+    """A writer of the kind that `output_kind` gave, for records with `numbers`.
 
     The file appears whole when the block ends without an exception. Otherwise nothing appears.
     """
     with atomic_file(path) as file:
         if kind == ".csv":
-            yield _Csv(file, with_text, names)
+            yield _Csv(file, with_text, csv_columns)
         elif kind == ".jsonl":
             yield _JsonLines(file, with_text)
         else:
-            assert columns is not None  # noqa: S101
-            with closing(_Parquet(file, with_text, columns)) as parquet:
+            with closing(_Parquet(file, with_text, numbers)) as parquet:
                 yield parquet
 
 
@@ -118,17 +189,17 @@ class _Parquet:
     """Joins pieces into row groups. The column of ids holds numbers until an id comes that is not a whole number; then it holds
     texts, also for the rows that were written before."""
 
-    def __init__(self, file: BinaryIO, with_text: bool, columns: Columns) -> None:
+    def __init__(self, file: BinaryIO, with_text: bool, numbers: Sequence[str]) -> None:
         import pyarrow.parquet
 
         self._pyarrow = pyarrow
-        self._file, self._with_text, self._columns = file, with_text, columns
+        self._file, self._with_text, self._numbers = file, with_text, numbers
         self._whole_ids = True
         self._pending: list[pyarrow.Table] = []
         self._writer = self._open()
 
     def _open(self) -> pyarrow.parquet.ParquetWriter:
-        columns = self._columns(whole_ids=self._whole_ids, with_text=self._with_text)
+        columns = columns_of(self._numbers, whole_ids=self._whole_ids, with_text=self._with_text)
         return self._pyarrow.parquet.ParquetWriter(self._file, columns)
 
     def write(self, rows: Recordable) -> None:
