@@ -244,7 +244,9 @@ class RewardScorer(Scorer):
         said = [
             _COMPUTATION,
             self.fingerprint(),
-            to_save(self.options),
+            # What cuts the texts is not here: evidence is kept for a pair as it was read.
+            self.options.special_tokens or "literal",
+            getattr(self, "columns", None),
             [str(part) for part in self._precision],
             self._columns(),
             self.devices[0].type,
