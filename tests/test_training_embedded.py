@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import encoder_network as network_of
 import make_encoder as making
@@ -22,9 +22,11 @@ from encoder_graph import export
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
 from prefcast.pairs import Pair
+from prefcast.runs.ready import Running
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.encoder import Encoder, Vectors
 from prefcast.scorers.embedded.texts import PairTexts, PairTokenizer
+from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training import vectors
 from prefcast.training.data import WEIGHT, read_labelled
@@ -249,7 +251,6 @@ def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Pat
     steps: list[Step] = []
     forecaster = train_embedded(data, tmp_path / "out", say=said.append, progress=steps.append)
     assert (steps[-1].done, steps[-1].of, steps[-1].left) == (560, 560, 0)
-    assert not (tmp_path / "out" / ".training").exists()
     assert (forecaster.card["start"]["name"], forecaster.card["start"]["moved"]) == ("embedded", True)
     assert forecaster.card["trained_on"]["mine"]["n"] + forecaster.card["link_fitted_on"]["mine"] == 560
     figures = forecaster.card["figures"]["cross_fitted"]
@@ -296,42 +297,40 @@ train_embedded(data, out, say=print, progress=progress)
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     data = write(tmp_path / "mine.csv", 600)
-    said_by(SCRIPT, data, tmp_path / "whole", "-1")
-    killed = subprocess.run([sys.executable, "-c", SCRIPT, data, tmp_path / "killed", str(vectors.PART + 20)])
+    stores = {name: {"PREFCAST_CACHE": str(tmp_path / f"cache-{name}")} for name in ("whole", "killed")}
+    said_by(SCRIPT, data, tmp_path / "whole", "-1", **stores["whole"])
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, data, tmp_path / "killed", str(vectors.PART + 20)],
+        env={**os.environ, **stores["killed"]},
+    )
     assert killed.returncode == -signal.SIGKILL
-    room = tmp_path / "killed" / ".training"
-    assert sorted(path.name for path in room.iterdir()) == ["key.json", "part-000000.f32"]
-    other = write(tmp_path / "other" / "mine.csv", 600, seed=5)
-    with pytest.raises(UsageError, match="training on other pairs or with another encoder was begun here"):
-        train_embedded(other, tmp_path / "killed")
-    out = said_by(SCRIPT, data, tmp_path / "killed", "-1")
-    assert f"going on after {vectors.PART} of 600 pairs" in out
-    assert "\n11\n" not in out
+    assert not (tmp_path / "killed" / "forecaster.json").exists()
+    # The first part is in the store; only the rest is read.
+    out = said_by(SCRIPT, data, tmp_path / "killed", "-1", **stores["killed"])
+    steps = [int(line) for line in out.splitlines() if line.isdigit()]
+    assert (steps[0], steps[-1]) == (vectors.PART + 1, 600)
     for name in ("embedded.json", "surface.json", "uncertainty.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert not room.exists()
 
 
-def test_fresh_starts_over(tmp_path: Path) -> None:
-    data, room = write(tmp_path / "mine.csv", 500), tmp_path / "out" / ".training"
-    room.mkdir(parents=True)
-    (room / "key.json").write_bytes(b"torn")
-    with pytest.raises(UsageError, match="--fresh"):
-        train_embedded(data, tmp_path / "out")
-    train_embedded(data, tmp_path / "out", fresh=True)
-    assert not room.exists()
+def test_fresh_reads_everything_again(tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.csv", 500)
+    seen: list[int] = []
+    for running in (Running(), Running(), Running(fresh=True), Running(keep=False)):
+        steps: list[Step] = []
+        train_embedded(data, tmp_path / "out", running=running, progress=steps.append)
+        seen.append(len(steps))
+    assert seen == [500, 0, 500, 500]
 
 
-def test_a_torn_part_is_read_again(tmp_path: Path) -> None:
+def test_a_torn_value_is_read_again(tmp_path: Path) -> None:
     texts = SHIPPED.reader.read([Pair.of("a", "b", "c"), Pair.of("d", "e", "f")])
-
-    def read() -> NDArray[np.float32]:
-        return read_vectors(texts, SHIPPED.encoder, "sha", tmp_path / "room", print, None)
-
-    first = read()
-    (part,) = (tmp_path / "room").glob("part-*")
-    part.write_bytes(part.read_bytes()[:100])
-    assert np.array_equal(read(), first)
+    with EvidenceStore(tmp_path / "store.sqlite") as store:
+        first = read_vectors(texts, SHIPPED.encoder, "sha", store)
+        torn = {key: value[:100] for key, value in store.get(vectors.keys_of(texts, "sha")).items()}
+        assert len(torn) == 2
+        store.put(torn.items())
+        assert np.array_equal(read_vectors(texts, SHIPPED.encoder, "sha", store), first)
 
 
 def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast_here: Run, tmp_path: Path) -> None:

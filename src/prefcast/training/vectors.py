@@ -14,7 +14,7 @@ from prefcast.scorers.embedded.encoder import Encoder
 from prefcast.scorers.embedded.texts import PairTexts
 from prefcast.scorers.store import EvidenceStore
 
-__all__ = ["Step", "read_vectors"]
+__all__ = ["Step", "keys_of", "read_vectors"]
 
 PART = 256
 
@@ -40,10 +40,9 @@ def read_vectors(
 ) -> NDArray[np.float32]:
     """The vectors (n, 3, h) of prompt, A and B. Those in `store` are not computed again, unless `fresh`. New ones are kept there."""
     found = np.zeros((len(texts), 3, encoder.width), dtype=np.float32)
-    space = hashlib.sha256(f"vectors {encoder_sha256}".encode()).digest()
     began, done, read = time.monotonic(), 0, 0
     for start in range(0, len(texts), PART):
-        keys = [_key(pair, space) for pair in texts[start : start + PART]]
+        keys = keys_of(texts[start : start + PART], encoder_sha256)
         known = {} if store is None or fresh else store.get(keys)
         new = []
         for row, key in enumerate(keys, start):
@@ -63,8 +62,13 @@ def read_vectors(
     return found
 
 
-def _key(pair: PairTexts, space: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=16, key=space)
-    for ids in pair:
-        digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
-    return digest.digest()
+def keys_of(texts: Sequence[PairTexts], encoder_sha256: str) -> list[bytes]:
+    """The key of each pair's vectors in the store."""
+    space = hashlib.sha256(f"vectors {encoder_sha256}".encode()).digest()
+    keys = []
+    for pair in texts:
+        digest = hashlib.blake2b(digest_size=16, key=space)
+        for ids in pair:
+            digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i4").tobytes())
+        keys.append(digest.digest())
+    return keys
