@@ -361,11 +361,11 @@ def _placement(
             f"a {type(network).__name__} cannot be spread over devices here; those of "
             f"{', '.join(sorted(PACKED_FAMILIES))} can"
         )
-    prefix = next(path for path, module in network.named_modules() if module is body)
-    table = {f"{prefix}.layers.{index}.": devices[index * len(devices) // len(layers)] for index in range(len(layers))}
+    prefix = next(path for path, module in network.named_modules() if module is layers)
+    table = {f"{prefix}.{index}.": devices[index * len(devices) // len(layers)] for index in range(len(layers))}
     # The last norm and the head are on the last layer's device, the embedding is on the first layer's.
     heads = [f"{path}." for path, module in network.named_children() if module is not body]
-    table |= dict.fromkeys([f"{prefix}.norm.", *heads], devices[-1])
+    table |= dict.fromkeys([f"{prefix.removesuffix('layers')}norm.", *heads], devices[-1])
     return lambda name: next((device for path, device in table.items() if name.startswith(path)), devices[0])
 
 
