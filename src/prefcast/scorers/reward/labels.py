@@ -40,9 +40,9 @@ def label_columns(config: Mapping[str, Any], said: Sequence[str] | None, name: s
         list(said) if said is not None else [str(names.get(str(index), names.get(index, ""))) for index in range(count)]
     )
     meanings = [_meaning(label) for label in listed]
-    wanted = list(range(count))
-    if len(listed) == count and sorted(meaning for meaning in meanings if meaning is not None) == wanted:
-        return tuple(meanings.index(meaning) for meaning in wanted)
+    wanted = range(count)
+    if len(listed) == count and set(meanings) == set(wanted):
+        return tuple(map(meanings.index, wanted))
     example = "a,b,tie" if count == 3 else "a,b"
     if said is not None:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from prefcast.errors import PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
@@ -59,13 +60,7 @@ class TokenMeasure:
     """Sizes and ends of texts in tokens."""
 
     def __init__(self, reader: TextEncoder) -> None:
-        self._reader = reader
-        self._offsets: dict[str, list[tuple[int, int]]] = {}
-
-    def _of(self, text: str) -> list[tuple[int, int]]:
-        if text not in self._offsets:
-            self._offsets[text] = self._reader.offsets(text)
-        return self._offsets[text]
+        self._of = cache(reader.offsets)
 
     def size(self, text: str) -> int:
         return len(self._of(text))

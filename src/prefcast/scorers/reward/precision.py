@@ -114,7 +114,8 @@ class OneDNNLinear(nn.Module):
             module.weight.device.type == "cpu"
             and dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available()
-            and (dtype is torch.float32 or _bfloat16_is_native())
+            # Only some processors multiply in bfloat16 themselves.
+            and (dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
             and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         )
@@ -122,12 +123,6 @@ class OneDNNLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
-
-
-def _bfloat16_is_native() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this processor."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(supported and supported())
 
 
 def quantise(weight: Tensor, quantization: str) -> dict[str, Tensor]:

@@ -113,8 +113,8 @@ class RewardScorer(Scorer):
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
         groups, problems = self._grouped(pairs)
         index = list(groups)
-        unique = [groups[position].unique()[0] for position in index]
-        planned = [[index[place] for place in batch] for batch in self._planned(unique)]
+        batches = self._planned([group.unique()[0] for group in groups.values()])
+        planned = [[index[place] for place in batch] for batch in batches]
         return [*planned, list(problems)] if problems else planned
 
     def _planned(self, groups: Sequence[Group]) -> list[list[int]]:
@@ -135,7 +135,7 @@ class RewardScorer(Scorer):
             meter.advance(len(problems))
             yield list(problems), self._evidence(list(problems.values()))
         index = list(groups)
-        unique = [groups[place].unique() for place in index]
+        unique = [group.unique() for group in groups.values()]
         for batch in self._planned([group for group, _ in unique]):
             results = self.engine.run([unique[place][0] for place in batch])
             # A sequence that a pair has twice was computed once.
