@@ -75,7 +75,7 @@ class PointwiseScorer(RewardScorer):
         safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]
         if self.two_texts:
             if messages[-1]["role"] != "assistant":
-                raise UsageError("the last message must be the assistant's: it is what is scored")
+                raise UsageError("the last message must be the assistant's: the model scores it")
             question = "\n".join(message["content"] for message in messages[:-1])
             ids, types = self.reader.encode_two(question, messages[-1]["content"])
             return ids, types if "token_type_ids" in self.tokenizer.model_input_names else None
