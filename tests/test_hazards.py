@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -560,6 +561,14 @@ def test_a_changed_weight_is_another_model(tmp_path: Path) -> None:
     assert load_scorer(folder).fingerprint() == before
     change_weights(folder, lambda weights: weights["score.weight"].mul_(1.5))
     assert load_scorer(folder).fingerprint() != before
+
+
+def test_the_identity_of_a_scorer_is_computed_once(tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path / "m")
+    scorer = load_scorer(folder)
+    before = scorer.identity()
+    shutil.rmtree(folder)
+    assert scorer.identity() == before
 
 
 def test_quantising_needs_the_head_too(tmp_path: Path, prefcast_here: Run) -> None:

@@ -1,4 +1,4 @@
-"""Several scorers as one: weighted sums of their margins and ties, and of facts about the pair."""
+"""The scorer `blend`: weighted sums of the evidence of several scorers and of covariates of the pair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Member:
-    """A scorer with the budget that it reads, its weights, and the outcome model that it would have alone."""
+    """A scorer with its budget, its weights, and the outcome model that was fitted to it alone."""
 
     scorer: Scorer
     budget: Budget
@@ -39,15 +39,16 @@ class Member:
 
 
 class BlendScorer(Scorer):
-    """margin = sum of margin_weight * margin over members + antisymmetric covariates; tie alike with symmetric ones.
+    """margin = sum of margin_weight * margin over members + weighted antisymmetric covariates; tie = sum of tie_weight * tie
+    over members + weighted symmetric covariates.
 
-    `weights` gives the covariates' (none: they are not used). Raw numbers are each member's evidence, the covariates,
-    and `member_spread`: by how much the members' own probabilities of an outcome differ at most.
+    `weights` are the covariates' weights; without them covariates are not used. Raw numbers are each member's evidence,
+    the covariates, and `member_spread`, the largest difference between the members' own probabilities of an outcome.
     """
 
     name: ClassVar[str] = "blend"
     files: ClassVar[tuple[str, ...]] = (_FILE,)
-    # What its members cost is theirs to say.
+    # The evidence store keeps the members' evidence instead.
     cost = Cost.INSTANT
 
     def __init__(self, members: Sequence[Member], weights: Mapping[str, float] | None = None) -> None:
@@ -57,7 +58,7 @@ class BlendScorer(Scorer):
         names = [f"{what}:{member}" for what in ("margin", "tie") for member in numbers]
         names += [*MARGIN_COVARIATES, *TIE_COVARIATES] if self.weights else []
         self.raw_names = (*names, "member_spread") if self._alone else tuple(names)
-        # Every member cuts for itself; the report is of the one that reads least.
+        # Every member cuts the pair itself.
         self.limit = _EachItsOwn(self.parts)
         self.brought = next((part.scorer.brought for part in self.parts if part.scorer.brought), ())
         self.workers = max(part.scorer.workers for part in self.parts)
@@ -72,7 +73,7 @@ class BlendScorer(Scorer):
         margin, tie, problems, raw = np.zeros(n), np.zeros(n), dict[int, str](), dict[str, NDArray[np.float64]]()
         own = []
         for number, part in enumerate(self.parts):
-            # The pairs are counted once, with the last member.
+            # Only the last member counts the pairs.
             shown = meter if number == len(self.parts) - 1 else meter.aside()
             found = part.scorer.evidence([read_pair(pair, part.budget, part.scorer)[0] for pair in pairs], shown)
             margin += part.margin_weight * found.margin
@@ -106,25 +107,17 @@ class BlendScorer(Scorer):
         return BlendScorer(parts, self.weights)
 
     def with_options(self, options: Any) -> Scorer:
-        """The same with options for those members that have them. Raises UsageError if none has."""
-        if given(options) and not any(type(member.options) is type(options) for member in self.members()):
+        """The same scorer with other options of those members that have them. Raises UsageError if no member has."""
+        fits = [type(member.options) is type(options) for member in self.members()]
+        if given(options) and not any(fits):
             raise UsageError("the forecaster holds no reward model; such options are for reward models")
         return self.with_members(
-            [
-                member.with_options(options) if type(member.options) is type(options) else member
-                for member in self.members()
-            ]
+            [member.with_options(options) if fit else member for member, fit in zip(self.members(), fits, strict=True)]
         )
 
     def identity(self) -> str:
         said = [
-            (
-                member.scorer.identity(),
-                str(member.budget),
-                member.margin_weight,
-                member.tie_weight,
-                member.alone and [member.alone.kind, member.alone.parameters()],
-            )
+            (member.scorer.identity(), str(member.budget), member.margin_weight, member.tie_weight, _alone(member))
             for member in self.parts
         ]
         return hashlib.sha256(json.dumps([said, self.weights]).encode()).hexdigest()
@@ -146,22 +139,17 @@ class BlendScorer(Scorer):
                 found = member.scorer.evidence([read])
                 parts = [Push(member.scorer.name, float(found.margin[0]), float(found.tie[0]))]
             prefix = f"{member.scorer.name}: " if len(self.parts) > 1 else ""
+            weights = member.margin_weight, member.tie_weight
             pushes += [
-                Push(
-                    f"{prefix}{push.name}",
-                    member.margin_weight * push.margin,
-                    member.tie_weight * push.tie,
-                    push.values,
-                )
+                Push(f"{prefix}{push.name}", weights[0] * push.margin, weights[1] * push.tie, push.values)
                 for push in parts
             ]
         if self.weights:
-            values = covariates(pair)
-            for names, part in ((MARGIN_COVARIATES, 0), (TIE_COVARIATES, 1)):
-                for name, value in zip(names, values[part], strict=True):
-                    push = self.weights[name] * value
-                    shown = ((name, value, value),)
-                    pushes.append(Push(f"link: {name}", push if part == 0 else 0.0, push if part else 0.0, shown))
+            antisymmetric, symmetric = covariates(pair)
+            for name, value in zip(MARGIN_COVARIATES, antisymmetric, strict=True):
+                pushes.append(Push(f"link: {name}", self.weights[name] * value, 0.0, ((name, value, value),)))
+            for name, value in zip(TIE_COVARIATES, symmetric, strict=True):
+                pushes.append(Push(f"link: {name}", 0.0, self.weights[name] * value, ((name, value, value),)))
         return sorted(pushes, key=lambda push: -(abs(push.margin) + abs(push.tie)))
 
     def save(self, folder: Path) -> None:
@@ -170,9 +158,6 @@ class BlendScorer(Scorer):
             room = folder / f"member-{number}"
             room.mkdir()
             member.scorer.save(room)
-            alone = None
-            if member.alone is not None:
-                alone = {"kind": member.alone.kind, "parameters": member.alone.parameters()}
             members.append(
                 {
                     "model": member.scorer.name,
@@ -180,7 +165,7 @@ class BlendScorer(Scorer):
                     "budget": str(member.budget),
                     "margin_weight": member.margin_weight,
                     "tie_weight": member.tie_weight,
-                    "alone": alone,
+                    "alone": _alone(member),
                 }
             )
         data = {"format": _FORMAT, "members": members, "covariates": self.weights}
@@ -188,7 +173,7 @@ class BlendScorer(Scorer):
 
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Self:
-        """The blend in `folder`; `moved` says where its one reward model lies now."""
+        """The blend in `folder`; `moved` says where its one reward model is now."""
         from prefcast.scorers.registry import scorer_class
 
         data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
@@ -216,6 +201,13 @@ class BlendScorer(Scorer):
         return cls(members, weights_of)
 
 
+def _alone(member: Member) -> dict[str, Any] | None:
+    """The member's own outcome model as JSON."""
+    if member.alone is None:
+        return None
+    return {"kind": member.alone.kind, "parameters": member.alone.parameters()}
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
         raise ForecasterError(f"{_FILE}: {value!r} where a finite number belongs")
@@ -223,7 +215,7 @@ def _number(value: Any) -> float:
 
 
 class _EachItsOwn(Budget):
-    """Cuts nothing; reports what the member that reads least keeps."""
+    """Does not cut the pair, and reports how much the member that reads least reads of it."""
 
     name = "each member's own budget"
     limit = 10**12

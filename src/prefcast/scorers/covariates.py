@@ -1,7 +1,7 @@
-"""Facts about a pair that any outcome model may use beside a scorer's evidence: cheap, and true to a swap of A and B.
+"""Covariates of a pair, which an outcome model may use beside a scorer's evidence.
 
-Empty and identical answers are nearly decided cases, near-duplicates tie more, and so do easy prompts: a link learns how
-much, instead of fixing it.
+Empty answers nearly always lose, identical answers nearly always tie, and similar answers and easy prompts give more
+ties. A fit estimates how much each covariate matters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prefcast.scorers.surface.features import read_texts, vocabulary_overlap
 
 __all__ = ["MARGIN_COVARIATES", "TIE_COVARIATES", "covariates"]
 
-# What a swap negates, and what it leaves alone.
+# A swap of A and B negates the first ones and does not change the others.
 MARGIN_COVARIATES = ("empty",)
 TIE_COVARIATES = ("similarity", "identical", "an_empty_answer", "prompt_length", "turns")
 
@@ -21,8 +21,8 @@ TIE_COVARIATES = ("similarity", "identical", "an_empty_answer", "prompt_length",
 def covariates(pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The covariates of a pair, in the order of MARGIN_COVARIATES and TIE_COVARIATES.
 
-    `empty` is 1 where only B is empty, -1 where only A is; `similarity` the Jaccard index of the answers' words;
-    `prompt_length` log(1 + characters) of all prompts; `turns` their number's logarithm, log(1 + turns).
+    `empty` is 1 if only B is empty and -1 if only A is. `similarity` is the Jaccard index of the answers' words.
+    `prompt_length` is log(1 + characters of all prompts), and `turns` is log(1 + number of turns).
     """
     a, b = read_texts(pair.response_a), read_texts(pair.response_b)
     no_a, no_b = not a.text.strip(), not b.text.strip()

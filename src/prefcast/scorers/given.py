@@ -1,4 +1,4 @@
-"""Scores that a person brings: evidence looked up by id, no model of ours run."""
+"""The scorer `scores`: evidence from scores that a person brings, found by the pair's id."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _FORMAT = 1
 
 
 class GivenScorer(Scorer):
-    """Evidence of a table: `where` gives an id's row in `margin` and `tie`, (n,) each.
+    """Evidence from a table: `where` gives the row of an id in `margin` and `tie`, (n,) each.
 
-    `columns` are those of the file that the evidence was made of: a forecaster that was fitted to such scores is saved
-    with their names alone, and each use brings scores of the same kind.
+    `columns` are the names of the columns of scores. A saved forecaster keeps these names, not the scores: whoever uses it
+    brings scores with the same columns.
     """
 
     name: ClassVar[str] = "scores"
@@ -43,7 +43,7 @@ class GivenScorer(Scorer):
         source: str = "",
     ) -> None:
         self.brought = tuple(columns)
-        # Probabilities or three logits: the evidence is a forecast's log-odds already.
+        # Three columns are probabilities or logits of the outcomes: the evidence is in log-odds already.
         self.log_odds = len(self.brought) == 3
         self._where, self._margin, self._tie = where, margin, tie
         self._source = source
@@ -71,9 +71,7 @@ class GivenScorer(Scorer):
 
     def compute(self, pairs: Sequence[Pair]) -> Evidence:
         if self._where is None or self._margin is None or self._tie is None:
-            raise UsageError(
-                "this forecaster was fitted to scores that were brought: bring those of these pairs with --scores"
-            )
+            raise UsageError("this forecaster was fitted to scores of a file: bring those of these pairs with --scores")
         margin, tie, problems = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan), {}
         for index, pair in enumerate(pairs):
             row = self._where.get(str(pair.id))

@@ -1,7 +1,4 @@
-"""The floor: only the lengths of the two answers.
-
-Deterministic, nothing to load.
-"""
+"""The scorer `length`: only the lengths of the two answers. Other scorers are compared with it."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ __all__ = ["LengthScorer"]
 
 
 class LengthScorer(Scorer):
-    """margin = log(1 + characters of A) - log(1 + characters of B); tie = -|margin|: answers of like length tie more."""
+    """margin = log(1 + characters of A) - log(1 + characters of B); tie = -|margin|, as answers of equal length tie more."""
 
     name: ClassVar[str] = "length"
     cost = Cost.INSTANT

@@ -1,4 +1,4 @@
-"""What the answers say and how they look: a small text encoder's vectors beside the features of the surface."""
+"""The scorer `embedded`: the vectors of a small text encoder and the features of `surface`."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from prefcast.scorers.surface.model import SurfaceModel
 
 __all__ = ["LEAST_TOKENS", "MOST_TOKENS", "EmbeddedScorer"]
 
-# How much of a text may be read: with less hardly anything would be left, more places the encoder does not have.
+# The limits of `tokens`: fewer would leave hardly any text, and the encoder has no positions for more.
 LEAST_TOKENS, MOST_TOKENS = 16, 510
 _FILE, _SURFACE = "embedded.json", "surface.json"
 
 
 class EmbeddedScorer(Scorer):
-    """Evidence from what the answers say and how they look.
+    """Evidence from the vectors of the texts and from their surface.
 
-    `folder` holds encoder.onnx and tokenizer.json; the prompts and the responses of a side are read up to `tokens` tokens each.
-    Raw numbers: what the surface says, its weights being those of the prompt's topic, and what the vectors say by
-    themselves.
+    `folder` holds encoder.onnx and tokenizer.json. The prompts, A's responses and B's responses are read up to `tokens`
+    tokens each. Raw numbers are the parts of the evidence from the surface features and from the vectors.
     """
 
     name: ClassVar[str] = "embedded"
     files: ClassVar[tuple[str, ...]] = (_FILE, _SURFACE, ENCODER, TOKENIZER)
-    # Few enough that little is lost when a run is killed; enough that the threads seldom wait for each other.
+    # A killed run loses at most one batch; in a smaller batch the threads would wait for each other more often.
     batch_pairs = 64
     raw_names = ("margin:surface", "tie:surface", "margin:encoder", "tie:encoder")
 
@@ -80,7 +79,7 @@ class EmbeddedScorer(Scorer):
         return hashlib.sha256(f"{version('prefcast')}\0{digest.hexdigest()}".encode()).hexdigest()
 
     def compute(self, pairs: Sequence[Pair]) -> Evidence:
-        # The features are Python's work, the encoder releases the interpreter: they overlap.
+        # Features and vectors are computed at the same time: the encoder releases the interpreter's lock.
         with ThreadPoolExecutor(1) as other:
             features = other.submit(feature_arrays, pairs)
             vectors = list(self.encoder.vectors(self.reader.read(pairs)))

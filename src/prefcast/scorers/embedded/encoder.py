@@ -1,8 +1,7 @@
-"""The network: texts -> vectors, by ONNX Runtime.
+"""The text encoder: from token ids to vectors, with ONNX Runtime.
 
-One text a run, on one thread each, as many runs at a time as there are processors: nothing is padded, and a vector does
-not depend on what else is read, to the last bit. int8 activations are scaled by a run's own largest value, so a batch
-would leak from one text into another. This module knows nothing of what the vectors mean.
+Each run encodes one text on one thread, and as many runs go on at a time as there are processors. A vector does not
+depend on other texts, to the last bit: in a batch, int8 activations would be scaled by the largest value of all texts.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ class Vectors(NamedTuple):
 
 
 class Encoder:
-    """The encoder in a file. `width` is h.
-
-    Raises ForecasterError if the file cannot be read.
-    """
+    """The encoder in a file; `width` is the length of a vector. Raises ForecasterError if the file cannot be read."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         import onnxruntime
@@ -47,7 +43,7 @@ class Encoder:
         self.threads = threads or processors()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        # Texts have every length: a memory pattern for each would only grow.
+        # Off, because ONNX Runtime would keep a memory pattern for every length of text.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
@@ -66,10 +62,10 @@ class Encoder:
         self.threads = threads
 
     def vectors(self, pairs: Iterable[PairTexts]) -> Iterator[Vectors]:
-        """The vectors of each pair, in order, as they come."""
+        """The vectors of each pair, in order, each as soon as it is there."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="prefcast-encoder")
-        # Closing it cancels what has not begun, so that an interrupt does not wait for all the rest.
+        # Closing the generator cancels runs that have not begun, so that an interrupt does not wait for them.
         with closing(cast("Generator[Vectors, None, None]", self._pool.map(self._of_pair, pairs))) as found:
             yield from found
 
@@ -82,7 +78,7 @@ class Encoder:
         return found.astype(np.float64)
 
     def close(self) -> None:
-        """Let the threads go; the next call starts new ones."""
+        """End the threads. The next call of `vectors` starts new ones."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None

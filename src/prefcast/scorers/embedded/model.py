@@ -1,4 +1,4 @@
-"""From features and vectors to evidence: an additive model whose weights depend on what the prompt is about.
+"""From features and vectors to evidence: an additive model whose weights depend on the prompt's topics.
 
     q = topics · p                                                       (k,)  what the prompt is about
     margin = Σ (linear + q·linear_by_topic) z + (saturating + q·saturating_by_topic) tanh z      over surface features
@@ -6,8 +6,8 @@
     tie    = Σ likeness |tanh z| + Σ (weight + q·weight_by_topic) u + prompt · p
 
 z and u are the surface model's standardised features of the difference A - B and of the pair, d is the difference of the
-vectors of A and B and p the prompt's vector, both standardised and clipped alike. The margin is odd and the tie even in an
-exchange of A and B by construction. A row is computed alone, so its bits do not depend on its neighbours.
+vectors of A and B, and p is the prompt's vector; both are standardised and clipped. A swap of A and B negates the margin
+and does not change the tie. Each row is computed alone, so its bits do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from numpy.typing import NDArray
 from prefcast.errors import ForecasterError
 from prefcast.scorers.embedded.encoder import Vectors
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
-from prefcast.scorers.surface.model import SurfaceModel
+from prefcast.scorers.surface.model import CLIP, SurfaceModel, rounded
 
 __all__ = ["CLIP", "Terms", "TopicModel", "Topics"]
 
 Floats = NDArray[np.float64]
 
-CLIP = 6.0
 _FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Topics:
-    """What the vectors add, for h numbers a vector, k topics, r response and p pair features: `spread`, `mean`, `deviation`,
-    `vector`, `prompt` (h,); `topics`, `vector_by_topic` (k, h); `linear_by_topic`, `saturating_by_topic` (k, r);
-    `weight_by_topic` (k, p)."""
+    """The weights of the vectors, for vectors of h numbers, k topics, r response features and p pair features: `spread`,
+    `mean`, `deviation`, `vector`, `prompt` (h,); `topics`, `vector_by_topic` (k, h); `linear_by_topic`,
+    `saturating_by_topic` (k, r); `weight_by_topic` (k, p)."""
 
     spread: Floats
     mean: Floats
@@ -58,7 +57,7 @@ class Topics:
 
 class Terms(NamedTuple):
     """The terms of one pair's evidence: of the margin by response feature (r,), of the tie by response feature (r,) and by pair
-    feature (p,), and what the vectors say by themselves of the margin and of the tie."""
+    feature (p,), and the vectors' own terms of the margin and of the tie."""
 
     margin: Floats
     likeness: Floats
@@ -69,7 +68,7 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicModel:
-    """The surface's weights and what the vectors add to them."""
+    """The weights of the surface features and those of the vectors."""
 
     surface: SurfaceModel
     topics: Topics
@@ -89,21 +88,16 @@ class TopicModel:
         )
 
     def save(self, path: Path, **said: object) -> None:
-        """Write what the vectors add as JSON, six significant digits, with what else is `said`."""
-        arrays = {
-            part.name: np.array([float(f"{x:.6g}") for x in getattr(self.topics, part.name).ravel()])
-            .reshape(getattr(self.topics, part.name).shape)
-            .tolist()
-            for part in fields(Topics)
-        }
+        """Write the weights of the vectors as JSON, six significant digits, with the facts in `said`."""
+        arrays = {part.name: rounded(getattr(self.topics, part.name)) for part in fields(Topics)}
         lines = [f'"{name}": {json.dumps(value)}' for name, value in {"format": _FORMAT, **said, **arrays}.items()]
         path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path, surface: SurfaceModel, width: int) -> tuple[TopicModel, dict[str, object]]:
-        """Read what `save` wrote for vectors of `width` numbers, and what else was said.
+        """The model that `save` wrote for vectors of `width` numbers, and the other facts in the file.
 
-        Raises ForecasterError if it is damaged or made for other features.
+        Raises ForecasterError for a file that is damaged or has other features.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""A pair as the encoder reads it: the token ids of its prompts, of A's responses and of B's.
+"""The token ids that the encoder reads of a pair: its prompts, A's responses and B's responses.
 
     <s> query: prompt prompt ... </s>        <s> passage: response response ... </s>
 
-What is too long loses its middle. This module knows nothing of the network.
+A text that is too long loses its middle.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["TOKENIZER", "PairTexts", "PairTokenizer"]
 Ids = NDArray[np.int32]
 
 TOKENIZER = "tokenizer.json"
-# What multilingual-e5 was trained to read before a question and before an answer (Wang et al., 2024).
+# multilingual-e5 was trained with these words before questions and before answers (Wang et al., 2024).
 _PROMPT, _RESPONSE = "query: ", "passage: "
-# Of a text that is cut, one part in so many is its end.
+# A third of the tokens of a text that is cut come from its end.
 _END = 3
-# No text needs more characters than these, from its start and its end, to fill its tokens.
+# So many characters of its start and its end fill the tokens of every text.
 _HEAD_CHARACTERS, _TAIL_CHARACTERS = 4_000, 2_000
 
 
@@ -39,10 +39,9 @@ class PairTexts(NamedTuple):
 
 
 class PairTokenizer:
-    """Turns pairs into texts of at most `limit` tokens, start and end not counted, with the tokenizer in a file of the
-    tokenizers library.
+    """Makes token ids of pairs, at most `limit` for each text, <s> and </s> not counted.
 
-    Raises ForecasterError if the file is no tokenizer or lacks <s> and </s>.
+    `tokenizer` is a file of the tokenizers library. Raises ForecasterError if it is no tokenizer or lacks <s> and </s>.
     """
 
     def __init__(self, tokenizer: Path, limit: int) -> None:
@@ -54,7 +53,7 @@ class PairTokenizer:
             raise ForecasterError(f"{tokenizer}: not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # "</s>" in a text is four characters, never the token.
+        # "</s>" in a text is read as four characters, not as the token.
         self._tokenizer.encode_special_tokens = True
         start, end = (self._tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
         if start is None or end is None:
@@ -64,7 +63,7 @@ class PairTokenizer:
         self.limit = limit
 
     def read(self, pairs: Sequence[Pair]) -> list[PairTexts]:
-        """The texts of each pair."""
+        """The token ids of each pair's texts."""
         texts = [
             kind + _shortened("\n".join(turns))
             for pair in pairs

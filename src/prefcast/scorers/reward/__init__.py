@@ -1,6 +1,6 @@
-"""Reward models, natively (extra `transformers`): InternLM2-reward, sequence and pair classifiers, A/B models.
+"""Reward models (extra `transformers`): InternLM2-reward, sequence and pair classifiers, A/B models.
 
-Importing this package loads none of torch and transformers; loading a scorer does.
+Importing this package imports neither torch nor transformers; loading a scorer does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Options", "load_scorer", "require_extra", "scorer_of"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a reward model is loaded and read; a saved forecaster keeps what the scores depend on."""
+    """How a reward model is loaded and used. A saved forecaster keeps the options that the scores depend on."""
 
     dtype: str | None = option(
         None,
@@ -72,14 +72,14 @@ class Options:
 
 
 def require_extra() -> None:
-    """MissingExtraError if what reward models need is not installed."""
+    """Raise MissingExtraError if a package that reward models need is not installed."""
     for module in ("torch", "transformers", "safetensors", "tokenizers", "jinja2", "accelerate"):
         if find_spec(module) is None:
             raise MissingExtraError(module, "transformers")
 
 
 def scorer_of(model: str | os.PathLike[str], options: Options) -> RewardScorer:
-    """`load_scorer` with its options in one object."""
+    """`load_scorer` with an options object."""
     require_extra()
     from prefcast.scorers.reward.kinds import build_scorer
 
@@ -103,14 +103,14 @@ def load_scorer(
 ) -> RewardScorer:
     """The scorer of a reward model in a folder, or of a hub id such as `owner/name`.
 
-    `dtype` is what is computed in (`float32`, `float16`, `bfloat16`; by default float32 on a CPU, elsewhere the
-    checkpoint's own), `quantize` (`nf4`, `int8`) how the weights lie in memory, `devices` where (`auto`, `cpu,cpu`,
-    `cuda:0,cuda:1`: a replica on each, or with `spread` one model over all). `special_tokens` says how special tokens
+    `dtype` is the type that the model computes in (`float32`, `float16`, `bfloat16`; by default float32 on a CPU, elsewhere
+    the checkpoint's own). `quantize` (`nf4`, `int8`) quantises the weights. `devices` (`auto`, `cpu,cpu`,
+    `cuda:0,cuda:1`) get one replica each, or with `spread` one model together. `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
     the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers.
 
-    Every scorer has `evidence(pairs)`; that of a pointwise model has `score(conversations)` and
-    `encode(conversation)` too. Raises ModelError, UsageError and MissingExtraError.
+    Every scorer has `evidence(pairs)`. The scorer of a pointwise model also has `score(conversations)` and
+    `encode(conversation)`. Raises ModelError, UsageError and MissingExtraError.
     """
     if dtype is not None and not isinstance(dtype, str):
         dtype = str(dtype).removeprefix("torch.")
@@ -131,7 +131,7 @@ def load_scorer(
 
 
 def check_model(model: str, options: Options) -> None:
-    """Raise ModelError for a folder that is no checkpoint; a hub id is not looked up."""
+    """Raise ModelError for a folder that is no checkpoint. Hub ids are not checked."""
     from prefcast.scorers.reward.checkpoint import is_hub_id, open_checkpoint
 
     if Path(model).is_dir() or not is_hub_id(model):
@@ -139,7 +139,7 @@ def check_model(model: str, options: Options) -> None:
 
 
 def notebook_options(model: str, options: Options) -> Options:
-    """The Kaggle notebook's settings: NF4, and special tokens as the original reads them."""
+    """The options with the Kaggle notebook's settings: NF4, and special tokens inside texts parsed."""
     from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
 
     checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
@@ -149,7 +149,7 @@ def notebook_options(model: str, options: Options) -> Options:
 
 
 def _is_checkpoint(model: str) -> bool:
-    """Whether a model's name is that of a folder, or a hub id."""
+    """Whether a model's name is a folder or has the form of a hub id."""
     try:
         return "/" in model or os.sep in model or Path(model).is_dir()
     except (OSError, ValueError):

@@ -68,13 +68,20 @@ class Checkpoint:
         return str((self.config.get("architectures") or ["unknown"])[0])
 
     @property
-    def labels(self) -> int:
-        return label_count(self.config)
-
-    @property
     def quantization(self) -> str | None:
         """The precision of weights that are stored quantised, `nf4` or `int8`; None for other weights."""
-        return _quantization(self.config, self.name)
+        stored = self.config.get("quantization_config")
+        if not isinstance(stored, Mapping):
+            return None
+        if stored.get("quant_method", "bitsandbytes") == "bitsandbytes":
+            if stored.get("load_in_8bit"):
+                return "int8"
+            if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
+                return "nf4"
+        raise ModelError(
+            f"{self.name}: weights quantised as {excerpt(str(stored.get('quant_method')))} are not supported; supported "
+            "are bitsandbytes nf4 and int8 (prefcast quantize MODEL DIR writes them)"
+        )
 
     @property
     def remote_code(self) -> bool:
@@ -222,7 +229,7 @@ class Checkpoint:
         try:
             columns = label_columns(self.config, None, self.name)
         except UsageError:
-            return f"{self.labels} without telling names: --labels must say which is A"
+            return f"{label_count(self.config)} without telling names: --labels must say which is A"
         return ", ".join(("A", "B", "tie")[columns.index(index)] for index in range(len(columns))) + " (from id2label)"
 
     def _sizes(self) -> Iterator[tuple[str, TensorInfo, int]]:
@@ -264,9 +271,10 @@ def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = 
     if not isinstance(config, dict):
         raise ModelError(f"{name}: {CONFIG} is not a JSON object")
     try:
-        _quantization(config, name)
         found = Checkpoint(name, folder, config, _kind(config, name, trust_remote_code))
-        _ = found.positions, found.limit, found.unscaled_length, found.label_note, found.template_note
+        # What config.json says is checked now.
+        _ = found.quantization, found.positions, found.limit, found.unscaled_length
+        _ = found.label_note, found.template_note
     except PrefcastError:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
@@ -355,19 +363,4 @@ def _kind(config: Mapping[str, Any], name: str, trust_remote_code: bool) -> Kind
     remote = " (its own code runs only with --trust-remote-code)" if custom else ""
     raise ModelError(
         f"{name}: the architecture {excerpt(architecture)} is not supported{remote}; supported are {SUPPORTED}"
-    )
-
-
-def _quantization(config: Mapping[str, Any], name: str) -> str | None:
-    stored = config.get("quantization_config")
-    if not isinstance(stored, Mapping):
-        return None
-    if stored.get("quant_method", "bitsandbytes") == "bitsandbytes":
-        if stored.get("load_in_8bit"):
-            return "int8"
-        if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
-            return "nf4"
-    raise ModelError(
-        f"{name}: weights quantised as {excerpt(str(stored.get('quant_method')))} are not supported; supported are "
-        "bitsandbytes nf4 and int8 (prefcast quantize MODEL DIR writes them)"
     )

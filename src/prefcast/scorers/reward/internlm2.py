@@ -1,14 +1,14 @@
-"""InternLM2ForRewardModel, natively: the network of InternLM2-reward (1.8B, 7B, 20B) and POLAR over packed rows.
+"""InternLM2ForRewardModel: the network of InternLM2-reward (1.8B, 7B, 20B) and POLAR over packed rows.
 
-Module names are those of the published weights, with `wqkv` kept fused as it was trained and as it is quantised. The
-rotary base of dynamic NTK scaling follows the length of each sequence alone, so a score does not depend on what was
-scored before it.
+Modules have the names of the published weights. `wqkv` stays one matrix, as it was trained and as it is quantised. The
+rotary base of dynamic NTK scaling depends on the length of each sequence alone, so a score does not depend on earlier
+ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from prefcast.scorers.reward.packing import Layout, attend, attend_last
 
 __all__ = ["InternLM2Config", "InternLM2Reward"]
 
+_NUMBERS: Mapping[str, Any] = {"int": int, "float": float}
+
 
 @dataclass(frozen=True)
 class InternLM2Config:
-    """The sizes and constants of one checkpoint, under their names in `config.json`."""
+    """The sizes and constants of a checkpoint, with their names in `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -41,10 +43,7 @@ class InternLM2Config:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> InternLM2Config:
-        """Read from `config.json`.
-
-        Raises ModelError on a value that is missing or that this network does not have.
-        """
+        """Read from `config.json`. Raises ModelError for a value that is missing or that this network does not support."""
         scaling = config.get("rope_scaling") or {}
         if not isinstance(scaling, Mapping):
             raise ModelError(f"config.json: rope_scaling {excerpt(scaling)} is not an object")
@@ -58,22 +57,10 @@ class InternLM2Config:
                 f"config.json: hidden_act {excerpt(config['hidden_act'])} is not supported; InternLM2 has silu"
             )
         try:
+            heads = {"num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"]}
+            needed = [each for each in fields(cls) if each.default is MISSING]
             made = cls(
-                **{
-                    name: int(config[name])
-                    for name in (
-                        "vocab_size",
-                        "hidden_size",
-                        "intermediate_size",
-                        "num_hidden_layers",
-                        "num_attention_heads",
-                        "max_position_embeddings",
-                        "reward_token_id",
-                    )
-                },
-                num_key_value_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-                rms_norm_eps=float(config["rms_norm_eps"]),
-                rope_theta=float(config["rope_theta"]),
+                **{each.name: _NUMBERS[str(each.type)]({**config, **heads}[each.name]) for each in needed},
                 bias=bool(config.get("bias", False)),
                 scaling=None if kind == "default" else kind,
                 factor=float(scaling.get("factor", 1.0)),
@@ -101,7 +88,7 @@ class InternLM2Config:
 
 
 class Norm(nn.Module):
-    """Root mean square normalisation, in float32 whatever comes in."""
+    """Root mean square normalisation, computed in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -122,7 +109,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(self.heads * self.size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, last: bool) -> Tensor:
-        # Per key head: its queries, then one key, then one value.
+        # For each key head: its queries, then one key, then one value.
         qkv = self.wqkv(x).view(len(x), self.kv, -1, self.size)
         q = qkv[:, :, :-2].reshape(len(x), self.heads, self.size)
         k = _rotate(qkv[:, :, -2], cos, sin)
@@ -161,7 +148,7 @@ class Layer(nn.Module):
         self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, last: bool) -> Tensor:
-        """With `last`, the states of the last token of each sequence alone: nothing after reads the others."""
+        """The states after the layer; with `last` those of the last token of each sequence alone."""
         found = self.attention(self.attention_norm(x), cos, sin, layout, last)
         x = (x[layout.last.to(x.device)] if last else x) + found
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
@@ -180,7 +167,7 @@ class Body(nn.Module):
         x = self.tok_embeddings(layout.ids)
         cos, sin = rotary(self.config, layout, x.dtype)
         for number, layer in enumerate(self.layers, 1):
-            # Spread over several devices, the states follow the layers.
+            # The layers may be on several devices.
             device = next(layer.parameters()).device
             x, cos, sin = x.to(device), cos.to(device), sin.to(device)
             x = layer(x, cos, sin, layout, number == len(self.layers))
@@ -189,7 +176,7 @@ class Body(nn.Module):
 
 
 class InternLM2Reward(nn.Module):
-    """`forward` takes a packed row and gives the hidden states (sequences, hidden size) that the head scores."""
+    """Gives for a packed row the hidden states (sequences, hidden size) that the head scores."""
 
     def __init__(self, config: InternLM2Config) -> None:
         super().__init__()
@@ -202,7 +189,7 @@ class InternLM2Reward(nn.Module):
 
     @property
     def score(self) -> nn.Linear:
-        """The head, under the name that classifiers of transformers have."""
+        """The head. Classifiers of transformers use this name."""
         return self.v_head
 
 

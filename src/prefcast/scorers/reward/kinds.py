@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from prefcast.errors import ModelError, PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
 from prefcast.scorers.base import Evidence
+from prefcast.scorers.options import which
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.engine import Group, Scores
 from prefcast.scorers.reward.labels import label_columns
 from prefcast.scorers.reward.loading import one_line, packs
-from prefcast.scorers.reward.precision import DTYPES, QUANTIZATIONS
 from prefcast.scorers.reward.scorer import TOO_LARGE, RewardScorer
 from prefcast.scorers.reward.text import Message, PairTemplate, checked, conversations, pair_template
 
@@ -40,14 +40,6 @@ class PointwiseScorer(RewardScorer):
 
     raw_names = ("score_a", "score_b")
     pointwise = True
-
-    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
-        super().__init__(checkpoint, options)
-        if self.two_texts and packs(checkpoint):
-            _log.warning(
-                "%s: has no chat template; question and answer are joined as its tokenizer joins two texts",
-                checkpoint.name,
-            )
 
     @property
     def two_texts(self) -> bool:
@@ -83,7 +75,7 @@ class PointwiseScorer(RewardScorer):
         safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]
         if self.two_texts:
             if messages[-1]["role"] != "assistant":
-                raise UsageError("the last message must be the assistant's: it is what is scored")
+                raise UsageError("the last message must be the assistant's: the model scores it")
             question = "\n".join(message["content"] for message in messages[:-1])
             ids, types = self.reader.encode_two(question, messages[-1]["content"])
             return ids, types if "token_type_ids" in self.tokenizer.model_input_names else None
@@ -172,12 +164,7 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
     if options.quantize == "none":
         options = replace(options, quantize=None)
-    if options.quantize not in (None, *QUANTIZATIONS):
-        raise UsageError(f"unknown quantize {excerpt(options.quantize)}; there are {', '.join(QUANTIZATIONS)}")
-    if options.dtype not in (None, *DTYPES):
-        raise UsageError(f"unknown dtype {excerpt(options.dtype)}; there are {', '.join(DTYPES)}")
-    if options.batch_tokens is not None and options.batch_tokens < 1:
-        raise UsageError(f"--batch-tokens must be at least 1, found {options.batch_tokens}")
+    _check_values(options)
     if checkpoint.kind is not Kind.PAIR and options.labels is not None:
         raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; labels are for pair classifiers")
     if checkpoint.kind not in (Kind.PAIR, Kind.CAUSAL) and options.template is not None:
@@ -195,6 +182,21 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     except Exception as error:
         # A damaged config.json may raise any exception.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
+    if isinstance(scorer, PointwiseScorer) and scorer.two_texts and packs(checkpoint):
+        _log.warning(
+            "%s: has no chat template; question and answer are joined as its tokenizer joins two texts", checkpoint.name
+        )
     if options.spread and len(scorer.devices) < 2:
         raise UsageError("--spread spreads a model over several devices; name them with --devices")
     return scorer
+
+
+def _check_values(options: Options) -> None:
+    for name, about in which(Options).items():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if about.choices and value not in about.choices:
+            raise UsageError(f"unknown {name} {excerpt(value)}; there are {', '.join(about.choices)}")
+        if about.least is not None and value < about.least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {about.least}, found {value}")

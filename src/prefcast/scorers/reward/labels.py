@@ -1,4 +1,4 @@
-"""Which output of a pair classifier is A's, B's and the tie's. Never guessed: `id2label` says it, or a person."""
+"""Which outputs of a pair classifier belong to A, to B and to the tie: `id2label` or a person tells."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def label_count(config: Mapping[str, Any]) -> int:
     if isinstance(names, Mapping) and names:
         return len(names)
     count = config.get("num_labels")
-    # transformers leaves two labels unsaid.
+    # transformers does not write the number of labels if it is two.
     return count if isinstance(count, int) else 2
 
 
 def label_columns(config: Mapping[str, Any], said: Sequence[str] | None, name: str) -> tuple[int, ...]:
-    """Which of the model's outputs is A's, B's and, with three, the tie's: (column of A, of B[, of the tie]).
+    """The positions of the outputs: (of A, of B), or (of A, of B, of the tie).
 
-    `said` lists the labels in the order of the outputs, e.g. ("a", "b", "tie"); without it `id2label` must name them.
-    Raises UsageError if an order cannot be told.
+    `said` lists the labels in the order of the outputs, e.g. ("a", "b", "tie"). Without it `id2label` must name them.
+    Raises UsageError if the labels do not tell the order.
     """
     count = label_count(config)
     names = config.get("id2label") or {}
@@ -40,9 +40,9 @@ def label_columns(config: Mapping[str, Any], said: Sequence[str] | None, name: s
         list(said) if said is not None else [str(names.get(str(index), names.get(index, ""))) for index in range(count)]
     )
     meanings = [_meaning(label) for label in listed]
-    wanted = list(range(count))
-    if len(listed) == count and sorted(meaning for meaning in meanings if meaning is not None) == wanted:
-        return tuple(meanings.index(meaning) for meaning in wanted)
+    wanted = range(count)
+    if len(listed) == count and set(meanings) == set(wanted):
+        return tuple(map(meanings.index, wanted))
     example = "a,b,tie" if count == 3 else "a,b"
     if said is not None:
         raise UsageError(

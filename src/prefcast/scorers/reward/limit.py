@@ -1,8 +1,9 @@
-"""Cutting pairs to what a model reads, in its own tokens."""
+"""Cuts pairs to the number of tokens that a model reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from prefcast.errors import PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
@@ -15,11 +16,11 @@ POLICIES: dict[str, type[KeepLast] | type[Proportional]] = {"keep-last": KeepLas
 
 
 class TokenBudget(Budget):
-    """A policy of `budget.py` whose limit is the most tokens of any one sequence that the model reads of a pair, the
-    template included.
+    """A policy of `budget.py` whose limit counts tokens: those of the longest sequence that is made of a pair, template
+    included.
 
-    `longest` gives that of some turns. The largest share of the texts that fits is found by bisection, each trial
-    tokenised as it will be scored: the content is cut, never the template or the token that is scored.
+    `longest` gives that number for some turns. Bisection finds the largest budget that fits; each trial is tokenised as
+    it would be scored. Only the texts are cut, never the template or the token that is scored.
     """
 
     def __init__(self, policy: str, limit: int, longest: Callable[[Sequence[Turn]], int], reader: TextEncoder) -> None:
@@ -34,27 +35,21 @@ class TokenBudget(Budget):
         try:
             fits = self._longest(turns) <= self.limit
         except PrefcastError:
-            fits = True  # the scorer names the fault
+            fits = True  # the scorer reports the fault
         if fits:
             return turns, Truncation(total, total, len(turns), len(turns))
         measure = TokenMeasure(self._reader)
-        low, high = (
-            0,
-            sum(measure.size(text) for turn in turns for text in (turn.prompt, turn.response_a, turn.response_b)),
-        )
-        best: tuple[tuple[Turn, ...], int] | None = None
+        texts = [text for turn in turns for text in (turn.prompt, turn.response_a, turn.response_b)]
+        low, high = 0, sum(map(measure.size, texts))
         while high - low > 1:
             middle = (low + high) // 2
-            kept, characters = self._policy(middle).cut(turns, measure)
-            if self._longest(kept) <= self.limit:
-                low, best = middle, (kept, characters)
+            if self._longest(self._policy(middle).cut(turns, measure)[0]) <= self.limit:
+                low = middle
             else:
                 high = middle
-        if best is None:
-            # Not even one token of text fits: the scorer says so.
-            kept, characters = self._policy(1).cut(turns, measure)
-            best = kept, characters
-        return best[0], Truncation(best[1], total, len(best[0]), len(turns))
+        # If not even one token of text fits, the scorer reports that.
+        kept, characters = self._policy(low or 1).cut(turns, measure)
+        return kept, Truncation(characters, total, len(kept), len(turns))
 
     def cut(self, turns: Sequence[Turn], measure: Measure | None = None) -> tuple[tuple[Turn, ...], int]:
         kept, truncation = self.apply(tuple(turns))
@@ -65,13 +60,7 @@ class TokenMeasure:
     """Sizes and ends of texts in tokens."""
 
     def __init__(self, reader: TextEncoder) -> None:
-        self._reader = reader
-        self._offsets: dict[str, list[tuple[int, int]]] = {}
-
-    def _of(self, text: str) -> list[tuple[int, int]]:
-        if text not in self._offsets:
-            self._offsets[text] = self._reader.offsets(text)
-        return self._offsets[text]
+        self._of = cache(reader.offsets)
 
     def size(self, text: str) -> int:
         return len(self._of(text))
@@ -82,6 +71,6 @@ class TokenMeasure:
         return text if size >= len(offsets) else text[: offsets[size][0]]
 
     def tail(self, text: str, size: int) -> str:
-        """The last `size` tokens."""
+        """The last `size` tokens of `text`, as text."""
         offsets = self._of(text)
         return text if size >= len(offsets) else "" if size <= 0 else text[offsets[-size][0] :]

@@ -103,6 +103,7 @@ def body_of(network: nn.Module) -> nn.Module:
 def skeleton(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint on the meta device, without its weights. Its buffers are real."""
     from accelerate import init_empty_weights
+    from transformers import AutoConfig
 
     with init_empty_weights(include_buffers=False), quiet():
         if checkpoint.kind is Kind.INTERNLM2:
@@ -113,14 +114,16 @@ def skeleton(checkpoint: Checkpoint) -> nn.Module:
             except ModelError as error:
                 raise ModelError(f"{checkpoint.name}: {error}") from None
         else:
-            config = _config(checkpoint)
-            # Quantised weights are read here, not by transformers.
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config
             try:
+                config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+                # Quantised weights are read here, not by transformers.
+                if hasattr(config, "quantization_config"):
+                    del config.quantization_config
                 network = _auto_class(checkpoint).from_config(config, attn_implementation=_attention_name(checkpoint))
             except Exception as error:
-                raise ModelError(f"{checkpoint.name}: {one_line(error)}") from None
+                raise ModelError(
+                    f"{checkpoint.name}: transformers cannot build its network: {one_line(error)}"
+                ) from None
     return network.eval()
 
 
@@ -137,17 +140,6 @@ def _auto_class(checkpoint: Checkpoint) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForCausalLM if checkpoint.kind is Kind.CAUSAL else AutoModelForSequenceClassification
-
-
-def _config(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
-        )
-    except Exception as error:
-        raise ModelError(f"{checkpoint.name}: transformers cannot read its config.json: {one_line(error)}") from None
 
 
 def one_line(error: BaseException) -> str:
@@ -361,11 +353,11 @@ def _placement(
             f"a {type(network).__name__} cannot be spread over devices here; those of "
             f"{', '.join(sorted(PACKED_FAMILIES))} can"
         )
-    prefix = next(path for path, module in network.named_modules() if module is body)
-    table = {f"{prefix}.layers.{index}.": devices[index * len(devices) // len(layers)] for index in range(len(layers))}
+    prefix = next(path for path, module in network.named_modules() if module is layers)
+    table = {f"{prefix}.{index}.": devices[index * len(devices) // len(layers)] for index in range(len(layers))}
     # The last norm and the head are on the last layer's device, the embedding is on the first layer's.
     heads = [f"{path}." for path, module in network.named_children() if module is not body]
-    table |= dict.fromkeys([f"{prefix}.norm.", *heads], devices[-1])
+    table |= dict.fromkeys([f"{prefix.removesuffix('layers')}norm.", *heads], devices[-1])
     return lambda name: next((device for path, device in table.items() if name.startswith(path)), devices[0])
 
 

@@ -1,15 +1,14 @@
-"""Sequences laid end to end in one row, without padding, and attention that keeps them apart.
+"""Packs sequences into one row without padding; attention keeps them apart.
 
-The beginning that the sequences of a group share is laid down once and every one of them attends to it: the prompt of
-a pair is computed once for both answers. Each sequence is attended to alone, so its score does not depend on its
-company. This module knows nothing of models; it knows ids, positions and scaled dot products.
+The sequences of a group share their common beginning: the prompt of a pair is computed once for both answers. No
+sequence attends to another one, so a score does not depend on the rest of the batch. This module works on ids, positions
+and scaled dot products alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ __all__ = ["Layout", "Span", "attend", "attend_last", "common_prefix", "pack", "
 
 Ids = NDArray[np.int32]
 
-# Below this a shared beginning costs more in attention calls than it saves.
+# A shorter beginning is not shared: the attention calls would cost more than they save.
 _LEAST_SHARED = 16
 _QUERIES = 1024
 _FEW_QUERIES = 32
@@ -30,8 +29,7 @@ _ROW_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens start..stop of the row; they follow the tokens of `prefix`, and `length` is that of their whole
-    sequence."""
+    """The tokens start..stop of the row, which follow the tokens of `prefix`. `length` is that of the whole sequence."""
 
     start: int
     stop: int
@@ -45,21 +43,29 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """A packed row of T tokens: `ids` and `positions` (T,), its spans, where the last token of every sequence lies
-    (`last`), and which span that is the end of (`ends`)."""
+    """A packed row of T tokens: their `ids` (T,) and `positions` (T,), and the spans.
+
+    For each sequence `last` has the position of its last token, and `ends` has the index of its last span.
+    """
 
     ids: Tensor
     positions: Tensor
     spans: tuple[Span, ...]
     last: Tensor
     ends: tuple[int, ...]
+    _masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
-    @cached_property
-    def _masks(self) -> dict[tuple[int, torch.device], Tensor]:
-        return {}
+    def slices(self, index: int, *parts: Tensor) -> list[Tensor]:
+        """Of each tensor (1, heads, T, d) the tokens of a span with those of its prefix before them."""
+        span = self.spans[index]
+        here = [part[:, :, span.start : span.stop] for part in parts]
+        if not span.prefix:
+            return here
+        before = slice(*span.prefix)
+        return [torch.cat((part[:, :, before], own), 2) for part, own in zip(parts, here, strict=True)]
 
     def mask(self, index: int, device: torch.device) -> Tensor | None:
-        """Which keys (of prefix and span) each query of a span sees; None where that is simply a triangle."""
+        """Which keys of prefix and span each query of a span sees; None for a span without a prefix, which is causal."""
         span = self.spans[index]
         if not span.prefix:
             return None
@@ -70,7 +76,7 @@ class Layout:
 
 
 def common_prefix(sequences: Sequence[Ids]) -> int:
-    """How many first tokens all `sequences` share; at least one token of each is left over."""
+    """How many first tokens all `sequences` share. At least one token of each sequence is not shared."""
     shortest = min(len(ids) for ids in sequences) - 1
     first = sequences[0][:shortest]
     for other in sequences[1:]:
@@ -81,7 +87,7 @@ def common_prefix(sequences: Sequence[Ids]) -> int:
 
 
 def _shared(sequences: Sequence[Ids], longest_shared: int | None) -> int:
-    """The part to share, 0 where it does not pay or the sequences are longer than `longest_shared` allows."""
+    """How many first tokens are shared; 0 if there are few, or if a sequence is longer than `longest_shared`."""
     if len(sequences) < 2 or (longest_shared is not None and max(map(len, sequences)) > longest_shared):
         return 0
     prefix = common_prefix(sequences)
@@ -96,10 +102,10 @@ def packed_size(sequences: Sequence[Ids], longest_shared: int | None = None) -> 
 def pack(
     groups: Sequence[Sequence[Ids]], device: torch.device | str = "cpu", longest_shared: int | None = None
 ) -> Layout:
-    """Lay `groups` of sequences (token ids, none empty) into one row.
+    """Pack `groups` of sequences (token ids, none empty) into one row.
 
-    Sequences longer than `longest_shared` share nothing: models whose rotary base follows the length of the sequence
-    compute another beginning for each.
+    Sequences longer than `longest_shared` share nothing: for models whose rotary base depends on the length of the
+    sequence, their beginnings differ.
     """
     ids: list[Ids] = []
     positions: list[NDArray[np.int64]] = []
@@ -125,8 +131,8 @@ def pack(
             lay(sequence[shared:], shared, prefix, len(sequence))
             last.append(at - 1)
             ends.append(len(spans) - 1)
-    # A row of whole eights: elementwise kernels split it among threads at whole vectors, and the last digits do not
-    # depend on their number. What is added belongs to no sequence.
+    # The width is a multiple of 8: elementwise kernels then split it among threads at whole vectors, and the last digits
+    # do not depend on the number of threads. The added tokens belong to no sequence.
     more = -at % _ROW_MULTIPLE
     ids.append(np.zeros(more, dtype=np.int32))
     positions.append(np.zeros(more, dtype=np.int64))
@@ -157,10 +163,8 @@ def attend(
     out = torch.zeros((1, query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
     for index, span in enumerate(layout.spans):
         here = slice(span.start, span.stop)
-        q, k, v = query[:, :, here], key[:, :, here], value[:, :, here]
-        if span.prefix:
-            before = slice(*span.prefix)
-            k, v = torch.cat((key[:, :, before], k), 2), torch.cat((value[:, :, before], v), 2)
+        q = query[:, :, here]
+        k, v = layout.slices(index, key, value)
         if softcap or (window and k.shape[2] > window):
             found = _by_hand(q, k, v, scale or q.shape[3] ** -0.5, softcap, window)
         else:
@@ -170,30 +174,26 @@ def attend(
 
 
 def attend_last(layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """As `attend`, for the last token of each sequence alone: `query` (1, heads, sequences, d) gives (1, sequences,
+    """`attend` for the last token of each sequence alone: `query` is (1, heads, sequences, d), the result (1, sequences,
     heads, d)."""
     parts = []
     for number, index in enumerate(layout.ends):
-        span = layout.spans[index]
-        k, v = key[:, :, span.start : span.stop], value[:, :, span.start : span.stop]
-        if span.prefix:
-            before = slice(*span.prefix)
-            k, v = torch.cat((key[:, :, before], k), 2), torch.cat((value[:, :, before], v), 2)
+        k, v = layout.slices(index, key, value)
         everything = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
         parts.append(_fused(query[:, :, number : number + 1], k, v, everything, None))
     return torch.cat(parts, 2).transpose(1, 2)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Attention in one kernel: causal, or where `mask` (queries, keys) says."""
+    """Attention in one kernel: causal, or with `mask` (queries, keys)."""
     queries, grouped = q.shape[2], q.shape[1] != k.shape[1]
     if grouped and q.device.type != "cpu":
-        # There the kernels that save memory want as many keys as heads.
+        # The kernels that save memory need as many keys as heads.
         k, v = k.repeat_interleave(q.shape[1] // k.shape[1], 1), v.repeat_interleave(q.shape[1] // v.shape[1], 1)
         grouped = False
     if q.device.type == "cpu" and queries < _FEW_QUERIES:
-        # For few queries a CPU splits the sums over the keys by its number of threads, and the last digits would depend
-        # on that; repeating the last query avoids it.
+        # For few queries a CPU splits the sums over the keys among its threads, and the last digits would depend on
+        # their number. Repeating the last query avoids that.
         more = _FEW_QUERIES - queries
         if mask is None:
             keys = torch.arange(queries)
@@ -207,7 +207,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | 
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None) -> Tensor:
-    """Attention with what the fused kernels do not have; float32 inside, a block of queries at a time."""
+    """Attention with soft caps and windows, which the fused kernels lack. It computes in float32, some queries at a
+    time."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     offset = k.shape[2] - q.shape[2]

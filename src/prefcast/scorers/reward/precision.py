@@ -1,8 +1,8 @@
-"""Weights in fewer bits, and the matrix products of each precision.
+"""Quantised weights, and the matrix products of each precision.
 
-NF4 with double quantisation (Dettmers et al., QLoRA, 2023, section 3) and int8 with a scale a row. Both hold weights
-only: a batch multiplies with the dequantised matrix, so a score does not depend on its company, and arithmetic is that
-of the compute type. Stored under the names that bitsandbytes uses.
+NF4 has double quantisation (Dettmers et al., QLoRA, 2023, section 3); int8 has one scale a row. Only weights are
+quantised: the product is taken with the dequantised matrix in the compute type, so a score does not depend on the rest of
+the batch. The tensors have the names that bitsandbytes uses.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from prefcast.errors import MissingExtraError, ModelError, UsageError
+from prefcast.errors import MissingExtraError, ModelError
 
 __all__ = [
     "DTYPES",
-    "QUANTIZATIONS",
     "Int8Linear",
     "NF4Linear",
     "OneDNNLinear",
     "compute_dtype",
     "quantise",
     "quantised_linear",
+    "stored_parts",
 ]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-QUANTIZATIONS = ("nf4", "int8")
 _BLOCK = 64
 _STATE = "quant_state.bitsandbytes__nf4"
 _NF4_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _STATE)
@@ -40,7 +39,7 @@ Fetch = Callable[[str], Tensor]
 def _bitsandbytes() -> Any:
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
-    # It warns on import of kernels that it would like to download.
+    # Its import warns about kernels that are not installed.
     logger.setLevel(logging.CRITICAL)
     try:
         import bitsandbytes.functional
@@ -52,13 +51,11 @@ def _bitsandbytes() -> Any:
 
 
 def compute_dtype(name: str | None, device: torch.device, stored: str | None, quantization: str | None) -> torch.dtype:
-    """The type that is computed in: `name`, or the default of the device.
+    """The type that a model computes in: the one called `name`, or the default of the device.
 
-    On a CPU float32: half precision there costs accuracy and is worth choosing, not assuming. On other devices float16
-    for 4 bit weights, as the notebook has it, otherwise the type that the checkpoint is stored in. Raises UsageError.
+    A CPU's default is float32, because half precision is less accurate there. Other devices use float16 for 4 bit weights,
+    as the notebook does, and otherwise the type of the stored weights.
     """
-    if name is not None and name not in DTYPES:
-        raise UsageError(f"unknown dtype {name!r}; there are {', '.join(DTYPES)}")
     if name is not None:
         return DTYPES[name]
     if device.type == "cpu":
@@ -69,7 +66,7 @@ def compute_dtype(name: str | None, device: torch.device, stored: str | None, qu
 
 
 class NF4Linear(nn.Module):
-    """A linear layer whose matrix lies in 4 bit."""
+    """A linear layer with a 4 bit matrix."""
 
     def __init__(self, packed: Tensor, state: Any, bias: Tensor | None) -> None:
         super().__init__()
@@ -84,7 +81,7 @@ class NF4Linear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose matrix lies in 8 bit, with the largest magnitude of each row as its scale."""
+    """A linear layer with an 8 bit matrix. The scale of a row is its largest magnitude."""
 
     weight: Tensor
     scale: Tensor
@@ -96,14 +93,14 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Scaled before the product: float16 would overflow in whole steps.
+        # The scale is applied before the product, which would overflow float16 otherwise.
         weight = self.weight.to(x.dtype) * (self.scale / 127).to(x.dtype)[:, None]
         return linear(x, weight, self.bias)
 
 
 class OneDNNLinear(nn.Module):
-    """A linear layer over a matrix that oneDNN has laid out for this processor: the same products in the same
-    precision, 1.1 to 1.5 times as fast here."""
+    """A linear layer whose matrix has oneDNN's layout for this processor. It is 1.1 to 1.5 times as fast in the same
+    precision."""
 
     def __init__(self, module: nn.Linear) -> None:
         super().__init__()
@@ -112,13 +109,13 @@ class OneDNNLinear(nn.Module):
 
     @staticmethod
     def usable(module: nn.Linear, dtype: torch.dtype) -> bool:
-        """Whether this machine's torch has it for this layer."""
+        """Whether torch supports this layer here."""
         return (
-            type(module) is nn.Linear
-            and module.weight.device.type == "cpu"
+            module.weight.device.type == "cpu"
             and dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available()
-            and (dtype is torch.float32 or _bfloat16_is_native())
+            # Only some processors multiply in bfloat16 themselves.
+            and (dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
             and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         )
@@ -128,17 +125,9 @@ class OneDNNLinear(nn.Module):
         return out
 
 
-def _bfloat16_is_native() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this processor."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(supported and supported())
-
-
 def quantise(weight: Tensor, quantization: str) -> dict[str, Tensor]:
-    """The tensors that hold `weight` (out, in), by the end of their names after `weight`; "" is the packed matrix.
-
-    Raises UsageError for a width that NF4 blocks do not fill.
-    """
+    """The tensors of the quantised `weight` (out, in). Their keys are the ends of their names; that of the matrix is
+    empty."""
     if quantization == "int8":
         wide = weight.float()
         scale = wide.abs().amax(1)
@@ -151,7 +140,7 @@ def quantise(weight: Tensor, quantization: str) -> dict[str, Tensor]:
 
 
 def quantised_linear(parts: dict[str, Tensor], bias: Tensor | None, device: torch.device) -> nn.Module:
-    """The layer of what `quantise` gave or a checkpoint holds."""
+    """The layer with the tensors `parts`, as `quantise` and `stored_parts` give them."""
     parts = {name: part.to(device) if name != _STATE else part for name, part in parts.items()}
     if "SCB" in parts:
         return Int8Linear(parts[""], parts["SCB"], bias)
@@ -164,7 +153,7 @@ def quantised_linear(parts: dict[str, Tensor], bias: Tensor | None, device: torc
 
 
 def stored_parts(name: str, names: Any, fetch: Fetch) -> dict[str, Tensor] | None:
-    """The tensors in which the weight called `name` is stored quantised, or None if it is stored plainly."""
+    """The tensors of a weight that is stored quantised; None for a weight that is not."""
     if f"{name}.{_STATE}" in names:
         return {"": fetch(name), **{part: fetch(f"{name}.{part}") for part in _NF4_PARTS if f"{name}.{part}" in names}}
     scale = f"{name.removesuffix('weight')}SCB"

@@ -68,8 +68,6 @@ class RewardScorer(Scorer):
 
     def _max_tokens(self) -> int:
         asked, limit, most = self.options.max_tokens, self.checkpoint.limit, self.checkpoint.positions
-        if asked is not None and asked < 1:
-            raise UsageError(f"--max-tokens must be at least 1, found {asked}")
         if asked is not None and most is not None and asked > most:
             raise UsageError(f"--max-tokens is {asked}, but {self.checkpoint.name} reads at most {most} tokens")
         if asked is None and limit is None:
@@ -102,7 +100,11 @@ class RewardScorer(Scorer):
         for index, pair in enumerate(pairs):
             try:
                 group = self._group(pair.turns)
-                self._check_length(group)
+                longest = max(map(len, group.ids))
+                if longest == 0:
+                    raise ModelError("the template left no tokens to score")
+                if longest > self.max_tokens:
+                    raise UsageError(f"has {longest} tokens; at most {self.max_tokens} are read (--max-tokens)")
                 groups[index] = group
             except (UsageError, ModelError) as error:
                 problems[index] = str(error)
@@ -111,8 +113,8 @@ class RewardScorer(Scorer):
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
         groups, problems = self._grouped(pairs)
         index = list(groups)
-        unique = [groups[position].unique()[0] for position in index]
-        planned = [[index[place] for place in batch] for batch in self._planned(unique)]
+        batches = self._planned([group.unique()[0] for group in groups.values()])
+        planned = [[index[place] for place in batch] for batch in batches]
         return [*planned, list(problems)] if problems else planned
 
     def _planned(self, groups: Sequence[Group]) -> list[list[int]]:
@@ -133,7 +135,7 @@ class RewardScorer(Scorer):
             meter.advance(len(problems))
             yield list(problems), self._evidence(list(problems.values()))
         index = list(groups)
-        unique = [groups[place].unique() for place in index]
+        unique = [group.unique() for group in groups.values()]
         for batch in self._planned([group for group, _ in unique]):
             results = self.engine.run([unique[place][0] for place in batch])
             # A sequence that a pair has twice was computed once.
@@ -161,13 +163,6 @@ class RewardScorer(Scorer):
                 problems[place] = _NOT_FINITE + (wider if self._precision[0] is torch.float16 else "")
         found = self._reduce(list(good.values()))
         return replace(gathered(len(results), self.raw_names, [(list(good), found)]), problems=problems)
-
-    def _check_length(self, group: Group) -> None:
-        longest = max(len(ids) for ids in group.ids)
-        if longest == 0:
-            raise ModelError("the template left no tokens to score")
-        if longest > self.max_tokens:
-            raise UsageError(f"has {longest} tokens; at most {self.max_tokens} are read (--max-tokens)")
 
     @cached_property
     def _precision(self) -> tuple[torch.dtype, str | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,27 +77,25 @@ class TextEncoder:
         # rendered. A twin replaces it in the rendered template, and its id is then read as the special token's.
         secret = secrets.token_hex(8)
         self._marks = {token.content: f"\ue000{secret}{index}\ue001" for index, token in special.items()}
-        self._twins = {token.content: f"\ue002{secret}{index}\ue003" for index, token in special.items()}
-        if special:
-            self._literal.add_tokens(
-                [
-                    AddedToken(
-                        self._twins[token.content],
-                        lstrip=token.lstrip,
-                        rstrip=token.rstrip,
-                        single_word=token.single_word,
-                        normalized=False,
-                        special=False,
-                    )
-                    for token in special.values()
-                ]
-            )
+        twins = {token.content: f"\ue002{secret}{index}\ue003" for index, token in special.items()}
+        self._literal.add_tokens(
+            [
+                AddedToken(
+                    twins[token.content],
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    single_word=token.single_word,
+                    normalized=False,
+                    special=False,
+                )
+                for token in special.values()
+            ]
+        )
         self._forbidden = frozenset(special)
-        self._meant = {self._literal.token_to_id(self._twins[token.content]): index for index, token in special.items()}
-        names = sorted(self._marks, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        self._mark = re.compile(f"\ue000{secret}(\\d+)\ue001")
-        self._by_mark = {str(index): token.content for index, token in special.items()}
+        self._meant = {self._literal.token_to_id(twins[token.content]): index for index, token in special.items()}
+        self._special = _any_of(self._marks)
+        self._rendered = twins | {mark: name for name, mark in self._marks.items()}
+        self._in_rendered = _any_of(self._rendered)
 
     def protect(self, text: str) -> str:
         """An untrusted text in the form in which it goes into a template."""
@@ -112,8 +110,7 @@ class TextEncoder:
         """
         if self.special_tokens == "original":
             return self._parsing.encode(rendered, add_special_tokens=frame).ids
-        own = self._special.sub(lambda match: self._twins[match.group()], rendered)
-        found = self._plain(self._unmarked(own))
+        found = self._plain(self._in_rendered.sub(lambda match: self._rendered[match.group()], rendered))
         if frame:
             found = self._literal.post_process(found, add_special_tokens=True)
         return [self._meant.get(index, index) for index in found.ids]
@@ -123,7 +120,7 @@ class TextEncoder:
         if self.special_tokens == "original":
             found = self._parsing.encode(first, second, add_special_tokens=True)
         else:
-            one, two = (self._plain(self._unmarked(text)) for text in (first, second))
+            one, two = (self._plain(text) for text in (first, second))
             found = self._literal.post_process(one, two, add_special_tokens=True)
         return found.ids, found.type_ids
 
@@ -156,8 +153,10 @@ class TextEncoder:
             )
         return ids[0]
 
-    def _unmarked(self, text: str) -> str:
-        return self._mark.sub(lambda match: self._by_mark[match.group(1)], text)
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for any of the names; of two names at one place it finds the longer one."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
 
 
 def _controls(token: AddedToken, template: object) -> bool:

@@ -1,4 +1,4 @@
-"""The instant scorer: features of the texts into a small additive model that explains itself."""
+"""The scorer `surface`: features of the texts and a small additive model that can be explained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FILE = "surface.json"
 
 
 def feature_arrays(pairs: Sequence[Pair]) -> tuple[Floats, Floats, Floats]:
-    """Features of A and of B, both (n, r), and of the pairs (n, p)."""
+    """The features of A and of B, both (n, r), and of the pairs (n, p)."""
     rows = [pair_features(pair.turns) for pair in pairs]
     widths = (len(RESPONSE_FEATURES), len(RESPONSE_FEATURES), len(PAIR_FEATURES))
     a, b, both = (
@@ -42,10 +42,8 @@ def feature_arrays(pairs: Sequence[Pair]) -> tuple[Floats, Floats, Floats]:
 
 
 class SurfaceScorer(Scorer):
-    """Evidence from the surface of the texts.
-
-    `margin` is about the log-odds of A against B, `tie` those of a tie, before calibration.
-    """
+    """Evidence from the surface of the texts. Before calibration `margin` is about the log-odds of A against B, and `tie`
+    about the log-odds of a tie."""
 
     name: ClassVar[str] = "surface"
     files: ClassVar[tuple[str, ...]] = (_FILE,)
@@ -63,7 +61,7 @@ class SurfaceScorer(Scorer):
 
     def compute(self, pairs: Sequence[Pair]) -> Evidence:
         margin, likeness, both = self.model.terms(*feature_arrays(pairs))
-        # Sums along a row, not matrix products: a row's bits do not depend on its neighbours.
+        # Sums along a row, not matrix products: the bits of a row do not depend on other rows.
         return Evidence(margin.sum(axis=1), likeness.sum(axis=1) + both.sum(axis=1))
 
     def explain(self, pair: Pair) -> list[Push]:
@@ -73,30 +71,36 @@ class SurfaceScorer(Scorer):
 
 
 def pushes(a: Floats, b: Floats, both: Floats, margin: Floats, likeness: Floats, shared: Floats) -> list[Push]:
-    """One pair's terms by group, the strongest first: features of A and B (r,) and of the pair (p,), terms of the margin (r,),
-    of the tie by response feature (r,) and by pair feature (p,)."""
+    """The sums of one pair's terms by group, the strongest first.
+
+    The arguments are the features of A and B (r,) and of the pair (p,), the terms of the margin (r,), and those of the tie
+    by response feature (r,) and by pair feature (p,).
+    """
     found = []
     for name, features in GROUPS.items():
         index = [RESPONSE_FEATURES.index(feature) for feature in features]
-        values = tuple(
-            _value(RESPONSE_FEATURES[i], float(a[i]), float(b[i]))
-            for i in index
-            if a[i] != b[i] and RESPONSE_FEATURES[i] not in UNREADABLE
-        )
+        values = _values(features, a[index], b[index], a[index] != b[index])
         found.append(Push(name, float(margin[index].sum()), float(likeness[index].sum()), values))
     for name, features in PAIR_GROUPS.items():
         index = [PAIR_FEATURES.index(feature) for feature in features]
-        values = tuple(
-            _value(PAIR_FEATURES[i], float(both[i]), float(both[i]))
-            for i in index
-            if both[i] and PAIR_FEATURES[i] not in UNREADABLE
-        )
+        values = _values(features, both[index], both[index], both[index] != 0)
         found.append(Push(name, 0.0, float(shared[index].sum()), values))
     return sorted(found, key=lambda push: -(abs(push.margin) + abs(push.tie)))
 
 
+def _values(
+    names: Sequence[str], a: Floats, b: Floats, shown: NDArray[np.bool_]
+) -> tuple[tuple[str, float, float], ...]:
+    """The features that are `shown` and readable, as a person reads them."""
+    return tuple(
+        _value(name, float(of_a), float(of_b))
+        for name, of_a, of_b, is_shown in zip(names, a, b, shown, strict=True)
+        if is_shown and name not in UNREADABLE
+    )
+
+
 def _value(name: str, a: float, b: float) -> tuple[str, float, float]:
-    """A feature as a person reads it: counts as counts."""
+    """A feature with its count in place of the logarithm."""
     if name == "words":
         return name, round((10 * a) ** 2), round((10 * b) ** 2)
     return (name, round(np.expm1(a), 1), round(np.expm1(b), 1)) if name in COUNTS else (name, a, b)

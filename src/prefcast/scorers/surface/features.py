@@ -1,8 +1,8 @@
-"""Features of the texts of a pair: what can be seen without a language model.
+"""Features of the texts of a pair that need no language model.
 
-Two kinds. *Response features* are computed for each response alone (given the prompt); only their difference A - B is used,
-so a swap turns its sign. *Pair features* are symmetric in A and B and only tell how likely a tie is. Lengths enter as log(1 + count):
-the tenth list item says less than the first. The module knows nothing of weights or of probabilities.
+*Response features* are computed for each response and its prompt. Only their difference A - B is used, so a swap negates
+it. *Pair features* are symmetric in A and B; they only tell how likely a tie is. Counts enter as log(1 + count), because
+the tenth list item says less than the first.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
     "vocabulary_overlap",
 ]
 
-# One token a word; scripts that do not separate words give one a character.
+# A word is one token; in scripts that do not separate words each character is one.
 _WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\\W_]+")
 _SEPARATORS = {code: " " for code in range(128) if not chr(code).isalnum()}
-# The group holds a number where the item has one.
+# The group is the number of a numbered item.
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•+]|(\d{1,3})[.)])[ \t]+\S", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
 _TABLE_RULE = re.compile(r"^[ \t]*(?:\|[ \t]*)?:?-{2,}:?[ \t]*\|", re.MULTILINE)
@@ -91,20 +91,12 @@ _LEAKED = (
 _BLANKS = _phrases("[your /[insert/[name/[date/[company/[recipient")
 
 _FUNCTION_WORDS = {
-    "en": frozenset(
-        ["the", "of", "and", "to", "is", "in", "that", "it", "you", "for", "are", "with", "this", "be", "as", "on"]
-    ),
-    "de": frozenset(
-        ["der", "die", "und", "das", "ist", "nicht", "ein", "eine", "zu", "mit", "den", "auf", "für", "sich", "ich"]
-    ),
-    "fr": frozenset(
-        ["le", "la", "les", "et", "est", "des", "une", "un", "que", "dans", "pour", "qui", "vous", "pas", "sur"]
-    ),
-    "es": frozenset(["el", "la", "los", "y", "es", "de", "que", "en", "un", "una", "para", "por", "con", "las", "del"]),
-    "pt": frozenset(["o", "os", "e", "é", "do", "da", "que", "em", "um", "uma", "para", "por", "com", "não", "as"]),
-    "it": frozenset(
-        ["il", "e", "è", "di", "che", "un", "una", "per", "non", "con", "sono", "della", "le", "gli", "del"]
-    ),
+    "en": frozenset(_names("the of and to is in that it you for are with this be as on")),
+    "de": frozenset(_names("der die und das ist nicht ein eine zu mit den auf für sich ich")),
+    "fr": frozenset(_names("le la les et est des une un que dans pour qui vous pas sur")),
+    "es": frozenset(_names("el la los y es de que en un una para por con las del")),
+    "pt": frozenset(_names("o os e é do da que em um uma para por com não as")),
+    "it": frozenset(_names("il e è di che un una per non con sono della le gli del")),
 }
 _SCRIPTS = {
     "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
@@ -117,14 +109,14 @@ _SCRIPTS = {
     "korean": re.compile("[\uac00-\ud7af]"),
     "chinese": re.compile("[\u3400-\u9fff]"),
 }
-# Letters beyond Latin; typographic quotes and dashes, arrows and emoji are none.
+# Letters of other scripts than Latin, without typographic quotes and dashes, arrows and emoji.
 _NOT_LATIN = re.compile("[\u0370-\u1dff\u2e80-\ud7ff]")
 _SAMPLE = 2000
 _COMPRESSED = 8000
 
 
 class Text(NamedTuple):
-    """What several features need of a text, read once."""
+    """A text with its lower-cased form, words, vocabulary and language, which several features use."""
 
     text: str
     lower: str
@@ -134,10 +126,9 @@ class Text(NamedTuple):
 
 
 def language(text: str, words: Sequence[str]) -> str:
-    """The text's language as far as scripts and function words tell ("en", "japanese", ...), "" where they do not.
+    """The language ("en", "japanese", ...) of a text by its script and function words; "" if they do not tell.
 
-    `words` are the lower-cased words of `text`. It is a feature, not a language detector: good enough to see an
-    answer in the wrong language.
+    `words` are the lower-cased words of `text`. It is only good enough to find an answer in the wrong language.
     """
     if _NOT_LATIN.search(text, 0, _SAMPLE):
         counts = {name: len(pattern.findall(text[:_SAMPLE])) for name, pattern in _SCRIPTS.items()}
@@ -156,7 +147,7 @@ def read_texts(texts: Sequence[str]) -> Text:
     """The texts of all turns as one."""
     text = "\n\n".join(texts)
     lower = text.lower()
-    # For ASCII text the two ways agree, and this one is three times as fast.
+    # Both ways give the same words for ASCII text; the first is three times as fast.
     words = lower.translate(_SEPARATORS).split() if lower.isascii() else _WORD.findall(lower)
     return Text(text, lower.replace("’", "'"), words, frozenset(words), language(text, words))
 
@@ -167,7 +158,7 @@ def is_code(text: Text) -> bool:
 
 
 def vocabulary_overlap(a: Text, b: Text) -> float:
-    """The share of the words of both that they have in common (Jaccard index); 1 for two texts without words."""
+    """The Jaccard index of the vocabularies of two texts; 1 for two texts without words."""
     union = len(a.vocabulary | b.vocabulary)
     return len(a.vocabulary & b.vocabulary) / union if union else 1.0
 
@@ -257,7 +248,7 @@ def _response(prompt: Text, response: Text, texts: Sequence[str]) -> dict[str, f
     }
 
 
-# Both answers share these, or one alone has them: symmetric facts that say more than the size of the difference.
+# For each of these features the smaller of both values is a pair feature: whether both answers have it.
 _SHARED = _names(
     "refuses empty code_blocks has_list speaks_as_machine repeated_triples other_language leaked_markup "
     "cut_off opener closing covers_prompt echoes_prompt table bold headings list_items"
@@ -301,8 +292,8 @@ def _symmetric(
 
 
 def pair_features(turns: Sequence[Turn]) -> tuple[list[float], list[float], list[float]]:
-    """The features of one pair (turns not empty): of A, of B (both in RESPONSE_FEATURES' order), of the pair
-    (PAIR_FEATURES')."""
+    """The features of one pair (turns not empty): of A and of B in the order of RESPONSE_FEATURES, of the pair in the
+    order of PAIR_FEATURES."""
     prompts = [turn.prompt for turn in turns]
     texts_a, texts_b = [turn.response_a for turn in turns], [turn.response_b for turn in turns]
     prompt, a, b = read_texts(prompts), read_texts(texts_a), read_texts(texts_b)
@@ -319,7 +310,7 @@ def _all_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 RESPONSE_FEATURES, PAIR_FEATURES = _all_names()
 
-# These hold log(1 + count): an explanation shows the count.
+# An explanation shows the count behind these values of log(1 + count).
 COUNTS = frozenset(
     _names(
         "length last_length lines paragraphs list_items numbered_items headings bold code_blocks inline_code "
@@ -330,14 +321,14 @@ COUNTS = frozenset(
 )
 
 
-# These say nothing to a person beyond the plain lengths beside them.
+# An explanation leaves these out, because the plain lengths are easier to read.
 UNREADABLE = frozenset(
     [name for name in RESPONSE_FEATURES if name.startswith("length_over_")]
     + ["information", "length_gap", "length_gap_squared", "length_sum", "strong_overlap"]
 )
 
 
-# How an explanation speaks of them. Features of one group move together, so only the sum over a group can be read.
+# The groups of an explanation. Features of one group move together, so only the sum over a group has a meaning.
 GROUPS: dict[str, tuple[str, ...]] = {
     "length": _names(
         "length length_over_50 length_over_200 length_over_500 length_over_1000 length_over_2000 "

@@ -1,11 +1,11 @@
-"""The surface model's arithmetic: features -> evidence, as sums of terms that can be read one by one.
+"""The arithmetic of the surface model: evidence is a sum of terms, one or two for each feature.
 
 With z the difference A - B of a response feature in units of its spread, clipped to +-6,
 
     margin = sum over response features of  linear * z + saturating * tanh(z)
     tie    = sum over response features of  likeness * |tanh(z)|  +  sum over pair features of  weight * u
 
-where u is a standardised pair feature, clipped alike. The margin is odd and the tie even in z by construction.
+where u is a standardised pair feature, clipped to the same range. The margin is odd in z, and the tie is even.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from prefcast.errors import ForecasterError
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
 
-__all__ = ["SurfaceModel"]
+__all__ = ["CLIP", "SurfaceModel", "rounded"]
 
 Floats = NDArray[np.float64]
 
-_CLIP = 6.0
+CLIP = 6.0
 _FORMAT = 1
+_RESPONSE_COLUMNS = ("spread", "linear", "saturating", "likeness")
+_PAIR_COLUMNS = ("mean", "deviation", "weight")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class SurfaceModel:
 
     def design(self, of_a: Floats, of_b: Floats, of_pair: Floats) -> tuple[Floats, Floats, Floats]:
         """Z (n, r), tanh(z) (n, r) and u (n, p) from the features of A, B (n, r) and of the pairs (n, p)."""
-        z = np.clip((of_a - of_b) / self.spread, -_CLIP, _CLIP)
-        return z, np.tanh(z), np.clip((of_pair - self.mean) / self.deviation, -_CLIP, _CLIP)
+        z = np.clip((of_a - of_b) / self.spread, -CLIP, CLIP)
+        return z, np.tanh(z), np.clip((of_pair - self.mean) / self.deviation, -CLIP, CLIP)
 
     def terms(self, of_a: Floats, of_b: Floats, of_pair: Floats) -> tuple[Floats, Floats, Floats]:
         """The terms of the sums: of the margin (n, r), of the tie by response feature (n, r) and by pair feature (n,
@@ -55,22 +57,13 @@ class SurfaceModel:
 
     def save(self, path: Path) -> None:
         """Write the weights as JSON, six significant digits, each under its feature's name."""
-        response = {
-            name: [_rounded(column[i]) for column in self._response_columns()]
-            for i, name in enumerate(RESPONSE_FEATURES)
-        }
-        pair = {
-            name: [_rounded(column[i]) for column in (self.mean, self.deviation, self.weight)]
-            for i, name in enumerate(PAIR_FEATURES)
-        }
-        lines = [f'{{"format": {_FORMAT},', '"response": {"columns": ["spread", "linear", "saturating", "likeness"],']
-        lines += [",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in response.items()) + "},"]
-        lines += ['"pair": {"columns": ["mean", "deviation", "weight"],']
-        lines += [",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in pair.items()) + "}}"]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def _response_columns(self) -> tuple[Floats, Floats, Floats, Floats]:
-        return self.spread, self.linear, self.saturating, self.likeness
+        parts = ("response", _RESPONSE_COLUMNS, RESPONSE_FEATURES), ("pair", _PAIR_COLUMNS, PAIR_FEATURES)
+        texts = []
+        for part, columns, names in parts:
+            weights = zip(*(rounded(getattr(self, column)) for column in columns), strict=True)
+            rows = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in zip(names, weights, strict=True)]
+            texts.append(f'"{part}": {{"columns": {json.dumps(columns)},\n' + ",\n".join(rows) + "}")
+        path.write_text(f'{{"format": {_FORMAT},\n' + ",\n".join(texts) + "}\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> SurfaceModel:
@@ -84,8 +77,8 @@ class SurfaceModel:
                 raise ForecasterError(
                     f"{path}: format {data['format']!r} is not one that this version reads ({_FORMAT})"
                 )
-            response = _columns(data["response"], RESPONSE_FEATURES, 4, path)
-            pair = _columns(data["pair"], PAIR_FEATURES, 3, path)
+            response = _columns(data["response"], RESPONSE_FEATURES, len(_RESPONSE_COLUMNS), path)
+            pair = _columns(data["pair"], PAIR_FEATURES, len(_PAIR_COLUMNS), path)
         except OSError as error:
             raise ForecasterError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -96,8 +89,9 @@ class SurfaceModel:
         return model
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
+def rounded(values: Floats) -> list[Any]:
+    """The values with six significant digits, as nested lists."""
+    return [float(f"{value:.6g}") if np.ndim(value) == 0 else rounded(value) for value in values]
 
 
 def _columns(table: dict[str, Any], names: tuple[str, ...], width: int, path: Path) -> Floats:
