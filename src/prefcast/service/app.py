@@ -24,7 +24,7 @@ from prefcast.forecasts.forecaster import Forecaster
 from prefcast.runs.log import Log
 from prefcast.scorers.registry import scorer_infos
 from prefcast.service import openapi, replies, schema
-from prefcast.service.batching import Batcher, Full, Stopped
+from prefcast.service.batching import Batcher
 from prefcast.service.forecasting import BatchForecaster, Found, Item, Result, ToForecast
 from prefcast.service.guard import Bodies, Guard
 from prefcast.service.limits import Limits
@@ -143,11 +143,6 @@ class Service:
             raise Refusal(
                 "time_limit", f"took longer than {self.limits.seconds:g} seconds; ask for fewer pairs at a time"
             )
-        except Full as full:
-            problem = f"{self.batcher.waiting} pairs are waiting already; try again in {full.seconds} s"
-            raise Refusal("too_busy", problem, headers={"Retry-After": str(full.seconds)}) from None
-        except Stopped:
-            raise Refusal("stopping", "the server is stopping", headers={"Retry-After": "5"}) from None
         finally:
             left.cancel()
             done.cancel()
