@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from prefcast.service.batching import Batcher, Full, Stopped
+from prefcast.service.batching import Batcher
+from prefcast.service.refusals import Refusal
 
 
 class Work:
@@ -84,9 +85,10 @@ def test_what_has_no_room_is_refused_at_once_and_whole() -> None:
         tasks = [asyncio.create_task(batcher.submit([number])) for number in range(5)]
         await begun(work)
         assert batcher.waiting == 5
-        with pytest.raises(Full) as full:
+        with pytest.raises(Refusal) as full:
             await batcher.submit([6, 7])
-        assert 1 <= full.value.seconds <= 60
+        assert full.value.type == "too_busy"
+        assert 1 <= int(full.value.headers["Retry-After"]) <= 60
         assert batcher.waiting == 5
         tasks.append(asyncio.create_task(batcher.submit([6])))
         work.go.release(100)
@@ -131,7 +133,7 @@ def test_after_stop_nothing_is_taken_and_what_was_is_finished() -> None:
         await begun(work)
         stopping = asyncio.create_task(batcher.stop())
         await asyncio.sleep(0)
-        with pytest.raises(Stopped):
+        with pytest.raises(Refusal, match="stopping"):
             await batcher.submit([1])
         work.go.release(100)
         assert await asyncio.gather(*tasks) == [[2 * number] for number in range(9)]

@@ -378,7 +378,7 @@ def test_scores_that_miss_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,score_a\nx,1\n", "holds no scores; expected id and score_a, score_b"),
+        ("id,score_a\nx,1\n", "has no scores; expected id and score_a, score_b"),
         ("score_a,score_b\n1,2\n", "column 'id' is missing; scores are joined by it"),
         ("id,score_a,score_b\nx,1,two\n", "row 1: score_b is 'two'; expected a finite number"),
         ("id,score_a,score_b\nx,1,2\ny,nan,2\n", "row 2: score_a is 'nan'; expected a finite number"),
@@ -502,7 +502,7 @@ def test_figures_of_scores_are_those_of_the_forecasts(prefcast_here: Run, tmp_pa
     assert json.loads(done.stdout)["log_loss"]["value"] == pytest.approx(-np.log(p[np.arange(300), y]).mean())
     done = prefcast_here("evaluate", "--scores", "s.csv")
     assert done.returncode == 2
-    assert "was fitted to the model embedded, not to scores that are brought" in done.stderr
+    assert "was fitted to the model embedded, not to a file of scores" in done.stderr
 
 
 def test_forecaster_fit_leaves_no_old_uncertainty() -> None:

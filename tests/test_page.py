@@ -735,7 +735,7 @@ def test_a_vote_speaks_of_the_row_as_it_is(visit: Visitor, tmp_path: Path) -> No
     page.click("#exchange")
     assert page.inner_text(".response_b .text") == shown
     page.click("[data-key=A]")
-    expect(page.locator("#agreement")).to_contain_text("The texts had been changed")
+    expect(page.locator("#agreement")).to_contain_text("You had changed the texts")
     assert page.inner_text(".response_a .text") == shown
     expect(page.locator("[data-key=A]")).to_have_attribute("aria-pressed", "false")
     page.click("[data-key=A]")

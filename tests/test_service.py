@@ -230,7 +230,7 @@ def test_a_reward_model_scores_conversations() -> None:
         [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]
         for text in ("Because.", "No idea.")
     ]
-    expected = load_scorer(folder).score(chats)
+    expected = load_scorer(folder, quantize="nf4").score(chats)
     with serving(*options) as server, Client(server.url) as client:
         assert client.models()["forecaster"]["pointwise"]
         assert client.score(chats) == pytest.approx(expected, rel=1e-5)

@@ -28,7 +28,7 @@ from prefcast import Pair, load_forecaster
 from prefcast.cli.serving import _token
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.base import Evidence
-from prefcast.service.app import Service, create_service
+from prefcast.service.app import Service
 from prefcast.service.forecasting import BatchForecaster, Found, ToForecast
 from prefcast.service.guard import Guard
 from prefcast.service.limits import Limits
@@ -383,7 +383,7 @@ def in_process(service: Service) -> Iterator[Server]:
 
 def test_heads_and_bodies_that_do_not_come_are_given_up() -> None:
     limits = Limits(header_seconds=0.2, body_seconds=0.2, idle_seconds=1)
-    with in_process(create_service(load_forecaster("surface"), limits=limits)) as server:
+    with in_process(Service(load_forecaster("surface"), limits=limits)) as server:
         assert raw(server, b"", close=False) == b""
         assert raw(server, b"GET / HTTP/1.1\r\nHost: 127.0", close=False) == b""
         head = b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -395,7 +395,7 @@ def test_heads_and_bodies_that_do_not_come_are_given_up() -> None:
 
 
 def test_bodies_together_have_a_bound() -> None:
-    service = create_service(load_forecaster("surface"), limits=Limits(buffered_bytes=2_000))
+    service = Service(load_forecaster("surface"), limits=Limits(buffered_bytes=2_000))
     with in_process(service) as server, socket.create_connection(("127.0.0.1", server.port)) as other:
         other.sendall(
             b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -419,7 +419,7 @@ def test_a_forecaster_that_cannot_work_ends_the_server() -> None:
         def compute(self, pairs: Any) -> Evidence:
             raise ModelError("its weights are missing")
 
-    service = create_service(replace(surface, scorer=Broken(surface.scorer.model)))
+    service = Service(replace(surface, scorer=Broken(surface.scorer.model)))
     with in_process(service):
         pass
     assert service.broken == "its weights are missing"
@@ -455,7 +455,7 @@ def test_a_scorer_that_fails_on_one_pair_fails_for_it_alone() -> None:
         def compute(self, pairs: Any) -> Evidence:
             if any(pair.prompt == (HIDDEN,) for pair in pairs):
                 raise RuntimeError(HIDDEN)
-            found = super().evidence(pairs)
+            found = super().compute(pairs)
             bad = np.array([pair.prompt == ("nan",) for pair in pairs])
             return Evidence(np.where(bad, np.nan, found.margin), found.tie, raw=found.raw)
 

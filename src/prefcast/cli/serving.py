@@ -83,7 +83,7 @@ def serve(
             raise MissingExtraError(module, "serve")
     from prefcast.forecasts.resolve import resolve
     from prefcast.runs.ready import Running, ready
-    from prefcast.service.app import create_service
+    from prefcast.service.app import Service
     from prefcast.service.limits import Limits
     from prefcast.service.server import bind, fitted
     from prefcast.service.server import serve as run
@@ -112,7 +112,7 @@ def serve(
         shown = f"[{address}]" if ":" in address else address
         local = is_loopback(address)
         # Beyond loopback the machine's names are unknown; there the token keeps strange pages out.
-        service = create_service(
+        service = Service(
             chosen,
             limits=fitted(limits),
             token=secret,

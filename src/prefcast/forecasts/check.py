@@ -1,4 +1,4 @@
-"""Reading a file without forecasting it: what is there, what is wrong, and what a forecast would cost."""
+"""Checks a file before it is forecast: its contents, its faults, and the time that a forecast would take."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SAMPLE = 256
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds.
+    """The contents of a file.
 
-    `turns` counts pairs by number of turns, `labels` by outcome (None: no label). `truncated` counts the pairs that
-    the default budget would cut; `seconds` is the estimate of forecasting the file here with the default model,
-    reading included, from `rate` pairs a second on a sample.
+    `turns` counts pairs by number of turns, `labels` by outcome (None: no label). `truncated` counts the pairs that the default
+    budget would cut. `seconds` is an estimate of the time to read and forecast the file on this machine with the default model.
+    It is made from `rate`, the pairs per second of a sample.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Inspection:
 def inspect(
     file: PairFile, *, on_fault: Callable[[RowError], None], progress: Callable[[int], None] | None = None
 ) -> Inspection:
-    """Read all of `file`; every row at fault goes to `on_fault`.
+    """Read all of `file`, and call `on_fault` with each row at fault.
 
     Raises FileError for a fault of the file.
     """
@@ -57,7 +57,7 @@ def inspect(
     rows = failed = truncated = 0
     turns: Counter[int] = Counter()
     labels: Counter[Outcome | None] = Counter()
-    # Lengths by their count in bins of 1 %: the median is right to that, in constant memory.
+    # Counts of lengths in bins of 1 %: this gives the median to 1 % in constant memory.
     bins: Counter[int] = Counter()
     longest = 0
     sample: list[Pair] = []
@@ -81,7 +81,7 @@ def inspect(
     reading = time.perf_counter() - start
     rate, seconds = 0.0, reading
     if sample:
-        forecaster.forecast(sample[:8])  # what only the first call pays
+        forecaster.forecast(sample[:8])  # the first call takes longer
         start = time.perf_counter()
         forecaster.forecast(sample)
         rate = len(sample) / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Forecasts of rows, and their files: the Kaggle submission (.csv), everything (.jsonl, .parquet)."""
+"""Forecasts of rows, and their files: a Kaggle submission (.csv), or everything (.jsonl, .parquet)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "open_writer", "output_kind"]
 
-# The interval of each probability, and how far the members of an ensemble differ.
+# The interval of each probability, and the difference between the members of an ensemble.
 UNCERTAINTY = (*(f"{name}_{end}" for name in WINNERS for end in ("low", "high")), "member_spread")
 NUMBERS = (*WINNERS, "margin", "tie", *UNCERTAINTY)
 _SHOWN, _SHOWN_TEXT = 10, 80
@@ -43,10 +43,10 @@ _SHOWN, _SHOWN_TEXT = 10, 80
 
 @dataclass(frozen=True)
 class Forecast:
-    """One pair's forecast.
+    """The forecast of one pair.
 
-    Where `error` is set, the probabilities are the class prior and the evidence is nan. `interval` has low and high of
-    the three probabilities, `spread` by how much an ensemble's members differ.
+    If `error` is set, the probabilities are the class prior and the evidence is nan. `interval` has the lower and the upper end
+    for each probability, `spread` the largest difference between the members of an ensemble.
     """
 
     id: str | int
@@ -69,11 +69,11 @@ class Forecast:
 
 @dataclass(frozen=True, eq=False)
 class Forecasts(Rows, Sequence[Forecast]):
-    """Forecasts of n rows, in their order: `probabilities` (n, 3) in Outcome's order, `margin` and `tie` (n,), nan
-    where a row failed.
+    """Forecasts of n rows, in their order: `probabilities` (n, 3) in Outcome's order, `margin` and `tie` (n,), which are nan if a
+    row failed.
 
-    `link` with the evidence's `columns` gives the `interval`; `spread` (n,) is by how much the members of an ensemble
-    differ in a probability at most.
+    The `interval` is computed from `link` and the `columns` of the evidence. `spread` (n,) is the largest difference between the
+    members of an ensemble in a probability.
     """
 
     ids: list[str | int]
@@ -89,8 +89,8 @@ class Forecasts(Rows, Sequence[Forecast]):
 
     @cached_property
     def interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Low and high (n, 3): the 95 % interval of each probability under the bootstrap of the fitted link; nan where a
-        row failed, None where the forecaster has no draws."""
+        """The lower and upper ends (n, 3) of the 95 % interval of each probability, from the bootstrap of the fitted link. They are
+        nan if a row failed. None if the forecaster has no draws."""
         if self.link is None or self.columns is None:
             return None
         good = np.isfinite(self.margin)
@@ -135,13 +135,13 @@ class Forecasts(Rows, Sequence[Forecast]):
         return numbers
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A data frame, a row a forecast, with the columns of `records`."""
+        """A data frame with a row for each forecast and the columns of `records`."""
         import pandas
 
         return pandas.DataFrame(list(self.records()), columns=columns_of(NUMBERS, whole_ids=True).names)
 
     def to_arrow(self) -> pyarrow.Table:
-        """An Arrow table, a row a forecast, with the columns of `records`; ids that are not all whole numbers as text."""
+        """An Arrow table with a row for each forecast and the columns of `records`. Ids become texts unless all are whole numbers."""
         import pyarrow
 
         whole = whole_numbers(self.ids)
@@ -152,7 +152,7 @@ class Forecasts(Rows, Sequence[Forecast]):
         head = "".join(f"<th>{name}</th>" for name in ("id", "A", "B", "tie", "margin", "prompt", "note"))
         body = "".join(self._html_row(index) for index in range(min(len(self), _SHOWN)))
         more = (
-            f"<p>{len(self)} forecasts, {self.failed} failed; the first {_SHOWN} shown</p>"
+            f"<p>{len(self)} forecasts, {self.failed} failed; the first {_SHOWN} are shown</p>"
             if len(self) > _SHOWN
             else ""
         )

@@ -1,4 +1,4 @@
-"""From what a person names to the forecaster that is meant: built-in ones, folders, models with a preset."""
+"""From names to a forecaster: a built-in forecaster, a folder, or a model with a preset."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _log = logging.getLogger("prefcast")
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person names to forecast with.
+    """A person's choice of a forecaster.
 
-    `model` is a built-in forecaster's name, or what a scorer takes: a folder with a reward model, a hub id. `forecaster`
-    is a Forecaster or its folder; beside it `model` says where its reward model lies now. `scores` is a file of scores for
-    a forecaster that was fitted to such. `budget` replaces the forecaster's own. `preset` names ready-made settings.
-    `options` are the model's, as an options dataclass; `more` are options as texts NAME=VALUE.
+    `model` is the name of a built-in forecaster, a folder with a reward model, or a hub id. `forecaster` is a Forecaster or its
+    folder; with it, `model` is the present path of its reward model. `scores` is a file of scores for a forecaster that was fitted
+    to such scores. `budget` replaces the budget of the forecaster. `preset` names a set of settings. `options` are options of the
+    model as a dataclass, `more` are options as texts NAME=VALUE.
     """
 
     model: str | None = None
@@ -43,7 +43,7 @@ class Choice:
 
     @property
     def title(self) -> str:
-        """What the forecasts are called."""
+        """The name of the forecasts in a table."""
         if self.model is not None:
             return os.path.basename(self.model.rstrip("/")) or self.model  # noqa: PTH119 - a hub id is no path
         if isinstance(self.forecaster, str | os.PathLike):
@@ -52,22 +52,22 @@ class Choice:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was named."""
+        """Whether the person named nothing."""
         named = (self.model, self.forecaster, self.budget, self.preset)
         return named == (None,) * 4 and not self.more and (self.options is None or not given(self.options))
 
 
 def resolve(choice: Choice | None = None) -> Forecaster:
-    """The forecaster that is meant; the default one where nothing is named.
+    """The forecaster of a choice, or the default forecaster.
 
-    Raises UsageError for a model without an outcome model: what its scores mean for people is not assumed.
+    Raises UsageError for a model without an outcome model, because its scores alone do not give probabilities.
     """
     choice = choice or Choice()
     model, forecaster = choice.model, choice.forecaster
     if model is not None and forecaster is not None:
         if isinstance(forecaster, Forecaster) or not is_named_model(model):
             raise UsageError("name a model or a forecaster, not both")
-        # The forecaster's reward model has moved: here it is.
+        # `model` is the present path of the forecaster's reward model.
         forecaster, model = load_forecaster(forecaster, model=model), None
     if choice.preset not in (None, *PRESETS):
         raise UsageError(f"unknown preset {excerpt(choice.preset)}; there is {', '.join(PRESETS)}")
@@ -105,10 +105,10 @@ def resolve(choice: Choice | None = None) -> Forecaster:
 
 
 def for_scores(forecaster: Forecaster) -> Forecaster:
-    """The forecaster; UsageError if it was not fitted to scores that a person brings."""
+    """The forecaster. Raises UsageError if it was not fitted to a file of scores."""
     if not forecaster.scorer.brought:
         raise UsageError(
-            f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to scores that are brought; "
+            f"--scores: the forecaster was fitted to the model {forecaster.scorer.name}, not to a file of scores; "
             "fit one with prefcast fit --scores FILE -o DIR and use --forecaster DIR"
         )
     return forecaster
@@ -121,20 +121,20 @@ def _with_scores(forecaster: Forecaster, scores: str | os.PathLike[str]) -> Fore
 
 
 def check_columns(scorer: Scorer, columns: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """UsageError if a forecaster was fitted to scores of another kind than these."""
+    """Raises UsageError if a forecaster was fitted to scores with other columns."""
     if scorer.brought and tuple(columns) != scorer.brought:
         raise UsageError(
-            f"{shown_path(path)}: holds {', '.join(columns)}, but the forecaster was fitted to {', '.join(scorer.brought)}"
+            f"{shown_path(path)}: has {', '.join(columns)}, but the forecaster was fitted to {', '.join(scorer.brought)}"
         )
 
 
 def is_named_model(model: str) -> bool:
-    """Whether a name is that of a model which a scorer takes, and not of a built-in forecaster."""
+    """Whether a scorer takes the model of this name, and the name is not that of a built-in forecaster."""
     return model not in built_in() and scorer_for(model) is not None
 
 
 def _info(model: str) -> ScorerInfo:
-    """The scorer that takes a model; UsageError where none does."""
+    """The scorer that takes a model. Raises UsageError if none does."""
     return scorer_for(model) or find_scorer(model)
 
 
@@ -145,7 +145,7 @@ def _options(info: ScorerInfo, choice: Choice) -> Any:
 
 
 def _by_preset(model: str, info: ScorerInfo, choice: Choice) -> Forecaster:
-    """The Kaggle notebook as a forecaster: its settings, unless told otherwise, and its rule."""
+    """The Kaggle notebook as a forecaster: its rule, and its settings unless the choice names others."""
     options = info.preset(str(choice.preset), model, _options(info, choice))
     budget = choice.budget
     policy, characters = token_policy(budget) if isinstance(budget, str) else ("keep-last", budget)
@@ -160,9 +160,9 @@ def _by_preset(model: str, info: ScorerInfo, choice: Choice) -> Forecaster:
 
 
 def resolve_scorer(choice: Choice) -> tuple[Scorer, Budget]:
-    """The scorer of a model, built in or not, and the budget that it reads with.
+    """The scorer of a model, built in or not, and its budget.
 
-    For a model that counts tokens a budget without a limit names the policy that cuts to the model's limit.
+    For a model that counts tokens, a budget without a limit is the policy that cuts to the limit of the model.
     """
     model = choice.model or DEFAULT
     if not is_named_model(model):
@@ -182,8 +182,8 @@ def _parsed(budget: Budget | str) -> Budget:
 
 
 def token_policy(budget: Budget | str | None) -> tuple[str, Budget]:
-    """What a budget means to a model that counts tokens: the policy that cuts to its limit, and what is cut before, in
-    characters."""
+    """A budget for a model that counts tokens: the policy that cuts to the limit of the model, and the budget in characters that is
+    applied before."""
     if budget is None:
         return "keep-last", WHOLE
     if isinstance(budget, str) and budget in TOKEN_POLICIES:

@@ -89,19 +89,19 @@ def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> Abs
     return opened_writer(path, output_kind(path), ("id", *names, *TAIL), names)
 
 
-# What a file of scores may hold, the first that is there: a forecast, evidence, logits, or a score of each answer.
+# The columns that a file of scores may have. The first that are there count: a forecast, evidence, logits, scores of the answers.
 _SHAPES = (WINNERS, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"))
 _MORE = {"margin": "tie", "logit_a": "logit_tie"}
 _NAMES = ("model_a", "model_b")
-# Rounded files hold zeros; a logarithm needs more.
+# Rounded probabilities may be 0, which has no logarithm.
 _LEAST_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True)
 class GivenScores:
-    """Scores of n rows as evidence: `margin`, `tie` (n,), nan where a row has none; `labels` (n,), -1 where there is none;
-    `columns` of the file they were made of. `keys` (n,) are of the first prompts, None
-    in a file without; `models` the pair of names of each row, where known."""
+    """Scores of n rows as evidence: `margin` and `tie` (n,) are nan, and `labels` (n,) -1, for a row without them. `columns` are those
+    of the file that the evidence was made of. `keys` (n,) are of the first prompts, None if the file has no prompts. `models` has
+    the two names of each row, if they are known."""
 
     ids: list[str]
     margin: NDArray[np.float64]
@@ -113,7 +113,7 @@ class GivenScores:
 
     @property
     def log_odds(self) -> bool:
-        """Whether the evidence is a forecast's log-odds already: it was made of probabilities or of three logits."""
+        """Whether the evidence is the log-odds of a forecast: it was made of probabilities or of three logits."""
         return len(self.columns) == 3
 
     @property
@@ -126,16 +126,16 @@ def score_blocks(
 ) -> Iterator[GivenScores]:
     """Read a file of scores, a block of rows at a time.
 
-    It has `id` and either score_a and score_b (of each answer, higher is better), logit_a, logit_b and perhaps
-    logit_tie, margin and perhaps tie (as `prefcast score` writes), or the three probabilities of a forecast; perhaps
-    `label` (0, 1, 2, or what `label_values` names), model_a, model_b, prompt and error. Raises FileError.
+    It has `id` and one of these: score_a and score_b (of each answer, higher is better); logit_a, logit_b and perhaps logit_tie;
+    margin and perhaps tie (as `prefcast score` writes them); the three probabilities of a forecast. It may have `label` (0, 1, 2,
+    or a word of `label_values`), model_a, model_b, prompt and error. Raises FileError.
     """
     with Table(path, ("id", *chain.from_iterable(_SHAPES), *_MORE.values(), *_NAMES, *ROW_FIELDS)) as table:
         names = next((shape for shape in _SHAPES if all(name in table.names for name in shape)), None)
         if names is None:
             raise FileError(
                 table.name,
-                "holds no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
+                "has no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
                 f"(and tie), or {', '.join(WINNERS)}",
             )
         table.need("id", otherwise="scores are joined by it")
@@ -162,7 +162,7 @@ def _name(value: Any) -> str | None:
 
 
 def _numbers(table: Table, row: int, record: Record, names: Sequence[str]) -> Sequence[float]:
-    """The numbers of a row; nan for all where it failed or has none."""
+    """The numbers of a row. All are nan if the row failed or has none."""
     if record.get("error") not in (None, "") or all(record.get(name) in (None, "") for name in names):
         return [float("nan")] * len(names)
     try:

@@ -7,7 +7,6 @@ import json
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from prefcast.forecasts.forecaster import Forecaster
 from prefcast.runs.log import Log
 from prefcast.scorers.registry import scorer_infos
 from prefcast.service import openapi, replies, schema
-from prefcast.service.batching import Batcher, Full, Stopped
+from prefcast.service.batching import Batcher
 from prefcast.service.forecasting import BatchForecaster, Found, Item, Result, ToForecast
 from prefcast.service.guard import Bodies, Guard
 from prefcast.service.limits import Limits
@@ -32,7 +31,7 @@ from prefcast.service.metrics import CONTENT_TYPE, Metrics
 from prefcast.service.reading import Asked, asked_of, conversations_of, parsed, ranked_of
 from prefcast.service.refusals import Refusal
 
-__all__ = ["Service", "create_service"]
+__all__ = ["Service"]
 
 _PAGE = Path(__file__).parent / "page"
 _DOCS = Path(__file__).parent / "docs.html.jinja"
@@ -48,40 +47,55 @@ _TYPES = {
 T = TypeVar("T")
 
 
-@dataclass
 class Service:
-    """The application of one server and its parts. A server runs `app`."""
+    """The application of one server and its parts. A server runs `app`.
 
-    forecaster: Forecaster
-    limits: Limits
-    log: Log
-    ready: bool = False
-    # Why the service can never be ready.
-    broken: str | None = None
-    answered: int = 0
-    bodies: Bodies = field(init=False)
-    batch_forecaster: BatchForecaster = field(init=False)
-    metrics: Metrics = field(init=False)
-    batcher: Batcher[Item, Result] | None = None
-    app: Guard = field(init=False)
+    /v1 and /metrics want `token`, if there is one. `hosts` are the names that a Host header may have besides loopback's. None
+    allows every name.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        *,
+        limits: Limits | None = None,
+        token: str | None = None,
+        hosts: Sequence[str] | None = (),
+        log: Log | None = None,
+    ) -> None:
+        self.limits, self.log = limits or Limits(), log or Log()
+        self.ready = False
+        # Why the service can never be ready.
+        self.broken: str | None = None
+        self.answered = 0
+        self.said = replies.said(forecaster)
         self.bodies = Bodies(self.limits)
-        self.batch_forecaster = BatchForecaster(self.forecaster, self.failed)
-        self.metrics = Metrics(lambda: 0 if self.batcher is None else self.batcher.waiting)
+        self.metrics = Metrics(lambda: self.batcher.waiting)
+        self._forecasting = BatchForecaster(forecaster, self.failed)
+        self.batcher: Batcher[Item, Result] = Batcher(
+            self._forecasting.run,
+            most=self.limits.batch,
+            company=self.limits.company_seconds,
+            room=self.limits.queue,
+            seen=self.metrics.batch,
+        )
         self._parsing = asyncio.Lock()
-        self.said = replies.said(self.forecaster)
+        routes = [
+            Route("/v1/forecast", self.forecast, methods=["POST"]),
+            Route("/v1/score", self.score, methods=["POST"]),
+            Route("/v1/rank", self.rank, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/health", self.health),
+            Route("/ready", self.is_ready),
+            Route("/metrics", self.counters),
+            *_file_routes(openapi.document(self.limits, secured=token is not None)),
+        ]
+        router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
+        paths = {route.path for route in routes}
+        self.app = Guard(router, token=token, hosts=hosts, routes=paths, seen=self.seen, failed=self.failed)
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        limits = self.limits
-        self.batcher = Batcher(
-            self.batch_forecaster.run,
-            most=limits.batch,
-            company=limits.company_seconds,
-            room=limits.queue,
-            seen=self.metrics.batch,
-        )
         self.batcher.start()
         warming = asyncio.create_task(self._warm_up())
         try:
@@ -93,9 +107,8 @@ class Service:
 
     async def _warm_up(self) -> None:
         # On the scoring thread and before any request: some libraries must be used on the thread that loaded them.
-        assert self.batcher is not None  # noqa: S101
         try:
-            await self.batcher.alone(self.batch_forecaster.warm_up)
+            await self.batcher.alone(self._forecasting.warm_up)
         except PrefcastError as error:
             self.broken = str(error)
         else:
@@ -131,7 +144,6 @@ class Service:
 
     async def work(self, request: Request, items: Sequence[Item]) -> list[Result]:
         """The result of each item, within the time limit of a request. Raises Refusal."""
-        assert self.batcher is not None  # noqa: S101
         left = asyncio.ensure_future(_left(request))
         done = asyncio.ensure_future(self.batcher.submit(items))
         try:
@@ -143,11 +155,6 @@ class Service:
             raise Refusal(
                 "time_limit", f"took longer than {self.limits.seconds:g} seconds; ask for fewer pairs at a time"
             )
-        except Full as full:
-            problem = f"{self.batcher.waiting} pairs are waiting already; try again in {full.seconds} s"
-            raise Refusal("too_busy", problem, headers={"Retry-After": str(full.seconds)}) from None
-        except Stopped:
-            raise Refusal("stopping", "the server is stopping", headers={"Retry-After": "5"}) from None
         finally:
             left.cancel()
             done.cancel()
@@ -230,7 +237,7 @@ class Service:
         return _json(schema.Health(status="ok"))
 
     async def is_ready(self, request: Request) -> Response:
-        if not self.ready or self.batcher is None or not self.batcher.alive:
+        if not self.ready or not self.batcher.alive:
             raise Refusal("stopping", "not ready: the forecaster is being loaded, or the server is stopping")
         return _json(schema.Health(status="ready"))
 
@@ -242,34 +249,6 @@ async def _left(request: Request) -> None:
     """Returns when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def create_service(
-    forecaster: Forecaster,
-    *,
-    limits: Limits | None = None,
-    token: str | None = None,
-    hosts: Sequence[str] | None = (),
-    log: Log | None = None,
-) -> Service:
-    """The service of one forecaster. /v1 and /metrics want `token`, if there is one. `hosts` are the names that a Host header
-    may have besides loopback's; None allows every name."""
-    service = Service(forecaster, limits or Limits(), log or Log())
-    document = openapi.document(service.limits, secured=token is not None)
-    routes = [
-        Route("/v1/forecast", service.forecast, methods=["POST"]),
-        Route("/v1/score", service.score, methods=["POST"]),
-        Route("/v1/rank", service.rank, methods=["POST"]),
-        Route("/v1/models", service.models),
-        Route("/health", service.health),
-        Route("/ready", service.is_ready),
-        Route("/metrics", service.counters),
-        *_file_routes(document),
-    ]
-    router = Router(routes, redirect_slashes=False, lifespan=service.lifespan)
-    paths = {route.path for route in routes}
-    service.app = Guard(router, token=token, hosts=hosts, routes=paths, seen=service.seen, failed=service.failed)
-    return service
 
 
 def _file_routes(document: dict[str, Any]) -> list[Route]:

@@ -14,25 +14,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-__all__ = ["Batcher", "Full", "Stopped"]
+from prefcast.service.refusals import Refusal
+
+__all__ = ["Batcher"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 _LEAST_WAIT, _MOST_WAIT = 1, 60
 # The weight of the newest batch in the average time of an item.
 _NEWEST = 0.2
-
-
-class Full(Exception):  # noqa: N818 - it is an answer
-    """The queue is full. It may have room again after `seconds`."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-
-
-class Stopped(Exception):  # noqa: N818 - it is an answer
-    """The batcher is stopping and accepts no more items."""
 
 
 class _Request(Generic[T, R]):
@@ -84,16 +74,18 @@ class Batcher(Generic[T, R]):
         return self._task is not None and not self._task.done()
 
     async def submit(self, items: Sequence[T]) -> list[R]:
-        """The result of each item. Raises Full at once if there is no room for all of them, and Stopped after `stop`.
+        """The result of each item. Raises Refusal at once if there is no room for all of them, and after `stop`.
 
         If the caller is cancelled, its waiting items are dropped.
         """
         if self._stopping or not self.alive:
-            raise Stopped
+            raise Refusal("stopping", "the server is stopping", headers={"Retry-After": "5"})
         if not items:
             return []
         if self.waiting + len(items) > self._room:
-            raise Full(self._wait_for(len(items)))
+            seconds = self._wait_for(len(items))
+            problem = f"{self.waiting} pairs are waiting already; try again in {seconds} s"
+            raise Refusal("too_busy", problem, headers={"Retry-After": str(seconds)})
         request: _Request[T, R] = _Request(items, asyncio.get_running_loop().create_future())
         self._waiting += len(items)
         self._ring.append(request)

@@ -83,14 +83,9 @@ def serve(
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     limits = service.limits
-
-    class Protocol(_Protocol):
-        pass
-
-    Protocol.limits = limits
     config = uvicorn.Config(
         service.app,
-        http=Protocol,
+        http=type("Protocol", (_Protocol,), {"limits": limits}),
         ws="none",
         loop="asyncio",
         lifespan="on",
