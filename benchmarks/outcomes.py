@@ -61,7 +61,8 @@ def truth(log_odds: Floats) -> Floats:
 
 def voted(p: Floats, random: Random) -> Ints:
     """An outcome (n,) of each row of probabilities (n, 3)."""
-    return (random.random(len(p))[:, None] > p.cumsum(axis=1)[:, :2]).sum(axis=1)
+    drawn: Ints = (random.random(len(p))[:, None] > p.cumsum(axis=1)[:, :2]).sum(axis=1)
+    return drawn
 
 
 def evidence(margin: Floats, outcomes: Ints, groups: Ints) -> LabelledEvidence:
@@ -207,7 +208,7 @@ def link_trial(n: int, clustered: bool, seed: int) -> list[tuple[float, float, f
     same = found.chosen in ("davidson", "temperature and tie level")
     chosen = davidson if same else fit_link(data, repeats=DRAWS, seed=seed).link
     true = population(clustered)[1]
-    rows = []
+    rows: list[tuple[float, float, float]] = []
     for link in (davidson, chosen):
         low, high = link.interval(MARGINS[:, None], np.zeros((len(MARGINS), 1)))
         inside, above = (low <= true) & (true <= high), low > true
@@ -295,7 +296,8 @@ def planted() -> tuple[float, float]:
     noise = np.random.default_rng(7).standard_normal(400_000) * PER_PROMPT * np.sqrt(2)
 
     def rates(better: float) -> Floats:
-        return truth(noise - better).mean(axis=0)
+        found: Floats = truth(noise - better).mean(axis=0)
+        return found
 
     low, high = 0.0, 3.0
     for _ in range(30):
