@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 2
 
-.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
+.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -83,6 +83,13 @@ bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulat
 
 bench-queue: $(VENV)/.dev ## Measure workers on DATA (train files), then simulate the plans of docs/scale.md (minutes)
 	$(BIN)/python benchmarks/work_queue.py --data $(DATA)
+
+bench-store: $(VENV)/.dev ## Measure the evidence store on ROWS rows of DATA (train files; without: the example pairs)
+	$(BIN)/python benchmarks/store.py $(if $(wildcard $(DATA)/train),--data $(DATA)) $(if $(ROWS),--rows $(ROWS))
+
+bench-against: $(VENV)/.dev ## Measure this checkout beside another one: make bench-against OTHER=DIR (minutes)
+	@test -n "$(OTHER)" || { echo "name the other checkout: make bench-against OTHER=DIR" >&2; exit 1; }
+	$(BIN)/python benchmarks/against.py $(OTHER) $(if $(wildcard $(DATA)/train),--data $(DATA)) $(if $(ROWS),--rows $(ROWS))
 
 bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (dev files)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check sentence-transformers

@@ -25,7 +25,9 @@ from processes import machine, prefcast, run
 from rows import made_up, numbered, write
 
 # Whichever of these a command knows: nothing is kept, and nothing is taken from what was kept.
-NOTHING_KEPT = ("--no-store", "--no-journal", "--no-keep-scores")
+NOTHING_KEPT = ("--no-store", "--no-journal")
+# An older one for reward models; other models refuse it.
+NO_SCORES_KEPT = "--no-keep-scores"
 # About 10 million parameters.
 SHAPE = Shape(hidden=384, layers=6, heads=6, keys=2, inner=1152)
 HELPS = 5
@@ -63,7 +65,8 @@ class Checkout:
         """The options with which a verb of this checkout keeps nothing."""
         if verb not in self.known:
             text = self._said(*prefcast(verb, "--help"))
-            self.known[verb] = [option for option in NOTHING_KEPT if re.search(rf"{option}\b", text)]
+            asked = (*NOTHING_KEPT, NO_SCORES_KEPT) if verb == "score" else NOTHING_KEPT
+            self.known[verb] = [option for option in asked if re.search(rf"{option}\b", text)]
         return self.known[verb]
 
     def used(self, *arguments: str | Path | int) -> Figures:
@@ -130,12 +133,12 @@ def helping() -> Part:
     return Part(f"--help, {HELPS} times a turn", measure)
 
 
-def in_turns(part: Part, this: Checkout, other: Checkout, runs: int) -> tuple[list[Figures], list[Figures]]:
+def in_turns(part: Part, both: Sequence[Checkout], runs: int) -> tuple[list[Figures], list[Figures]]:
     """What each turn found for both. Who begins changes from turn to turn; a first run of each warms up."""
     found: dict[int, list[Figures]] = {0: [], 1: []}
     for turn in range(-1, runs):
         for place in (0, 1) if turn % 2 == 0 else (1, 0):
-            figures = part.measure((this, other)[place])
+            figures = part.measure(both[place])
             if turn >= 0:
                 found[place].append(figures)
     return found[0], found[1]
@@ -170,7 +173,7 @@ def main() -> None:
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        both = []
+        both: list[Checkout] = []
         for name, path in (("this", options.this), ("other", options.other)):
             (folder / name).mkdir()
             both.append(Checkout(path.resolve(), folder / name))
@@ -188,7 +191,7 @@ def main() -> None:
         }
         for name in options.parts:
             part = ways[name]()
-            say(part, *in_turns(part, *both, options.runs))
+            say(part, *in_turns(part, both, options.runs))
 
 
 if __name__ == "__main__":

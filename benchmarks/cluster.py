@@ -26,14 +26,17 @@ def rate(pairs: Path, output: Path, actors: int) -> tuple[float, float]:
     command += ["--engine", "ray", "--actors", str(actors), "--cpus-per-actor", "1"]
     start = time.perf_counter()
     came: list[tuple[float, int]] = []
+    last = ""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None  # noqa: S101 - for the type checker
         for line in process.stderr:
-            event = json.loads(line)
-            if event["event"] == "piece":
+            last = line
+            # Ray writes lines of its own.
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "piece":
                 came.append((time.perf_counter(), event["rows"]))
     if process.returncode:
-        raise SystemExit(f"prefcast ended with {process.returncode}")
+        raise SystemExit(f"prefcast ended with status {process.returncode}: {last.strip()}")
     # From when each actor has given its first piece, to when one may have no more to do.
     begin, end = actors, len(came) - actors
     if end <= begin:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.fitter import DRAWS
@@ -30,16 +29,12 @@ from prefcast.measuring.comparison import compare
 from prefcast.measuring.metrics import Figure, row_log_loss
 from prefcast.measuring.metrics.measure import evaluate_probabilities
 from prefcast.outcomes.calibration import BINS
-from prefcast.outcomes.models import FITTED_MODELS, Davidson, Link, NotebookRule
+from prefcast.outcomes.models import FITTED_MODELS, Davidson, NotebookRule
 from prefcast.outcomes.statistics.bootstrap import paired_difference
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.base import Evidence, Scorer
+from simulated_votes import Floats, Ints, Random, evidence, said, truth, voted
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Random = np.random.Generator
-
-LEVEL = -0.2
 STRENGTHS = {"worthless": 0.0, "weak": 0.5, "medium": 1.0, "strong": 1.5}
 FRESH = 4000
 POPULATION = 2_000_000
@@ -52,26 +47,6 @@ FORECAST = Davidson(1.6, 0.1, 1.0)
 # Systems that are compared: log-odds are quality + prompt, a score adds noise and, in the third case, a taste.
 MODELS, LABELS, PROMPTS = 40, 6000, 1000
 QUALITY, PER_PROMPT, NOISE, BIAS = 0.6, 0.8, 0.35, 0.1
-
-
-def truth(log_odds: Floats) -> Floats:
-    """The true probabilities (n, 3)."""
-    return np.exp(Davidson.log_probabilities(log_odds, np.full(len(log_odds), LEVEL))[0])
-
-
-def voted(p: Floats, random: Random) -> Ints:
-    """An outcome (n,) of each row of probabilities (n, 3)."""
-    return (random.random(len(p))[:, None] > p.cumsum(axis=1)[:, :2]).sum(axis=1)
-
-
-def evidence(margin: Floats, outcomes: Ints, groups: Ints) -> LabelledEvidence:
-    data = LabelledEvidence(1)
-    data.add(margin[:, None], np.zeros((len(margin), 1)), np.eye(3)[outcomes], groups.astype(np.uint64))
-    return data
-
-
-def said(link: Link, margin: Floats) -> Floats:
-    return link.probabilities(margin[:, None], np.zeros((len(margin), 1)))
 
 
 def error(values: Floats) -> float:
@@ -207,7 +182,7 @@ def link_trial(n: int, clustered: bool, seed: int) -> list[tuple[float, float, f
     same = found.chosen in ("davidson", "temperature and tie level")
     chosen = davidson if same else fit_link(data, repeats=DRAWS, seed=seed).link
     true = population(clustered)[1]
-    rows = []
+    rows: list[tuple[float, float, float]] = []
     for link in (davidson, chosen):
         low, high = link.interval(MARGINS[:, None], np.zeros((len(MARGINS), 1)))
         inside, above = (low <= true) & (true <= high), low > true
@@ -295,7 +270,8 @@ def planted() -> tuple[float, float]:
     noise = np.random.default_rng(7).standard_normal(400_000) * PER_PROMPT * np.sqrt(2)
 
     def rates(better: float) -> Floats:
-        return truth(noise - better).mean(axis=0)
+        found: Floats = truth(noise - better).mean(axis=0)
+        return found
 
     low, high = 0.0, 3.0
     for _ in range(30):

@@ -36,12 +36,12 @@ HIDDEN, LAYERS, HEADS, KEYS, INNER = 768, 12, 12, 4, 3072
 Ids = list[tuple[np.ndarray, ...]]
 
 
-def as_llama(folder: Path, attention: str) -> LlamaForSequenceClassification:
+def as_llama(folder: Path, attention: str) -> Any:
     """The same network as transformers' Llama."""
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    llama = LlamaConfig(
+    sizes: dict[str, Any] = dict(  # noqa: C408 - as keywords
         vocab_size=config["vocab_size"],
         hidden_size=HIDDEN,
         intermediate_size=INNER,
@@ -76,12 +76,12 @@ def as_llama(folder: Path, attention: str) -> LlamaForSequenceClassification:
         ):
             key = key.replace(old, new)
         weights[key] = tensor
-    network = LlamaForSequenceClassification(llama)
+    network: Any = LlamaForSequenceClassification(LlamaConfig(**sizes))
     network.load_state_dict(weights)
     return network.eval()
 
 
-def padded_scores(network: LlamaForSequenceClassification, sequences: list[np.ndarray]) -> list[float]:
+def padded_scores(network: Any, sequences: list[np.ndarray]) -> list[float]:
     """Scores of one padded batch."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), 2)
@@ -92,15 +92,16 @@ def padded_scores(network: LlamaForSequenceClassification, sequences: list[np.nd
     with torch.inference_mode():
         hidden = network.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(sequences)), mask.sum(1) - 1]
-        return network.score(last)[:, 0].float().tolist()
+        scores: list[float] = network.score(last)[:, 0].float().tolist()
+    return scores
 
 
-def notebook_way(network: LlamaForSequenceClassification, pairs: Ids) -> np.ndarray:
+def notebook_way(network: Any, pairs: Ids) -> np.ndarray:
     """One pair a call."""
     return np.array([padded_scores(network, list(pair)) for pair in pairs])
 
 
-def batched_way(network: LlamaForSequenceClassification, pairs: Ids, most_tokens: int) -> np.ndarray:
+def batched_way(network: Any, pairs: Ids, most_tokens: int) -> np.ndarray:
     """All conversations sorted by length, in padded batches of at most `most_tokens`."""
     flat = [ids for pair in pairs for ids in pair]
     order = sorted(range(len(flat)), key=lambda index: -len(flat[index]))

@@ -157,7 +157,7 @@ def main() -> None:
     )
     print("clients  batching   pairs/s  of predict  CPU ms/pair   p50 ms   p99 ms")
     for (count, way), runs in found.items():
-        rate, share, cost = (statistics.median(run[part] for run in runs) for part in range(3))
+        rate, share, cost = (statistics.median(column) for column in zip(*(run[:3] for run in runs), strict=True))
         ordered = sorted(latency for run in runs for latency in run[3])
         middle, most = (1000 * ordered[int(part * (len(ordered) - 1))] for part in (0.5, 0.99))
         print(f"{count:7}  {way:8}  {rate:8.1f}  {share:9.0%}  {1000 * cost:11.1f}  {middle:7.0f}  {most:7.0f}")
