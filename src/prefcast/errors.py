@@ -1,21 +1,7 @@
 """Every exception of prefcast.
 
-PrefcastError
-├── FileError           the file as a whole cannot be used: unreadable, a column missing, an id twice
-├── RowError            one row is at fault; the others are not
-│   └── ScoringError    the row was read, but the scorer gave no finite evidence for it
-├── UsageError          the call is wrong: an unknown model, a budget that does not parse
-├── MissingExtraError   an optional dependency is not installed; the message names the pip command
-├── ModelError          a model's checkpoint cannot be used: unsupported, damaged, weights missing
-├── RunError        a run's journal or shard cannot be used: another run's, held, damaged, or its input changed
-├── ResourceError       the machine has no more of what is needed: disk, memory
-├── WorkerError         no worker process is left to score with
-├── ServiceError        a prefcast server does not answer, or answers that it cannot
-├── ForecasterError     a forecaster folder cannot be loaded or does not fit its scorer
-└── FitError            an outcome model could not be fitted: too little data, no convergence
-
-Third-party errors are mapped onto these where they arise. All of them survive pickling, so that worker processes can
-send them home.
+An error of another library becomes one of these where it arises. All of them survive pickling, because worker processes
+send them to their parent.
 """
 
 from __future__ import annotations
@@ -54,7 +40,7 @@ def excerpt(value: object, limit: int = _EXCERPT) -> str:
 
 
 def printable(text: str) -> str:
-    """Untrusted text for a terminal: line ends become spaces, whatever is invisible is escaped."""
+    """Untrusted text for a terminal: line ends become spaces, invisible characters are escaped."""
     return "".join(
         c if c.isprintable() else " " if c in "\r\n\t" else c.encode("unicode_escape").decode("ascii") for c in text
     )
@@ -67,11 +53,11 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 
 class PrefcastError(Exception):
-    """The root of the tree: `except PrefcastError` catches all that prefcast raises on purpose."""
+    """The root: `except PrefcastError` catches every error that prefcast raises on purpose."""
 
 
 class FileError(PrefcastError):
-    """A fault of the file: nothing of it can be used. `file` and, where known, `row` say where."""
+    """A fault of the whole file: unreadable, a column missing, an id twice. `file` and, where known, `row` say where."""
 
     def __init__(self, file: str, problem: str, row: int | None = None) -> None:
         super().__init__(file, problem, row)
@@ -85,8 +71,7 @@ class FileError(PrefcastError):
 
 
 class RowError(PrefcastError):
-    """A fault of one row: which file, row (counted from 1, the header not counted) and field, and what would be
-    right.
+    """A fault of one row; the other rows can be used. Rows are counted from 1, without the header.
 
     `id` is the row's id where it could be read, otherwise its row number.
     """
@@ -105,7 +90,7 @@ class RowError(PrefcastError):
 
 
 class ScoringError(RowError):
-    """A row whose evidence is not a finite number: never turned into a forecast."""
+    """A row for which the scorer gave no finite evidence; it gets no forecast."""
 
 
 class UsageError(PrefcastError):
@@ -125,11 +110,11 @@ class MissingExtraError(PrefcastError):
 
 
 class ModelError(PrefcastError):
-    """A checkpoint that is not supported, is damaged or lacks weights; the message says what would do."""
+    """A checkpoint that is not supported, is damaged or lacks weights; the message says what would be right."""
 
 
 class RunError(PrefcastError):
-    """A shard, or a folder of parts, that does not belong to this run or is damaged; the message says what would do."""
+    """A shard or a folder of parts cannot be used: it belongs to another run, is held, is damaged, or its input changed."""
 
 
 class ResourceError(PrefcastError):
@@ -141,8 +126,8 @@ class WorkerError(PrefcastError):
 
 
 class ServiceError(PrefcastError):
-    """A prefcast server that cannot be reached, refuses, or fails: `status` of its answer (0 without one) and the `kind` of
-    the error as it names it."""
+    """A prefcast server that cannot be reached, refuses, or fails. `status` is its answer's (0 without an answer), `kind`
+    the server's name for the error."""
 
     def __init__(self, problem: str, status: int = 0, kind: str = "") -> None:
         super().__init__(problem, status, kind)
@@ -155,8 +140,8 @@ class ServiceError(PrefcastError):
 
 
 class ForecasterError(PrefcastError):
-    """A forecaster folder that cannot be loaded, or that does not fit the scorer at hand."""
+    """A forecaster folder that cannot be loaded or does not fit its scorer."""
 
 
 class FitError(PrefcastError):
-    """A fit that did not reach its optimum; no parameters are returned."""
+    """An outcome model that could not be fitted: too little data, or no convergence."""

@@ -25,35 +25,39 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     there for the same target is removed. Raises UsageError where the folder cannot be written or the name is taken by
     something that is not a file.
     """
-    shown = shown_path(path)
-    try:
+    with _said_of(path):
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
-            raise UsageError(f"{shown}: cannot be written: it is not a regular file")
+            raise ValueError("it is not a regular file")
         start = f".prefcast-{blake2b(target.name.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}-"
         _remove_left(target.parent, start)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    # Named before it is made: a signal that comes just as it is made finds it too.
+    # The name is chosen before the file is made: a signal that comes just then finds the file too.
     part = target.parent / f"{start}{secrets.token_hex(8)}.part"
     try:
-        try:
+        with _said_of(path):
             made = _locked(part)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{shown}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
         with made as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            # Until now it was for nobody else; a new file should have what open() would have given it.
+            # So far only this process's user could read the file; now it gets the mode that open() would have given it.
             part.chmod(target.stat().st_mode if target.exists() else 0o666 & ~umask())
-            # Under the lock: nobody takes it for one that was left.
+            # The lock is still held: no other process takes the file for one that was left.
             part.replace(target)
     except BaseException:
-        # What went wrong is said, not that there was nothing to remove, or that nothing can be.
+        # The first error is reported, not a failure to remove the file.
         with suppress(OSError):
             part.unlink()
         raise
+
+
+@contextmanager
+def _said_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{shown_path(path)}: cannot be written: {reason}") from None
 
 
 def _locked(part: Path) -> BinaryIO:

@@ -1,8 +1,8 @@
 """How much of a conversation is read.
 
-A policy cuts a pair's turns down to a limit and reports what it kept. It knows nothing of scorers; it only measures
-and slices. Every policy treats A and B alike, so cutting and swapping commute. Lengths are summed over prompt, response
-A and response B of all turns: in characters (code points), unless a scorer measures in its own tokens.
+A policy cuts a pair's turns down to a limit and reports what it kept. It decides by the lengths of the texts alone and
+treats A and B alike: cutting and swapping commute. Lengths are summed over prompt, response A and response B of all
+turns. They count characters (code points), unless a scorer measures in its own tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ __all__ = [
     "Notebook",
     "Proportional",
     "Truncation",
-    "Whole",
     "cuts",
     "parse_budget",
 ]
@@ -34,6 +33,7 @@ __all__ = [
 _SHARES = (1, 2, 2)
 _GAP = "\n…\n"
 _FIELDS = ("prompt", "response_a", "response_b")
+_Sizes = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,34 @@ class Budget(ABC):
 
     name: str
     limit: int
+    # Whether a text that is too long keeps its end as well as its beginning.
+    tails = True
 
     @abstractmethod
+    def _granted(self, sizes: Sequence[_Sizes]) -> tuple[int, Sequence[_Sizes]]:
+        """The first turn that is kept, and how much of each text (prompt, A, B) of the kept turns is read."""
+
     def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
-        """The turns that are read, and how many characters of the original they hold; meant for what is over the
-        limit."""
+        """The turns that are read, and how many characters of the original they hold. `turns` exceed the limit."""
+        sizes = [tuple(map(measure.size, turn.texts)) for turn in turns]
+        first, grants = self._granted(sizes)
+        kept, characters = [], 0
+        for turn, size, grant in zip(turns[first:], sizes[first:], grants, strict=False):
+            texts = []
+            for each in zip(turn.texts, size, grant, strict=True):
+                text, count = self._shortened(*each, measure)
+                texts.append(text)
+                characters += count
+            kept.append(Turn(*texts))
+        return tuple(kept), characters
+
+    def _shortened(self, text: str, size: int, grant: int, measure: Measure) -> tuple[str, int]:
+        """What is read of a text, and how many of its characters that holds."""
+        if size <= grant:
+            return text, len(text)
+        end = grant // 2 if self.tails else 0
+        head, tail = measure.head(text, grant - end), measure.tail(text, end)
+        return head + _GAP * self.tails + tail, len(head) + len(tail)
 
     def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
         """The part of `turns` (not empty) that is read, and the report of it."""
@@ -113,60 +136,38 @@ class Budget(ABC):
 
 @dataclass(frozen=True)
 class Notebook(Budget):
-    """The notebook's policy: drop the LAST turn while over 7,200; a first turn over that alone is cut to 1,000 /
+    """The notebook's policy: drop the LAST turn while over 7,200. A first turn that is over 7,200 alone is cut to 1,000 /
     3,000 / 3,000."""
 
     name = "notebook"
     limit = 7200
+    tails = False
 
-    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
-        size, count = 0, 0
-        for turn in turns:
-            size += turn.characters
-            if size > self.limit:
-                break
-            count += 1
-        kept: tuple[Turn, ...]
-        if count == 0:
-            kept = (Turn(turns[0].prompt[:1000], turns[0].response_a[:3000], turns[0].response_b[:3000]),)
-        else:
-            kept = tuple(turns[:count])
-        return kept, sum(turn.characters for turn in kept)
+    def _granted(self, sizes: Sequence[_Sizes]) -> tuple[int, Sequence[_Sizes]]:
+        count = _fitting(sizes, self.limit)
+        return 0, sizes[:count] if count else [(1000, 3000, 3000)]
 
 
 @dataclass(frozen=True)
 class KeepLast(Budget):
-    """Whole turns from the newest back; if the newest alone is too long, the middle of its long texts goes.
+    """Whole turns from the newest back. If the newest turn alone is too long, its long texts lose their middle.
 
-    Within the newest turn prompt, A and B may have 20, 40 and 40 % of the limit; what a short text leaves goes to the
+    Within the newest turn, prompt, A and B may have 20, 40 and 40 % of the limit. What a short text leaves goes to the
     others.
     """
 
     limit: int = 24_000
     name = "keep-last"
 
-    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
-        sizes = [sum(measure.size(text) for text in _texts(turn)) for turn in turns]
-        if sizes[-1] > self.limit:
-            texts = _texts(turns[-1])
-            grants = _allocate(self.limit, [measure.size(text) for text in texts])
-            kept, counts = zip(
-                *(_cut_middle(text, grant, measure) for text, grant in zip(texts, grants, strict=True)), strict=True
-            )
-            return (Turn(*kept),), sum(counts)
-        size, first = 0, len(turns)
-        for index in range(len(turns) - 1, -1, -1):
-            if size + sizes[index] > self.limit:
-                break
-            size += sizes[index]
-            first = index
-        return tuple(turns[first:]), sum(turn.characters for turn in turns[first:])
+    def _granted(self, sizes: Sequence[_Sizes]) -> tuple[int, Sequence[_Sizes]]:
+        first = len(sizes) - _fitting(sizes[::-1], self.limit)
+        return (first, sizes[first:]) if first < len(sizes) else (first - 1, [_allocate(self.limit, sizes[-1])])
 
 
 @dataclass(frozen=True)
 class Proportional(Budget):
-    """20, 40 and 40 % of the limit for all prompts, all of A and all of B; each keeps its newest texts, the one at
-    the edge loses its middle.
+    """20, 40 and 40 % of the limit for all prompts, all of A and all of B. Each keeps its newest texts; the text at the
+    edge loses its middle.
 
     What one of the three does not need goes to the others. A turn that loses a whole text is dropped.
     """
@@ -174,23 +175,29 @@ class Proportional(Budget):
     limit: int = 24_000
     name = "proportional"
 
-    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
-        columns = list(zip(*map(_texts, turns), strict=True))
-        grants = _allocate(self.limit, [sum(map(measure.size, column)) for column in columns])
-        texts, counts = zip(*(_newest(*each, measure) for each in zip(columns, grants, strict=True)), strict=True)
-
-        def loses_a_text(index: int) -> bool:
-            return any(column[index] and not count[index] for column, count in zip(columns, counts, strict=True))
-
-        # An answer that was cut away would look like an empty one.
-        first = len(turns) - 1
-        while first and not loses_a_text(first - 1):
-            first -= 1
-        kept = tuple(Turn(*(text[index] for text in texts)) for index in range(first, len(turns)))
-        return kept, sum(sum(count[first:]) for count in counts)
+    def _granted(self, sizes: Sequence[_Sizes]) -> tuple[int, Sequence[_Sizes]]:
+        left = _allocate(self.limit, [sum(column) for column in zip(*sizes, strict=True)])
+        grants: list[_Sizes] = []
+        for size in reversed(sizes):
+            grant = [min(each) for each in zip(size, left, strict=True)]
+            # An answer that was cut away would look like an empty one.
+            if grants and any(wanted and not given for wanted, given in zip(size, grant, strict=True)):
+                break
+            grants.insert(0, grant)
+            left = [rest - given for rest, given in zip(left, grant, strict=True)]
+        return len(sizes) - len(grants), grants
 
 
-def _allocate(limit: int, wants: Sequence[int]) -> list[int]:
+def _fitting(sizes: Sequence[_Sizes], limit: int) -> int:
+    """How many of the turns, from the first on, are within the limit together."""
+    for count, size in enumerate(sizes):
+        limit -= sum(size)
+        if limit < 0:
+            return count
+    return len(sizes)
+
+
+def _allocate(limit: int, wants: _Sizes) -> list[int]:
     """Shares of `limit` for (prompt, A, B) by water-filling: nobody gets more than it wants, A and B have equal
     caps."""
     grants = [0, 0, 0]
@@ -209,48 +216,20 @@ def _allocate(limit: int, wants: Sequence[int]) -> list[int]:
     return grants
 
 
-def _texts(turn: Turn) -> tuple[str, str, str]:
-    return turn.prompt, turn.response_a, turn.response_b
-
-
-def _cut_middle(text: str, limit: int, measure: Measure) -> tuple[str, int]:
-    """The head and the tail of `text`, `limit` of it in all, with a mark where the middle was; and how many characters
-    of the text that holds."""
-    if measure.size(text) <= limit:
-        return text, len(text)
-    size = limit // 2
-    head, tail = measure.head(text, limit - size), measure.tail(text, size)
-    return head + _GAP + tail, len(head) + len(tail)
-
-
-def _newest(texts: Sequence[str], limit: int, measure: Measure) -> tuple[list[str], list[int]]:
-    """The newest texts that fit, the one at the edge without its middle, empty ones before it; and the characters of each."""
-    kept, counts = [""] * len(texts), [0] * len(texts)
-    for index in range(len(texts) - 1, -1, -1):
-        size = min(measure.size(texts[index]), limit)
-        limit -= size
-        if size:
-            kept[index], counts[index] = _cut_middle(texts[index], size, measure)
-    return kept, counts
-
-
 @dataclass(frozen=True)
-class Whole(Budget):
+class _Whole(KeepLast):
     """Everything: for scorers that have a limit of their own."""
 
+    limit: int = 10**12
     name = "whole"
-    limit = 10**12
 
     def __str__(self) -> str:
         return self.name
 
-    def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
-        return tuple(turns), sum(turn.characters for turn in turns)
 
-
-WHOLE = Whole()
-_POLICIES: dict[str, type[KeepLast] | type[Proportional]] = {"keep-last": KeepLast, "proportional": Proportional}
+WHOLE = _Whole()
 DEFAULT_BUDGET = KeepLast()
+_POLICIES: dict[str, type[KeepLast] | type[Proportional]] = {"keep-last": KeepLast, "proportional": Proportional}
 
 
 def parse_budget(text: str) -> Budget:
@@ -280,31 +259,25 @@ def parse_budget(text: str) -> Budget:
 
 def cuts(turns: Sequence[Turn], read: Sequence[Turn]) -> list[Cut]:
     """The texts of `turns` that some policy cut or dropped, where `read` is what it left."""
-    found: list[list[Cut]] = []
+    dropped = len(turns) - len(read)
     # Policies keep turns that follow one another; most keep the newest.
-    for first in range(len(turns) - len(read), -1, -1):
-        kept = turns[first : first + len(read)]
-        parts = [
-            _part(number, field, before, after)
-            for number, (turn, rest) in enumerate(zip(kept, read, strict=True), first)
-            for field, before, after in zip(_FIELDS, _texts(turn), _texts(rest), strict=True)
+    for first in range(dropped, -1, -1):
+        left = [_NOTHING] * first + [*read] + [_NOTHING] * (dropped - first)
+        found = [
+            _part(number, *each)
+            for number, pair in enumerate(zip(turns, left, strict=True))
+            for each in zip(_FIELDS, *(turn.texts for turn in pair), strict=True)
         ]
-        if None in parts:
-            continue
-        dropped = [
-            Cut(number, field, len(text), 0, 0)
-            for number, turn in enumerate(turns)
-            if not first <= number < first + len(read)
-            for field, text in zip(_FIELDS, _texts(turn), strict=True)
-            if text
-        ]
-        found.append([*dropped, *(part for part in parts if part is not None and part.head < part.characters)])
-        break
-    return sorted(found[0], key=lambda cut: (cut.turn, _FIELDS.index(cut.field))) if found else []
+        if None not in found:
+            return [cut for cut in found if cut is not None and cut.head < cut.characters]
+    return []
+
+
+_NOTHING = Turn("", "", "")
 
 
 def _part(turn: int, field: str, text: str, read: str) -> Cut | None:
-    """How much of `text` there is in `read`; None if that is not made of it."""
+    """How much of `text` there is in `read`; None if `read` is not made of it."""
     if text == read:
         return Cut(turn, field, len(text), len(text), 0)
     at = read.find(_GAP)

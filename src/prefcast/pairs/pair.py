@@ -49,6 +49,10 @@ class Turn:
     response_b: str
 
     @property
+    def texts(self) -> tuple[str, str, str]:
+        return self.prompt, self.response_a, self.response_b
+
+    @property
     def characters(self) -> int:
         return len(self.prompt) + len(self.response_a) + len(self.response_b)
 
