@@ -5,34 +5,25 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from prefcast.cli.requests import Choosing, Keeping, OnError, OnErrorOption, Reading
-from prefcast.cli.shared import ROWS_FAILED, app, check_input, check_outputs, progress, say
-from prefcast.cli.verbs import verb
-from prefcast.errors import UsageError
+from prefcast.cli.requests import ON_ERROR, Choosing, Keeping, Reading
+from prefcast.cli.shared import app, check_input, check_outputs, check_with_text, end_failed, progress, say
+from prefcast.cli.verbs import argument, option, verb
 
 
 @verb(app)
 def best(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="Prompts with their responses: CSV, TSV, JSON Lines or Parquet, also .gz or .zst. - reads standard input.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", help=".jsonl: everything; .csv: the best of each prompt. Without it, a table is printed."
-        ),
-    ] = None,
-    on_error: OnErrorOption = OnError.keep,
-    with_text: Annotated[bool, typer.Option("--with-text", help="Write the prompt and the best response too.")] = False,
     *,
+    file: str = argument(
+        "Prompts with their responses: CSV, TSV, JSON Lines or Parquet, also .gz or .zst. - reads standard input.",
+        "FILE",
+    ),
+    output: Path | None = option(
+        ".jsonl: everything; .csv: the best of each prompt. Without it, a table is printed.", None, "-o"
+    ),
+    on_error: str = ON_ERROR,
+    with_text: bool = option("Write the prompt and the best response too.", default=False),
     choosing: Choosing,
     reading: Reading,
     keeping: Keeping,
@@ -53,8 +44,7 @@ def best(
     from prefcast.report.forecasts import ChoiceTable
     from prefcast.runs.ready import ready
 
-    if output is None and with_text:
-        raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.csv)")
+    check_with_text(output, with_text, "FILE.jsonl or FILE.csv")
     if output is not None:
         choice_kind(output)
         check_outputs([output], [file], "the choices")
@@ -63,7 +53,7 @@ def best(
     first: object = None
     with (
         ready(resolve(choosing.choice()), keeping.running()) as chosen,
-        CandidateFile(file, reading.mapping, str(reading.cells)) as read,
+        CandidateFile(file, reading.mapping, reading.cells) as read,
         progress(read) as show,
         nullcontext(ChoiceTable(sys.stdout))
         if output is None
@@ -72,7 +62,7 @@ def best(
         writer: Any = opened
         for choice in choices(read, chosen):
             if choice.error is not None:
-                if on_error == OnError.stop:
+                if on_error == "stop":
                     raise choice.error
                 failed += 1
                 first = first or choice.error
@@ -83,6 +73,4 @@ def best(
                 show(rows)
     if truncated:
         say(f"{truncated} of {rows} prompts have responses that were truncated ({chosen.budget})")
-    if failed:
-        say(f"{failed} of {rows} prompts failed and have no best response; the first: {first}")
-        raise typer.Exit(ROWS_FAILED)
+    end_failed(failed, f"{failed} of {rows} prompts failed and have no best response; the first: {first}")

@@ -4,56 +4,35 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from prefcast.cli.requests import BudgetText, JsonOutput, Keeping, Reading, RewardOptions
-from prefcast.cli.shared import ROWS_FAILED, app, check_outputs, opened, progress, say, say_restored
-from prefcast.cli.verbs import verb
+from prefcast.cli.requests import BUDGET, JSON_OUTPUT, Keeping, Reading, Reward
+from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, say, say_restored
+from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
 
 
 @verb(app)
 def fit(
-    labelled: Annotated[
-        str | None,
-        typer.Argument(metavar="LABELLED", help="Labelled pairs; may be left out if the scores hold labels."),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where the forecaster goes.", metavar="DIR")
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A built-in model, a folder with a reward model, or its hub id; several make an ensemble.  [default: embedded]",
-            metavar="NAME|PATH|ID",
-            show_default=False,
-        ),
-    ] = None,
-    scores: Annotated[
-        Path | None,
-        typer.Option(
-            help="Your own scores instead of a model: id and score_a, score_b, or logits, or probabilities.",
-            metavar="FILE",
-        ),
-    ] = None,
-    votes: Annotated[
-        Path | None,
-        typer.Option(help="Vote counts instead of labels: id, votes_a, votes_b, votes_tie.", metavar="FILE"),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="How much each row counts: id, weight.", metavar="FILE")] = None,
-    target_prior: Annotated[
-        float | None, typer.Option(help="The share of ties where the forecaster will be used.", metavar="SHARE")
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Unlabelled pairs from there: the share of ties is estimated.", metavar="PAIRS"),
-    ] = None,
-    budget: BudgetText = None,
-    json_output: JsonOutput = None,
     *,
-    reward: RewardOptions,
+    labelled: str | None = argument("Labelled pairs; not needed if the scores hold labels.", "LABELLED", default=None),
+    folder: Path | None = option("The folder to write the forecaster to.", "DIR", "-o", "--output"),
+    model: list[str] | None = option(
+        "A built-in model, a folder with a reward model, or its hub id; several make an ensemble.  [default: embedded]",
+        "NAME|PATH|ID",
+    ),
+    scores: Path | None = option(
+        "Your own scores instead of a model: id and score_a, score_b, or logits, or probabilities.", "FILE"
+    ),
+    votes: Path | None = option("Vote counts instead of labels: id, votes_a, votes_b, votes_tie.", "FILE"),
+    weights: Path | None = option("How much each row counts: id, weight.", "FILE"),
+    target_prior: float | None = option("The share of ties where the forecaster will be used.", "SHARE"),
+    target: str | None = option(
+        "Unlabelled pairs from where the forecaster will be used; the share of ties is estimated from them.", "PAIRS"
+    ),
+    budget: str | None = BUDGET,
+    json_output: str | None = JSON_OUTPUT,
+    reward: Reward,
     reading: Reading,
     keeping: Keeping,
 ) -> None:
@@ -73,7 +52,7 @@ def fit(
     if folder is None:
         raise UsageError("name the folder of the forecaster: -o DIR")
     check_outputs([json_output], [labelled, scores, votes, weights, target])
-    # Scoring may take hours: what would be refused at the end is refused now.
+    # Scoring may take hours, so the folder is checked now.
     check_folder(folder)
     with ExitStack() as stack:
         source: Any = None
@@ -91,10 +70,10 @@ def fit(
             target=target,
             budget=budget,
             columns=reading.mapping,
-            cells=str(reading.cells),
+            cells=reading.cells,
             label_values=reading.labels,
-            options=reward.options(),
-            more=reward.more(),
+            options=reward.options,
+            more=reward.more,
             running=keeping.running(),
             progress=show,
         )
@@ -118,7 +97,5 @@ def fit(
     if not fitted.fit.shares[2]:
         say("no label is a tie: ties are forecast as hardly possible; label some pairs that are ties")
     say(f"forecaster in {folder}; use it with --forecaster {folder}")
-    if fitted.failed:
-        first = f"; the first: {fitted.first_error}" if fitted.first_error else ""
-        say(f"{fitted.failed} of {fitted.rows} rows failed and are not in the fit{first}")
-        raise typer.Exit(ROWS_FAILED)
+    first = f"; the first: {fitted.first_error}" if fitted.first_error else ""
+    end_failed(fitted.failed, f"{fitted.failed} of {fitted.rows} rows failed and are not in the fit{first}")

@@ -3,70 +3,61 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from prefcast.cli.requests import Choosing, JsonOutput, Keeping, Reading, ScoresFile, WithText
+from prefcast.cli.requests import JSON_OUTPUT, SCORES, WITH_TEXT, Choosing, Keeping, Reading
 from prefcast.cli.shared import (
-    ROWS_FAILED,
     app,
     check_outputs,
+    check_with_text,
+    end_failed,
     opened,
     progress,
     say,
     say_restored,
     say_truncated,
 )
-from prefcast.cli.verbs import verb
+from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.measuring.evaluation import Measured
 
 _SURPRISES = 20
-
-Labelled = Annotated[
-    str | None,
-    typer.Argument(metavar="LABELLED", help="Labelled pairs; may be left out if the predictions hold labels."),
-]
+_FAILED = "{} rows failed and are not in the figures; prefcast check names them"
+LABELLED = argument("Labelled pairs; not needed if the predictions hold labels.", "LABELLED", default=None)
 
 
 @dataclass(frozen=True)
 class Measuring:
     """What is measured, and against what."""
 
-    scores: ScoresFile = None
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure these forecasts (a submission or predictions file) instead of making them.", metavar="FILE"
-        ),
-    ] = None
-    against: Annotated[
-        Path | None, typer.Option(help="Compare with these forecasts of the same rows, by id.", metavar="FILE")
-    ] = None
-    repeats: Annotated[int, typer.Option(help="Bootstrap repeats.", min=100)] = 1000
+    scores: Path | None = SCORES
+    predictions: Path | None = option(
+        "Measure these forecasts (a submission or predictions file) instead of making them.", "FILE"
+    )
+    against: Path | None = option("Compare with these forecasts of the same rows, by id.", "FILE")
+    repeats: int = option("Bootstrap repeats.", default=1000, least=100)
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """The files that are read."""
+        return self.predictions, self.scores, self.against
 
 
 @verb(app)
 def evaluate(
-    labelled: Labelled = None,
-    swapped: Annotated[
-        Path | None,
-        typer.Option(
-            help="Forecasts of the same ids with A and B swapped: tells how far PREDICTIONS depend on the order.",
-            metavar="FILE",
-        ),
-    ] = None,
-    slices: Annotated[bool, typer.Option("--slices", help="Show the figures of each kind of rows too.")] = False,
-    json_output: JsonOutput = None,
     *,
+    labelled: str | None = LABELLED,
+    swapped: Path | None = option(
+        "Forecasts of the same ids with A and B swapped: tells how far PREDICTIONS depend on the order.", "FILE"
+    ),
+    slices: bool = option("Show the figures for each kind of row too.", default=False),
+    json_output: str | None = JSON_OUTPUT,
     measuring: Measuring,
     choosing: Choosing,
     reading: Reading,
@@ -83,27 +74,23 @@ def evaluate(
     from prefcast.report.measurements import evaluation_text, write_json
 
     _check_swapped(swapped, measuring)
-    check_outputs([json_output], [labelled, swapped, *_files(measuring)], "the figures")
+    check_outputs([json_output], [labelled, swapped, *measuring.files], "the figures")
     title, measured = _measured(labelled, measuring, choosing, reading, keeping, swapped=swapped)
     evaluation = measured.evaluation(repeats=measuring.repeats)
     if json_output is not None:
         write_json(evaluation.to_dict(), json_output)
     if json_output != "-":
         print(evaluation_text(evaluation, title, slices=slices))
-    _end_failed(evaluation.failed)
+    end_failed(evaluation.failed, _FAILED.format(evaluation.failed))
 
 
 @verb(app)
 def report(
-    labelled: Labelled = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The page: a file that ends in .html.", metavar="OUT.html")
-    ] = ...,  # type: ignore[assignment]
-    title: Annotated[
-        str | None, typer.Option(help="The heading of the page.  [default: names the forecasts]", metavar="TEXT")
-    ] = None,
-    json_output: JsonOutput = None,
     *,
+    labelled: str | None = LABELLED,
+    output: Path = option("The page: a file that ends in .html.", "OUT.html", "-o", default=MISSING),
+    title: str | None = option("The heading of the page.  [default: names the forecasts]", "TEXT"),
+    json_output: str | None = JSON_OUTPUT,
     measuring: Measuring,
     choosing: Choosing,
     reading: Reading,
@@ -125,7 +112,7 @@ def report(
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{shown_path(output)}: a report is an HTML page; name a file that ends in .html")
-    check_outputs([output, json_output], [labelled, *_files(measuring)], "the report")
+    check_outputs([output, json_output], [labelled, *measuring.files], "the report")
     today = _today()
     # The file is opened first: a folder that cannot be written is found before hours of forecasting, not after.
     with atomic_file(output) as file:
@@ -148,7 +135,7 @@ def report(
         say(
             "the report shows no pairs: the predictions or scores have no texts; name the file of labelled pairs as well"
         )
-    _end_failed(evaluation.failed)
+    end_failed(evaluation.failed, _FAILED.format(evaluation.failed))
 
 
 def _today() -> date:
@@ -160,10 +147,6 @@ def _today() -> date:
         return datetime.fromtimestamp(int(seconds), UTC).date()
     except (ValueError, OverflowError, OSError):
         raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, found {seconds!r}") from None
-
-
-def _files(measuring: Measuring) -> Sequence[Path | None]:
-    return measuring.predictions, measuring.scores, measuring.against
 
 
 def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
@@ -231,26 +214,15 @@ def _measured(
     return choice.title, measured
 
 
-def _end_failed(failed: int) -> None:
-    """Exit status 3 if rows failed."""
-    if failed:
-        say(f"{failed} rows failed and are not in the figures; prefcast check names them")
-        raise typer.Exit(ROWS_FAILED)
-
-
 @verb(app)
 def compare(
-    left: Annotated[
-        str, typer.Argument(metavar="LEFT", help="One system's answers: prompt and response (or messages), perhaps id.")
-    ],
-    right: Annotated[str, typer.Argument(metavar="RIGHT", help="The other's, to the same prompts.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the forecast of each pair: .csv, .jsonl, .parquet.")
-    ] = None,
-    scores: ScoresFile = None,
-    json_output: JsonOutput = None,
-    with_text: WithText = False,
     *,
+    left: str = argument("One system's answers: prompt and response (or messages), perhaps id.", "LEFT"),
+    right: str = argument("The other system's answers to the same prompts.", "RIGHT"),
+    output: Path | None = option("Write the forecast of each pair: .csv, .jsonl, .parquet.", None, "-o"),
+    scores: Path | None = SCORES,
+    json_output: str | None = JSON_OUTPUT,
+    with_text: bool = WITH_TEXT,
     choosing: Choosing,
     reading: Reading,
     keeping: Keeping,
@@ -271,15 +243,14 @@ def compare(
 
     if output is not None:
         output_kind(output)
-    elif with_text:
-        raise UsageError("--with-text needs an output file (-o FILE.jsonl or FILE.parquet)")
+    check_with_text(output, with_text)
     check_outputs([output, json_output], [left, right])
     names = [Path(name).name for name in (left, right)]
     names = names if names[0] != names[1] else [left, right]
     join = JoinReport()
     with ExitStack() as stack:
         chosen = stack.enter_context(ready(resolve(choosing.choice(scores)), keeping.running()))
-        files = [stack.enter_context(AnswerFile(name, reading.mapping, str(reading.cells))) for name in (left, right)]
+        files = [stack.enter_context(AnswerFile(name, reading.mapping, reading.cells)) for name in (left, right)]
         show = stack.enter_context(progress(files[1]))
         writer = None if output is None else stack.enter_context(open_writer(output, with_text=with_text))
         found = compare_pairs(
@@ -290,6 +261,5 @@ def compare(
         write_json({**found.to_dict(), "join": said}, json_output)
     if json_output != "-":
         print(comparison_text(found, join))
-    if failed := join.failed + found.failed:
-        say(f"{failed} rows failed; the first: {join.first_error or found.first_error}")
-        raise typer.Exit(ROWS_FAILED)
+    failed = join.failed + found.failed
+    end_failed(failed, f"{failed} rows failed; the first: {join.first_error or found.first_error}")

@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from prefcast.cli.clusters import Remote, check_engine, parts_asked, parts_run, placed
-from prefcast.cli.requests import (
-    BudgetText,
-    Keeping,
-    LogKind,
-    LongRun,
-    OnError,
-    OnErrorOption,
-    Pairs,
-    Reading,
-    RewardOptions,
-)
-from prefcast.cli.running import attempted, end_failed, say_finished, shard_of
-from prefcast.cli.shared import LOG, app, check_outputs, opened, say, say_restored
-from prefcast.cli.verbs import verb
+from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Keeping, LongRun, Reading, Reward
+from prefcast.cli.running import Asked
+from prefcast.cli.shared import app, opened, say
+from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError
-
-
-class Quantize(StrEnum):
-    nf4 = "nf4"
-    int8 = "int8"
 
 
 @verb(app)
 def score(
-    pairs: Pairs,
-    model: Annotated[
-        str, typer.Option(help="A folder with a reward model, its hub id, or a built-in model.", metavar="PATH|ID|NAME")
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help=".csv, .jsonl or .parquet: the scores of each pair. With --engine ray also a folder or URI.",
-            metavar="PATH",
-        ),
-    ] = None,
-    budget: BudgetText = None,
-    on_error: OnErrorOption = OnError.keep,
-    check_drift: Annotated[
-        int | None,
-        typer.Option(
-            help="First score N rows quantised and unquantised, and print how far margins and log loss move.",
-            metavar="N",
-            min=1,
-        ),
-    ] = None,
     *,
-    reward: RewardOptions,
+    pairs: str = PAIRS,
+    model: str = option(
+        "A folder with a reward model, its hub id, or a built-in model.", "PATH|ID|NAME", default=MISSING
+    ),
+    output: str | None = option(
+        ".csv, .jsonl or .parquet: the scores of each pair. With --engine ray also a folder or URI.", "PATH", "-o"
+    ),
+    budget: str | None = BUDGET,
+    on_error: str = ON_ERROR,
+    check_drift: int | None = option(
+        "First score N rows quantised and unquantised, and print how far margins and log loss move.", "N", least=1
+    ),
+    reward: Reward,
     reading: Reading,
     keeping: Keeping,
     long: LongRun,
 ) -> None:
-    """Write a model's raw scores: no outcome model, nothing squashed.
+    """Write the raw scores of a model, without an outcome model.
 
-    A run that was stopped or killed goes on when the same command is given again (docs/runs.md).
+    If the run is stopped or killed, give the same command again to continue it (docs/runs.md).
 
     \b
     Examples:
@@ -75,51 +47,21 @@ def score(
       prefcast score pairs.csv --model ./internlm2-7b-reward --quantize nf4 --check-drift 200
       prefcast score pairs.csv --model ./gemma-2-9b-lmsys --labels a,b,tie -o scores.csv
     """
-    from prefcast.forecasts.predictions import output_kind
+    from prefcast.forecasts.forecaster import Forecaster
     from prefcast.forecasts.resolve import Choice, resolve_scorer
-    from prefcast.forecasts.scores import column_names, open_score_writer
-    from prefcast.runs.attempt import Target
-    from prefcast.runs.jobs import scoring
+    from prefcast.outcomes.models import NotebookRule
 
-    LOG.as_json = long.log == LogKind.json
     if output is None and check_drift is None:
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
-    check_engine(long, pairs, output, **{"check-drift": check_drift})
-    choice = Choice(model, budget=budget, options=reward.options(), more=reward.more())
-    if output is not None and parts_asked(long, pairs, output):
-        scorer, read = resolve_scorer(choice)
-        with closing(scorer):
-            remote = Remote.of("score", scorer, read, keeping, long)
-        report = parts_run(remote, pairs, output, reading, fresh=keeping.fresh, on_error=on_error)
-        say_finished(report, "pairs scored", Path(output), long, always=True)
-        end_failed(report.failed, report.rows, report.first_error)
-        return
-    path = None if output is None else Path(output)
-    if path is not None:
-        output_kind(path)
-        check_outputs([path], [pairs], "the scores")
-    shard = shard_of(long, path)
+    asked = Asked("score", pairs, output, reading, keeping, long, on_error)
+    asked.check(what="the scores", check_drift=check_drift)
+    choice = Choice(model, budget=budget, options=reward.options, more=reward.more)
     if check_drift is not None:
         _print_drift(pairs, choice, reading, check_drift)
-    if path is None:
-        return
-    scorer, read = resolve_scorer(choice)
-    with ExitStack() as stack:
-        file = stack.enter_context(opened(pairs, reading))
-        scorer, store = stack.enter_context(placed("score", scorer, read, keeping, long))
-        facts: dict[str, Any] = {"input": file.name, "columns": reading.columns, "cells": str(reading.cells)}
-        report = attempted(
-            scoring(scorer, read),
-            file,
-            file,
-            Target(lambda: open_score_writer(path, column_names(scorer)), path, shard, facts=facts),
-            on_error=on_error,
-            store=store,
-        )
-    say_finished(report, "pairs scored", path, long, always=True)
-    if not LOG.as_json:
-        say_restored(report.restored, report.rows)
-    end_failed(report.failed, report.rows, report.first_error)
+    if output is not None:
+        scorer, read = resolve_scorer(choice)
+        # A run takes a forecaster; raw scores do not use its outcome model.
+        asked.say_done(asked.done(Forecaster(scorer, NotebookRule(), read)), "pairs scored")
 
 
 def _print_drift(pairs: str, choice: Any, reading: Reading, rows: int) -> None:
@@ -151,13 +93,14 @@ def _print_drift(pairs: str, choice: Any, reading: Reading, rows: int) -> None:
 
 @verb(app)
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a reward model, or its hub id.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the checkpoint goes; a new or empty folder.")],
-    kind: Annotated[
-        Quantize, typer.Option("--quantize", help="4 bit (NF4, double quantisation) or 8 bit.")
-    ] = Quantize.nf4,
+    *,
+    model: str = argument("A folder with a reward model, or its hub id.", "MODEL"),
+    folder: Path = argument("Where the checkpoint goes; a new or empty folder.", "DIR"),
+    kind: str = option(
+        "4 bit (NF4, double quantisation) or 8 bit.", None, "--quantize", default="nf4", choices=("nf4", "int8")
+    ),
 ) -> None:
-    """Write a model in 4 or 8 bit as a checkpoint of its own, tokenizer included; it loads with no flag.
+    """Write a model in 4 or 8 bit as a new checkpoint, with its tokenizer. Loading it needs no option.
 
     \b
     Example:
@@ -169,7 +112,7 @@ def quantize(
     from prefcast.report.descriptions import size_text
     from prefcast.scorers.reward.store import quantize_checkpoint
 
-    done = quantize_checkpoint(model, folder, str(kind))
+    done = quantize_checkpoint(model, folder, kind)
     say(
         f"{folder}: {size_text(done.bytes)} instead of {size_text(done.bytes_before)}, {done.matrices} matrices in {kind}"
     )
@@ -191,17 +134,14 @@ def list_models(context: typer.Context) -> None:
 
 @verb(models)
 def show(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder with a model, its hub id, or the name of a scorer.")
-    ],
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Count Python code of the checkpoint as supported.")
-    ] = False,
+    *,
+    model: str = argument("A folder with a model, its hub id, or the name of a scorer.", "MODEL"),
+    trust_remote_code: bool = option("Count Python code of the checkpoint as supported.", default=False),
 ) -> None:
-    """Describe a model: of a checkpoint the architecture, parameters, template, labels, limits and the memory at each
-    precision; of a scorer by its name what it needs and its options.
+    """Describe a model. For a checkpoint: architecture, parameters, template, labels, limits, and the memory at each
+    precision. For the name of a scorer: what the scorer needs, and its options.
 
-    Nothing of a checkpoint is loaded or run.
+    The weights of a checkpoint are not loaded, and its code is not run.
     """
     from prefcast.report.descriptions import checkpoint_text, scorer_text
     from prefcast.scorers.registry import scorer_infos

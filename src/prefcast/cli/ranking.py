@@ -4,57 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from prefcast.cli.requests import Choosing, JsonOutput, Keeping, Reading
-from prefcast.cli.shared import ROWS_FAILED, app, check_input, check_outputs, opened, progress, say
-from prefcast.cli.verbs import verb
+from prefcast.cli.requests import JSON_OUTPUT, Choosing, Keeping, Reading
+from prefcast.cli.shared import app, check_input, check_outputs, end_failed, opened, progress
+from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
-
-
-class Of(StrEnum):
-    forecasts = "forecasts"
-    votes = "votes"
 
 
 @verb(app)
 def rank(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them. - reads standard input.",
-        ),
-    ],
-    of: Annotated[
-        Of | None,
-        typer.Option(
-            "--from",
-            help="Rank by the forecasts in the winner_ columns, or by the votes.  [default: forecasts where there are some]",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The leaderboard as .csv or .jsonl.", metavar="FILE")
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Ratings and win rates as a plot: .svg, .png or .pdf.", metavar="FILE"),
-    ] = None,
-    matrix: Annotated[
-        Path | None,
-        typer.Option(
-            help="Votes, observed and predicted win rate of every model against every other, as .csv.", metavar="FILE"
-        ),
-    ] = None,
-    json_output: JsonOutput = None,
-    min_votes: Annotated[int, typer.Option(help="Leave out models with fewer votes.", min=0, metavar="N")] = 0,
-    repeats: Annotated[int, typer.Option(help="Bootstrap draws.", min=1, metavar="N")] = 1000,
-    seed: Annotated[int, typer.Option(help="The seed of the draws.", min=0, metavar="N")] = 0,
     *,
+    file: str = argument(
+        "Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them. - reads standard input.",
+        "FILE",
+    ),
+    of: str | None = option(
+        "Rank by the forecasts in the winner_ columns, or by the votes.  [default: forecasts, if there are any]",
+        None,
+        "--from",
+        choices=("forecasts", "votes"),
+    ),
+    output: Path | None = option("The leaderboard as .csv or .jsonl.", "FILE", "-o"),
+    plot: Path | None = option("Ratings and win rates as a plot: .svg, .png or .pdf.", "FILE"),
+    matrix: Path | None = option(
+        "Votes, observed and predicted win rate of every model against every other, as .csv.", "FILE"
+    ),
+    json_output: str | None = JSON_OUTPUT,
+    min_votes: int = option("Leave out models with fewer votes.", "N", default=0, least=0),
+    repeats: int = option("Bootstrap draws.", "N", default=1000, least=1),
+    seed: int = option("The seed of the draws.", "N", default=0, least=0),
     choosing: Choosing,
     reading: Reading,
     keeping: Keeping,
@@ -90,14 +70,14 @@ def rank(
     with ExitStack() as stack:
         source: Any = file
         if choice.model is not None or choice.forecaster is not None:
-            if of == Of.votes:
+            if of == "votes":
                 raise UsageError("--model ranks by forecasts; leave out --from votes")
-            source, of = _forecast(stack, file, choosing, reading, keeping), Of.forecasts
+            source, of = _forecast(stack, file, choosing, reading, keeping), "forecasts"
         elif not choice.empty:
             raise UsageError("options of a model go with --model or --forecaster")
         board = ranked(
             source,
-            of=None if of is None else str(of),
+            of=of,
             columns=None if source is not file else reading.mapping,
             label_values=None if source is not file else reading.labels,
             min_votes=min_votes,
@@ -116,9 +96,7 @@ def rank(
         write_json(board.to_dict(), json_output)
     if json_output != "-":
         print(leaderboard_text(board))
-    if board.faults:
-        say(f"{board.faults} rows are at fault and not in the ratings; the first: {board.first_fault}")
-        raise typer.Exit(ROWS_FAILED)
+    end_failed(board.faults, f"{board.faults} rows are at fault and not in the ratings; the first: {board.first_fault}")
 
 
 def _forecast(

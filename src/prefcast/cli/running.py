@@ -1,110 +1,178 @@
-"""What the verbs with long runs share: one attempt at the run, here or on a cluster, and what is said at its end; and `merge`."""
+"""What the verbs with long runs share: the run, here, as a shard or on a cluster, and its closing lines; and `merge`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from prefcast.cli.requests import LongRun
-from prefcast.cli.shared import LOG, ROWS_FAILED, app, progress, say
-from prefcast.cli.verbs import verb
+from prefcast.cli.clusters import check_engine, parts_asked, parts_run, placed
+from prefcast.cli.requests import Keeping, LongRun, Reading
+from prefcast.cli.shared import (
+    LOG,
+    app,
+    check_outputs,
+    end_failed,
+    opened,
+    progress,
+    say,
+    say_restored,
+    say_truncated,
+)
+from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from prefcast.errors import RowError
+    from prefcast.forecasts.forecaster import Forecaster
     from prefcast.pairs import Pair
-    from prefcast.pairs.formats import PairFile
-    from prefcast.runs.attempt import Target
-    from prefcast.runs.loop import Job, RunReport
-    from prefcast.runs.shards import ShardOf
-    from prefcast.scorers.store import EvidenceStore
+    from prefcast.runs.loop import RunReport, Sink
 
-__all__ = ["attempted", "end_failed", "merge", "say_finished", "shard_of"]
+__all__ = ["Asked", "merge"]
 
 _LONG = 60.0
 
 
-def shard_of(long: LongRun, output: Path | None) -> ShardOf | None:
-    """The shard that is asked for. Raises UsageError."""
-    if long.shard is None:
-        return None
-    from prefcast.runs.shards import ShardOf
+@dataclass(frozen=True)
+class Asked:
+    """A long run as a person asked for it. `verb` is predict or score."""
 
-    shard = ShardOf.parse(long.shard)
-    if output is None:
-        raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
-    return shard
+    verb: str
+    pairs: str
+    output: str | None
+    reading: Reading
+    keeping: Keeping
+    long: LongRun
+    on_error: str
+    with_text: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        """The output file."""
+        return None if self.output is None else Path(self.output)
+
+    @property
+    def parts(self) -> bool:
+        """Whether the output is a folder of parts. Raises UsageError."""
+        return parts_asked(self.long.cluster, self.pairs, self.output)
+
+    def check(self, *inputs: Path | None, what: str, **local: object) -> None:
+        """Raise UsageError for what can be refused before a model is loaded. `local` are the values of options that a
+        cluster does not have."""
+        from prefcast.forecasts.predictions import output_kind
+        from prefcast.runs.shards import ShardOf
+
+        LOG.as_json = self.long.log == "json"
+        check_engine(self.long.cluster, self.output, shard=self.long.shard, **local)
+        if not self.parts and self.path is not None:
+            output_kind(self.path)
+            check_outputs([self.path], [self.pairs, *inputs], what)
+        if self.long.shard is not None:
+            ShardOf.parse(self.long.shard)
+            if self.output is None:
+                raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
+
+    def done(
+        self,
+        forecaster: Forecaster,
+        rows: Iterable[Pair | RowError] | None = None,
+        opened_output: Callable[[], AbstractContextManager[Sink]] | None = None,
+    ) -> RunReport:
+        """One attempt at the run. `rows` are forecast in the place of the file's; `opened_output` gives the writer where it
+        is not that of the output file."""
+        from prefcast.runs.attempt import Target, attempt
+        from prefcast.runs.jobs import job_of, open_output
+        from prefcast.runs.log import Watch
+        from prefcast.runs.shards import ShardOf
+
+        asked = self.long.cluster
+        if self.parts:
+            with closing(forecaster.scorer):
+                return parts_run(
+                    self.verb,
+                    forecaster,
+                    self.pairs,
+                    str(self.output),
+                    reading=self.reading,
+                    keeping=self.keeping,
+                    asked=asked,
+                    on_error=self.on_error,
+                    with_text=self.with_text,
+                )
+        with (
+            opened(self.pairs, self.reading) as file,
+            placed(self.verb, forecaster, self.keeping, asked) as (scorer, store),
+            progress(file) as show,
+        ):
+            job = job_of(self.verb, replace(forecaster, scorer=scorer))
+            facts = {
+                "input": file.name if rows is None else f"a rehearsal for {file.name}",
+                "columns": self.reading.columns,
+                "cells": self.reading.cells,
+                "label values": self.reading.label_values,
+            }
+            shard = None if self.long.shard is None else ShardOf.parse(self.long.shard)
+            write = opened_output or (lambda: open_output(str(self.output), job.header, with_text=self.with_text))
+            watch = Watch(LOG, show, lambda: file.progress, 1.0 if shard is None else 1 / shard.count)
+            return attempt(
+                job,
+                file if rows is None else rows,
+                Target(write, self.path, shard, self.with_text, facts),
+                log=LOG,
+                watch=watch,
+                on_error=self.on_error,
+                store=store,
+            )
+
+    def say_done(self, report: RunReport, what: str, *, of: Forecaster | None = None, got: str = "") -> None:
+        """The closing lines, for forecasts `of` a forecaster or for raw scores. Exit status 3 if rows failed.
+
+        Forecasts have a line about the whole run on a terminal, or after more than a minute; raw scores always."""
+        LOG.event(
+            "finished",
+            rows=report.rows,
+            restored=report.restored,
+            failed=report.failed,
+            errors=dict(report.errors),
+            truncated=report.truncated,
+            seconds=round(report.seconds, 3),
+            pairs_a_second=round(report.rate, 2),
+            shares={part: round(share, 4) for part, share in report.shares.items()},
+        )
+        if LOG.as_json:
+            end_failed(report.failed)
+            return
+        if self.output is not None and (of is None or sys.stderr.isatty() or report.seconds > _LONG):
+            where = self.output if self.long.shard is None else f"shard {self.long.shard} of {self.output}"
+            say(f"{report.rows} {what} in {where} ({_figures(report)})")
+        else:
+            say_restored(report.restored, report.rows)
+        if of is not None:
+            say_truncated(report.truncated, report.rows, of)
+        end_failed(report.failed, f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}")
 
 
-def attempted(
-    job: Job,
-    items: Iterable[Pair | RowError],
-    file: PairFile,
-    target: Target,
-    *,
-    on_error: str,
-    store: EvidenceStore | None,
-) -> RunReport:
-    """One attempt at the run, with a bar where people look."""
-    from prefcast.runs.attempt import attempt
-    from prefcast.runs.log import Watch
-
-    with progress(file) as show:
-        share = 1.0 if target.shard is None else 1 / target.shard.count
-        watch = Watch(LOG, show, lambda: file.progress, share)
-        return attempt(job, items, target, log=LOG, watch=watch, on_error=on_error, store=store)
-
-
-def say_finished(report: RunReport, what: str, output: Path | None, long: LongRun, *, always: bool = False) -> None:
-    """The closing line of a run with an output: on a terminal, after more than a minute, or always."""
+def _figures(report: RunReport) -> str:
     from prefcast.runs.log import duration_text
 
-    LOG.event(
-        "finished",
-        rows=report.rows,
-        restored=report.restored,
-        failed=report.failed,
-        errors=dict(report.errors),
-        truncated=report.truncated,
-        seconds=round(report.seconds, 3),
-        pairs_a_second=round(report.rate, 2),
-        shares={part: round(share, 4) for part, share in report.shares.items()},
-    )
-    if LOG.as_json or output is None or not (always or sys.stderr.isatty() or report.seconds > _LONG):
-        return
-    where = output if long.shard is None else f"shard {long.shard} of {output}"
     took = f"{report.seconds:.1f} s" if report.seconds < 2 * _LONG else duration_text(report.seconds)
-    rate = f"{report.rate:{',.0f' if report.rate > 10 else '.2g'}} pairs a second"
-    parts = [took, rate]
+    parts = [took, f"{report.rate:{',.0f' if report.rate > 10 else '.2g'}} pairs a second"]
     if report.restored:
         parts.append(f"{report.restored:,} scored before")
     if report.truncated:
         parts.append(f"{report.truncated:,} truncated")
     if len(report.errors) > 1:
         parts.append("failed: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(report.errors.items())))
-    shares = ", ".join(f"{part} {share:.0%}" for part, share in report.shares.items())
-    say(f"{report.rows} {what} in {where} ({', '.join(parts)}; {shares})")
-
-
-def end_failed(failed: int, rows: int, first: object, got: str = "") -> None:
-    """Exit status 3 if rows failed, with a line that says how many."""
-    if failed:
-        if not LOG.as_json:
-            say(f"{failed} of {rows} rows failed{got}; the first: {first}")
-        raise typer.Exit(ROWS_FAILED)
+    return f"{', '.join(parts)}; {', '.join(f'{part} {share:.0%}' for part, share in report.shares.items())}"
 
 
 @verb(app)
 def merge(
-    shards: Annotated[list[Path], typer.Argument(metavar="SHARDS...", help="All shards of one run, in any order.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help=".csv, .jsonl or .parquet: what one run would have written.")
-    ],
+    shards: list[Path] = argument("All shards of one run, in any order.", "SHARDS..."),
+    output: Path = option(".csv, .jsonl or .parquet: what one run would have written.", None, "-o", default=MISSING),
 ) -> None:
     """Join the shards of a run (--shard I/N) into the output that one run would have written, byte for byte.
 
@@ -115,8 +183,8 @@ def merge(
     Examples:
       prefcast merge out.csv.shard-* -o out.csv
     """
-    from prefcast.forecasts.predictions import open_writer, output_kind
-    from prefcast.forecasts.scores import open_score_writer
+    from prefcast.forecasts.predictions import output_kind
+    from prefcast.runs.jobs import open_output
     from prefcast.runs.shards import open_shards, rows_of
 
     output_kind(output)
@@ -127,11 +195,7 @@ def merge(
         for shard in found:
             stack.callback(shard.close)
         header = found[0].header
-        writer: Any = stack.enter_context(
-            open_score_writer(output, header["numbers"])
-            if header["verb"] == "score"
-            else open_writer(output, with_text=bool(header["texts"]))
-        )
+        writer: Any = stack.enter_context(open_output(output, header, with_text=bool(header["texts"])))
         for piece in rows_of(found):
             rows += len(piece)
             errors = [row["error"] for row in piece.rows if row["error"] is not None]
@@ -140,4 +204,4 @@ def merge(
             writer.write(piece)
     if sys.stderr.isatty():
         say(f"{rows} rows of {len(found)} shards in {printable(str(output))}")
-    end_failed(failed, rows, first)
+    end_failed(failed, f"{failed} of {rows} rows failed; the first: {first}")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from prefcast.cli.requests import Choosing, LogKind, Storing
+from prefcast.cli.requests import LOG_KIND, Choosing, Storing
 from prefcast.cli.shared import LOG, app
-from prefcast.cli.verbs import verb
+from prefcast.cli.verbs import option, verb
 from prefcast.errors import ModelError, UsageError, shown_path
 
 _LEAST_TOKEN, _VARIABLE = 8, "PREFCAST_TOKEN"
@@ -19,55 +16,38 @@ _LEAST_TOKEN, _VARIABLE = 8, "PREFCAST_TOKEN"
 
 @verb(app)
 def serve(
-    host: Annotated[str, typer.Option(help="Where to listen; beyond loopback a token is needed.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one, and says which.", min=0, max=65535)] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What clients must show. Other users of the machine can read it here; {_VARIABLE} and --token-file are better.",
-            metavar="TOKEN",
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="A file whose first line is the token.", metavar="FILE")
-    ] = None,
-    no_token: Annotated[
-        bool, typer.Option("--no-token", help="Listen beyond loopback without a token: everybody may ask.")
-    ] = False,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A name under which clients reach a server on loopback, say through a proxy.", metavar="NAME"
-        ),
-    ] = None,
-    max_body: Annotated[int, typer.Option(help="The most bytes of a request.", min=1000)] = 16_000_000,
-    max_characters: Annotated[int, typer.Option(help="The most characters of one text.", min=1)] = 200_000,
-    max_pairs: Annotated[int, typer.Option(help="The most pairs of a request.", min=1)] = 256,
-    max_responses: Annotated[int, typer.Option(help="The most answers of a ranking.", min=2)] = 16,
-    time_limit: Annotated[
-        float, typer.Option(help="The most seconds that a request may take.", min=0.1, metavar="SECONDS")
-    ] = 60.0,
-    isolate: Annotated[
-        bool,
-        typer.Option(
-            "--isolate", help="Score in worker processes: a pair that ends its process becomes an error of that pair."
-        ),
-    ] = False,
-    queue: Annotated[int, typer.Option(help="The most pairs that wait; above that, 429.", min=1)] = 512,
-    batch: Annotated[int, typer.Option(help="The most pairs that are scored at once.", min=1)] = 32,
-    wait: Annotated[
-        float, typer.Option(help="The most milliseconds that a pair waits for others.", min=0, metavar="MS")
-    ] = 3.0,
-    log: Annotated[
-        LogKind, typer.Option(help="What standard error gets: text for people, or a JSON object an event.")
-    ] = LogKind.text,
     *,
+    host: str = option("Where to listen. Beyond loopback a token is needed.", default="127.0.0.1"),
+    port: int = option("The port; 0 takes a free port and prints its number.", default=8000, least=0, most=65535),
+    token: str | None = option(
+        f"The token that clients must send. Other users of this machine can read it here; {_VARIABLE} and --token-file are safer.",
+        "TOKEN",
+    ),
+    token_file: Path | None = option("A file whose first line is the token.", "FILE"),
+    no_token: bool = option(
+        "Listen beyond loopback without a token: everybody who reaches the server may ask.", default=False
+    ),
+    allow_host: list[str] | None = option(
+        "A host name under which clients reach a server on loopback, for example through a proxy.", "NAME"
+    ),
+    max_body: int = option("The most bytes of a request.", default=16_000_000, least=1000),
+    max_characters: int = option("The most characters of one text.", default=200_000, least=1),
+    max_pairs: int = option("The most pairs of a request.", default=256, least=1),
+    max_responses: int = option("The most answers of a ranking.", default=16, least=2),
+    time_limit: float = option("The most seconds that a request may take.", "SECONDS", default=60.0, least=0.1),
+    isolate: bool = option(
+        "Score in worker processes: if a pair ends its process, only that pair fails.", default=False
+    ),
+    queue: int = option("The most pairs that wait; beyond that, the answer is 429.", default=512, least=1),
+    batch: int = option("The most pairs that are scored at once.", default=32, least=1),
+    wait: float = option("The most milliseconds that a pair waits for others.", "MS", default=3.0, least=0),
+    log: str = LOG_KIND,
     choosing: Choosing,
     storing: Storing,
 ) -> None:
     """Serve forecasts over HTTP, with a page at / and the API's documents at /docs (extra `serve`).
 
-    A signal (SIGTERM, Ctrl-C) stops it once everything that was asked is answered, with exit status 0.
+    On SIGTERM or Ctrl-C the server answers the requests that it has, and ends with exit status 0.
 
     \b
     Examples:
@@ -88,10 +68,10 @@ def serve(
     from prefcast.service.server import bind, fitted
     from prefcast.service.server import serve as run
 
-    LOG.as_json = log == LogKind.json
+    LOG.as_json = log == "json"
     secret = _token(token, token_file)
     if no_token and secret is not None:
-        raise UsageError("--no-token, and there is a token; say one")
+        raise UsageError("--no-token and a token exclude each other; give one of them")
     limits = Limits(
         body_bytes=max_body,
         text_characters=max_characters,
@@ -142,7 +122,7 @@ def _token(said: str | None, file: Path | None) -> str | None:
             ) from None
     places = [place for place, value in given.items() if value is not None]
     if len(places) > 1:
-        raise UsageError(f"the token is said twice: {' and '.join(places)}")
+        raise UsageError(f"the token is given twice: {' and '.join(places)}")
     if not places:
         return None
     token = given[places[0]] or ""

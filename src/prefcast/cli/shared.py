@@ -1,4 +1,4 @@
-"""What the verbs share: the program, opening files, checking outputs, saying things."""
+"""What the verbs share: the program, opened files, checks of outputs, bars, and lines on standard error."""
 
 from __future__ import annotations
 
@@ -62,19 +62,33 @@ def say_restored(restored: int, rows: int) -> None:
         say(f"{restored:,} of {rows:,} rows were scored before and not again (--fresh scores them again)")
 
 
+def end_failed(failed: int, text: str = "") -> None:
+    """Exit status 3 if rows failed; `text` says how many."""
+    if failed:
+        if text:
+            say(text)
+        raise typer.Exit(ROWS_FAILED)
+
+
+def check_with_text(output: object, with_text: bool, endings: str = "FILE.jsonl or FILE.parquet") -> None:
+    """UsageError where texts are asked for and no output can hold them."""
+    if output is None and with_text:
+        raise UsageError(f"--with-text needs an output file (-o {endings})")
+
+
 def opened(pairs: str, reading: Reading) -> PairFile:
-    """The file of pairs, opened; what its shape means is told."""
+    """The file of pairs, opened. A line says what its format means, where that needs one."""
     from prefcast.pairs.formats import open_pairs
 
     check_input(pairs)
-    file = open_pairs(pairs, columns=reading.mapping, cells=str(reading.cells), label_values=reading.labels)
+    file = open_pairs(pairs, columns=reading.mapping, cells=reading.cells, label_values=reading.labels)
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
     return file
 
 
 def check_input(file: str) -> None:
-    """UsageError where standard input is asked for and is a terminal."""
+    """UsageError where the file is standard input and standard input is a terminal."""
     if file == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal; pipe a file into it")
 
@@ -82,7 +96,7 @@ def check_input(file: str) -> None:
 def check_outputs(
     outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None], what: str = "the result"
 ) -> None:
-    """UsageError where an output is an input, or two outputs are one file; - and what is not named do not count."""
+    """UsageError where an output is an input, or two outputs are one file. None and - are never at fault."""
     from prefcast.pairs.sources import same_file
 
     named = [each for each in outputs if each is not None and str(each) != "-"]
@@ -101,29 +115,37 @@ class HowFar(Protocol):
     def progress(self) -> tuple[int, int]: ...
 
 
+Draw = Callable[[str, int, float | None], object]
+
+
 @contextmanager
-def progress(file: HowFar) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, nothing in a pipe."""
+def bar() -> Iterator[Draw | None]:
+    """On a terminal, a function that draws a bar: a text, how much is done, and of how much. None in a pipe."""
     if LOG.as_json or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(
-        TextColumn("{task.completed} rows"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        rows = bar.add_task("")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        task = drawn.add_task("")
+        yield lambda text, done, total: drawn.update(task, description=text, completed=done, total=total)
+
+
+@contextmanager
+def progress(file: HowFar) -> Iterator[Callable[[int], None] | None]:
+    """A bar of the rows of a file that are done."""
+    with bar() as draw:
+        if draw is None:
+            yield None
+            return
         size = file.progress[1]
 
         def show(done: int) -> None:
             read = file.progress[0]
-            # The total is what the bytes read so far promise; standard input promises nothing.
-            bar.update(rows, completed=done, total=done * size / read if read and size else None)
+            # The total is estimated from the bytes that were read so far; the size of standard input is unknown.
+            draw(f"{done} rows", done, done * size / read if read and size else None)
 
         yield show
 

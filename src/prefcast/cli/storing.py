@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from prefcast.cli.shared import app
-from prefcast.cli.verbs import verb
+from prefcast.cli.verbs import option, verb
 from prefcast.errors import UsageError, excerpt, shown_path
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -18,26 +15,19 @@ _LEAST, _MOST = 100_000, 10**15
 
 @verb(app)
 def store(
-    file: Annotated[
-        Path | None,
-        typer.Option("--store", help="The evidence store.  [default: in the user's cache folder]", metavar="FILE"),
-    ] = None,
-    limit: Annotated[
-        str | None, typer.Option(help="Bound its size from now on; the oldest entries go first.", metavar="BYTES")
-    ] = None,
-    copy_to: Annotated[
-        Path | None,
-        typer.Option("--copy-to", help="Copy everything into a new file, for another machine.", metavar="FILE"),
-    ] = None,
-    move_to: Annotated[
-        Path | None, typer.Option("--move-to", help="Move everything into a new file.", metavar="FILE")
-    ] = None,
-    empty: Annotated[bool, typer.Option("--empty", help="Forget everything that was kept.")] = False,
+    *,
+    file: Path | None = option("The evidence store.  [default: in the user's cache folder]", "FILE", "--store"),
+    limit: str | None = option(
+        "Limit the size of the store from now on; the oldest entries are deleted first.", "BYTES"
+    ),
+    copy_to: Path | None = option("Copy everything into a new file, for another machine.", "FILE"),
+    move_to: Path | None = option("Move everything into a new file.", "FILE"),
+    empty: bool = option("Delete everything in the store.", default=False),
 ) -> None:
-    """Show, bound, copy, move or empty the evidence store.
+    """Show, limit, copy, move or empty the evidence store.
 
-    The store is one SQLite file. It keeps what every verb scored, by a hash of the scorer and the pair: hashes and numbers
-    only, never texts. Deleting the file is safe; what it kept is then scored again.
+    The store is one SQLite file. It keeps what models computed, under a hash of the model and the pair. It holds hashes
+    and numbers, never texts. Deleting the file is safe: the pairs are then scored again.
 
     \b
     Examples:

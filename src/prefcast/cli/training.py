@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from prefcast.cli.requests import JsonOutput, Keeping
-from prefcast.cli.shared import app, say
-from prefcast.cli.verbs import verb
+from prefcast.cli.requests import JSON_OUTPUT, Keeping
+from prefcast.cli.shared import app, bar, say
+from prefcast.cli.verbs import MISSING, option, verb
 
 if TYPE_CHECKING:
     from prefcast.training.vectors import Step
 
-# Without a terminal: a line so often.
+# Without a terminal a line is printed so often.
 _LINE_SECONDS = 30.0
 
 train = typer.Typer(
@@ -34,47 +33,27 @@ def _train() -> None:
 
 @verb(train)
 def embedded(
-    data: Annotated[
-        list[Path],
-        typer.Option(help="Labelled pairs: a folder, or a file (several with several --data).", metavar="DIR|FILE"),
-    ],
-    folder: Annotated[Path, typer.Option("-o", "--output", help="Where the forecaster goes.", metavar="DIR")],
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="The forecaster to start from.  [default: the shipped one]",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    encoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Start from nothing, with the encoder.onnx and tokenizer.json in this folder.",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Draws the prompts that are held out where there is no DIR/dev.", min=0)
-    ] = 0,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="How much of the prompts and of each side's responses is read.  [default: as --from does]",
-            min=16,
-            show_default=False,
-        ),
-    ] = None,
-    json_output: JsonOutput = None,
     *,
+    data: list[Path] = option(
+        "Labelled pairs: a folder, or a file (several with several --data).", "DIR|FILE", default=MISSING
+    ),
+    folder: Path = option("The folder to write the forecaster to.", "DIR", "-o", "--output", default=MISSING),
+    start: str | None = option("The forecaster to start from.  [default: the shipped one]", "DIR", "--from"),
+    encoder: Path | None = option(
+        "Start from an untrained forecaster, with the encoder.onnx and tokenizer.json in this folder.", "DIR"
+    ),
+    seed: int = option("The seed that draws the held-out prompts if there is no DIR/dev.", default=0, least=0),
+    tokens: int | None = option(
+        "How many tokens of the prompts, and of the responses of each side, are read.  [default: as --from does]",
+        least=16,
+    ),
+    json_output: str | None = JSON_OUTPUT,
     keeping: Keeping,
 ) -> None:
-    """Move the embedded forecaster towards labelled pairs of your own: from 500 on, better with thousands.
+    """Train the embedded forecaster further on labelled pairs of your own: at least 500, better thousands.
 
     DIR/dev/ holds the pairs that fit the probabilities; without it 15 % of the prompts are held out.
-    DIR/votes/NAME.votes.csv holds vote counts for the pairs in NAME. What was killed goes on when it is called again.
+    DIR/votes/NAME.votes.csv holds vote counts for the pairs in NAME. If the command is killed, give it again to continue.
 
     \b
     Examples:
@@ -113,29 +92,17 @@ def embedded(
 
 @contextmanager
 def _shown() -> Iterator[Callable[[Step], None]]:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """A bar on a terminal, a line every half minute elsewhere."""
+    last = time.monotonic()
+    with bar() as draw:
 
-    def line(step: Step) -> str:
-        return f"read {step.done} of {step.of} pairs, {step.rate:.0f} a second, {step.left / 60:.0f} min left"
-
-    if not sys.stderr.isatty():
-        last = time.monotonic()
-
-        def tell(step: Step) -> None:
+        def show(step: Step) -> None:
             nonlocal last
-            if time.monotonic() - last >= _LINE_SECONDS:
-                say(line(step))
+            text = f"read {step.done} of {step.of} pairs, {step.rate:.0f} a second"
+            if draw is not None:
+                draw(text, step.done, step.of)
+            elif time.monotonic() - last >= _LINE_SECONDS:
+                say(f"{text}, {step.left / 60:.0f} min left")
                 last = time.monotonic()
 
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    with Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def draw(step: Step) -> None:
-            bar.update(task, completed=step.done, total=step.of, description=line(step))
-
-        yield draw
+        yield show

@@ -1,21 +1,50 @@
-"""How a function becomes a verb. A verb's parameters are its own arguments and options, and requests: frozen dataclasses
-whose fields are options too. `--help` shows the options in panels."""
+"""How a function becomes a verb: `argument` and `option` describe its parameters, and the fields of its requests.
+
+A request is a frozen dataclass that several verbs share. A request may hold another request. `panel` names the section of
+`--help` that shows the options of a request.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, field, fields, is_dataclass
 from enum import StrEnum
 from inspect import Parameter, Signature, signature
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["verb"]
+from prefcast.scorers.options import Option
+
+__all__ = ["MISSING", "argument", "option", "verb"]
 
 F = TypeVar("F", bound=Callable[..., None])
 _PANELS = ("Options", "Reward models", "Evidence and workers", "Long runs", "Cluster")
+# Made from a list of names, which a type checker cannot follow.
+_ENUM: Any = StrEnum
+# Name, type and default of a parameter or a field. Of an option the default is a dataclass field.
+Member = tuple[str, Any, Any]
+
+
+def option(
+    help: str,
+    metavar: str | None = None,
+    *flags: str,
+    default: Any = None,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """An option of the command line. Its flag is its name, unless `flags` has another. MISSING as the default makes it
+    required."""
+    about = Option(help, metavar=metavar, choices=choices, least=least)
+    return field(default=default, metadata={"option": about, "flags": flags, "most": most})
+
+
+def argument(help: str, metavar: str, *, default: Any = MISSING) -> Any:
+    """An argument of the command line."""
+    return field(default=default, metadata={"option": Option(help, metavar=metavar), "argument": True})
 
 
 class _Command(TyperCommand):
@@ -35,27 +64,15 @@ class _Command(TyperCommand):
 
 
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
-    """Add a function to a program as a verb. A parameter whose type is a dataclass stands for its fields."""
+    """Add a function to a program as a verb."""
 
     def add(function: F) -> F:
-        hints = get_type_hints(function, include_extras=True)
-        own: list[Parameter] = []
-        requests: dict[str, type[Any]] = {}
-        for parameter in signature(function).parameters.values():
-            hint = hints[parameter.name]
-            if is_dataclass(hint):
-                requests[parameter.name] = hint  # type: ignore[assignment]
-                own += _parameters(hint)  # type: ignore[arg-type]
-            else:
-                own.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+        hints = get_type_hints(function)
+        members = [(each.name, hints[each.name], each.default) for each in signature(function).parameters.values()]
+        own = list(_parameters(members))
 
         def command(**given: Any) -> None:
-            given = {each: value.value if isinstance(value, StrEnum) else value for each, value in given.items()}
-            made = {
-                request: kind(**{each.name: given.pop(each.name) for each in fields(kind)})
-                for request, kind in requests.items()
-            }
-            function(**given, **made)
+            function(**_made(members, given))
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = Signature(own)  # type: ignore[attr-defined]
@@ -66,11 +83,58 @@ def verb(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
     return add
 
 
-def _parameters(kind: type[Any]) -> Iterator[Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
-    for each in fields(kind):
-        yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=_default(each), annotation=hints[each.name])
+def _members(kind: Any) -> list[Member]:
+    hints = get_type_hints(kind)
+    return [(each.name, hints[each.name], each) for each in fields(kind)]
 
 
-def _default(each: Field[Any]) -> Any:
-    return Parameter.empty if each.default is MISSING else each.default
+def _parameters(members: Iterable[Member], panel: str = "Options") -> Iterator[Parameter]:
+    """What Typer reads. A field without a help text is no option."""
+    for name, hint, said in members:
+        if is_dataclass(hint):
+            yield from _parameters(_members(hint), getattr(hint, "panel", panel))
+        elif said.metadata["option"].help:
+            kind, about = _kind(name, hint, said), _described(name, said, panel)
+            default = Parameter.empty if said.default is MISSING else said.default
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, about])
+
+
+def _kind(name: str, hint: Any, said: Any) -> Any:
+    """The type of a parameter as Typer knows it: a tuple of texts is one text with commas."""
+    if choices := said.metadata["option"].choices:
+        kind = _ENUM(name, {choice: choice for choice in choices})
+        return kind | None if said.default is None else kind
+    return str | None if any(get_origin(kind) is tuple for kind in get_args(hint)) else hint
+
+
+def _described(name: str, said: Any, panel: str) -> Any:
+    about, flags = said.metadata["option"], said.metadata.get("flags", ())
+    if said.metadata.get("argument"):
+        return typer.Argument(metavar=about.metavar, help=about.help)
+    if not any(flag.startswith("--") for flag in flags):
+        flags = (*flags, f"--{name.replace('_', '-')}")
+    most = said.metadata.get("most")
+    return typer.Option(
+        *flags, help=about.help, metavar=about.metavar, min=about.least, max=most, rich_help_panel=panel
+    )
+
+
+def _made(members: Iterable[Member], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a verb or of a request, from what the command line gave."""
+    made: dict[str, Any] = {}
+    for name, hint, _ in members:
+        if is_dataclass(hint):
+            kind: Any = hint
+            made[name] = kind(**_made(_members(kind), given))
+        elif name in given:
+            made[name] = _value(hint, given[name])
+    return made
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return value.value
+    kinds = get_args(hint)
+    if isinstance(value, str) and str not in kinds and any(get_origin(kind) is tuple for kind in kinds):
+        return tuple(part.strip() for part in value.split(","))
+    return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain
@@ -13,19 +15,19 @@ from numpy.typing import NDArray
 
 from prefcast.errors import RowError
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.predictions import Forecasts, Writer
+from prefcast.forecasts.predictions import Forecasts, Writer, open_writer
 from prefcast.forecasts.resolve import Choice, resolve
-from prefcast.forecasts.scores import column_names, score_pairs
+from prefcast.forecasts.scores import column_names, open_score_writer, score_pairs
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.pieces import PIECE_CHARACTERS, PIECE_ROWS
 from prefcast.pairs.sources import opened_pairs, table_like
 from prefcast.runs.log import Watch
-from prefcast.runs.loop import Job, Progress, RunReport, Tally, run_to, scored_pieces
+from prefcast.runs.loop import Job, Progress, RunReport, Sink, Tally, run_to, scored_pieces
 from prefcast.runs.ready import Running, pieces_ahead, ready
 from prefcast.scorers.base import Scorer
 
-__all__ = ["forecasting", "forecasts_of", "predict", "predict_to", "scoring"]
+__all__ = ["forecasting", "forecasts_of", "job_of", "open_output", "predict", "predict_to", "scoring"]
 
 
 def forecasting(forecaster: Forecaster) -> Job:
@@ -52,6 +54,20 @@ def scoring(scorer: Scorer, budget: Budget) -> Job:
         {"verb": "score", **_scorer_header(scorer, budget), "numbers": list(column_names(scorer))},
         pieces_ahead(scorer),
     )
+
+
+def job_of(verb: str, forecaster: Forecaster) -> Job:
+    """What the verb predict or score does; score needs no outcome model."""
+    return forecasting(forecaster) if verb == "predict" else scoring(forecaster.scorer, forecaster.budget)
+
+
+def open_output(
+    path: str | os.PathLike[str], header: Mapping[str, Any], *, with_text: bool
+) -> AbstractContextManager[Sink]:
+    """A writer for the output of a job with that header. Raises UsageError."""
+    if header["verb"] == "score":
+        return open_score_writer(path, header["numbers"])
+    return open_writer(path, with_text=with_text)
 
 
 def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:

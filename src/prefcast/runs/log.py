@@ -110,11 +110,8 @@ class Watch:
             self.on_first()
             self.on_first = None
             if before + kept:
-                self.log.tell(
-                    "resumed",
-                    f"{before + kept:,} rows were scored before and are not scored again (--fresh scores them again)",
-                    rows=before + kept,
-                )
+                # People read it in the closing lines.
+                self.log.event("resumed", rows=before + kept)
 
     def row_errors(self, errors: Iterable[RowError | None]) -> None:
         """Count the errors of a piece, and tell of each."""

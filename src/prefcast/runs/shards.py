@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 from prefcast.base.files import atomic_file
 from prefcast.errors import RunError, UsageError, excerpt, shown_path
 
-__all__ = ["Shard", "ShardOf", "ShardRows", "ShardWriter", "open_shard_writer", "open_shards", "rows_of"]
+__all__ = ["Shard", "ShardOf", "ShardRows", "ShardWriter", "differences", "open_shard_writer", "open_shards", "rows_of"]
 
 _FORMAT = 2
 _MARK = "prefcast shard"
 # What may differ between the shards of one run.
-_OWN = ("shard",)
+_OWN = {"shard": None}
 
 
 @dataclass(frozen=True)
@@ -190,18 +190,24 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
 
 
 def _check_same(first: Shard, shard: Shard) -> None:
-    names = [name for name in {**first.header, **shard.header} if name not in _OWN]
-    differ = [
-        f"the {name} is {_short(first.header.get(name))} in the first and {_short(shard.header.get(name))} in the second"
-        for name in names
-        if first.header.get(name) != shard.header.get(name)
-    ]
+    differ = differences({**first.header, **_OWN}, {**shard.header, **_OWN}, ("in the first", "in the second"))
     if first.of.count != shard.of.count:
         differ.insert(0, f"they are shard {first.of} and shard {shard.of}")
     if not differ and (first.digest, first.pieces) != (shard.digest, shard.pieces):
         differ = ["their inputs held different rows"]
     if differ:
         raise RunError(f"{first.path} and {shard.path} are not of one run: {'; '.join(differ)}")
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], places: tuple[str, str] = ("there", "here")
+) -> list[str]:
+    """The differences between two headers of runs, in words."""
+    return [
+        f"the {name} is {_short(one.get(name))} {places[0]} and {_short(other.get(name))} {places[1]}"
+        for name in {**one, **other}
+        if one.get(name) != other.get(name)
+    ]
 
 
 def _short(value: Any) -> str:

@@ -27,7 +27,7 @@ class Option:
     saved: bool = False
     metavar: str | None = None
     choices: tuple[str, ...] = ()
-    least: int | None = None
+    least: float | None = None
 
 
 def option(default: Any, about: Option) -> Any:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from prefcast import errors
-from prefcast.errors import PrefcastError, ResourceError, RunError, WorkerError, excerpt, printable
+from prefcast.errors import PrefcastError, ResourceError, RunError, WorkerError, printable
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.outcomes.models import NotebookRule
-from prefcast.runs.jobs import forecasting, scoring
+from prefcast.runs.jobs import job_of
 from prefcast.runs.loop import Job
 from prefcast.runs.pool import pooled
+from prefcast.runs.shards import differences
 from prefcast.runs.worker import pairs_of, problems_of
 from prefcast.scorers.base import Scorer
 from prefcast.scorers.options import given, to_save, which
 
-__all__ = ["EvidenceActor", "JobSpec", "differences", "fault_of", "header_there", "raise_fault"]
+__all__ = ["EvidenceActor", "JobSpec", "fault_of", "header_there", "raise_fault"]
 
 # A batch or a part that ends so many actors is at fault itself.
 TRIES = 3
@@ -50,8 +50,9 @@ class JobSpec:
     header: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, verb: str, forecaster: Forecaster, options: Any, **more: Any) -> JobSpec:
+    def of(cls, verb: str, forecaster: Forecaster, **more: Any) -> JobSpec:
         """Raises UsageError if the scorer cannot be saved."""
+        options = forecaster.scorer.options
         with tempfile.TemporaryDirectory(prefix="prefcast-") as room:
             forecaster.save(Path(room) / "forecaster")
             folder = Path(room) / "forecaster"
@@ -59,11 +60,6 @@ class JobSpec:
         saved = to_save(options)
         where = {name: getattr(options, name) for name in given(options) if name not in saved}
         return cls(verb, files, where=where or None, **more)
-
-    @classmethod
-    def of_scorer(cls, scorer: Scorer, budget: Any, options: Any, **more: Any) -> JobSpec:
-        """For raw scores, which need no outcome model."""
-        return cls.of("score", Forecaster(scorer, NotebookRule(), budget), options, **more)
 
     def made(self) -> tuple[Forecaster, Job]:
         """The forecaster as this machine has it, and what is done with each piece.
@@ -87,7 +83,7 @@ class JobSpec:
             scorer.use_threads(self.threads)
             forecaster = replace(forecaster, scorer=scorer)
             # The header needs the scorer's files, which are gone afterwards.
-            job = forecasting(forecaster) if self.verb == "predict" else scoring(scorer, forecaster.budget)
+            job = job_of(self.verb, forecaster)
         if self.header is not None and (differ := differences(self.header, job.header)):
             raise RunError(
                 f"{os.uname().nodename}: differs from the other machines of the cluster: {'; '.join(differ)}"
@@ -158,20 +154,6 @@ class faults:  # noqa: N801 - a context manager, used like a function
             return False
         self._row["fault"] = fault_of(fault)
         return True
-
-
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The differences between two headers, in words."""
-    names = [*there, *(name for name in now if name not in there)]
-    return [
-        f"its {name} is {_short(there.get(name))}, here it is {_short(now.get(name))}"
-        for name in names
-        if there.get(name) != now.get(name)
-    ]
-
-
-def _short(value: Any) -> str:
-    return "none" if value is None else excerpt(value if isinstance(value, str) else json.dumps(value), 80)
 
 
 def died(where: str) -> str:

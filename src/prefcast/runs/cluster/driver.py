@@ -27,12 +27,13 @@ _STOPPED = "the run was stopped"
 
 
 class ClusterScorer(WrappedScorer):
-    """`inner` in the actors of a cluster, which load it as `spec` says. Several threads may ask at the same time.
+    """`inner` in the actors of a cluster, which load it as `spec` says; `spec` has the header of the actors' job. Several
+    threads may ask at the same time.
 
     Raises WorkerError if a batch ends its actor again and again.
     """
 
-    def __init__(self, inner: Scorer, pool: Pool, spec: JobSpec, header: Mapping[str, Any]) -> None:
+    def __init__(self, inner: Scorer, pool: Pool, spec: JobSpec) -> None:
         import ray
 
         super().__init__(inner)
@@ -40,7 +41,7 @@ class ClusterScorer(WrappedScorer):
         self.portable = False
         self.workers, self.time_limit = pool.actors, spec.time_limit
         self.batch_pairs = min(inner.batch_pairs, _MOST_PAIRS)
-        self._header, self._spec, self._closed = header, spec, False
+        self._spec, self._closed = spec, False
         self._streams, self._ended = 0, threading.Condition()
         # An actor that ends is replaced: what is asked of an actor that restarts fails at once.
         self._made = ray.remote(EvidenceActor).options(
@@ -55,7 +56,7 @@ class ClusterScorer(WrappedScorer):
 
     def identity(self) -> str:
         # The machines there may have other devices.
-        return str(self._header["scorer"])
+        return str((self._spec.header or {})["scorer"])
 
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
         # What fits a device is planned where the device is.

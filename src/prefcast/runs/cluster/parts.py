@@ -28,14 +28,15 @@ from prefcast.errors import (
     WorkerError,
     shown_path,
 )
-from prefcast.forecasts.predictions import ENDINGS, open_writer
-from prefcast.forecasts.scores import open_score_writer
+from prefcast.forecasts.predictions import ENDINGS
 from prefcast.pairs.formats import open_parquet
 from prefcast.runs.cluster import Pool
-from prefcast.runs.cluster.actors import TRIES, Count, JobSpec, died, differences, fault_of, faults, raise_fault
+from prefcast.runs.cluster.actors import TRIES, Count, JobSpec, died, fault_of, faults, raise_fault
 from prefcast.runs.cluster.driver import counting, remote_faults
+from prefcast.runs.jobs import open_output
 from prefcast.runs.log import Log, Watch
 from prefcast.runs.loop import RunReport, Tally, run_to
+from prefcast.runs.shards import differences
 
 if TYPE_CHECKING:
     import pyarrow
@@ -154,11 +155,7 @@ def score_parts(
     todo = listed(parts.source)
     there = _prepare(parts, spec.header or {}, todo, fresh)
     if there:
-        log.tell(
-            "resumed",
-            f"{parts.target.shown}: {len(there):,} of {len(todo):,} parts are there and are not scored again (--fresh starts over)",
-            parts=len(there),
-        )
+        log.event("resumed", parts=len(there))
     faulty: list[str] = []
     data = ray.data.from_items(
         [{"part": name, "there": name in there, "fault": ""} for name in todo], override_num_blocks=len(todo)
@@ -326,11 +323,7 @@ class PartScorer:
         watch = Watch()
         with tempfile.TemporaryDirectory(prefix="prefcast-") as room, _of_files(replace(parts.source, shown=shown)):
             out = Path(room) / "part.parquet"
-            writer: Any = (
-                open_score_writer(out, job.header["numbers"])
-                if job.header["verb"] == "score"
-                else open_writer(out, with_text=parts.with_text)
-            )
+            writer = open_output(out, job.header, with_text=parts.with_text)
             with files.open_input_file(path) as raw, writer as sink:
                 file = open_parquet(raw, shown, columns=parts.columns, cells=parts.cells)
                 with closing(file):
