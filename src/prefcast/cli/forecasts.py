@@ -41,7 +41,7 @@ from prefcast.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from prefcast.forecasts.forecaster import Forecaster
-    from prefcast.measuring.evaluation import Rehearsal
+    from prefcast.measuring.rehearsal import Rehearsal
     from prefcast.runs.loop import RunReport, Sink
 
 
@@ -86,7 +86,7 @@ def predict(
     """
     from prefcast.forecasts.predictions import open_writer, output_kind
     from prefcast.forecasts.resolve import resolve
-    from prefcast.measuring.evaluation import Rehearsal, rehearsal_rows
+    from prefcast.measuring.rehearsal import Rehearsal, rehearsal_rows
     from prefcast.report.forecasts import TableWriter
     from prefcast.report.measurements import evaluation_text
     from prefcast.runs.attempt import Target

@@ -27,7 +27,7 @@ from prefcast.cli.verbs import verb
 from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
-    from prefcast.measuring.evaluation import Measured
+    from prefcast.measuring.collected import Measured
 
 _SURPRISES = 20
 
