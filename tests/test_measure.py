@@ -17,7 +17,8 @@ from conftest import EXAMPLES, Run, labelled, write_csv, write_jsonl
 from prefcast import Pair, load_forecaster, read_pairs
 from prefcast.errors import FileError, UsageError
 from prefcast.forecasts.predictions import open_writer
-from prefcast.measuring.evaluation import Measured, evaluate_predictions, measured_forecasts, measured_predictions
+from prefcast.measuring.collected import Measured
+from prefcast.measuring.evaluation import measured_forecasts, measured_predictions
 from prefcast.measuring.metrics import Evaluation, row_log_loss
 from prefcast.measuring.metrics.measure import FOLDS, evaluate_probabilities
 from prefcast.outcomes.models import Davidson
@@ -310,8 +311,8 @@ def test_weights_are_poissons() -> None:
 def test_the_bootstrap_of_a_mean_is_the_normals() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=2000) + 3
-    sums = Bootstrap(["value", "rows"])
-    sums.add(np.arange(2000, dtype=np.uint64), np.column_stack([values, np.ones(2000)]))
+    sums = Bootstrap()
+    sums.add(np.arange(2000, dtype=np.uint64), {"value": values, "rows": np.ones(2000)})
     found = sums.ratio("value", "rows")
     assert found is not None
     assert found.value == pytest.approx(values.mean(), abs=1e-12)
@@ -359,7 +360,7 @@ def test_one_labelled_pair_can_be_evaluated(prefcast_here: Run, tmp_path: Path) 
 @pytest.mark.parametrize("with_text", [False, True])
 def test_a_file_of_forecasts_measures_as_the_forecasts(tmp_path: Path, with_text: bool) -> None:
     path = write_predictions(tmp_path / "p.parquet", prefcast.predict(EXAMPLES, model="surface"), with_text)
-    found, expected = evaluate_predictions(path), prefcast.evaluate(EXAMPLES, model="surface")
+    found, expected = measured_predictions(path).evaluation(), prefcast.evaluate(EXAMPLES, model="surface")
     assert found.resampled == ("prompts" if with_text else "rows")
     for name in ("log_loss", "accuracy", "brier_score", "expected_calibration_error"):
         assert getattr(found.scores, name).value == pytest.approx(getattr(expected.scores, name).value, abs=1e-9)
@@ -376,9 +377,9 @@ def test_forecasts_that_all_failed_say_so(tmp_path: Path) -> None:
     ]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(UsageError, match="of 3 rows 3 failed"):
-        evaluate_predictions(path)
+        measured_predictions(path)
     with pytest.raises(FileError, match="no rows"):
-        evaluate_predictions(
+        measured_predictions(
             write_csv(tmp_path / "e.csv", [], ["id", "winner_model_a", "winner_model_b", "winner_tie"])
         )
 

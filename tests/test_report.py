@@ -17,7 +17,7 @@ import pytest
 from browsers import chromium
 from conftest import EXAMPLES, Run, labelled, write_jsonl
 from prefcast.errors import UsageError
-from prefcast.measuring.evaluation import Measured, Surprise
+from prefcast.measuring.collected import Measured, Surprise
 from prefcast.measuring.metrics import Evaluation
 from prefcast.measuring.metrics.measure import evaluate_probabilities
 from prefcast.pairs import Outcome, Pair, Turn

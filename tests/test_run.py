@@ -16,7 +16,7 @@ from conftest import EXAMPLES, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import Forecaster, Pair, read_pairs
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
-from prefcast.measuring.evaluation import evaluate_predictions
+from prefcast.measuring.evaluation import measured_predictions
 from prefcast.pairs.budget import KeepLast
 from prefcast.pairs.formats.labels import WINNERS
 from prefcast.pairs.pieces import pieces
@@ -195,10 +195,10 @@ def test_evaluating_predictions_is_evaluating_the_model(tmp_path: Path) -> None:
     with open_writer(path) as writer, prefcast.open_pairs(EXAMPLES) as file:
         predict_to(writer, file, prefcast.load_forecaster("surface"))
     with prefcast.open_pairs(EXAMPLES) as file:
-        by_id = evaluate_predictions(path, file)
+        by_id = measured_predictions(path, file).evaluation()
     expected = prefcast.evaluate(EXAMPLES, model="surface")
     assert by_id.scores.log_loss.value == pytest.approx(expected.scores.log_loss.value, abs=1e-12)
-    own = evaluate_predictions(path)
+    own = measured_predictions(path).evaluation()
     assert own.scores.log_loss.value == pytest.approx(expected.scores.log_loss.value, abs=1e-12)
 
 
@@ -210,9 +210,9 @@ def test_predictions_that_lack_a_row(tmp_path: Path) -> None:
         prefcast.open_pairs(path) as file,
         pytest.raises(FileError, match="row 2: id '2' is not among the predictions"),
     ):
-        evaluate_predictions(predictions, file)
+        measured_predictions(predictions, file)
     with pytest.raises(UsageError, match="the file of predictions has no labels"):
-        evaluate_predictions(predictions)
+        measured_predictions(predictions)
 
 
 def test_prediction_is_deterministic() -> None:

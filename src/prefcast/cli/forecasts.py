@@ -15,7 +15,7 @@ from prefcast.cli.verbs import MISSING, option, verb
 from prefcast.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from prefcast.measuring.evaluation import Rehearsal
+    from prefcast.measuring.rehearsal import Rehearsal
     from prefcast.runs.loop import Sink
 
 
@@ -53,7 +53,7 @@ def predict(
     """
     from prefcast.forecasts.predictions import open_writer
     from prefcast.forecasts.resolve import resolve
-    from prefcast.measuring.evaluation import Rehearsal, rehearsal_rows
+    from prefcast.measuring.rehearsal import Rehearsal, rehearsal_rows
     from prefcast.report.forecasts import TableWriter
     from prefcast.report.measurements import evaluation_text
 

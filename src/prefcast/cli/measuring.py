@@ -25,7 +25,7 @@ from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
-    from prefcast.measuring.evaluation import Measured
+    from prefcast.measuring.collected import Measured
 
 _SURPRISES = 20
 _FAILED = "{} rows failed and are not in the figures; prefcast check names them"

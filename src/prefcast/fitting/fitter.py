@@ -17,7 +17,7 @@ from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.outcomes.models import FITTED_MODELS, Link
 from prefcast.outcomes.statistics.bootstrap import poisson_weights
 from prefcast.outcomes.statistics.columns import BLOCK
-from prefcast.outcomes.statistics.likelihood import Block, Optimum, linear, maximise
+from prefcast.outcomes.statistics.likelihood import Block, Optimum, cross_fitted, linear, maximise
 from prefcast.pairs import Outcome
 
 __all__ = ["DRAWS", "LEAST_LABELS", "Candidate", "Fitter"]
@@ -194,19 +194,12 @@ class Fitter:
 
     def out_of_fold(self, candidate: Candidate) -> Floats:
         """Log-probabilities (n, 3) of the rows of the sample, each by the candidate fitted to the other folds."""
-        rows, out = self.sample, np.empty((len(self.sample), len(Outcome)))
-        link = FITTED_MODELS[candidate.kind].log_probabilities
+        basis, offset, penalty = self.basis(candidate)
+        link, block = FITTED_MODELS[candidate.kind].log_probabilities, self.block(candidate, self.sample)
         # Groups are dealt to the folds in the order of their mixed keys, so that all folds have about as many groups.
-        fold, start = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS, None
-        for number in range(FOLDS):
-            test = fold == number
-            if not test.any():
-                continue
-            found = self.fit(candidate, rows[~test], start)
-            start = found.free
-            m, t, _ = self.block(candidate, rows[test])
-            out[test] = link(*linear(found.theta, m, t))[0]
-        return out
+        fold = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS
+        folded = [(block, fold)]
+        return next(cross_fitted(link, lambda: folded, FOLDS, basis, offset, penalty=penalty, name=candidate.name))
 
     def link(self, candidate: Candidate, repeats: int, seed: int) -> Link:
         """The candidate fitted to all rows, with the draws of its bootstrap, in the units of the evidence."""

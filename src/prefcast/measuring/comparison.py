@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from heapq import nlargest
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from prefcast.outcomes.statistics.bootstrap import REPEATS, Figure, figure, pois
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.pair import group_key
-from prefcast.pairs.pieces import pieces
-from prefcast.runs.loop import Progress
+from prefcast.runs.jobs import forecasts_of
+from prefcast.runs.loop import Progress, Tally
 
 __all__ = ["Comparison", "Example", "SystemSlice", "compare"]
 
@@ -79,9 +79,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; examples are given by their ids."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("examples", "first_error", "slices")}
-        plain |= {name: asdict(getattr(self, name)) for name in ("win", "loss", "tie", "net")}
-        plain["slices"] = [asdict(part) for part in self.slices]
+        plain = asdict(replace(self, examples={}, first_error=None))
+        del plain["first_error"]
         plain["examples"] = {
             name: [{"id": example.pair.id, "probabilities": example.probabilities} for example in examples]
             for name, examples in self.examples.items()
@@ -103,17 +102,14 @@ def compare(
 
     Raises UsageError if no pair could be forecast.
     """
-    tally = _Tally(forecaster, repeats, seed)
-    for chunk in pieces(pairs):
-        forecasts = forecaster.forecast(chunk)
+    tally, sums = Tally(), _Sums(forecaster, repeats, seed)
+    for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
         if writer is not None:
             writer.write(forecasts)
-        tally.add(forecasts)
-        if progress:
-            progress(tally.rows)
-    if not tally.n:
-        raise UsageError(f"nothing to compare: of {tally.rows} pairs {tally.failed} failed ({tally.first_error})")
-    return tally.comparison(names)
+        sums.add(forecasts)
+    if not sums.n:
+        raise UsageError(f"nothing to compare: of {tally.rows} pairs {tally.failed} failed ({tally.first})")
+    return sums.comparison(names, tally)
 
 
 def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
@@ -125,7 +121,7 @@ def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
     return quantiles[rng.permutation(repeats)], quantiles[rng.permutation(repeats)]
 
 
-class _Tally:
+class _Sums:
     """Sums over prompts, for every draw of prompts and link."""
 
     def __init__(self, forecaster: Forecaster, repeats: int, seed: int) -> None:
@@ -134,18 +130,15 @@ class _Tally:
         self._slicer = Slicer()
         self._places = [list(KINDS).index(kind) for kind in _KINDS]
         self._sums, self._weights = np.zeros((repeats, 3)), np.zeros(repeats)
-        self._slices: dict[tuple[str, int], list[Any]] = {}
+        # For each slice: the rows, their sum of net, and in each draw the sum of net and the weight.
+        self._slices: dict[tuple[int, int], list[Any]] = {}
         self._total = np.zeros(3)
         self._keys = Columns(["key"])
         self._best: dict[str, list[tuple[float, int, Example]]] = {"left": [], "right": []}
-        self.rows = self.failed = self.n = 0
-        self.first_error: RowError | None = None
+        self.n = 0
 
     def add(self, forecasts: Forecasts) -> None:
-        self.rows += len(forecasts)
         good = [index for index, error in enumerate(forecasts.errors) if error is None]
-        self.failed += len(forecasts) - len(good)
-        self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
         pairs = [pair for pair in (forecasts.pairs[index] for index in good) if pair is not None]
         if not pairs:
             return
@@ -172,9 +165,9 @@ class _Tally:
 
     def _slice(self, pairs: Sequence[Pair], p: Floats, weights: Floats, net: Floats) -> None:
         codes = np.array([self._slicer.codes(pair, None) for pair in pairs])[:, self._places]
-        for column, kind in enumerate(_KINDS):
-            for code in np.unique(codes[:, column]).astype(int).tolist():
-                rows = codes[:, column] == code
+        for kind in range(len(_KINDS)):
+            for code in np.unique(codes[:, kind]).astype(int).tolist():
+                rows = codes[:, kind] == code
                 found = self._slices.setdefault(
                     (kind, code), [0, 0.0, np.zeros(self._repeats), np.zeros(self._repeats)]
                 )
@@ -184,18 +177,12 @@ class _Tally:
                 found[3] += weights[rows].sum(axis=0)
 
     def _remember(self, pairs: Sequence[Pair], p: Floats) -> None:
-        for row, pair in enumerate(pairs):
-            a, b, tie = p[row].tolist()
-            for side, value, other in (("left", a, b), ("right", b, a)):
-                if value <= max(other, tie):
-                    continue
-                heap, item = self._best[side], (value, -self.n - row, Example(pair, (a, b, tie)))
-                if len(heap) < _EXAMPLES:
-                    heapq.heappush(heap, item)
-                elif item > heap[0]:
-                    heapq.heapreplace(heap, item)
+        for side, own in (("left", Outcome.A), ("right", Outcome.B)):
+            clear = np.flatnonzero(p[:, own] > np.delete(p, own, axis=1).max(axis=1)).tolist()
+            new = [(float(p[row, own]), -self.n - row, Example(pairs[row], tuple(p[row].tolist()))) for row in clear]
+            self._best[side] = nlargest(_EXAMPLES, [*self._best[side], *new])
 
-    def comparison(self, names: Sequence[str]) -> Comparison:
+    def comparison(self, names: Sequence[str], tally: Tally) -> Comparison:
         calibration = self._calibration
         rates = np.divide(
             self._sums, self._weights[:, None], out=np.full_like(self._sums, np.nan), where=self._weights[:, None] > 0
@@ -225,17 +212,13 @@ class _Tally:
             calibrated=calibration is not None,
             bias={} if calibration is None else {"net": calibration.net, "tie": calibration.tie},
             slices=tuple(self._found_slices()),
-            failed=self.failed,
-            examples={
-                side: tuple(item for _, _, item in sorted(heap, reverse=True)) for side, heap in self._best.items()
-            },
-            first_error=self.first_error,
+            failed=tally.failed,
+            examples={side: tuple(item for _, _, item in best) for side, best in self._best.items()},
+            first_error=tally.first,
         )
 
     def _found_slices(self) -> Iterable[SystemSlice]:
-        order = {kind: place for place, kind in enumerate(_KINDS)}
-        for (kind, code), (n, total, sums, weights) in sorted(
-            self._slices.items(), key=lambda each: (order[each[0][0]], each[0][1])
-        ):
+        for (kind, code), (n, total, sums, weights) in sorted(self._slices.items()):
             draws = np.divide(sums, weights, out=np.full(self._repeats, np.nan), where=weights > 0)
-            yield SystemSlice(kind, self._slicer.names[kind][code], n, figure(total / n, draws), n < SMALL_SLICE)
+            name = self._slicer.names[_KINDS[kind]][code]
+            yield SystemSlice(_KINDS[kind], name, n, figure(total / n, draws), n < SMALL_SLICE)

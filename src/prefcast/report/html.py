@@ -20,7 +20,7 @@ from prefcast.report.svg import ladder_svg, margins_svg, reliability_svg, slice_
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from prefcast.measuring.evaluation import Surprise
+    from prefcast.measuring.collected import Surprise
 
 __all__ = ["Excerpt", "Shown", "Tile", "excerpt_of", "report_html", "visible"]
 

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from prefcast.errors import UsageError
 from prefcast.outcomes.statistics.bootstrap import Figure
 from prefcast.pairs import Outcome
 
@@ -21,9 +20,9 @@ __all__ = [
     "Scores",
     "Slice",
     "Swap",
-    "checked_probabilities",
     "row_accuracy",
     "row_brier",
+    "row_favourites",
     "row_log_loss",
 ]
 
@@ -158,31 +157,18 @@ def row_log_loss(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
 
 def row_accuracy(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
     """1 if the likeliest outcome happened, a half or a third if two or three are equally likely, (n,)."""
-    best = probabilities == probabilities.max(axis=1, keepdims=True)
-    accurate: Floats = best[np.arange(len(outcomes)), outcomes] / best.sum(axis=1)
+    accurate: Floats = row_favourites(probabilities)[np.arange(len(outcomes)), outcomes]
     return accurate
+
+
+def row_favourites(probabilities: Floats) -> Floats:
+    """1 for the likeliest outcome of a row, a half or a third if two or three are equally likely, and 0, (n, 3)."""
+    best = probabilities == probabilities.max(axis=1, keepdims=True)
+    favourites: Floats = best / best.sum(axis=1, keepdims=True)
+    return favourites
 
 
 def row_brier(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
     """The sum of the squared errors of the three probabilities, (n,)."""
     squares: Floats = ((probabilities - np.eye(len(Outcome))[outcomes]) ** 2).sum(axis=1)
     return squares
-
-
-def checked_probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
-    """Both as arrays, (n, 3) and (n,).
-
-    Raises UsageError if the shapes do not fit, a row does not sum to 1 within 1e-6, a label is not 0, 1 or 2, or there
-    is no row.
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = np.asarray(outcomes, dtype=np.int64)
-    if p.ndim != 2 or p.shape[1] != len(Outcome) or y.shape != (len(p),):
-        raise UsageError(f"probabilities must have shape (n, 3) and outcomes (n,); found {p.shape} and {y.shape}")
-    if not len(p):
-        raise UsageError("no labelled row has a forecast: nothing to evaluate")
-    if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(axis=1), 1.0, rtol=0, atol=1e-6)):
-        raise UsageError("probabilities must be finite, not negative, and sum to 1 in every row")
-    if ((y < 0) | (y >= len(Outcome))).any():
-        raise UsageError("outcomes must be 0 (A), 1 (B) or 2 (tie)")
-    return p, y

@@ -24,9 +24,9 @@ from prefcast.measuring.metrics import (
     Evaluation,
     Scores,
     Slice,
-    checked_probabilities,
     row_accuracy,
     row_brier,
+    row_favourites,
     row_log_loss,
 )
 from prefcast.outcomes.calibration import BINS, folded_normal_mean
@@ -40,6 +40,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FOLDS = 10
+_LOSSES = ("log_loss", "accuracy", "brier_score")
+_FIGURES = (*_LOSSES, "gain")
+_IN_BINS = ("rows", "forecast", "happened", "variance")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Eva
         raise UsageError("no labelled row has a forecast: nothing to evaluate")
     key = table.column("key").view(np.uint64)
     plan = _Plan(rows, table.column("label").astype(np.int64), key)
-    sums = Bootstrap(plan.names, repeats, seed)
+    sums = Bootstrap(repeats, seed)
     confusion = np.zeros((len(Outcome), len(Outcome)))
     margins = np.zeros((len(Outcome), len(HISTOGRAM) - 1))
     start = 0
@@ -74,8 +77,7 @@ def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Eva
         p, here = block[:, :3], slice(start, start + len(block))
         y, start = plan.label[here], start + len(block)
         sums.add(key[here], plan.columns(block, y, key[here]))
-        best = p == p.max(axis=1, keepdims=True)
-        np.add.at(confusion, y, best / best.sum(axis=1, keepdims=True))
+        np.add.at(confusion, y, row_favourites(p))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.nan_to_num(np.log(p[:, 0]) - np.log(p[:, 1]), posinf=np.inf, neginf=-np.inf)
         ratio = np.clip(ratio, HISTOGRAM[0], HISTOGRAM[-1])
@@ -114,17 +116,9 @@ class _Plan:
         self.bins = [(name, index) for name in NAMES for index in range(len(self.edges[name]) + 1)]
         self.slices = _shown_slices(rows, table)
         self.baselines = ("class_prior", *rows.baselines)
-        names = ["rows", *_LOSSES]
-        names += [f"{what}:{name}" for name in NAMES for what in ("rows", "log_loss", "accuracy")]
-        names += [f"{what}:{base}" for base in self.baselines for what in _FIGURES]
-        names += ["auc:a", "auc:b"]
-        names += [f"{what}:{name}:{index}" for name, index in self.bins for what in _IN_BINS]
-        names += [f"{what}:{kind}:{code}" for kind, code in self.slices for what in ("rows", "log_loss", "gain")]
-        names += [f"{what}:other" for what in ("rows", *_LOSSES)] if rows.other else []
-        self.names = names
 
-    def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> Floats:
-        """What each row of a block adds to each of the sums, (m, k)."""
+    def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> dict[str, Floats]:
+        """What each row of a block adds to each of the sums, (m,) each."""
         p = block[:, :3]
         losses = _losses(p, y)
         columns: dict[str, Floats] = {"rows": np.ones(len(block)), **losses}
@@ -155,28 +149,18 @@ class _Plan:
             columns["rows:other"] = there.astype(np.float64)
             other = _losses(np.where(there[:, None], theirs, 1 / 3), y)
             columns |= {f"{what}:other": (losses[what] - other[what]) * there for what in _LOSSES}
-        return np.column_stack([columns[name] for name in self.names])
+        return columns
 
     def _triple(self, block: Floats, name: str) -> Floats:
         return block[:, [self.place[f"{name}_{outcome}"] for outcome in NAMES]]
-
-
-_LOSSES = ("log_loss", "accuracy", "brier_score")
-_IN_BINS = ("rows", "forecast", "happened", "variance")
 
 
 def _losses(p: Floats, y: Ints) -> dict[str, Floats]:
     return {"log_loss": row_log_loss(p, y), "accuracy": row_accuracy(p, y), "brier_score": row_brier(p, y)}
 
 
-_FIGURES = ("log_loss", "accuracy", "brier_score", "gain")
-
-
 def _mean(sums: Bootstrap, name: str, of: str = "rows") -> Figure:
-    found = sums.ratio(name, of)
-    if found is None:
-        raise UsageError("no labelled row has a forecast: nothing to evaluate")
-    return found
+    return figure(sums.total(name) / sums.total(of), sums.ratio_draws(name, of))
 
 
 def _bin_edges(values: Floats) -> Floats:
@@ -286,10 +270,8 @@ def _uniform(sums: Bootstrap) -> Baseline:
     label = np.zeros(1, dtype=np.int64)
     loss = float(row_log_loss(third, label)[0])
     own = _mean(sums, "log_loss")
-    log_loss, accuracy, brier = (
-        Figure(value, value, value) for value in (loss, 1 / 3, float(row_brier(third, label)[0]))
-    )
-    return Baseline(log_loss, accuracy, brier, Figure(loss - own.value, loss - own.high, loss - own.low))
+    alike = [Figure(value, value, value) for value in (loss, 1 / 3, float(row_brier(third, label)[0]))]
+    return Baseline(*alike, gain=Figure(loss - own.value, loss - own.high, loss - own.low))
 
 
 def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) -> tuple[Bin, ...]:
@@ -323,10 +305,7 @@ def _difference(sums: Bootstrap, name: str) -> Difference | None:
     n = int(sums.total("rows:other"))
     if not n:
         return None
-    loss, brier, accuracy = (
-        _mean(sums, f"{what}:other", "rows:other") for what in ("log_loss", "brier_score", "accuracy")
-    )
-    return Difference(name, n, loss, brier, accuracy)
+    return Difference(name, n, **{what: _mean(sums, f"{what}:other", "rows:other") for what in _LOSSES})
 
 
 def evaluate_probabilities(
@@ -339,10 +318,17 @@ def evaluate_probabilities(
 ) -> Evaluation:
     """Figures of `probabilities` (n, 3) against `outcomes` (n,) in Outcome's values.
 
-    The bootstrap resamples `groups` (n hashable values; by default each row is a group). Raises UsageError as
-    `checked_probabilities` does.
+    The bootstrap resamples `groups` (n hashable values; by default each row is a group). Raises UsageError if the
+    shapes do not fit, a row does not sum to 1 within 1e-6, a label is not 0, 1 or 2, or there is no row.
     """
-    p, y = checked_probabilities(probabilities, outcomes)
+    p = np.asarray(probabilities, dtype=np.float64)
+    y = np.asarray(outcomes, dtype=np.int64)
+    if p.ndim != 2 or p.shape[1] != len(Outcome) or y.shape != (len(p),):
+        raise UsageError(f"probabilities must have shape (n, 3) and outcomes (n,); found {p.shape} and {y.shape}")
+    if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(axis=1), 1.0, rtol=0, atol=1e-6)):
+        raise UsageError("probabilities must be finite, not negative, and sum to 1 in every row")
+    if ((y < 0) | (y >= len(Outcome))).any():
+        raise UsageError("outcomes must be 0 (A), 1 (B) or 2 (tie)")
     if groups is not None and len(groups) != len(p):
         raise UsageError(f"groups must have shape (n,); found {len(groups)} for {len(p)} rows")
     table = Columns(MeasuredRows.COLUMNS)

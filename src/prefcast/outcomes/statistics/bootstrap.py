@@ -8,7 +8,7 @@ of sums over rows then needs only the sums of each draw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import exp, factorial
@@ -83,19 +83,20 @@ def poisson_weights(keys: Keys, repeats: int, seed: int = 0) -> NDArray[np.float
 class Bootstrap:
     """Sums of k columns: over all rows in `sums` (k,), and for each draw in `draws` (repeats, k)."""
 
-    def __init__(self, names: Sequence[str], repeats: int = REPEATS, seed: int = 0) -> None:
-        self.names = {name: index for index, name in enumerate(names)}
-        self.sums = np.zeros(len(names))
-        self.draws = np.zeros((repeats, len(names)))
-        self._seed = seed
+    def __init__(self, repeats: int = REPEATS, seed: int = 0) -> None:
+        self.names: dict[str, int] = {}
+        self._repeats, self._seed = repeats, seed
 
-    def add(self, keys: Keys, columns: Floats) -> None:
-        """Add rows (m, k) whose groups have `keys` (m,)."""
-        self.sums += columns.sum(axis=0)
-        repeats = len(self.draws)
+    def add(self, keys: Keys, columns: Mapping[str, Floats]) -> None:
+        """Add m rows: their columns (m,) by name, the same names in every call, and the `keys` (m,) of their groups."""
+        if not self.names:
+            self.names = {name: index for index, name in enumerate(columns)}
+            self.sums, self.draws = np.zeros(len(columns)), np.zeros((self._repeats, len(columns)))
+        block = np.column_stack([columns[name] for name in self.names])
+        self.sums += block.sum(axis=0)
         for start in range(0, len(keys), _PART):
             part = slice(start, start + _PART)
-            self.draws += poisson_weights(keys[part], repeats, self._seed).T @ columns[part].astype(np.float32)
+            self.draws += poisson_weights(keys[part], self._repeats, self._seed).T @ block[part].astype(np.float32)
 
     def total(self, name: str) -> float:
         return float(self.sums[self.names[name]])
@@ -140,8 +141,8 @@ def paired_difference(
 def weighted_mean(sums: Floats, weights: Floats, keys: Keys, *, repeats: int = REPEATS, seed: int = 0) -> Figure:
     """The sum of `sums` (n,) divided by the sum of `weights` (n,), with a bootstrap interval over the groups of `keys`
     (n,)."""
-    found = Bootstrap(["value", "rows"], repeats, seed)
-    found.add(keys, np.column_stack([sums, weights]))
+    found = Bootstrap(repeats, seed)
+    found.add(keys, {"value": sums, "rows": weights})
     mean = found.ratio("value", "rows")
     if mean is None:
         raise UsageError("there is no mean: no row has a weight above 0")

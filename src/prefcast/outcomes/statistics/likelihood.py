@@ -9,15 +9,16 @@ The rows are read once per step, so they may be kept on disk. The link function 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FitError
 
-__all__ = ["Block", "LinkFunction", "Optimum", "linear", "maximise"]
+__all__ = ["Block", "Folded", "LinkFunction", "Optimum", "cross_fitted", "linear", "maximise"]
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +26,8 @@ Floats = NDArray[np.float64]
 LinkFunction = Callable[[Floats, Floats], tuple[Floats, Floats, Floats]]
 # m (n, p), t (n, q), votes (n, 3)
 Block = tuple[Floats, Floats, Floats]
+# a block with the fold (n,) of each row
+Folded = tuple[Block, NDArray[Any]]
 
 _STEPS = 100
 _HALVINGS = 40
@@ -88,6 +91,37 @@ def maximise(
     if not size <= 100 * _TOLERANCE:
         raise FitError(f"the fit of {name} to {votes:g} labels did not converge (gradient {size:.1e})")
     return Optimum(offset + basis @ free, free, information, votes)
+
+
+def cross_fitted(
+    link: LinkFunction,
+    blocks: Callable[[], Iterable[Folded]],
+    folds: int,
+    basis: Floats,
+    offset: Floats,
+    *,
+    penalty: Floats | None = None,
+    name: str = "the link",
+) -> Iterator[Floats]:
+    """The log-probabilities (n, 3) of the rows of each block; each row's theta is fitted to the other folds.
+
+    If the other folds have no rows, theta is `offset`. Raises FitError as `maximise` does.
+    """
+    thetas, start = [offset] * folds, None
+    for fold in range(folds):
+
+        def others(fold: int = fold) -> Iterator[Block]:
+            for (m, t, votes), of in blocks():
+                yield m[of != fold], t[of != fold], votes[of != fold]
+
+        if any(len(m) for m, _, _ in others()):
+            found = maximise(link, others, basis, offset, penalty=penalty, start=start, name=name)
+            start, thetas[fold] = found.free, found.theta
+    for (m, t, _), of in blocks():
+        log_p = np.empty((len(m), 3))
+        for fold, theta in enumerate(thetas):
+            log_p[of == fold] = link(*linear(theta, m[of == fold], t[of == fold]))[0]
+        yield log_p
 
 
 def _solve(information: Floats, slope: Floats) -> Floats:

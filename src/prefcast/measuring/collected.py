@@ -1,0 +1,186 @@
+"""What is collected of forecasts with their labels, to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import nlargest
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import RowError, UsageError
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.predictions import Forecasts
+from prefcast.forecasts.scores import GivenScores
+from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
+from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
+from prefcast.measuring.metrics.slices import KINDS, Slicer
+from prefcast.outcomes.models import Davidson
+from prefcast.outcomes.statistics.bootstrap import REPEATS
+from prefcast.outcomes.statistics.columns import Columns
+from prefcast.outcomes.statistics.likelihood import Folded, cross_fitted
+from prefcast.pairs import Outcome, Pair
+from prefcast.pairs.budget import Truncation
+from prefcast.pairs.formats.labels import LABEL_COLUMNS
+from prefcast.pairs.formats.saved import SavedForecasts
+from prefcast.pairs.pair import group_key
+from prefcast.scorers.length import LengthScorer
+
+__all__ = ["SWAPPED", "Measured", "Surprise", "swap_of"]
+
+Floats = NDArray[np.float64]
+
+# The exchange of A and B is tried on so many rows, which is enough to detect a dependence on the order.
+SWAPPED = 256
+_LENGTH_PENALTY = np.array([1.0, 0.1, 1.0])
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A labelled pair whose outcome had a low probability, with the probabilities and the log loss."""
+
+    pair: Pair
+    probabilities: tuple[float, float, float]
+    log_loss: float
+
+
+class Measured:
+    """Collects forecasts with their labels and measures them.
+
+    `surprises` is the number of rows with the largest log loss to keep. `against` is another forecast of the same rows,
+    which are matched by id.
+    """
+
+    def __init__(self, *, surprises: int = 0, against: tuple[str, SavedForecasts] | None = None) -> None:
+        self._slicer, self._length = Slicer(), LengthScorer()
+        of_texts = ["length", *(f"slice:{kind}" for kind in KINDS)]
+        self._table = Columns([*MeasuredRows.COLUMNS, *of_texts, *(f"other_{name}" for name in NAMES)])
+        self._against, self._most = against, surprises
+        self._largest: list[tuple[float, int, Pair, list[float]]] = []
+        self._swapped: list[tuple[Pair, Floats]] = []
+        self._texts, self._resampled = True, "rows"
+        self.swap: Swap | None = None
+        self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
+        self.first_error: RowError | None = None
+
+    def add(self, forecasts: Forecasts) -> None:
+        """Collect forecasts of pairs, labelled or not."""
+        good: list[int] = []
+        pairs: list[Pair] = []
+        for index, (pair, error) in enumerate(zip(forecasts.pairs, forecasts.errors, strict=True)):
+            if error is not None or pair is None:
+                self.failed += 1
+            elif pair.outcome is None:
+                self.unlabelled += 1
+            else:
+                good.append(index)
+                pairs.append(pair)
+        self.rows += len(forecasts)
+        self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
+        truncations = [forecasts.truncations[index] for index in good]
+        self.truncated += sum(each is not None and each.truncated for each in truncations)
+        self.add_pairs(pairs, forecasts.probabilities[good], truncations)
+
+    def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncations: Sequence[Truncation | None] = ()) -> None:
+        """Collect the probabilities (n, 3) of labelled pairs, perhaps with the truncations of the pairs."""
+        if not pairs:
+            return
+        y = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+        keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
+        codes = np.array([*map(self._slicer.codes, pairs, truncations or repeat(None))])
+        lengths = self._length.evidence(pairs).margin
+        if self._most:
+            numbers = range(-len(self._table), -len(self._table) - len(pairs), -1)
+            new = zip(row_log_loss(p, y).tolist(), numbers, pairs, p.tolist(), strict=True)
+            self._largest = nlargest(self._most, [*self._largest, *new])
+        self._append([pair.id for pair in pairs], p, y, keys, np.column_stack([lengths, codes]))
+        if len(self._swapped) < SWAPPED:
+            self._swapped += list(zip(pairs, p, strict=True))[: SWAPPED - len(self._swapped)]
+
+    def add_rows(self, block: SavedForecasts | GivenScores, used: NDArray[np.bool_], p: Floats) -> None:
+        """Collect the probabilities (m, 3) of the m rows of a block that are `used` (n,); the rows have no texts."""
+        keys = np.arange(self.rows, self.rows + len(block.ids), dtype=np.uint64) if block.keys is None else block.keys
+        self._texts, self._resampled = False, "rows" if block.keys is None else "prompts"
+        self.rows += len(block.ids)
+        ids = [block.ids[row] for row in np.flatnonzero(used)]
+        self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(KINDS)), -1.0))
+
+    def _append(
+        self, ids: Sequence[str | int], p: Floats, y: NDArray[np.int64], keys: NDArray[np.uint64], of_texts: Floats
+    ) -> None:
+        other = np.full((len(ids), 3), np.nan) if self._against is None else self._against[1].rows_of(ids)
+        self._table.append(np.column_stack([p, y, keys.view(np.float64), of_texts, other]))
+
+    def try_swapped(self, forecaster: Forecaster) -> None:
+        """Forecast the first rows again with A and B exchanged, and measure the change."""
+        # Given scores exist for one order only.
+        if not self._swapped or forecaster.scorer.brought:
+            return
+        again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
+        good = [index for index, error in enumerate(again.errors) if error is None]
+        before = np.array([self._swapped[index][1] for index in good]).reshape(-1, 3)
+        self.swap = swap_of(before, again.probabilities[good])
+
+    @property
+    def surprises(self) -> list[Surprise]:
+        """The rows with the largest log loss, the largest first."""
+        return [Surprise(pair, (p[0], p[1], p[2]), loss) for loss, _, pair, p in self._largest]
+
+    def evaluation(self, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
+        """The figures of all collected rows. Raises UsageError if no row has both a forecast and a label."""
+        if not len(self._table):
+            raise UsageError(
+                f"nothing to evaluate: of {self.rows} rows {self.failed} failed and {self.unlabelled} have no label ({LABEL_COLUMNS})"
+                + (f"; the first that failed: {self.first_error}" if self.first_error else "")
+            )
+        other = None if self._against is None else "other"
+        if self._texts:
+            rows = MeasuredRows(_with_lengths(self._table), ("length",), other, self._slicer.names)
+        else:
+            rows = MeasuredRows(self._table, (), other, {}, self._resampled)
+        found = measure(rows, repeats=repeats, seed=seed)
+        against = found.against
+        if self._against is not None:
+            if against is None:
+                raise UsageError(f"{self._against[0]}: nothing to compare: the file has none of the measured ids")
+            against = replace(against, name=self._against[0])
+        return replace(
+            found,
+            against=against,
+            order_swap=self.swap,
+            failed=self.failed,
+            unlabelled=self.unlabelled,
+            truncated=self.truncated,
+        )
+
+
+def _with_lengths(table: Columns) -> Columns:
+    """The table with the probabilities of a Davidson link on the lengths of the answers, fitted out of fold."""
+    length, label, key = (table.names.index(name) for name in ("length", "label", "key"))
+
+    def folded() -> Iterator[Folded]:
+        for rows in table.blocks():
+            m, votes = rows[:, [length]], np.eye(len(Outcome))[rows[:, label].astype(np.int64)]
+            yield (m, -np.abs(m), votes), rows[:, key].copy().view(np.uint64) % np.uint64(FOLDS)
+
+    out = Columns([*table.names, *(f"length_{name}" for name in NAMES)])
+    found = cross_fitted(Davidson.log_probabilities, folded, FOLDS, np.eye(3), np.zeros(3), penalty=_LENGTH_PENALTY)
+    for rows, log_p in zip(table.blocks(), found, strict=True):
+        out.append(np.column_stack([rows, np.exp(log_p)]))
+    return out
+
+
+def swap_of(before: Floats, after: Floats) -> Swap | None:
+    """The effect of exchanging A and B: probabilities `before` (n, 3), and `after` (n, 3) of the exchanged rows.
+
+    Rows that are nan in `after` are left out; the result is None if no row is left.
+    """
+    there = np.isfinite(after).all(axis=1)
+    if not there.any():
+        return None
+    before, back = before[there], after[there][:, [Outcome.B, Outcome.A, Outcome.TIE]]
+    change = np.abs(back - before)
+    flips = (back.argmax(axis=1) != before.argmax(axis=1)) & (change.max(axis=1) > 1e-9)
+    return Swap(len(before), float(flips.mean()), float(change.max()))
