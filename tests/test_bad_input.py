@@ -139,7 +139,7 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
     "carriage returns alone": (
         "f.csv",
         b"id,prompt\r1,a\r",
-        "the header is not valid CSV: a carriage return outside quotes",
+        "not valid CSV: a carriage return outside quotes",
     ),
     "a quote that never ends": (
         "f.csv",
@@ -155,7 +155,7 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
     "Parquet in name only": ("f.parquet", b"hello there", "not a readable Parquet file, perhaps truncated: "),
     "truncated gzip": (
         "f.csv.gz",
-        gzip.compress(GOOD_CSV * 200)[:-30],
+        gzip.compress(GOOD_CSV)[:-30],
         "the compressed data end too early: the file is truncated",
     ),
     "damaged gzip": ("f.csv.gz", b"\x1f\x8b" + b"\x00" * 40, "the compressed data are damaged: "),
@@ -231,7 +231,7 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
         "f.csv",
         HEADER + b"1,[" + b"9" * 5000 + b"],[],[]\n",
         1,
-        "prompt: is not valid JSON: a number too long",
+        "prompt: is not usable JSON: a number too long",
     ),
     "nested too deeply": (
         "f.csv",

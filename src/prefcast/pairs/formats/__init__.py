@@ -7,10 +7,11 @@ from typing import Any
 
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.pairs import Pair, clean
+from prefcast.pairs.formats.containers import PARQUET
 from prefcast.pairs.formats.fields import Fault, Record
 from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts
-from prefcast.pairs.formats.records import parquet_records
 from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns
+from prefcast.pairs.formats.streams import Opened
 from prefcast.pairs.formats.table import CELLS, Table
 
 __all__ = ["PairFile", "open_pairs", "open_parquet", "read_pairs"]
@@ -113,7 +114,7 @@ def open_pairs(
 
 def open_parquet(stream: Any, name: str, *, columns: Mapping[str, str] | None = None, cells: str = "json") -> PairFile:
     """As `open_pairs`, of a Parquet file called `name` that is open already, on whatever filesystem."""
-    return PairFile(parquet_records(stream, name), columns, cells)
+    return PairFile(Opened(name, stream, 0, "", PARQUET, stream), columns, cells)
 
 
 def read_pairs(

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prefcast.errors import FileError, RowError, excerpt
+from prefcast.pairs.formats.fields import json_problem
 from prefcast.pairs.formats.streams import BOM, Opened, lines, spooled, texts
 
-__all__ = ["CONTAINERS", "EXPECTED", "Container", "Row", "container_of", "named", "no_duplicates", "peeked"]
+__all__ = ["CONTAINERS", "EXPECTED", "PARQUET", "Container", "Row", "container_of", "named", "no_duplicates", "peeked"]
 
 Record = dict[str, Any]
 Row = tuple[int, Record | RowError]
 
-_PARQUET = b"PAR1"
+PARQUET = b"PAR1"
 _ARCHIVES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     **{b"BZh%d1AY&SY" % level: "compressed with bzip2" for level in range(1, 10)},
@@ -70,7 +71,7 @@ def named(path: str | os.PathLike[str]) -> Container | None:
     return next((each for each in CONTAINERS.values() if ending in each.endings), None)
 
 
-def container_of(path: str | os.PathLike[str], opened: Opened) -> Container:
+def container_of(opened: Opened) -> Container:
     """The container of a file. Raises FileError where its first bytes are of none."""
     name, head = opened.name, opened.head
     if not head:
@@ -78,8 +79,8 @@ def container_of(path: str | os.PathLike[str], opened: Opened) -> Container:
     if archive := next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None):
         raise FileError(name, f"is {archive}; expected {EXPECTED}")
     begin = head.removeprefix(BOM).lstrip()[:1]
-    sniffed = "parquet" if head.startswith(_PARQUET) else {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
-    found = named(path) or CONTAINERS[sniffed]
+    sniffed = "parquet" if head.startswith(PARQUET) else {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
+    found = named(name) or CONTAINERS[sniffed]
     if sniffed == "parquet" and not found.seeking:
         raise FileError(name, "is Parquet by its content; give it the ending .parquet")
     # Both endings are in use for both kinds, and the first character tells them apart.
@@ -91,42 +92,36 @@ def container_of(path: str | os.PathLike[str], opened: Opened) -> Container:
 def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], Iterator[Row]]:
     # The module's limit is process-wide; cells of many megabytes are ordinary here.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    reader = csv.reader(lines(stream, name), delimiter=delimiter, strict=True)
-    try:
-        header = next((cells for cells in reader if cells), None)
-    except csv.Error as error:
-        raise FileError(name, f"the header is not valid CSV: {_csv_problem(error)}") from None
+    lists = _lists(csv.reader(lines(stream, name), delimiter=delimiter, strict=True), name)
+    header = next(lists, None)
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
     if any("\0" in column for column in header):
         raise FileError(name, f"is not text (a tar archive?); expected {EXPECTED}")
     no_duplicates(header, name)
-    return header, _separated_rows(reader, header, name)
+    return header, _separated_rows(lists, header, name)
 
 
-def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -> Iterator[Row]:
-    number = 0
+def _lists(reader: Iterable[list[str]], name: str) -> Iterator[list[str]]:
+    """The header and the rows as lists of cells, without empty lines."""
+    count = 0
     try:
         for cells in reader:
-            if not cells:
-                continue
-            number += 1
-            if len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            else:
-                yield (
-                    number,
-                    RowError(
-                        name,
-                        number,
-                        "",
-                        f"has {len(cells)} cells where the header has {len(header)}; a comma or quote in a text may not be escaped",
-                    ),
-                )
+            if cells:
+                yield cells
+                count += 1
     except csv.Error as error:
-        raise FileError(
-            name, f"not valid CSV: {_csv_problem(error)}; nothing after it can be told apart", number + 1
-        ) from None
+        problem = f"not valid CSV: {_csv_problem(error)}; nothing after it can be told apart"
+        raise FileError(name, problem, count or None) from None
+
+
+def _separated_rows(lists: Iterator[list[str]], header: list[str], name: str) -> Iterator[Row]:
+    for number, cells in enumerate(lists, 1):
+        if len(cells) == len(header):
+            yield number, dict(zip(header, cells, strict=True))
+        else:
+            problem = f"has {len(cells)} cells where the header has {len(header)}"
+            yield number, RowError(name, number, "", f"{problem}; a comma or quote in a text may not be escaped")
 
 
 def _csv_problem(error: csv.Error) -> str:
@@ -177,30 +172,16 @@ def _line_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
         number += 1
         try:
             value = json.loads(line)
-        except RecursionError:
-            yield number, RowError(name, number, "", _TOO_DEEP)
-        except ValueError as error:
-            found = f"{_json_problem(error)}, found {excerpt(line.strip())}"
-            yield number, RowError(name, number, "", f"not valid JSON: {found}; expected one JSON object a line")
+        except (ValueError, RecursionError) as error:
+            problem = f"{json_problem(error)}, found {excerpt(line.strip())}; expected one JSON object a line"
+            yield number, RowError(name, number, "", problem)
         else:
             yield number, value if type(value) is dict else _no_object(value, name, number)
-
-
-_TOO_DEEP = "not usable JSON: nested too deeply; expected one JSON object"
 
 
 def _no_object(value: Any, name: str, number: int) -> RowError:
     found = "a JSON array" if isinstance(value, list) else excerpt(value)
     return RowError(name, number, "", f"{found} where a JSON object is expected")
-
-
-def _json_problem(error: ValueError) -> str:
-    """What the decoder found and where in the text; never the text itself."""
-    return (
-        f"{error.msg} at character {error.pos}"
-        if isinstance(error, json.JSONDecodeError)
-        else "a number too long to read"
-    )
 
 
 def _json_array(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
@@ -266,9 +247,6 @@ class _Array:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-            except RecursionError:
-                self._skip(number)
-                return RowError(self._name, number, "", _TOO_DEEP)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _CUT
                 held = len(self._text) - self._at
@@ -280,9 +258,9 @@ class _Array:
                     continue
                 found = excerpt(self._text[self._at : self._at + 80])
                 raise self._ends(number, f"{error.msg}, found {found}; nothing after it can be told apart") from None
-            except ValueError:
+            except (ValueError, RecursionError) as error:
                 self._skip(number)
-                return RowError(self._name, number, "", "not usable JSON: a number too long to read")
+                return RowError(self._name, number, "", f"{json_problem(error)}; expected one JSON object")
             # The text may end in the middle of a number.
             if end == len(self._text) and self._more():
                 continue

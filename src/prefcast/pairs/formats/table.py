@@ -10,35 +10,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs import clean
 from prefcast.pairs.formats.fields import Fault, Record
 from prefcast.pairs.formats.ids import SeenIds
-from prefcast.pairs.formats.records import open_records
+from prefcast.pairs.formats.records import Records
 
 __all__ = ["CELLS", "Table", "UniqueIds"]
 
 CELLS = ("json", "text")
 # Ids of these types are kept as their text.
 _ID_TYPES = (float, Decimal, date, UUID)
-_OWN_ID = "every row needs an id of its own"
 
 
-class Table:
-    """The rows of a source: a path, a folder, several paths, a table or mappings; see `open_records`.
+class Table(Records):
+    """The rows of a source under our names; see `Records` for sources.
 
     `fields` are the names that a reader knows; `mapping` says what they are called in the file. `columns` are the names
     in the file, `names` those there under our names. Raises FileError and UsageError.
     """
 
     def __init__(self, source: Any, fields: Sequence[str], mapping: Mapping[str, str] | None = None) -> None:
-        self._records = open_records(source)
+        super().__init__(source)
         try:
-            self.name = self._records.name
-            self.columns = self._records.columns
             self._fields = fields
             self._mapping = self._checked(mapping or {})
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
@@ -111,10 +108,10 @@ class Table:
             raise UsageError(f"{self.name}: was read already; open it again")
         self._read = True
         if self._mapping:
-            for row, record in self._records:
+            for row, record in self.records:
                 yield row, record if isinstance(record, RowError) else self._renamed(record)
         else:
-            yield from self._records
+            yield from self.records
 
     def identified(self) -> Iterator[tuple[int, str | int, Record | RowError]]:
         """The rows with their ids (row numbers where there is no such column), each there once.
@@ -124,7 +121,7 @@ class Table:
         ids = UniqueIds(self)
         has_id, id_of, add = self.has_id, self.id_of, ids.add
         blank = has_id and self.textual
-        empty = self._records.container is not None
+        empty = self.in_file
         for row, record in self.rows():
             id: str | int
             if isinstance(record, RowError):
@@ -181,82 +178,39 @@ class Table:
 
     def row_error(self, row: int, fault: Fault, id: str | int | None = None) -> RowError:
         """A fault of one row, with the file that it is in."""
-        name, number = self._records.where(row)
+        name, number = self.where(row)
         return RowError(name, number, self.own_name(fault.field), fault.problem, row if id is None else id)
 
     def fault(self, row: int, problem: str | Fault) -> FileError:
         """A fault of a row that makes the whole file unusable."""
-        name, number = self._records.where(row)
+        name, number = self.where(row)
         if isinstance(problem, Fault):
             problem = f"{self.own_name(problem.field)} {problem.problem}".lstrip()
         return FileError(name, problem, number)
-
-    def same_id(self, row: int, first: int, id: str | int | None = None, why: str = _OWN_ID) -> FileError:
-        """That two rows have one id."""
-        (name, _), (other, number) = self._records.where(row), self._records.where(first)
-        where = "" if name == other else f" of {other}"
-        named = "" if id is None else f" {excerpt(id)}"
-        return self.fault(row, f"{self.own_name('id')}{named} is the same as in row {number}{where}; {why}")
-
-    # The file
-
-    @property
-    def textual(self) -> bool:
-        """Whether every cell is a text, whatever it holds."""
-        return self._records.container is not None and self._records.container.textual
-
-    @property
-    def loose(self) -> bool:
-        """Whether later rows may have columns that the first ones lack."""
-        return self._records.loose
-
-    @property
-    def container(self) -> str:
-        """What kind of file it is, in words: "CSV, gzip"; empty for a table in memory."""
-        if self._records.container is None:
-            return ""
-        files = f"{self._records.files} files" if self._records.files > 1 else ""
-        return ", ".join(filter(None, (self._records.container.title, self._records.compression, files)))
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes read, of how many; (0, 0) where that is not known."""
-        return self._records.position, self._records.size
-
-    @property
-    def changed(self) -> bool:
-        """Whether the file was written to or replaced since it was opened; ask before it is closed."""
-        return self._records.changed
-
-    def close(self) -> None:
-        self._records.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class UniqueIds:
     """Raises FileError for an id that was there before."""
 
-    def __init__(self, table: Table, why: str = _OWN_ID) -> None:
-        self._table = table
-        self._why = why
+    def __init__(self, table: Table, why: str = "every row needs an id of its own") -> None:
+        self._table, self._why = table, why
         self._seen = SeenIds()
-        self._remember = self._seen.add
 
     def add(self, id: str | int, row: int) -> None:
-        if (first := self._remember(id, row)) is not None:
-            raise self._table.same_id(row, first, id, self._why)
-        if not row & 4095 and self._seen.full:
-            self.settle()
+        if (found := self._seen.add(id, row)) is not None:
+            raise self._same(*found, id if found[0] == row else "")
 
     def settle(self) -> None:
         """Look up what `add` could not: call it at the end."""
         if found := self._seen.settle():
-            raise self._table.same_id(*found, why=self._why)
+            raise self._same(*found)
+
+    def _same(self, row: int, first: int, id: str | int = "") -> FileError:
+        (name, _), (other, number) = self._table.where(row), self._table.where(first)
+        where = "" if name == other else f" of {other}"
+        shown = "" if id == "" else f" {excerpt(id)}"
+        named = f"{self._table.own_name('id')}{shown}"
+        return self._table.fault(row, f"{named} is the same as in row {number}{where}; {self._why}")
 
 
 def _nearest(name: str, names: Iterable[str]) -> str | None:

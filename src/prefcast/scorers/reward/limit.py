@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from prefcast.errors import PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
-from prefcast.pairs.budget import Budget, KeepLast, Measure, Proportional, Truncation
+from prefcast.pairs.budget import Budget, KeepLast, Proportional, Truncation
 from prefcast.scorers.reward.text import TextEncoder
 
 __all__ = ["POLICIES", "TokenBudget"]
@@ -38,10 +38,7 @@ class TokenBudget(Budget):
         if fits:
             return turns, Truncation(total, total, len(turns), len(turns))
         measure = TokenMeasure(self._reader)
-        low, high = (
-            0,
-            sum(measure.size(text) for turn in turns for text in (turn.prompt, turn.response_a, turn.response_b)),
-        )
+        low, high = 0, sum(measure.size(text) for turn in turns for text in turn.texts)
         best: tuple[tuple[Turn, ...], int] | None = None
         while high - low > 1:
             middle = (low + high) // 2
@@ -55,10 +52,6 @@ class TokenBudget(Budget):
             kept, characters = self._policy(1).cut(turns, measure)
             best = kept, characters
         return best[0], Truncation(best[1], total, len(best[0]), len(turns))
-
-    def cut(self, turns: Sequence[Turn], measure: Measure | None = None) -> tuple[tuple[Turn, ...], int]:
-        kept, truncation = self.apply(tuple(turns))
-        return kept, truncation.kept
 
 
 class TokenMeasure:
