@@ -15,11 +15,11 @@ from uuid import UUID
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs import clean
-from prefcast.pairs.formats.fields import Fault, Record
+from prefcast.pairs.formats.fields import Fault, Record, cell, present, text_list
 from prefcast.pairs.formats.ids import SeenIds
 from prefcast.pairs.formats.records import Records
 
-__all__ = ["CELLS", "Table", "UniqueIds"]
+__all__ = ["CELLS", "Table"]
 
 CELLS = ("json", "text")
 # Ids of these types are kept as their text.
@@ -30,13 +30,26 @@ class Table(Records):
     """The rows of a source under our names; see `Records` for sources.
 
     `fields` are the names that a reader knows; `mapping` says what they are called in the file. `columns` are the names
-    in the file, `names` those there under our names. Raises FileError and UsageError.
+    in the file, `names` those there under our names. `cells` says what a text cell of a CSV holds: `json`, or `text` as
+    it is. Raises FileError and UsageError.
     """
 
-    def __init__(self, source: Any, fields: Sequence[str], mapping: Mapping[str, str] | None = None) -> None:
+    fields: Sequence[str] = ()
+
+    def __init__(
+        self,
+        source: Any,
+        mapping: Mapping[str, str] | None = None,
+        cells: str = "json",
+        *,
+        fields: Sequence[str] | None = None,
+    ) -> None:
+        if cells not in CELLS:
+            raise UsageError(f"unknown cells {cells!r}; there are {', '.join(CELLS)}")
+        self.plain = cells == "text"
         super().__init__(source)
         try:
-            self._fields = fields
+            self.fields = fields or self.fields
             self._mapping = self._checked(mapping or {})
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
             self.has_id = "id" in self.names
@@ -53,10 +66,10 @@ class Table(Records):
 
     def _checked(self, mapping: Mapping[str, str]) -> dict[str, str]:
         for ours, theirs in mapping.items():
-            if ours not in self._fields:
-                near = _nearest(ours, self._fields)
+            if ours not in self.fields:
+                near = _nearest(ours, self.fields)
                 meant = f"; did you mean {near!r}?" if near else ""
-                raise UsageError(f"--columns: there is no field {ours!r}{meant} (fields: {', '.join(self._fields)})")
+                raise UsageError(f"--columns: there is no field {ours!r}{meant} (fields: {', '.join(self.fields)})")
             if theirs not in self.columns:
                 near = _nearest(theirs, self.columns)
                 found = f"nearest found: {excerpt(near)}" if near else self.found
@@ -82,7 +95,7 @@ class Table(Records):
         """That a column is missing, with the name that comes nearest; or, if none does, what was expected."""
         if taken := next((ours for ours, theirs in self._mapping.items() if theirs == field), None):
             return FileError(self.name, f"column '{field}' is missing: --columns took it for {taken}")
-        near = _nearest(field, [column for column in self.columns if column not in self._fields])
+        near = _nearest(field, [column for column in self.columns if column not in self.fields])
         if near and near.isprintable():
             said = f"nearest found: {excerpt(near)} (--columns {field}={near} would map it)"
         else:
@@ -113,15 +126,18 @@ class Table(Records):
         else:
             yield from self.records
 
-    def identified(self) -> Iterator[tuple[int, str | int, Record | RowError]]:
-        """The rows with their ids (row numbers where there is no such column), each there once.
+    def identified(self, *, runs: bool = False) -> Iterator[tuple[int, str | int, Record | RowError]]:
+        """The rows with their ids (row numbers where there is no such column), each there once; with `runs`, rows that
+        follow one another may share an id.
 
         Raises FileError for an id that is missing or there twice: the latter at the latest at the end.
         """
-        ids = UniqueIds(self)
-        has_id, id_of, add = self.has_id, self.id_of, ids.add
+        seen = SeenIds()
+        has_id, id_of, add = self.has_id, self.id_of, seen.add
         blank = has_id and self.textual
         empty = self.in_file
+        last: str | int = ""
+        why = "the answers to one prompt must follow one another" if runs else "every row needs an id of its own"
         for row, record in self.rows():
             id: str | int
             if isinstance(record, RowError):
@@ -133,12 +149,19 @@ class Table(Records):
                     continue  # the rows of bare commas that Excel leaves
                 id = id_of(record, row)
             empty = False
-            if has_id:
-                add(id, row)
+            if has_id and not (runs and str(id) == str(last)) and (found := add(id, row)):
+                raise self._same_id(*found, why, f" {excerpt(id)}" if found[0] == row else "")
+            last = id
             yield row, id, record
         if empty:
             raise FileError(self.name, "has no rows; expected at least one")
-        ids.settle()
+        if found := seen.settle():
+            raise self._same_id(*found, why)
+
+    def _same_id(self, row: int, first: int, why: str, id: str = "") -> FileError:
+        (name, _), (other, number) = self.where(row), self.where(first)
+        where = "" if name == other else f" of {other}"
+        return self.fault(row, f"{self.own_name('id')}{id} is the same as in row {number}{where}; {why}")
 
     def blocks(self, size: int) -> Iterator[tuple[list[int], list[str], list[Record]]]:
         """As `identified`, some rows at a time and ids as text, for files where a row that cannot be read is a fault of the
@@ -170,6 +193,10 @@ class Table(Records):
         otherwise = "" if self._needs_id else " (or no such column: row numbers then serve)"
         raise self.fault(row, f"{self.own_name('id')} {found}; expected a text or a number in every row{otherwise}")
 
+    def texts(self, record: Record, field: str) -> list[str]:
+        """The turns of a field: a text, or a list of texts. JSON and Parquet say which it is; a CSV's cell is parsed."""
+        return text_list(cell(record, field) if self.textual and not self.plain else present(record, field), field)
+
     # Faults
 
     def own_name(self, field: str) -> str:
@@ -187,30 +214,6 @@ class Table(Records):
         if isinstance(problem, Fault):
             problem = f"{self.own_name(problem.field)} {problem.problem}".lstrip()
         return FileError(name, problem, number)
-
-
-class UniqueIds:
-    """Raises FileError for an id that was there before."""
-
-    def __init__(self, table: Table, why: str = "every row needs an id of its own") -> None:
-        self._table, self._why = table, why
-        self._seen = SeenIds()
-
-    def add(self, id: str | int, row: int) -> None:
-        if (found := self._seen.add(id, row)) is not None:
-            raise self._same(*found, id if found[0] == row else "")
-
-    def settle(self) -> None:
-        """Look up what `add` could not: call it at the end."""
-        if found := self._seen.settle():
-            raise self._same(*found)
-
-    def _same(self, row: int, first: int, id: str | int = "") -> FileError:
-        (name, _), (other, number) = self._table.where(row), self._table.where(first)
-        where = "" if name == other else f" of {other}"
-        shown = "" if id == "" else f" {excerpt(id)}"
-        named = f"{self._table.own_name('id')}{shown}"
-        return self._table.fault(row, f"{named} is the same as in row {number}{where}; {self._why}")
 
 
 def _nearest(name: str, names: Iterable[str]) -> str | None:
