@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from prefcast.errors import FileError, RowError, excerpt
+from prefcast.errors import FileError, RowError, excerpt, printable
 from prefcast.pairs.formats.fields import json_problem
 from prefcast.pairs.formats.streams import BOM, Opened, lines, spooled, texts
 
@@ -92,43 +92,40 @@ def container_of(opened: Opened) -> Container:
 def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], Iterator[Row]]:
     # The module's limit is process-wide; cells of many megabytes are ordinary here.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    lists = _lists(csv.reader(lines(stream, name), delimiter=delimiter, strict=True), name)
-    header = next(lists, None)
+    reader = csv.reader(lines(stream, name), delimiter=delimiter, strict=True)
+    try:
+        header = next(filter(None, reader), None)
+    except csv.Error as error:
+        raise _csv_fault(error, name) from None
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
     if any("\0" in column for column in header):
         raise FileError(name, f"is not text (a tar archive?); expected {EXPECTED}")
     no_duplicates(header, name)
-    return header, _separated_rows(lists, header, name)
+    return header, _separated_rows(reader, header, name)
 
 
-def _lists(reader: Iterable[list[str]], name: str) -> Iterator[list[str]]:
-    """The header and the rows as lists of cells, without empty lines."""
-    count = 0
+def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -> Iterator[Row]:
+    number = 0
     try:
-        for cells in reader:
-            if cells:
-                yield cells
-                count += 1
+        for number, cells in enumerate(filter(None, reader), 1):
+            if len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
+            else:
+                problem = f"has {len(cells)} cells where the header has {len(header)}"
+                yield number, RowError(name, number, "", f"{problem}; a comma or quote in a text may not be escaped")
     except csv.Error as error:
-        problem = f"not valid CSV: {_csv_problem(error)}; nothing after it can be told apart"
-        raise FileError(name, problem, count or None) from None
+        raise _csv_fault(error, name, number + 1) from None
 
 
-def _separated_rows(lists: Iterator[list[str]], header: list[str], name: str) -> Iterator[Row]:
-    for number, cells in enumerate(lists, 1):
-        if len(cells) == len(header):
-            yield number, dict(zip(header, cells, strict=True))
-        else:
-            problem = f"has {len(cells)} cells where the header has {len(header)}"
-            yield number, RowError(name, number, "", f"{problem}; a comma or quote in a text may not be escaped")
-
-
-def _csv_problem(error: csv.Error) -> str:
-    text = str(error)
-    if "end of data" in text:
-        return "a quoted cell that never ends"
-    return "a carriage return outside quotes" if "new-line character" in text else text.replace("\t", "\\t")
+def _csv_fault(error: csv.Error, name: str, row: int | None = None) -> FileError:
+    found = str(error)
+    if "end of data" in found:
+        found = "a quoted cell that never ends"
+    elif "new-line character" in found:
+        found = "a carriage return outside quotes"
+    problem = f"not valid CSV: {printable(found)}; nothing after it can be told apart"
+    return FileError(name, problem, row)
 
 
 def no_duplicates(columns: list[str], name: str) -> None:

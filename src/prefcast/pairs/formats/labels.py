@@ -140,6 +140,8 @@ def three_numbers(record: Record) -> list[float] | None:
 def _as_share(value: Any) -> float:
     """A number, in figures or as a number; false is 0 and true is 1. nan if it is none."""
     if isinstance(value, str):
+        if (bit := _BITS.get(value)) is not None:
+            return bit
         text = value.strip().lower()
         value = _BITS.get(text, text)
     return float(value) if isinstance(value, bool) else as_number(value)

@@ -36,9 +36,9 @@ class Shape:
     name: str
     title: str
     needs: tuple[str, ...]
-    optional: tuple[str, ...]
-    models: tuple[str, str]
     read: Callable[[Record, bool], Texts]
+    optional: tuple[str, ...] = LABEL_FIELDS
+    models: tuple[str, str] = ("model_a", "model_b")
     labelled: bool = True
     note: str = ""
 
@@ -62,14 +62,20 @@ def _read_kaggle(record: Record, plain: bool) -> Texts:
     return tuple(map(Turn, *columns))
 
 
-def _read_two(
-    names: tuple[str, str], conversation_of: Callable[[Record, str], Conversation]
-) -> Callable[[Record, bool], Texts]:
+def _read_two(of: Callable[[Record, str], Conversation], *names: str) -> Callable[[Record, bool], Texts]:
     """A reader of two columns that each hold a whole conversation."""
 
     def read(record: Record, plain: bool) -> Texts:
-        a, b = (conversation_of(record, name) for name in names)
-        return _joined(a, b, *names)
+        name_a, name_b = names
+        a, b = of(record, name_a), of(record, name_b)
+        if len(a) != len(b):
+            counts = f"{name_a} {len(a)}, {name_b} {len(b)}"
+            raise Fault(name_b, f"the numbers of turns differ: {counts}; they must be equal")
+        for number, ((left, _), (right, _)) in enumerate(zip(a, b, strict=True), 1):
+            if left != right:
+                differs = f"the prompt of turn {number} differs between {name_a} and {name_b}"
+                raise Fault(name_b, f"{differs}; a pair has the same prompts")
+        return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in zip(a, b, strict=True))
 
     return read
 
@@ -88,18 +94,6 @@ def _turns(record: Record, field: str, plain: bool) -> list[str]:
     return text_list(value, field)
 
 
-def _joined(a: Conversation, b: Conversation, name_a: str, name_b: str) -> Texts:
-    if len(a) != len(b):
-        raise Fault(name_b, f"the numbers of turns differ: {name_a} {len(a)}, {name_b} {len(b)}; they must be equal")
-    for number, ((left, _), (right, _)) in enumerate(zip(a, b, strict=True), 1):
-        if left != right:
-            raise Fault(
-                name_b,
-                f"the prompt of turn {number} differs between {name_a} and {name_b}; a pair has the same prompts",
-            )
-    return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in zip(a, b, strict=True))
-
-
 def _completion(record: Record, field: str) -> Conversation:
     """The whole conversation of `chosen` or `rejected`, its prompt explicit, in the message list, or the prefix that
     both share."""
@@ -112,14 +106,13 @@ def _completion(record: Record, field: str) -> Conversation:
     value = clean(value)
     if isinstance(prompt, list):
         return conversation([*prompt, {"role": "assistant", "content": value}], field)
-    if isinstance(prompt, str) and prompt:
+    if prompt and not isinstance(prompt, str):
+        raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
+    if prompt:
         prompt = clean(prompt)
         if TRANSCRIPT.match(prompt):
             return conversation(_answered(transcript(prompt), value.removeprefix(prompt)), field)
         return [(prompt, value)]
-    prompt = prompt or None
-    if prompt is not None:
-        raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
     if TRANSCRIPT.match(value):
         return conversation(transcript(value), field)
     other = present(record, "rejected" if field == "chosen" else "chosen")
@@ -185,25 +178,21 @@ SHAPES: dict[str, Shape] = {
             "kaggle",
             "Kaggle pairs (prompt, response_a, response_b)",
             ("prompt", "response_a", "response_b"),
-            LABEL_FIELDS,
-            ("model_a", "model_b"),
             _read_kaggle,
         ),
         Shape(
             "arena",
             "Arena export (conversation_a, conversation_b)",
             ("conversation_a", "conversation_b"),
-            LABEL_FIELDS,
-            ("model_a", "model_b"),
-            _read_two(("conversation_a", "conversation_b"), _messages),
+            _read_two(_messages, "conversation_a", "conversation_b"),
         ),
         Shape(
             "preference",
             "preference data (chosen, rejected)",
             ("chosen", "rejected"),
+            _read_two(_completion, "chosen", "rejected"),
             ("prompt",),
             ("chosen_model", "rejected_model"),
-            _read_two(("chosen", "rejected"), _completion),
             labelled=False,
             note="which of chosen and rejected is A was drawn from each id with a fixed seed",
         ),

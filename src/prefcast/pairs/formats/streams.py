@@ -11,9 +11,10 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -126,7 +127,7 @@ def spooled(opened: Opened, stack: ExitStack) -> BinaryIO:
 
 def lines(stream: BinaryIO, name: str) -> Iterator[str]:
     """The lines with their ends, decoded. A line feed never lies inside a UTF-8 sequence."""
-    return _decoded(stream, name, " (line {})")
+    return _decoded(iter(stream), name, " (line {})")
 
 
 def texts(stream: BinaryIO, name: str) -> Iterator[str]:
@@ -134,30 +135,25 @@ def texts(stream: BinaryIO, name: str) -> Iterator[str]:
     return _decoded(iter(lambda: stream.read(_CHUNK), b""), name, "")
 
 
-def _decoded(pieces: Iterable[bytes], name: str, where: str) -> Iterator[str]:
-    offset, number, rest = 0, 0, b""
-    for number, piece in enumerate(pieces, 1):
-        raw = rest + piece if rest else piece
-        if number == 1 and raw.startswith(BOM):
-            offset, raw = len(BOM), raw[len(BOM) :]
+def _decoded(pieces: Iterator[bytes], name: str, where: str) -> Iterator[str]:
+    first = next(pieces, b"")
+    raw = first.removeprefix(BOM)
+    offset, rest = len(first) - len(raw), b""
+    for number, piece in enumerate(chain((raw,), pieces), 1):
+        raw, rest = (rest + piece, b"") if rest else (piece, rest)
         try:
-            text = raw.decode("utf-8")
+            text = raw.decode()
         except UnicodeDecodeError as error:
-            # The next piece may complete the last character.
+            fault = _not_utf8(name, error, offset, where.format(number))
             if not error.reason.startswith("unexpected end"):
-                raise _not_utf8(name, error, offset, where.format(number)) from None
-            text = raw[: error.start].decode("utf-8")
-            rest = raw[error.start :]
-        else:
-            rest = b""
-        offset += len(raw) - len(rest)
-        if text:
-            yield text
+                raise fault from None
+            # The next piece may complete the last character.
+            text, rest = raw[: error.start].decode(), raw[error.start :]
+            offset -= len(rest)
+        offset += len(raw)
+        yield text
     if rest:
-        try:
-            rest.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(name, error, offset, where.format(number)) from None
+        raise fault
 
 
 def _not_utf8(name: str, error: UnicodeDecodeError, offset: int, where: str) -> FileError:

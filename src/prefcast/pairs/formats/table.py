@@ -136,7 +136,7 @@ class Table(Records):
         has_id, id_of, add = self.has_id, self.id_of, seen.add
         blank = has_id and self.textual
         empty = self.in_file
-        last: str | int = ""
+        last = ""
         why = "the answers to one prompt must follow one another" if runs else "every row needs an id of its own"
         for row, record in self.rows():
             id: str | int
@@ -149,9 +149,10 @@ class Table(Records):
                     continue  # the rows of bare commas that Excel leaves
                 id = id_of(record, row)
             empty = False
-            if has_id and not (runs and str(id) == str(last)) and (found := add(id, row)):
+            if has_id and not (runs and str(id) == last) and (found := add(id, row)):
                 raise self._same_id(*found, why, f" {excerpt(id)}" if found[0] == row else "")
-            last = id
+            if runs:
+                last = str(id)
             yield row, id, record
         if empty:
             raise FileError(self.name, "has no rows; expected at least one")
