@@ -81,10 +81,12 @@ def text_list(value: Any, field: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
         raise Fault(field, f"is {kind(value)}; expected a text, or a list of texts, one a turn")
+    found = []
     for number, text in enumerate(texts, 1):
         if text is not None and not isinstance(text, str):
             raise Fault(field, f"turn {number} is {kind(text)}; expected a string or null")
-    return [clean(text or "") for text in texts]
+        found.append(clean(text or ""))
+    return found
 
 
 _KINDS = {dict: "an object", list: "an array", bool: "a boolean", int: "a number", float: "a number", str: "a string"}

@@ -35,7 +35,10 @@ class SeenIds:
 
     def settle(self, least: int = 0) -> tuple[int, int] | None:
         """Put the recent ids with the older ones and, if those take `least` bytes, look for a duplicate among all."""
-        self._held += b"".join(digest + row.to_bytes(4, "little") for digest, row in self._recent.items())
+        block = np.empty((len(self._recent), 4), "<u4")
+        block[:, :3] = np.frombuffer(b"".join(self._recent), "<u4").reshape(-1, 3)
+        block[:, 3] = list(self._recent.values())
+        self._held += block.tobytes()
         self._recent.clear()
         if len(self._held) < least:
             return None

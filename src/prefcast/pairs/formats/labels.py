@@ -86,7 +86,10 @@ class Labels:
         """What a cell of `winner` or `label` says; None if it is empty."""
         if value is None or value == "":
             return None
-        found = self._known[column].get(_key(value))
+        known = self._known[column]
+        found = known.get(value) if type(value) is str else None
+        if found is None:
+            found = known.get(_key(value))
         if found is None and not absent(value):
             more = f", or of the given values {', '.join(map(excerpt, self._own))}" if self._own else ""
             raise Fault(column, f"is {excerpt(value)}; {_EXPECTED[column]}{more}")

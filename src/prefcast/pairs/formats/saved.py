@@ -109,20 +109,25 @@ def row_blocks(table: Table, labels: Labels | None) -> Iterator[RowBlock]:
     if "label" not in table.names:
         labels = None
     for rows, ids, records in table.blocks(_BLOCK_ROWS):
-        said = np.full(len(rows), -1)
-        if labels is not None:
-            for index, record in enumerate(records):
-                try:
-                    label = labels.read("label", record.get("label"))
-                except Fault as fault:
-                    raise table.fault(rows[index], fault) from None
-                if label is not None:
-                    said[index] = label
-        failed = [with_errors and not absent(record.get("error")) for record in records]
-        keys = [_first_prompt_key(record) for record in records] if "prompt" in table.names else None
         yield RowBlock(
-            rows, ids, records, said, np.array(failed, bool), None if keys is None else np.array(keys, np.uint64)
+            rows,
+            ids,
+            records,
+            np.array([-1] * len(rows) if labels is None else _labels(table, labels, rows, records)),
+            np.array([with_errors and not absent(record.get("error")) for record in records], bool),
+            np.array([_first_prompt_key(each) for each in records], np.uint64) if "prompt" in table.names else None,
         )
+
+
+def _labels(table: Table, labels: Labels, rows: Sequence[int], records: Sequence[Record]) -> list[int]:
+    found = []
+    for row, record in zip(rows, records, strict=True):
+        try:
+            label = labels.read("label", record.get("label"))
+        except Fault as fault:
+            raise table.fault(row, fault) from None
+        found.append(-1 if label is None else int(label))
+    return found
 
 
 def _first_prompt_key(record: Record) -> int:
