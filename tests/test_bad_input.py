@@ -139,7 +139,7 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
     "carriage returns alone": (
         "f.csv",
         b"id,prompt\r1,a\r",
-        "the header is not valid CSV: a carriage return outside quotes",
+        "not valid CSV: a carriage return outside quotes",
     ),
     "a quote that never ends": (
         "f.csv",
@@ -155,7 +155,7 @@ FILE_FAULTS: dict[str, tuple[str, bytes, str]] = {
     "Parquet in name only": ("f.parquet", b"hello there", "not a readable Parquet file, perhaps truncated: "),
     "truncated gzip": (
         "f.csv.gz",
-        gzip.compress(GOOD_CSV * 200)[:-30],
+        gzip.compress(GOOD_CSV)[:-30],
         "the compressed data end too early: the file is truncated",
     ),
     "damaged gzip": ("f.csv.gz", b"\x1f\x8b" + b"\x00" * 40, "the compressed data are damaged: "),
@@ -231,7 +231,7 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
         "f.csv",
         HEADER + b"1,[" + b"9" * 5000 + b"],[],[]\n",
         1,
-        "prompt: is not valid JSON: a number too long",
+        "prompt: is not usable JSON: a number too long",
     ),
     "nested too deeply": (
         "f.csv",
@@ -255,7 +255,7 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
         "f.jsonl",
         jsonl(kaggle_row(a={"x": 1})),
         1,
-        "response_a: is an object; expected an array of strings",
+        "response_a: is an object; expected a text, or a list of texts",
     ),
     "turn counts that differ": (
         "f.jsonl",
@@ -349,7 +349,7 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
 CONVERSATION_FAULTS: dict[str, tuple[Any, str]] = {
     "a tool message": (
         [USER, {"role": "tool", "content": "42"}],
-        "message 2 is a tool message; only system, user and assistant",
+        "message 2 has the role 'tool'; expected assistant",
     ),
     "an image": (
         [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ASSISTANT],
@@ -357,24 +357,24 @@ CONVERSATION_FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a system message in the middle": (
         [USER, {"role": "system", "content": "s"}, ASSISTANT],
-        "message 2 is a system message; only the first message may be one",
+        "message 2 has the role 'system'; expected assistant (user and assistant alternate; only the first",
     ),
     "an unknown role": (
         [{"role": "narrator", "content": "x"}],
-        "message 1 has the role 'narrator'; expected system, user or",
+        "message 1 has the role 'narrator'; expected user",
     ),
     "two user messages": (
         [USER, USER, ASSISTANT],
-        "message 2 is a second user message in a row; user and assistant must",
+        "message 2 has the role 'user'; expected assistant",
     ),
-    "an answer to nothing": ([ASSISTANT], "message 1 is an assistant message with no user message before it"),
+    "an answer to nothing": ([ASSISTANT], "message 1 has the role 'assistant'; expected user"),
     "no answer": ([USER], "ends without an assistant message"),
-    "no messages": ([], "is an empty list of messages"),
+    "no messages": ([], "ends without an assistant message"),
     "no message list": (
         "hello",
         "is not valid JSON: Expecting value at character 0, found 'hello'; expected a JSON array",
     ),
-    "a message without a role": ([{"content": "x"}], "message 1 is without role or content; expected an object with"),
+    "a message without a role": ([{"content": "x"}], "message 1 is {'content': 'x'}; expected an object with"),
     "content that is a number": ([{"role": "user", "content": 5}], "message 1: content is a number; expected a text"),
     "fewer turns": (
         [USER, ASSISTANT, USER, ASSISTANT],
@@ -460,7 +460,7 @@ def test_faults_of_preference_data(tmp_path: Path, fault: str) -> None:
 def test_a_fault_names_the_persons_own_column(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", [{"q": 5, "left": ["a"], "right": ["b"]}])
     error = the_error(rows_of(path, columns={"prompt": "q", "response_a": "left", "response_b": "right"}), 1)
-    assert (error.field, error.problem) == ("q", "is a number; expected an array of strings, one a turn")
+    assert (error.field, error.problem) == ("q", "is a number; expected a text, or a list of texts, one a turn")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_rows_at_fault_are_kept_counted_and_told_by_the_status(prefcast: Run, tm
     assert done.returncode == 3
     assert done.stderr == (
         "prefcast: 2 of 3 rows failed and got the class prior; the first: f.jsonl: row 2, prompt: is a number; "
-        "expected an array of strings, one a turn\n"
+        "expected a text, or a list of texts, one a turn\n"
     )
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["a", "b", "c"]
@@ -139,7 +139,8 @@ def test_check(prefcast: Run, tmp_path: Path) -> None:
     done = prefcast("check", "f.jsonl")
     assert done.returncode == 3
     assert (
-        done.stdout.splitlines()[0] == "f.jsonl: row 2, prompt: is a number; expected an array of strings, one a turn"
+        done.stdout.splitlines()[0]
+        == "f.jsonl: row 2, prompt: is a number; expected a text, or a list of texts, one a turn"
     )
     assert done.stdout.splitlines()[1].startswith("f.jsonl: row 3, response_a: is not valid JSON")
     assert "rows        3, 2 at fault" in done.stdout

@@ -398,10 +398,7 @@ def test_a_duplicate_id_is_found_wherever_it_stands(first: int, second: int) -> 
     found: tuple[int, int] | None = None
     for row in range(1, 20_001):
         id = f"id-{first if row == second else row}"
-        early = seen.add(id, row)
-        found = found or ((row, early) if early is not None else None)
-        if seen.full:
-            found = found or seen.settle()
+        found = found or seen.add(id, row)
     assert (found or seen.settle()) == (second, first)
 
 
@@ -409,17 +406,13 @@ def test_ids_without_duplicates_cost_16_bytes_a_row() -> None:
     seen = SeenIds()
     for row in range(1, 100_001):
         assert seen.add(row, row) is None
-        if seen.full:
-            assert seen.settle() is None
     assert seen.settle() is None
-    assert sum(run.nbytes for run in seen._runs) == 16 * 100_000
+    assert len(seen._held) == 16 * 100_000
 
 
 def test_duplicates_across_blocks_end_the_file(tmp_path: Path) -> None:
     rows = [kaggle_row(number % 5000) for number in range(5001)]
-    with pytest.raises(
-        FileError, match=r"row 5001: id is the same as in row 1;|row 5001: id 0 is the same as in row 1;"
-    ):
+    with pytest.raises(FileError, match=r"row 5001: id is the same as in row 1;"):
         list(read_pairs(write_jsonl(tmp_path / "p.jsonl", rows)))
 
 

@@ -79,7 +79,7 @@ def test_faults_in_a_folder_name_the_file_and_its_row(tmp_path: Path) -> None:
     with open_pairs(tmp_path) as file:
         found = list(file)
     (error,) = [item for item in found if isinstance(item, RowError)]
-    assert str(error) == f"{other}: row 2, prompt: is a number; expected an array of strings, one a turn"
+    assert str(error) == f"{other}: row 2, prompt: is a number; expected a text, or a list of texts, one a turn"
     assert (error.id, [item.row for item in found if isinstance(item, Pair)]) == (4, [1, 2, 3, 4, 6])
     write_jsonl(other, [*numbered(3, 1), *numbered(2, 1)])
     with pytest.raises(FileError) as caught:

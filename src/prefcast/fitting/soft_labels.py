@@ -36,7 +36,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, float]:
 
 def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
-    with Table(path, ("id", *columns)) as table:
+    with Table(path, fields=("id", *columns)) as table:
         table.need("id", *columns, otherwise=f"expected id, {', '.join(columns)}")
         for block in table.blocks(_BLOCK_ROWS):
             for row, id, record in zip(*block, strict=True):

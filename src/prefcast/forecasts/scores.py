@@ -16,9 +16,8 @@ from prefcast.errors import FileError, RowError, ScoringError, shown_path
 from prefcast.forecasts.outputs import TAIL, Rows, Writer, opened_writer, output_kind
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Budget, Truncation
-from prefcast.pairs.formats.fields import Fault, Record, number
-from prefcast.pairs.formats.labels import WINNERS, Labels, normalised, three_numbers
-from prefcast.pairs.formats.saved import ROW_FIELDS, row_blocks, sound_numbers
+from prefcast.pairs.formats.labels import WINNERS, Labels
+from prefcast.pairs.formats.saved import ROW_FIELDS, numbers, row_blocks
 from prefcast.pairs.formats.table import Table
 from prefcast.scorers.base import SILENT, Meter, Scorer, gathered, read_pair
 from prefcast.scorers.given import GivenScorer
@@ -130,7 +129,8 @@ def score_blocks(
     margin and perhaps tie (as `prefcast score` writes them); the three probabilities of a forecast. It may have `label` (0, 1, 2,
     or a word of `label_values`), model_a, model_b, prompt and error. Raises FileError.
     """
-    with Table(path, ("id", *chain.from_iterable(_SHAPES), *_MORE.values(), *_NAMES, *ROW_FIELDS)) as table:
+    fields = ("id", *chain.from_iterable(_SHAPES), *_MORE.values(), *_NAMES, *ROW_FIELDS)
+    with Table(path, fields=fields) as table:
         names = next((shape for shape in _SHAPES if all(name in table.names for name in shape)), None)
         if names is None:
             raise FileError(
@@ -142,9 +142,7 @@ def score_blocks(
         more = _MORE.get(names[0])
         wanted = (*names, more) if more is not None and more in table.names else names
         for block in row_blocks(table, Labels(label_values) if with_labels else None):
-            values = None if block.failed.any() else sound_numbers(block.records, wanted)
-            if values is None:
-                values = np.array([_numbers(table, row, record, wanted) for row, record in block])
+            values = numbers(table, block, wanted, gaps=True)
             models = [(_name(record.get("model_a")), _name(record.get("model_b"))) for record in block.records]
             yield GivenScores(block.ids, *_evidence(values, wanted), block.labels, block.keys, models, wanted)
 
@@ -159,20 +157,6 @@ def read_scores(path: Any) -> GivenScorer:
 
 def _name(value: Any) -> str | None:
     return None if value in (None, "") else clean(str(value))
-
-
-def _numbers(table: Table, row: int, record: Record, names: Sequence[str]) -> Sequence[float]:
-    """The numbers of a row. All are nan if the row failed or has none."""
-    if record.get("error") not in (None, "") or all(record.get(name) in (None, "") for name in names):
-        return [float("nan")] * len(names)
-    try:
-        if tuple(names) != WINNERS:
-            return [number(record, name) for name in names]
-        found = three_numbers(record) or []
-        normalised(found)  # only to see that they are probabilities
-        return found
-    except Fault as fault:
-        raise table.fault(row, fault) from None
 
 
 def _evidence(values: NDArray[np.float64], names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

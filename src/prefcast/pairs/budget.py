@@ -89,16 +89,35 @@ CHARACTERS = _Characters()
 
 
 class Budget(ABC):
-    """A truncation policy with its limit, in characters unless it says otherwise."""
+    """How much is read of a pair: a limit, in characters unless it says otherwise."""
 
     name: str
     limit: int
+
+    @abstractmethod
+    def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
+        """The part of `turns` (not empty) that is read, and the report of it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.limit}"
+
+
+class _Policy(Budget):
+    """A budget that decides by the lengths of the texts alone."""
+
     # Whether a text that is too long keeps its end as well as its beginning.
     tails = True
 
     @abstractmethod
     def _granted(self, sizes: Sequence[_Sizes]) -> tuple[int, Sequence[_Sizes]]:
         """The first turn that is kept, and how much of each text (prompt, A, B) of the kept turns is read."""
+
+    def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
+        total = sum(turn.characters for turn in turns)
+        if total <= self.limit:
+            return turns, Truncation(total, total, len(turns), len(turns))
+        kept, characters = self.cut(turns)
+        return kept, Truncation(characters, total, len(kept), len(turns))
 
     def cut(self, turns: Sequence[Turn], measure: Measure = CHARACTERS) -> tuple[tuple[Turn, ...], int]:
         """The turns that are read, and how many characters of the original they hold. `turns` exceed the limit."""
@@ -122,20 +141,9 @@ class Budget(ABC):
         head, tail = measure.head(text, grant - end), measure.tail(text, end)
         return head + _GAP * self.tails + tail, len(head) + len(tail)
 
-    def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
-        """The part of `turns` (not empty) that is read, and the report of it."""
-        total = sum(turn.characters for turn in turns)
-        if total <= self.limit:
-            return turns, Truncation(total, total, len(turns), len(turns))
-        kept, characters = self.cut(turns)
-        return kept, Truncation(characters, total, len(kept), len(turns))
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.limit}"
-
 
 @dataclass(frozen=True)
-class Notebook(Budget):
+class Notebook(_Policy):
     """The notebook's policy: drop the LAST turn while over 7,200. A first turn that is over 7,200 alone is cut to 1,000 /
     3,000 / 3,000."""
 
@@ -149,7 +157,7 @@ class Notebook(Budget):
 
 
 @dataclass(frozen=True)
-class KeepLast(Budget):
+class KeepLast(_Policy):
     """Whole turns from the newest back. If the newest turn alone is too long, its long texts lose their middle.
 
     Within the newest turn, prompt, A and B may have 20, 40 and 40 % of the limit. What a short text leaves goes to the
@@ -165,7 +173,7 @@ class KeepLast(Budget):
 
 
 @dataclass(frozen=True)
-class Proportional(Budget):
+class Proportional(_Policy):
     """20, 40 and 40 % of the limit for all prompts, all of A and all of B. Each keeps its newest texts; the text at the
     edge loses its middle.
 

@@ -18,7 +18,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def clean(text: str) -> str:
     """`text` as it can be written in UTF-8: a lone surrogate, half a character, becomes U+FFFD, one for one."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
 
 
 class Outcome(IntEnum):

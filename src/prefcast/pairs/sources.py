@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,30 +20,17 @@ __all__ = ["find_pair", "opened_pairs", "same_file", "table_like"]
 _NEAR = 3
 
 
-class _Given:
-    """Pairs that are in memory already, under the same roof as a file."""
-
-    def __init__(self, pairs: Iterable[Pair | RowError]) -> None:
-        self._pairs = pairs
-
-    def __iter__(self) -> Iterator[Pair | RowError]:
-        for pair in self._pairs:
-            if not isinstance(pair, Pair | RowError):
-                raise UsageError(
-                    f"expected pairs, found {excerpt(pair)}; prefcast.Pair.of(prompt, response_a, response_b) makes one"
-                )
-            yield pair
-
-    def __enter__(self) -> _Given:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
+def _checked(pairs: Iterable[Any]) -> Iterator[Pair | RowError]:
+    for pair in pairs:
+        if not isinstance(pair, Pair | RowError):
+            made = "prefcast.Pair.of(prompt, response_a, response_b) makes one"
+            raise UsageError(f"expected pairs, found {excerpt(pair)}; {made}")
+        yield pair
 
 
 def opened_pairs(
     source: Any, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
-) -> PairFile | _Given:
+) -> PairFile | AbstractContextManager[Iterator[Pair | RowError]]:
     """Pairs of whatever the library takes: what `open_pairs` takes, pairs, or a PairFile."""
     if isinstance(source, PairFile):
         return source
@@ -51,7 +39,7 @@ def opened_pairs(
         first = next(items, None)
         source = [] if first is None else chain([first], items)
         if not isinstance(first, Mapping | str | os.PathLike):
-            return _Given(source)
+            return nullcontext(_checked(source))
     return open_pairs(source, columns=columns, cells=cells, label_values=label_values)
 
 

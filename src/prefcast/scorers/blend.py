@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prefcast.errors import ForecasterError, UsageError
 from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
-from prefcast.pairs.budget import Budget, Measure, Truncation, parse_budget
+from prefcast.pairs.budget import Budget, Truncation, parse_budget
 from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, fingerprint, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.info import ScorerInfo
@@ -225,9 +225,6 @@ class _EachItsOwn(Budget):
 
     def __str__(self) -> str:
         return self.name
-
-    def cut(self, turns: Sequence[Turn], measure: Measure | None = None) -> tuple[tuple[Turn, ...], int]:
-        return tuple(turns), sum(turn.characters for turn in turns)
 
     def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
         reports = [read_pair(Pair(turns), member.budget, member.scorer)[1] for member in self._members]

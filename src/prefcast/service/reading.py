@@ -129,9 +129,7 @@ def _asked(item: Any, limits: Limits) -> Asked:
         said = _validated(schema.ConversationPair, item, limits)
         try:
             # The messages as they came: `formats` reads their contents.
-            turns, _, _ = SHAPES["arena"].read(
-                {name: item[name] for name in ("conversation_a", "conversation_b")}, "", True
-            )
+            turns = SHAPES["arena"].read({name: item[name] for name in ("conversation_a", "conversation_b")}, True)
         except Fault as fault:
             raise Refusal("invalid", fault.problem, fault.field) from None
         return Asked(said.id, Pair(turns), said.explain, said.both_orders)

@@ -6,18 +6,17 @@ for each row of forecasts, and far fewer where prompts repeat.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
-from prefcast.pairs import Outcome, clean
+from prefcast.pairs import Outcome, clean, group_key
 from prefcast.pairs.formats.fields import Fault, Record, absent
 from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts, normalised, three_numbers
 from prefcast.pairs.formats.table import Table
@@ -25,7 +24,6 @@ from prefcast.pairs.formats.table import Table
 __all__ = ["SOURCES", "Votes", "read_board_votes"]
 
 SOURCES = ("forecasts", "votes")
-_FIELDS = ("model_a", "model_b", *LABEL_FIELDS, "prompt", "error", "margin")
 _SETTLE = 1 << 18
 # A model's number takes this many bits of a cell's key.
 _BITS = 30
@@ -82,7 +80,8 @@ class Votes:
         cells = kept[self.left] & kept[self.right]
         entries = cells[self.cell]
         groups, group = np.unique(self.group[entries], return_inverse=True)
-        return Votes(
+        return replace(
+            self,
             models=tuple(model for model, keep in zip(self.models, kept, strict=True) if keep),
             left=place[self.left[cells]],
             right=place[self.right[cells]],
@@ -92,13 +91,15 @@ class Votes:
             weight=self.weight[entries],
             n=round(float(self.weight[entries].sum())),
             groups=len(groups),
-            resampled=self.resampled,
-            source=self.source,
-            failed=self.failed,
-            unlabelled=self.unlabelled,
-            faults=self.faults,
-            first_fault=self.first_fault,
         )
+
+
+def _cell(left: Any, right: Any, outcome: Any) -> Any:
+    return (left << _BITS | right) << 2 | outcome
+
+
+def _models_of(cells: Ints) -> tuple[Ints, Ints]:
+    return cells >> (2 + _BITS), cells >> 2 & ((1 << _BITS) - 1)
 
 
 class _Sums:
@@ -110,7 +111,7 @@ class _Sums:
         self._new_keys, self._new_weights = array("Q"), array("d")
 
     def add(self, group: int, left: int, right: int, outcome: int, weight: float) -> None:
-        self._new_keys.extend((group, (left << _BITS | right) << 2 | outcome))
+        self._new_keys.extend((group, _cell(left, right, outcome)))
         self._new_weights.append(weight)
         # As many again as there are: settling then costs little a row, however many there are.
         if len(self._new_weights) >= max(_SETTLE, len(self._weights)):
@@ -150,12 +151,14 @@ def read_board_votes(
     """
     if of is not None and of not in SOURCES:
         raise UsageError(f"unknown source {of!r}; there are {', '.join(SOURCES)}")
-    with _Reader(source, _FIELDS, columns) as reader:
+    with _Reader(source, columns) as reader:
         reader.choose(of, Labels(label_values))
         return reader.read()
 
 
 class _Reader(Table):
+    fields = ("model_a", "model_b", *LABEL_FIELDS, "prompt", "error", "margin")
+
     def _find(self) -> None:
         self.need("model_a", "model_b", otherwise="a leaderboard needs model_a and model_b")
         self._three = bool(self.names & set(WINNERS))
@@ -206,32 +209,37 @@ class _Reader(Table):
                     turned = outcome if left < right else outcome.swapped
                     sums.add(group, min(left, right), max(left, right), turned, weight)
         if not n:
-            why = (
-                f"; the first, row {first_fault.row}, {first_fault.field}: {first_fault.problem}" if first_fault else ""
-            )
+            first = first_fault
+            why = f"; the first, row {first.row}, {first.field}: {first.problem}" if first else ""
             raise FileError(
                 self.name,
                 f"no row has {'a forecast' if self._of == 'forecasts' else 'a vote'} between two models: "
                 f"{failed} failed, {unlabelled} without a vote, {faults} at fault{why}",
             )
         keys, totals = sums.settle()
-        groups, group_of = np.unique(keys[:, 0], return_inverse=True)
-        cells, cell = np.unique(keys[:, 1], return_inverse=True)
         names = sorted(numbers)
         place = np.empty(len(names), np.int64)
         place[[numbers[model] for model in names]] = np.arange(len(names))
-        left_of = place[(cells >> np.uint64(2 + _BITS)).astype(np.int64)]
-        right_of = place[(cells >> np.uint64(2)).astype(np.int64) & ((1 << _BITS) - 1)]
-        outcome_of = (cells & np.uint64(3)).astype(np.int64)
-        turn = left_of > right_of
-        votes = Votes(
+        sums_of = keys[:, 1].astype(np.int64)
+        left_of, right_of = (place[each] for each in _models_of(sums_of))
+        swapped = np.array([int(each.swapped) for each in Outcome])
+        outcome_of = np.where(left_of > right_of, swapped[sums_of & 3], sums_of & 3)
+        # Cells are in the order of the models' names: the order of the rows, and who was A, do not affect the result.
+        cells, cell = np.unique(
+            _cell(np.minimum(left_of, right_of), np.maximum(left_of, right_of), outcome_of), return_inverse=True
+        )
+        groups, group_of = np.unique(keys[:, 0], return_inverse=True)
+        order = np.lexsort((cell, group_of))
+        left_of, right_of = _models_of(cells)
+        met = np.isin(np.arange(len(names)), (left_of, right_of))
+        return Votes(
             models=tuple(names),
-            left=np.where(turn, right_of, left_of),
-            right=np.where(turn, left_of, right_of),
-            outcome=np.where(turn, np.array([int(each.swapped) for each in Outcome])[outcome_of], outcome_of),
-            group=group_of.astype(np.int64),
-            cell=cell.astype(np.int64),
-            weight=totals,
+            left=left_of,
+            right=right_of,
+            outcome=cells & 3,
+            group=group_of[order],
+            cell=cell[order],
+            weight=totals[order],
             n=n,
             groups=len(groups),
             resampled="prompts" if self._by_prompt else "rows",
@@ -240,8 +248,7 @@ class _Reader(Table):
             unlabelled=unlabelled,
             faults=faults,
             first_fault=first_fault,
-        )
-        return _in_order(votes).only(_met(votes))
+        ).only(met)
 
     def _weights(self, record: Record) -> tuple[float, ...] | None:
         """What the row says of (A, B, tie), or None where it says nothing."""
@@ -262,27 +269,7 @@ class _Reader(Table):
 
     def _group(self, prompt: Any, row: int) -> int:
         # Of 64 bits: that two prompts of a billion share theirs has odds of 3 %, and would make one group of two.
-        text = f"row {row}" if not self._by_prompt or absent(prompt) else f"prompt {_first_turn(prompt)}"
-        return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-def _met(votes: Votes) -> NDArray[np.bool_]:
-    met = np.zeros(len(votes.models), bool)
-    met[votes.left], met[votes.right] = True, True
-    return met
-
-
-def _in_order(votes: Votes) -> Votes:
-    """Cells in the order of the models' names: then nothing depends on the order of the rows, or on who was A."""
-    order = np.lexsort((votes.outcome, votes.right, votes.left))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    cell = rank[votes.cell]
-    entries = np.lexsort((cell, votes.group))
-    fields = {name: getattr(votes, name) for name in votes.__dataclass_fields__}
-    fields |= {name: getattr(votes, name)[order] for name in ("left", "right", "outcome")}
-    fields |= {"group": votes.group[entries], "cell": cell[entries], "weight": votes.weight[entries]}
-    return Votes(**fields)
+        return group_key(f"row {row}" if not self._by_prompt or absent(prompt) else f"prompt {_first_turn(prompt)}")
 
 
 def _model(record: Record, field: str, numbers: dict[str, int]) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefcast.errors import FileError, RowError, UsageError
-from prefcast.pairs import Pair, clean
+from prefcast.errors import FileError, RowError
+from prefcast.pairs import Outcome, Pair, clean
+from prefcast.pairs.formats.containers import PARQUET
 from prefcast.pairs.formats.fields import Fault, Record
 from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts
-from prefcast.pairs.formats.records import parquet_records
-from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns
-from prefcast.pairs.formats.table import CELLS, Table
+from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns, swapped_by
+from prefcast.pairs.formats.streams import Opened
+from prefcast.pairs.formats.table import Table
 
 __all__ = ["PairFile", "open_pairs", "open_parquet", "read_pairs"]
 
@@ -32,11 +33,8 @@ class PairFile(Table):
         cells: str = "json",
         label_values: Mapping[str, str] | None = None,
     ) -> None:
-        if cells not in CELLS:
-            raise UsageError(f"unknown cells {cells!r}; there are {', '.join(CELLS)}")
-        self.plain = cells == "text"
         self._labels = Labels(label_values)
-        super().__init__(source, all_columns(), columns)
+        super().__init__(source, columns, cells, fields=all_columns())
 
     def _find(self) -> None:
         self.shape = self._shape()
@@ -76,16 +74,16 @@ class PairFile(Table):
             yield record if isinstance(record, RowError) else self._pair(record, id, row)
 
     def _pair(self, record: Record, id: str | int, row: int) -> Pair | RowError:
+        shape = self.shape
         try:
-            turns, outcome, swapped = self.shape.read(record, id, self.plain)
-            if self.shape.labelled:
-                outcome = self._labels.of(record, forecasts=self._forecasts)
+            turns = shape.read(record, self.plain)
+            outcome = self._labels.of(record, forecasts=self._forecasts) if shape.labelled else Outcome.A
         except Fault as fault:
             return self.row_error(row, fault, id)
-        left, right = (_model(record, name) for name in self.shape.models)
-        if swapped:
-            left, right = right, left
-        return Pair(turns, id=id, outcome=outcome, model_a=left, model_b=right, row=row)
+        left, right = (_model(record, name) for name in shape.models)
+        pair = Pair(turns, id=id, outcome=outcome, model_a=left, model_b=right, row=row)
+        # The order of chosen and rejected gives the label away.
+        return pair if shape.labelled or not swapped_by(id) else pair.swapped()
 
 
 def _model(record: Record, name: str) -> str | None:
@@ -113,7 +111,7 @@ def open_pairs(
 
 def open_parquet(stream: Any, name: str, *, columns: Mapping[str, str] | None = None, cells: str = "json") -> PairFile:
     """As `open_pairs`, of a Parquet file called `name` that is open already, on whatever filesystem."""
-    return PairFile(parquet_records(stream, name), columns, cells)
+    return PairFile(Opened(name, stream, 0, "", PARQUET, stream), columns, cells)
 
 
 def read_pairs(

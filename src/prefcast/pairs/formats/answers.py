@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prefcast.errors import FileError, RowError
-from prefcast.pairs import Pair, Turn, clean
-from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
+from prefcast.pairs import Pair, Turn
+from prefcast.pairs.formats.fields import Fault, Record, cell
 from prefcast.pairs.formats.messages import conversation
 from prefcast.pairs.formats.table import Table
 
 __all__ = ["Answer", "AnswerFile", "JoinReport", "joined"]
 
 _MESSAGES = ("messages", "conversation")
-_FIELDS = ("id", "prompt", "response", *_MESSAGES)
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,7 @@ class AnswerFile(Table):
     our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`. Raises FileError.
     """
 
-    def __init__(self, source: Any, columns: Mapping[str, str] | None, cells: str) -> None:
-        super().__init__(source, _FIELDS, columns)
-        # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
-        self._parse = self.textual and cells == "json"
+    fields = ("id", "prompt", "response", *_MESSAGES)
 
     def _find(self) -> None:
         self._messages = next((field for field in _MESSAGES if field in self.names), None)
@@ -63,23 +58,14 @@ class AnswerFile(Table):
             except Fault as fault:
                 yield self.row_error(row, fault, text)
 
-    def _turns(self, fields: Record) -> tuple[tuple[str, str], ...]:
+    def _turns(self, record: Record) -> tuple[tuple[str, str], ...]:
         if self._messages is not None:
-            return tuple(conversation(cell(fields, self._messages), self._messages))
-        prompts, responses = (self._texts(fields, field) for field in ("prompt", "response"))
+            return tuple(conversation(cell(record, self._messages), self._messages))
+        prompts, responses = self.texts(record, "prompt"), self.texts(record, "response")
         if len(prompts) != len(responses) or not prompts:
-            raise Fault(
-                "response",
-                f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one",
-            )
+            problem = f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one"
+            raise Fault("response", problem)
         return tuple(zip(prompts, responses, strict=True))
-
-    def _texts(self, fields: Record, field: str) -> list[str]:
-        value = cell(fields, field) if self._parse else present(fields, field)
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
-            raise Fault(field, f"is {kind(value)}; expected a text, or a list of texts, one a turn")
-        return [clean(text or "") for text in texts]
 
 
 @dataclass

@@ -3,20 +3,18 @@ prompt after one another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from itertools import chain, groupby
 
 from prefcast.errors import FileError, RowError
-from prefcast.pairs import clean
-from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
-from prefcast.pairs.formats.table import Table, UniqueIds
+from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present, text_list
+from prefcast.pairs.formats.table import Table
 
 __all__ = ["CandidateFile", "Candidates"]
 
-_FIELDS = ("id", "prompt", "responses", "response")
 _MOST = 256
+_Identified = tuple[int, str | int, Record | RowError]
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,11 @@ class Candidates:
 class CandidateFile(Table):
     """The candidates of one file: iterate, once, for Candidates or, where a row is at fault, RowError.
 
-    `columns` maps our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`; `responses`
+    `mapping` maps our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`; `responses`
     always does. Raises FileError.
     """
 
-    def __init__(self, source: Any, columns: Mapping[str, str] | None = None, cells: str = "json") -> None:
-        super().__init__(source, _FIELDS, columns)
-        # JSON and Parquet say what a value is; a CSV's cell is a text, whatever it holds.
-        self._parse = self.textual and cells == "json"
+    fields = ("id", "prompt", "responses", "response")
 
     def _find(self) -> None:
         self._wide = "responses" in self.names
@@ -51,88 +46,54 @@ class CandidateFile(Table):
             )
 
     def __iter__(self) -> Iterator[Candidates | RowError]:
-        return self._rows() if self._wide else self._groups()
+        def key(item: _Identified) -> str | int:
+            _, id, record = item
+            if self._wide or self.has_id or isinstance(record, RowError):
+                return str(id) if self.has_id else id
+            return repr(record.get("prompt"))
 
-    def _rows(self) -> Iterator[Candidates | RowError]:
-        for row, id, record in self.identified():
+        for _, group in groupby(self.identified(runs=not self._wide), key):
+            row, id, record = next(group)
             if isinstance(record, RowError):
                 yield record
-                continue
-            id = str(id) if self.has_id else id  # noqa: PLW2901
-            try:
-                yield self._candidates(id, self._texts(record, "prompt"), self._list(record), row)
-            except Fault as fault:
-                yield self.row_error(row, fault, id)
+            else:
+                yield self._gathered(row, str(id) if self.has_id else id, chain([(row, id, record)], group))  # noqa: B031
 
-    def _groups(self) -> Iterator[Candidates | RowError]:
-        def key(item: tuple[int, Record | RowError]) -> object:
-            row, record = item
-            if isinstance(record, RowError):
-                return ("row", row)
-            return ("id", self._text_id(record, row)) if self.has_id else ("prompt", repr(record.get("prompt")))
-
-        ids = UniqueIds(self, "the answers to one prompt must follow one another")
-        for _, group in groupby(self.rows(), key):
-            row, record = next(group)
-            if isinstance(record, RowError):
-                yield record
-                continue
-            id = self._text_id(record, row)
-            if self.has_id:
-                ids.add(id, row)
-            yield self._gathered(row, id, record, group)  # noqa: B031 - the first row was taken from it
-        ids.settle()
-
-    def _text_id(self, record: Record, row: int) -> str | int:
-        id = self.id_of(record, row)
-        return str(id) if self.has_id else id
-
-    def _gathered(
-        self, row: int, id: str | int, first: Record, others: Iterator[tuple[int, Record | RowError]]
-    ) -> Candidates | RowError:
-        """The answers of rows that follow one another; what is wrong with one is wrong with the choice between them."""
-        at = row
+    def _gathered(self, first: int, id: str | int, rows: Iterable[_Identified]) -> Candidates | RowError:
+        """The answers of the rows of one prompt. A fault of one answer is a fault of the choice between them."""
+        row, prompt = first, list[str]()
+        responses: list[list[str]] = []
         try:
-            prompt = self._texts(first, "prompt")
-            responses = [self._texts(first, "response")]
-            for number, record in others:
-                at = number
+            for row, _, record in rows:
                 assert not isinstance(record, RowError)  # noqa: S101
-                if self._texts(record, "prompt") != prompt:
-                    raise Fault("prompt", f"is another than in row {row}, which has the same id")
-                if len(responses) <= _MOST:
-                    responses.append(self._texts(record, "response"))
-            at = row
-            return self._candidates(id, prompt, responses, row)
+                texts = self.texts(record, "prompt")
+                if row != first and texts != prompt:
+                    raise Fault("prompt", f"is another than in row {first}, which has the same id")
+                prompt = texts
+                if self._wide:
+                    responses = self._list(record)
+                elif len(responses) <= _MOST:
+                    responses.append(self.texts(record, "response"))
+            row = first
+            self._check(prompt, responses)
         except Fault as fault:
-            return self.row_error(at, fault, id)
+            return self.row_error(row, fault, id)
+        return Candidates(id, tuple(prompt), tuple(map(tuple, responses)), first)
 
-    def _candidates(
-        self, id: str | int, prompt: tuple[str, ...], responses: list[tuple[str, ...]], row: int
-    ) -> Candidates:
+    def _check(self, prompt: list[str], responses: list[list[str]]) -> None:
+        if not prompt:
+            raise Fault("prompt", "has no turn; expected at least one")
         field = "responses" if self._wide else "response"
         if not 2 <= len(responses) <= _MOST:
             found = f"{len(responses)}" if len(responses) <= _MOST else f"more than {_MOST}"
             raise Fault(field, f"has {found} answers to its prompt; expected 2 to {_MOST}")
         for number, turns in enumerate(responses, 1):
             if len(turns) != len(prompt):
-                raise Fault(
-                    field, f"answer {number} has {len(turns)} turns where prompt has {len(prompt)}; they must be equal"
-                )
-        return Candidates(id, prompt, tuple(responses), row)
+                problem = f"answer {number} has {len(turns)} turns where prompt has {len(prompt)}; they must be equal"
+                raise Fault(field, problem)
 
-    def _list(self, fields: Record) -> list[tuple[str, ...]]:
-        value = cell(fields, "responses") if self.textual else present(fields, "responses")
+    def _list(self, record: Record) -> list[list[str]]:
+        value = cell(record, "responses") if self.textual else present(record, "responses")
         if not isinstance(value, list):
             raise Fault("responses", f"is {kind(value)}; expected a list of answers")
-        return [self._turns(each, "responses") for each in value]
-
-    def _texts(self, fields: Record, field: str) -> tuple[str, ...]:
-        return self._turns(cell(fields, field) if self._parse else present(fields, field), field)
-
-    @staticmethod
-    def _turns(value: Any, field: str) -> tuple[str, ...]:
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not texts or not all(text is None or isinstance(text, str) for text in texts):
-            raise Fault(field, f"is {kind(value)}; expected a text, or a list of texts, one a turn")
-        return tuple(clean(text or "") for text in texts)
+        return [text_list(each, "responses") for each in value]

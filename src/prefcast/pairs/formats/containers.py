@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from prefcast.errors import FileError, RowError, excerpt
+from prefcast.errors import FileError, RowError, excerpt, printable
+from prefcast.pairs.formats.fields import json_problem
 from prefcast.pairs.formats.streams import BOM, Opened, lines, spooled, texts
 
-__all__ = ["CONTAINERS", "EXPECTED", "Container", "Row", "container_of", "named", "no_duplicates", "peeked"]
+__all__ = ["CONTAINERS", "EXPECTED", "PARQUET", "Container", "Row", "container_of", "named", "no_duplicates", "peeked"]
 
 Record = dict[str, Any]
 Row = tuple[int, Record | RowError]
 
-_PARQUET = b"PAR1"
+PARQUET = b"PAR1"
 _ARCHIVES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     **{b"BZh%d1AY&SY" % level: "compressed with bzip2" for level in range(1, 10)},
@@ -70,7 +71,7 @@ def named(path: str | os.PathLike[str]) -> Container | None:
     return next((each for each in CONTAINERS.values() if ending in each.endings), None)
 
 
-def container_of(path: str | os.PathLike[str], opened: Opened) -> Container:
+def container_of(opened: Opened) -> Container:
     """The container of a file. Raises FileError where its first bytes are of none."""
     name, head = opened.name, opened.head
     if not head:
@@ -78,8 +79,8 @@ def container_of(path: str | os.PathLike[str], opened: Opened) -> Container:
     if archive := next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None):
         raise FileError(name, f"is {archive}; expected {EXPECTED}")
     begin = head.removeprefix(BOM).lstrip()[:1]
-    sniffed = "parquet" if head.startswith(_PARQUET) else {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
-    found = named(path) or CONTAINERS[sniffed]
+    sniffed = "parquet" if head.startswith(PARQUET) else {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
+    found = named(name) or CONTAINERS[sniffed]
     if sniffed == "parquet" and not found.seeking:
         raise FileError(name, "is Parquet by its content; give it the ending .parquet")
     # Both endings are in use for both kinds, and the first character tells them apart.
@@ -93,9 +94,9 @@ def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], 
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     reader = csv.reader(lines(stream, name), delimiter=delimiter, strict=True)
     try:
-        header = next((cells for cells in reader if cells), None)
+        header = next(filter(None, reader), None)
     except csv.Error as error:
-        raise FileError(name, f"the header is not valid CSV: {_csv_problem(error)}") from None
+        raise _csv_fault(error, name) from None
     if header is None:
         raise FileError(name, "the file is empty; expected a header and rows")
     if any("\0" in column for column in header):
@@ -107,33 +108,24 @@ def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], 
 def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -> Iterator[Row]:
     number = 0
     try:
-        for cells in reader:
-            if not cells:
-                continue
-            number += 1
+        for number, cells in enumerate(filter(None, reader), 1):
             if len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
             else:
-                yield (
-                    number,
-                    RowError(
-                        name,
-                        number,
-                        "",
-                        f"has {len(cells)} cells where the header has {len(header)}; a comma or quote in a text may not be escaped",
-                    ),
-                )
+                problem = f"has {len(cells)} cells where the header has {len(header)}"
+                yield number, RowError(name, number, "", f"{problem}; a comma or quote in a text may not be escaped")
     except csv.Error as error:
-        raise FileError(
-            name, f"not valid CSV: {_csv_problem(error)}; nothing after it can be told apart", number + 1
-        ) from None
+        raise _csv_fault(error, name, number + 1) from None
 
 
-def _csv_problem(error: csv.Error) -> str:
-    text = str(error)
-    if "end of data" in text:
-        return "a quoted cell that never ends"
-    return "a carriage return outside quotes" if "new-line character" in text else text.replace("\t", "\\t")
+def _csv_fault(error: csv.Error, name: str, row: int | None = None) -> FileError:
+    found = str(error)
+    if "end of data" in found:
+        found = "a quoted cell that never ends"
+    elif "new-line character" in found:
+        found = "a carriage return outside quotes"
+    problem = f"not valid CSV: {printable(found)}; nothing after it can be told apart"
+    return FileError(name, problem, row)
 
 
 def no_duplicates(columns: list[str], name: str) -> None:
@@ -177,30 +169,16 @@ def _line_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
         number += 1
         try:
             value = json.loads(line)
-        except RecursionError:
-            yield number, RowError(name, number, "", _TOO_DEEP)
-        except ValueError as error:
-            found = f"{_json_problem(error)}, found {excerpt(line.strip())}"
-            yield number, RowError(name, number, "", f"not valid JSON: {found}; expected one JSON object a line")
+        except (ValueError, RecursionError) as error:
+            problem = f"{json_problem(error)}, found {excerpt(line.strip())}; expected one JSON object a line"
+            yield number, RowError(name, number, "", problem)
         else:
             yield number, value if type(value) is dict else _no_object(value, name, number)
-
-
-_TOO_DEEP = "not usable JSON: nested too deeply; expected one JSON object"
 
 
 def _no_object(value: Any, name: str, number: int) -> RowError:
     found = "a JSON array" if isinstance(value, list) else excerpt(value)
     return RowError(name, number, "", f"{found} where a JSON object is expected")
-
-
-def _json_problem(error: ValueError) -> str:
-    """What the decoder found and where in the text; never the text itself."""
-    return (
-        f"{error.msg} at character {error.pos}"
-        if isinstance(error, json.JSONDecodeError)
-        else "a number too long to read"
-    )
 
 
 def _json_array(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
@@ -266,9 +244,6 @@ class _Array:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-            except RecursionError:
-                self._skip(number)
-                return RowError(self._name, number, "", _TOO_DEEP)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _CUT
                 held = len(self._text) - self._at
@@ -280,9 +255,9 @@ class _Array:
                     continue
                 found = excerpt(self._text[self._at : self._at + 80])
                 raise self._ends(number, f"{error.msg}, found {found}; nothing after it can be told apart") from None
-            except ValueError:
+            except (ValueError, RecursionError) as error:
                 self._skip(number)
-                return RowError(self._name, number, "", "not usable JSON: a number too long to read")
+                return RowError(self._name, number, "", f"{json_problem(error)}; expected one JSON object")
             # The text may end in the middle of a number.
             if end == len(self._text) and self._more():
                 continue

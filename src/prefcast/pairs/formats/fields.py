@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefcast.errors import excerpt
+from prefcast.pairs import clean
 
-__all__ = ["Fault", "Record", "absent", "cell", "kind", "number", "present"]
+__all__ = ["Fault", "Record", "absent", "as_number", "cell", "json_problem", "kind", "number", "present", "text_list"]
 
 Record = Mapping[str, Any]
 
@@ -31,17 +32,18 @@ def cell(record: Record, field: str) -> Any:
     if not value.strip():
         raise Fault(field, "is empty; expected a JSON array")
     try:
-        parsed = json.loads(value)
-    except RecursionError:
-        raise Fault(field, "is not usable JSON: nested too deeply") from None
-    except ValueError as error:
-        where = (
-            f"{error.msg} at character {error.pos}"
-            if isinstance(error, json.JSONDecodeError)
-            else "a number too long to read"
-        )
-        raise Fault(field, f"is not valid JSON: {where}, found {excerpt(value)}; expected a JSON array") from None
-    return parsed
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        problem = f"is {json_problem(error)}, found {excerpt(value)}; expected a JSON array"
+        raise Fault(field, problem) from None
+
+
+def json_problem(error: ValueError | RecursionError) -> str:
+    """What the decoder found and where in the text; never the text itself."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: {error.msg} at character {error.pos}"
+    what = "nested too deeply" if isinstance(error, RecursionError) else "a number too long to read"
+    return f"not usable JSON: {what}"
 
 
 def present(record: Record, field: str) -> Any:
@@ -57,28 +59,38 @@ def absent(value: Any) -> bool:
     return value is None or value == "" or value != value  # noqa: PLR0124 - nan
 
 
+def as_number(value: Any) -> float:
+    """A number, in figures or as a number; nan if it is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def number(record: Record, field: str, least: float = -math.inf) -> float:
     """The finite number of a field, in figures or as a number."""
-    value = record.get(field)
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
+    found = as_number(record.get(field))
     if not math.isfinite(found) or found < least:
         bound = "" if least == -math.inf else f", {least:g} or more"
-        raise Fault(field, f"is {excerpt(value)}; expected a finite number{bound}")
+        raise Fault(field, f"is {excerpt(record.get(field))}; expected a finite number{bound}")
     return found
 
 
+def text_list(value: Any, field: str) -> list[str]:
+    """A text, or a list of texts with one a turn; null stands for an empty text."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise Fault(field, f"is {kind(value)}; expected a text, or a list of texts, one a turn")
+    found = []
+    for number, text in enumerate(texts, 1):
+        if text is not None and not isinstance(text, str):
+            raise Fault(field, f"turn {number} is {kind(text)}; expected a string or null")
+        found.append(clean(text or ""))
+    return found
+
+
+_KINDS = {dict: "an object", list: "an array", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+
+
 def kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "an array",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        type(None): "null",
-        bytes: "bytes",
-    }
-    return names.get(type(value), f"of type {type(value).__name__}")
+    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")

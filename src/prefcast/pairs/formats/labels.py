@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from prefcast.errors import UsageError, excerpt
 from prefcast.pairs import Outcome
-from prefcast.pairs.formats.fields import Fault, Record, absent
+from prefcast.pairs.formats.fields import Fault, Record, absent, as_number
 
 __all__ = [
     "LABEL_COLUMNS",
@@ -67,8 +66,8 @@ def label_values_of(text: str | None) -> dict[str, str]:
 class Labels:
     """How the cells of `winner` and `label` are read. `values` gives the file's own values a meaning: a, b or tie.
 
-    The usual values are known too, unless `values` gives one of their kind another meaning: who says what 1 is has
-    to say what 0 is.
+    The usual values are known too, unless `values` gives one of a column's usual values a meaning of its own: then the
+    column has no other values.
     """
 
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
@@ -87,7 +86,10 @@ class Labels:
         """What a cell of `winner` or `label` says; None if it is empty."""
         if value is None or value == "":
             return None
-        found = self._known[column].get(_key(value))
+        known = self._known[column]
+        found = known.get(value) if type(value) is str else None
+        if found is None:
+            found = known.get(_key(value))
         if found is None and not absent(value):
             more = f", or of the given values {', '.join(map(excerpt, self._own))}" if self._own else ""
             raise Fault(column, f"is {excerpt(value)}; {_EXPECTED[column]}{more}")
@@ -119,19 +121,11 @@ def one_hot(record: Record) -> Outcome | None:
         return None
     if missing := next((name for name in WINNERS if name not in record), None):
         raise Fault(missing, "is missing from this row; the three winner columns go together")
-    bits = [_bit(value) for value in values]
-    if None in bits or sum(bit or 0 for bit in bits) != 1:
+    numbers = list(map(_as_share, values))
+    if sorted(numbers) != [0, 0, 1]:
         found = ", ".join(excerpt(value, 20) for value in values)
         raise Fault(_THREE, f"are {found}; expected exactly one 1 and two 0")
-    return Outcome(bits.index(1))
-
-
-def _bit(value: Any) -> int | None:
-    if isinstance(value, str):
-        return _BITS.get(value.strip().lower())
-    if isinstance(value, bool | int | float | Decimal) and value in (0, 1):
-        return int(value)
-    return None
+    return Outcome(numbers.index(1))
 
 
 def three_numbers(record: Record) -> list[float] | None:
@@ -139,18 +133,21 @@ def three_numbers(record: Record) -> list[float] | None:
     values = [record.get(name) for name in WINNERS]
     if all(map(absent, values)):
         return None
-    return [_share(value, name) for name, value in zip(WINNERS, values, strict=True)]
+    numbers = list(map(_as_share, values))
+    for field, value, number in zip(WINNERS, values, numbers, strict=True):
+        if not -ROUNDING <= number <= 1 + ROUNDING:
+            raise Fault(field, f"is {excerpt(value)}; expected a probability from 0 to 1")
+    return [min(max(number, 0.0), 1.0) for number in numbers]
 
 
-def _share(value: Any, field: str) -> float:
-    text = value.strip().lower() if isinstance(value, str) else value
-    try:
-        number = float(_BITS.get(text, text) if isinstance(text, str) else text)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not -ROUNDING <= number <= 1 + ROUNDING:
-        raise Fault(field, f"is {excerpt(value)}; expected a probability from 0 to 1")
-    return min(max(number, 0.0), 1.0)
+def _as_share(value: Any) -> float:
+    """A number, in figures or as a number; false is 0 and true is 1. nan if it is none."""
+    if isinstance(value, str):
+        if (bit := _BITS.get(value)) is not None:
+            return bit
+        text = value.strip().lower()
+        value = _BITS.get(text, text)
+    return float(value) if isinstance(value, bool) else as_number(value)
 
 
 def normalised(numbers: Sequence[float]) -> tuple[float, ...]:

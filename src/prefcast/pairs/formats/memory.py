@@ -23,32 +23,26 @@ NAME = "table"
 _BATCH = 256
 
 
-def _pandas(frame: Any) -> tuple[list[str], Iterable[dict[str, Any]]]:
+_Records = Iterable[dict[str, Any]]
+_Read = Callable[[Any], tuple[list[str], _Records]]
+
+
+def _pandas(frame: Any) -> tuple[list[str], _Records]:
     names = [str(name) for name in frame.columns]
     rows = frame.itertuples(index=False, name=None)
     return names, (dict(zip(names, map(_plain, row), strict=True)) for row in rows)
 
 
-def _arrow(table: Any) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    batches = table.to_batches(max_chunksize=_BATCH)
-    return table.column_names, chain.from_iterable(batch.to_pylist() for batch in batches)
+def _in_batches(columns: Any, batches: Iterable[Any], convert: str) -> tuple[list[str], _Records]:
+    return list(columns), chain.from_iterable(getattr(batch, convert)() for batch in batches)
 
 
-def _polars(frame: Any) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    return frame.columns, chain.from_iterable(part.to_dicts() for part in frame.iter_slices(_BATCH))
-
-
-def _dataset(dataset: Any) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    batches = dataset.with_format("arrow").iter(_BATCH)
-    return dataset.column_names, chain.from_iterable(batch.to_pylist() for batch in batches)
-
-
-_Read = Callable[[Any], tuple[list[str], Iterable[dict[str, Any]]]]
+# Of each library: the name of its table and how it is read.
 _TABLES: dict[str, tuple[str, _Read]] = {
     "pandas": ("DataFrame", _pandas),
-    "pyarrow": ("Table", _arrow),
-    "polars": ("DataFrame", _polars),
-    "datasets": ("Dataset", _dataset),
+    "pyarrow": ("Table", lambda t: _in_batches(t.column_names, t.to_batches(max_chunksize=_BATCH), "to_pylist")),
+    "polars": ("DataFrame", lambda t: _in_batches(t.columns, t.iter_slices(_BATCH), "to_dicts")),
+    "datasets": ("Dataset", lambda t: _in_batches(t.column_names, t.with_format("arrow").iter(_BATCH), "to_pylist")),
 }
 
 
@@ -65,7 +59,7 @@ def table_rows(source: Any) -> tuple[list[str], Iterator[Row]] | None:
     if (library := kind_of_table(source)) is not None:
         columns, records = _TABLES[library][1](source)
         no_duplicates(columns, NAME)
-        return list(columns), enumerate(records, 1)
+        return columns, enumerate(records, 1)
     if isinstance(source, Mapping):
         names = ", ".join(excerpt(name, 20) for name in list(source)[:3])
         raise UsageError(f"expected a table or an iterable of rows, found a mapping; pass one of its values ({names})")

@@ -14,55 +14,36 @@ __all__ = ["TRANSCRIPT", "Conversation", "content", "conversation", "transcript"
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-# Message lists: (user, assistant) text pairs. The system message belongs to the first prompt.
+# The (prompt, answer) of each turn.
 Conversation = list[tuple[str, str]]
 
 
 def conversation(value: Any, field: str) -> Conversation:
+    """The turns of a list of messages. A system message belongs to the first prompt."""
     if not isinstance(value, list):
         raise Fault(field, f"is {kind(value)}; expected a list of messages with role and content")
-    if not value:
-        raise Fault(field, "is an empty list of messages; expected at least one user and one assistant message")
-    system: str | None = None
-    prompts: list[str] = []
-    answers: list[str] = []
+    system, said = "", list[str]()
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise Fault(
-                field,
-                f"message {number} is {excerpt(message) if not isinstance(message, dict) else 'without role or content'}; expected an object with role and content",
-            )
+            raise Fault(field, f"message {number} is {excerpt(message)}; expected an object with role and content")
         role, text = message["role"], content(message["content"], field, number)
-        if role == "system":
-            if number > 1:
-                raise Fault(field, f"message {number} is a system message; only the first message may be one")
+        expected = "assistant" if len(said) % 2 else "user"
+        if role == "system" and number == 1:
             system = text
-        elif role == "user":
-            if len(prompts) > len(answers):
-                raise Fault(
-                    field, f"message {number} is a second user message in a row; user and assistant must alternate"
-                )
-            prompts.append(text)
-        elif role == "assistant":
-            if len(prompts) == len(answers):
-                raise Fault(
-                    field,
-                    f"message {number} is an assistant message with no user message before it; user and assistant must alternate",
-                )
-            answers.append(text)
-        elif role in ("tool", "function"):
-            raise Fault(
-                field, f"message {number} is a {role} message; only system, user and assistant messages can be compared"
-            )
+        elif role == expected:
+            said.append(text)
         else:
-            raise Fault(field, f"message {number} has the role {excerpt(role)}; expected system, user or assistant")
-    if len(prompts) != len(answers) or not prompts:
+            problem = f"message {number} has the role {excerpt(role)}; expected {expected}"
+            raise Fault(
+                field, f"{problem} (user and assistant alternate; only the first message may be a system message)"
+            )
+    if not said or len(said) % 2:
         raise Fault(
             field, "ends without an assistant message; expected user and assistant to alternate, the assistant last"
         )
     if system:
-        prompts[0] = f"{system}\n\n{prompts[0]}"
-    return list(zip(prompts, answers, strict=True))
+        said[0] = f"{system}\n\n{said[0]}"
+    return list(zip(said[::2], said[1::2], strict=True))
 
 
 def content(content: Any, field: str, number: int) -> str:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FileError
-from prefcast.pairs.formats.fields import Fault, Record
+from prefcast.pairs.formats.fields import Fault, Record, absent, number
 from prefcast.pairs.formats.labels import (
-    ROUNDING,
     SUM_TOLERANCE,
     WINNERS,
     Labels,
@@ -24,7 +23,7 @@ from prefcast.pairs.formats.labels import (
 from prefcast.pairs.formats.table import Table
 from prefcast.pairs.pair import group_key
 
-__all__ = ["ROW_FIELDS", "SavedForecasts", "read_saved", "row_blocks", "saved_blocks", "sound_numbers"]
+__all__ = ["ROW_FIELDS", "SavedForecasts", "numbers", "read_saved", "row_blocks", "saved_blocks"]
 
 ROW_FIELDS = ("label", "error", "prompt")
 _BLOCK_ROWS = 4096
@@ -83,16 +82,12 @@ def saved_blocks(path: Any, *, label_values: Mapping[str, str] | None = None) ->
     Probabilities that were rounded (rows summing to 1 within 0.001) are normalised. Anything else raises FileError with its row.
     """
     expected = ("id", *WINNERS)
-    with Table(path, (*expected, *ROW_FIELDS)) as table:
+    with Table(path, fields=(*expected, *ROW_FIELDS)) as table:
         table.need(*expected, otherwise=f"expected {', '.join(expected)} (a predictions file)")
         if not are_forecasts(table.names) and {"prompt", "response_a", "conversation_a"} & table.names:
             raise FileError(table.name, "holds pairs and their labels, not predictions")
         for block in row_blocks(table, Labels(label_values)):
-            values = sound_numbers(block.records, WINNERS)
-            if values is None:
-                values = np.array([_probabilities(table, row, record) for row, record in block])
-            else:
-                values = values / values.sum(axis=1, keepdims=True)
+            values = numbers(table, block, WINNERS, gaps=False)
             yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys)
 
 
@@ -107,47 +102,32 @@ class RowBlock:
     failed: NDArray[np.bool_]
     keys: NDArray[np.uint64] | None
 
-    def __iter__(self) -> Iterator[tuple[int, Record]]:
-        return zip(self.rows, self.records, strict=True)
-
 
 def row_blocks(table: Table, labels: Labels | None) -> Iterator[RowBlock]:
     """The rows of a file of numbers, by id, a block at a time; without `labels` its labels are not read."""
     with_errors = table.loose or "error" in table.names
-    with_prompts, with_labels = "prompt" in table.names, labels is not None and "label" in table.names
+    if "label" not in table.names:
+        labels = None
     for rows, ids, records in table.blocks(_BLOCK_ROWS):
         yield RowBlock(
             rows,
             ids,
             records,
-            np.array(_labels(table, labels, rows, records) if labels is not None and with_labels else [-1] * len(rows)),
-            np.array([record.get("error") not in (None, "") for record in records])
-            if with_errors
-            else np.zeros(len(rows), bool),
-            np.array([_first_prompt_key(record) for record in records], np.uint64) if with_prompts else None,
+            np.array([-1] * len(rows) if labels is None else _labels(table, labels, rows, records)),
+            np.array([with_errors and not absent(record.get("error")) for record in records], bool),
+            np.array([_first_prompt_key(each) for each in records], np.uint64) if "prompt" in table.names else None,
         )
 
 
 def _labels(table: Table, labels: Labels, rows: Sequence[int], records: Sequence[Record]) -> list[int]:
-    known: dict[str | int | None, int] = {}
     found = []
     for row, record in zip(rows, records, strict=True):
-        value = record.get("label")
-        if type(value) is str or type(value) is int or value is None:
-            if (label := known.get(value)) is None:
-                label = known[value] = _label(table, labels, row, value)
-        else:
-            label = _label(table, labels, row, value)
-        found.append(label)
+        try:
+            label = labels.read("label", record.get("label"))
+        except Fault as fault:
+            raise table.fault(row, fault) from None
+        found.append(-1 if label is None else int(label))
     return found
-
-
-def _label(table: Table, labels: Labels, row: int, value: Any) -> int:
-    try:
-        label = labels.read("label", value)
-    except Fault as fault:
-        raise table.fault(row, fault) from None
-    return -1 if label is None else int(label)
 
 
 def _first_prompt_key(record: Record) -> int:
@@ -155,9 +135,34 @@ def _first_prompt_key(record: Record) -> int:
     return group_key(str(prompt[0] if isinstance(prompt, list) and prompt else prompt))
 
 
-def sound_numbers(records: Sequence[Record], names: Sequence[str]) -> NDArray[np.float64] | None:
-    """The columns (n, k) of n rows that all hold finite numbers, or probabilities where `names` are those; None where
-    one does not: then each row must be looked at, and the fault named."""
+def numbers(table: Table, block: RowBlock, names: Sequence[str], *, gaps: bool) -> NDArray[np.float64]:
+    """The columns (n, k) of a block: finite numbers, or probabilities with a sum of 1 where `names` are those.
+
+    With `gaps`, a row that failed or is empty has nan. Raises FileError for any other row without the numbers.
+    """
+    found = None if gaps and block.failed.any() else _all_sound(block.records, names)
+    return (
+        np.array([_numbers(table, *each, names, gaps) for each in zip(block.rows, block.records, strict=True)])
+        if found is None
+        else found
+    )
+
+
+def _numbers(table: Table, row: int, record: Record, names: Sequence[str], gaps: bool) -> Sequence[float]:
+    if gaps and (not absent(record.get("error")) or all(absent(record.get(name)) for name in names)):
+        return [np.nan] * len(names)
+    try:
+        if tuple(names) != WINNERS:
+            return [number(record, name) for name in names]
+        if (shares := three_numbers(record)) is None:
+            raise Fault(",".join(WINNERS), "are empty; expected three probabilities")
+        return normalised(shares)
+    except Fault as fault:
+        raise table.fault(row, fault) from None
+
+
+def _all_sound(records: Sequence[Record], names: Sequence[str]) -> NDArray[np.float64] | None:
+    """The numbers of rows that all have them, without a look at each; None if one row may lack them."""
     try:
         columns = [[record[name] for record in records] for name in names]
         if not {kind for column in columns for kind in map(type, column)} <= {str, float, int}:
@@ -169,15 +174,6 @@ def sound_numbers(records: Sequence[Record], names: Sequence[str]) -> NDArray[np
         return None
     if tuple(names) != WINNERS:
         return values
-    inside = (values >= -ROUNDING).all() and (values <= 1 + ROUNDING).all()
-    return values.clip(0.0, 1.0) if inside and (abs(values.sum(axis=1) - 1) <= SUM_TOLERANCE).all() else None
-
-
-def _probabilities(table: Table, row: int, record: Record) -> tuple[float, ...]:
-    try:
-        numbers = three_numbers(record)
-        if numbers is None:
-            raise Fault(",".join(WINNERS), "are empty; expected three probabilities")
-        return normalised(numbers)
-    except Fault as fault:
-        raise table.fault(row, fault) from None
+    sums = values.sum(axis=1, keepdims=True)
+    inside = (values >= 0).all() and (values <= 1).all() and (abs(sums - 1) <= SUM_TOLERANCE).all()
+    return values / sums if inside else None

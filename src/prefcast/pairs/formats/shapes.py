@@ -1,24 +1,25 @@
-"""A record -> a Pair: one function a shape, one table.
+"""A record -> the turns of a pair: one function for each shape of records.
 
-Nothing here opens a file. A function raises `Fault` for what is wrong with the record; the reader
-adds file and row.
+Nothing here opens a file. A function raises `Fault` for what is wrong with the record; the reader adds file and row.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from os.path import commonprefix
 from typing import Any
 
 from prefcast.errors import excerpt
-from prefcast.pairs import Outcome, Turn, clean
-from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present
+from prefcast.pairs import Turn, clean
+from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present, text_list
 from prefcast.pairs.formats.labels import LABEL_FIELDS
 from prefcast.pairs.formats.messages import TRANSCRIPT, Conversation, content, conversation, transcript
 
-__all__ = ["SHAPES", "Shape", "all_columns"]
+__all__ = ["SHAPES", "Shape", "all_columns", "swapped_by"]
 
 Texts = tuple[Turn, ...]
 
@@ -29,20 +30,26 @@ _ORDER_SEED = b"prefcast 0"
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of records: `needs` tells it; `read` makes the turns, and the label and the order where the texts tell them.
-    In a `labelled` one the label stands in columns of its own."""
+    """A shape of records: the columns `needs` tell it, and `read` makes the turns. In a `labelled` shape the label stands
+    in columns of its own; in the others response A is the preferred one, and the order is drawn anew."""
 
     name: str
     title: str
     needs: tuple[str, ...]
-    optional: tuple[str, ...]
-    models: tuple[str, str]
-    read: Callable[[Record, str | int, bool], tuple[Texts, Outcome | None, bool]]
+    read: Callable[[Record, bool], Texts]
+    optional: tuple[str, ...] = LABEL_FIELDS
+    models: tuple[str, str] = ("model_a", "model_b")
     labelled: bool = True
     note: str = ""
 
 
-def _read_kaggle(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
+def swapped_by(id: str | int) -> bool:
+    """Whether A and B change places, drawn from the id: the same every time."""
+    text = str(id).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=1, key=_ORDER_SEED).digest()[0] & 1 == 1
+
+
+def _read_kaggle(record: Record, plain: bool) -> Texts:
     columns = [_turns(record, field, plain) for field in ("prompt", "response_a", "response_b")]
     prompt, a, b = map(len, columns)
     if not prompt == a == b:
@@ -52,59 +59,39 @@ def _read_kaggle(record: Record, id: str | int, plain: bool) -> tuple[Texts, Out
         )
     if not prompt:
         raise Fault("prompt", "has no turn; expected at least one")
-    return tuple(map(Turn, *columns)), None, False
+    return tuple(map(Turn, *columns))
 
 
-def _read_arena(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
-    a = conversation(cell(record, "conversation_a"), "conversation_a")
-    b = conversation(cell(record, "conversation_b"), "conversation_b")
-    return _joined(a, b, "conversation_a", "conversation_b"), None, False
+def _read_two(of: Callable[[Record, str], Conversation], *names: str) -> Callable[[Record, bool], Texts]:
+    """A reader of two columns that each hold a whole conversation."""
+
+    def read(record: Record, plain: bool) -> Texts:
+        name_a, name_b = names
+        a, b = of(record, name_a), of(record, name_b)
+        if len(a) != len(b):
+            counts = f"{name_a} {len(a)}, {name_b} {len(b)}"
+            raise Fault(name_b, f"the numbers of turns differ: {counts}; they must be equal")
+        for number, ((left, _), (right, _)) in enumerate(zip(a, b, strict=True), 1):
+            if left != right:
+                differs = f"the prompt of turn {number} differs between {name_a} and {name_b}"
+                raise Fault(name_b, f"{differs}; a pair has the same prompts")
+        return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in zip(a, b, strict=True))
+
+    return read
 
 
-def _read_preference(record: Record, id: str | int, plain: bool) -> tuple[Texts, Outcome | None, bool]:
-    chosen, rejected = _completion(record, "chosen"), _completion(record, "rejected")
-    turns = _joined(chosen, rejected, "chosen", "rejected")
-    # The order in the file gives the label away, so it is drawn anew: from the id, the same every time.
-    text = str(id).encode("utf-8", "surrogatepass")
-    swap = hashlib.blake2b(text, digest_size=1, key=_ORDER_SEED).digest()[0] & 1 == 1
-    if swap:
-        turns = tuple(Turn(turn.prompt, turn.response_b, turn.response_a) for turn in turns)
-    return turns, Outcome.B if swap else Outcome.A, swap
+def _messages(record: Record, field: str) -> Conversation:
+    return conversation(cell(record, field), field)
 
 
 def _turns(record: Record, field: str, plain: bool) -> list[str]:
     value = present(record, field)
-    if plain and isinstance(value, str):
-        return [clean(value)]
-    if isinstance(value, str):
+    if isinstance(value, str) and not plain:
         if not value.lstrip().startswith("["):
-            what = "is empty" if not value.strip() else f"is {excerpt(value)}"
-            raise Fault(
-                field,
-                f"{what}; expected a JSON array of strings, one a turn (if the cells are plain text: --cells text)",
-            )
+            expected = "expected a JSON array of strings, one a turn (if the cells are plain text: --cells text)"
+            raise Fault(field, f"is {excerpt(value) if value.strip() else 'empty'}; {expected}")
         value = cell(record, field)
-    if not isinstance(value, list):
-        raise Fault(field, f"is {kind(value)}; expected an array of strings, one a turn")
-    texts = []
-    for number, turn in enumerate(value, 1):
-        item = "" if turn is None else turn
-        if not isinstance(item, str):
-            raise Fault(field, f"turn {number} is {kind(item)}; expected a string or null")
-        texts.append(clean(item))
-    return texts
-
-
-def _joined(a: Conversation, b: Conversation, name_a: str, name_b: str) -> Texts:
-    if len(a) != len(b):
-        raise Fault(name_b, f"the numbers of turns differ: {name_a} {len(a)}, {name_b} {len(b)}; they must be equal")
-    for number, ((left, _), (right, _)) in enumerate(zip(a, b, strict=True), 1):
-        if left != right:
-            raise Fault(
-                name_b,
-                f"the prompt of turn {number} differs between {name_a} and {name_b}; a pair has the same prompts",
-            )
-    return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in zip(a, b, strict=True))
+    return text_list(value, field)
 
 
 def _completion(record: Record, field: str) -> Conversation:
@@ -119,14 +106,13 @@ def _completion(record: Record, field: str) -> Conversation:
     value = clean(value)
     if isinstance(prompt, list):
         return conversation([*prompt, {"role": "assistant", "content": value}], field)
-    if isinstance(prompt, str) and prompt:
+    if prompt and not isinstance(prompt, str):
+        raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
+    if prompt:
         prompt = clean(prompt)
         if TRANSCRIPT.match(prompt):
             return conversation(_answered(transcript(prompt), value.removeprefix(prompt)), field)
         return [(prompt, value)]
-    prompt = prompt or None
-    if prompt is not None:
-        raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
     if TRANSCRIPT.match(value):
         return conversation(transcript(value), field)
     other = present(record, "rejected" if field == "chosen" else "chosen")
@@ -181,14 +167,8 @@ def _with_prompt(messages: list[Any], prompt: Any, field: str) -> list[Any]:
 
 def _shared_prefix(left: str, right: str) -> str:
     """The longest common beginning, back to the last white space: a prompt does not end inside a word."""
-    length = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        length += 1
-    while length and not left[length - 1].isspace():
-        length -= 1
-    return left[:length]
+    shared = commonprefix((left, right))  # noqa: RUF071 - characters are meant
+    return shared[: len(shared) - len(re.split(r"\s", shared)[-1])]
 
 
 SHAPES: dict[str, Shape] = {
@@ -198,25 +178,21 @@ SHAPES: dict[str, Shape] = {
             "kaggle",
             "Kaggle pairs (prompt, response_a, response_b)",
             ("prompt", "response_a", "response_b"),
-            LABEL_FIELDS,
-            ("model_a", "model_b"),
             _read_kaggle,
         ),
         Shape(
             "arena",
             "Arena export (conversation_a, conversation_b)",
             ("conversation_a", "conversation_b"),
-            LABEL_FIELDS,
-            ("model_a", "model_b"),
-            _read_arena,
+            _read_two(_messages, "conversation_a", "conversation_b"),
         ),
         Shape(
             "preference",
             "preference data (chosen, rejected)",
             ("chosen", "rejected"),
+            _read_two(_completion, "chosen", "rejected"),
             ("prompt",),
             ("chosen_model", "rejected_model"),
-            _read_preference,
             labelled=False,
             note="which of chosen and rejected is A was drawn from each id with a fixed seed",
         ),
@@ -224,9 +200,7 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def all_columns(shapes: Iterable[Shape] = SHAPES.values()) -> Sequence[str]:
+def all_columns() -> Sequence[str]:
     """Every column name that some shape knows."""
-    names = ["id"]
-    for shape in shapes:
-        names.extend(name for name in (*shape.needs, *shape.optional, *shape.models) if name not in names)
-    return names
+    shapes = SHAPES.values()
+    return list(dict.fromkeys(chain(["id"], *((*each.needs, *each.optional, *each.models) for each in shapes))))

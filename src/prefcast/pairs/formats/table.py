@@ -10,36 +10,46 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs import clean
-from prefcast.pairs.formats.fields import Fault, Record
+from prefcast.pairs.formats.fields import Fault, Record, cell, present, text_list
 from prefcast.pairs.formats.ids import SeenIds
-from prefcast.pairs.formats.records import open_records
+from prefcast.pairs.formats.records import Records
 
-__all__ = ["CELLS", "Table", "UniqueIds"]
+__all__ = ["CELLS", "Table"]
 
 CELLS = ("json", "text")
 # Ids of these types are kept as their text.
 _ID_TYPES = (float, Decimal, date, UUID)
-_OWN_ID = "every row needs an id of its own"
 
 
-class Table:
-    """The rows of a source: a path, a folder, several paths, a table or mappings; see `open_records`.
+class Table(Records):
+    """The rows of a source under our names; see `Records` for sources.
 
     `fields` are the names that a reader knows; `mapping` says what they are called in the file. `columns` are the names
-    in the file, `names` those there under our names. Raises FileError and UsageError.
+    in the file, `names` those there under our names. `cells` says what a text cell of a CSV holds: `json`, or `text` as
+    it is. Raises FileError and UsageError.
     """
 
-    def __init__(self, source: Any, fields: Sequence[str], mapping: Mapping[str, str] | None = None) -> None:
-        self._records = open_records(source)
+    fields: Sequence[str] = ()
+
+    def __init__(
+        self,
+        source: Any,
+        mapping: Mapping[str, str] | None = None,
+        cells: str = "json",
+        *,
+        fields: Sequence[str] | None = None,
+    ) -> None:
+        if cells not in CELLS:
+            raise UsageError(f"unknown cells {cells!r}; there are {', '.join(CELLS)}")
+        self.plain = cells == "text"
+        super().__init__(source)
         try:
-            self.name = self._records.name
-            self.columns = self._records.columns
-            self._fields = fields
+            self.fields = fields or self.fields
             self._mapping = self._checked(mapping or {})
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
             self.has_id = "id" in self.names
@@ -56,10 +66,10 @@ class Table:
 
     def _checked(self, mapping: Mapping[str, str]) -> dict[str, str]:
         for ours, theirs in mapping.items():
-            if ours not in self._fields:
-                near = _nearest(ours, self._fields)
+            if ours not in self.fields:
+                near = _nearest(ours, self.fields)
                 meant = f"; did you mean {near!r}?" if near else ""
-                raise UsageError(f"--columns: there is no field {ours!r}{meant} (fields: {', '.join(self._fields)})")
+                raise UsageError(f"--columns: there is no field {ours!r}{meant} (fields: {', '.join(self.fields)})")
             if theirs not in self.columns:
                 near = _nearest(theirs, self.columns)
                 found = f"nearest found: {excerpt(near)}" if near else self.found
@@ -85,7 +95,7 @@ class Table:
         """That a column is missing, with the name that comes nearest; or, if none does, what was expected."""
         if taken := next((ours for ours, theirs in self._mapping.items() if theirs == field), None):
             return FileError(self.name, f"column '{field}' is missing: --columns took it for {taken}")
-        near = _nearest(field, [column for column in self.columns if column not in self._fields])
+        near = _nearest(field, [column for column in self.columns if column not in self.fields])
         if near and near.isprintable():
             said = f"nearest found: {excerpt(near)} (--columns {field}={near} would map it)"
         else:
@@ -111,20 +121,23 @@ class Table:
             raise UsageError(f"{self.name}: was read already; open it again")
         self._read = True
         if self._mapping:
-            for row, record in self._records:
+            for row, record in self.records:
                 yield row, record if isinstance(record, RowError) else self._renamed(record)
         else:
-            yield from self._records
+            yield from self.records
 
-    def identified(self) -> Iterator[tuple[int, str | int, Record | RowError]]:
-        """The rows with their ids (row numbers where there is no such column), each there once.
+    def identified(self, *, runs: bool = False) -> Iterator[tuple[int, str | int, Record | RowError]]:
+        """The rows with their ids (row numbers where there is no such column), each there once; with `runs`, rows that
+        follow one another may share an id.
 
         Raises FileError for an id that is missing or there twice: the latter at the latest at the end.
         """
-        ids = UniqueIds(self)
-        has_id, id_of, add = self.has_id, self.id_of, ids.add
+        seen = SeenIds()
+        has_id, id_of, add = self.has_id, self.id_of, seen.add
         blank = has_id and self.textual
-        empty = self._records.container is not None
+        empty = self.in_file
+        last = ""
+        why = "the answers to one prompt must follow one another" if runs else "every row needs an id of its own"
         for row, record in self.rows():
             id: str | int
             if isinstance(record, RowError):
@@ -136,12 +149,20 @@ class Table:
                     continue  # the rows of bare commas that Excel leaves
                 id = id_of(record, row)
             empty = False
-            if has_id:
-                add(id, row)
+            if has_id and not (runs and str(id) == last) and (found := add(id, row)):
+                raise self._same_id(*found, why, f" {excerpt(id)}" if found[0] == row else "")
+            if runs:
+                last = str(id)
             yield row, id, record
         if empty:
             raise FileError(self.name, "has no rows; expected at least one")
-        ids.settle()
+        if found := seen.settle():
+            raise self._same_id(*found, why)
+
+    def _same_id(self, row: int, first: int, why: str, id: str = "") -> FileError:
+        (name, _), (other, number) = self.where(row), self.where(first)
+        where = "" if name == other else f" of {other}"
+        return self.fault(row, f"{self.own_name('id')}{id} is the same as in row {number}{where}; {why}")
 
     def blocks(self, size: int) -> Iterator[tuple[list[int], list[str], list[Record]]]:
         """As `identified`, some rows at a time and ids as text, for files where a row that cannot be read is a fault of the
@@ -173,6 +194,10 @@ class Table:
         otherwise = "" if self._needs_id else " (or no such column: row numbers then serve)"
         raise self.fault(row, f"{self.own_name('id')} {found}; expected a text or a number in every row{otherwise}")
 
+    def texts(self, record: Record, field: str) -> list[str]:
+        """The turns of a field: a text, or a list of texts. JSON and Parquet say which it is; a CSV's cell is parsed."""
+        return text_list(cell(record, field) if self.textual and not self.plain else present(record, field), field)
+
     # Faults
 
     def own_name(self, field: str) -> str:
@@ -181,82 +206,15 @@ class Table:
 
     def row_error(self, row: int, fault: Fault, id: str | int | None = None) -> RowError:
         """A fault of one row, with the file that it is in."""
-        name, number = self._records.where(row)
+        name, number = self.where(row)
         return RowError(name, number, self.own_name(fault.field), fault.problem, row if id is None else id)
 
     def fault(self, row: int, problem: str | Fault) -> FileError:
         """A fault of a row that makes the whole file unusable."""
-        name, number = self._records.where(row)
+        name, number = self.where(row)
         if isinstance(problem, Fault):
             problem = f"{self.own_name(problem.field)} {problem.problem}".lstrip()
         return FileError(name, problem, number)
-
-    def same_id(self, row: int, first: int, id: str | int | None = None, why: str = _OWN_ID) -> FileError:
-        """That two rows have one id."""
-        (name, _), (other, number) = self._records.where(row), self._records.where(first)
-        where = "" if name == other else f" of {other}"
-        named = "" if id is None else f" {excerpt(id)}"
-        return self.fault(row, f"{self.own_name('id')}{named} is the same as in row {number}{where}; {why}")
-
-    # The file
-
-    @property
-    def textual(self) -> bool:
-        """Whether every cell is a text, whatever it holds."""
-        return self._records.container is not None and self._records.container.textual
-
-    @property
-    def loose(self) -> bool:
-        """Whether later rows may have columns that the first ones lack."""
-        return self._records.loose
-
-    @property
-    def container(self) -> str:
-        """What kind of file it is, in words: "CSV, gzip"; empty for a table in memory."""
-        if self._records.container is None:
-            return ""
-        files = f"{self._records.files} files" if self._records.files > 1 else ""
-        return ", ".join(filter(None, (self._records.container.title, self._records.compression, files)))
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes read, of how many; (0, 0) where that is not known."""
-        return self._records.position, self._records.size
-
-    @property
-    def changed(self) -> bool:
-        """Whether the file was written to or replaced since it was opened; ask before it is closed."""
-        return self._records.changed
-
-    def close(self) -> None:
-        self._records.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class UniqueIds:
-    """Raises FileError for an id that was there before."""
-
-    def __init__(self, table: Table, why: str = _OWN_ID) -> None:
-        self._table = table
-        self._why = why
-        self._seen = SeenIds()
-        self._remember = self._seen.add
-
-    def add(self, id: str | int, row: int) -> None:
-        if (first := self._remember(id, row)) is not None:
-            raise self._table.same_id(row, first, id, self._why)
-        if not row & 4095 and self._seen.full:
-            self.settle()
-
-    def settle(self) -> None:
-        """Look up what `add` could not: call it at the end."""
-        if found := self._seen.settle():
-            raise self._table.same_id(*found, why=self._why)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str | None:

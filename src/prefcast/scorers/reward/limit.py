@@ -7,7 +7,7 @@ from functools import cache
 
 from prefcast.errors import PrefcastError, UsageError, excerpt
 from prefcast.pairs import Turn
-from prefcast.pairs.budget import Budget, KeepLast, Measure, Proportional, Truncation
+from prefcast.pairs.budget import Budget, KeepLast, Proportional, Truncation
 from prefcast.scorers.reward.text import TextEncoder
 
 __all__ = ["POLICIES", "TokenBudget"]
@@ -39,8 +39,7 @@ class TokenBudget(Budget):
         if fits:
             return turns, Truncation(total, total, len(turns), len(turns))
         measure = TokenMeasure(self._reader)
-        texts = [text for turn in turns for text in (turn.prompt, turn.response_a, turn.response_b)]
-        low, high = 0, sum(map(measure.size, texts))
+        low, high = 0, sum(measure.size(text) for turn in turns for text in turn.texts)
         while high - low > 1:
             middle = (low + high) // 2
             if self._longest(self._policy(middle).cut(turns, measure)[0]) <= self.limit:
@@ -50,10 +49,6 @@ class TokenBudget(Budget):
         # If not even one token of text fits, the scorer reports that.
         kept, characters = self._policy(low or 1).cut(turns, measure)
         return kept, Truncation(characters, total, len(kept), len(turns))
-
-    def cut(self, turns: Sequence[Turn], measure: Measure | None = None) -> tuple[tuple[Turn, ...], int]:
-        kept, truncation = self.apply(tuple(turns))
-        return kept, truncation.kept
 
 
 class TokenMeasure:
