@@ -282,7 +282,7 @@ def test_a_row_that_ends_every_actor_ends_the_run(prefcast: Run, tmp_path: Path,
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "",
-        f"prefcast: a batch of 6 pairs ended its actor {TRIES} times; if a row does that, --isolate finds it\n",
+        f"prefcast: a batch of 6 pairs ended its actor {TRIES} times; if a row causes that, --isolate finds it\n",
     )
 
 
@@ -391,7 +391,7 @@ def test_faults_of_an_actor_travel_as_our_own(monkeypatch: pytest.MonkeyPatch) -
     found = fault(EvidenceActor(replace(spec, header=header)))
     assert isinstance(found, RunError)
     assert "differs from the other machines of the cluster: the version of prefcast is '0.0.9' there and" in str(found)
-    assert died("in/a.parquet") == "in/a.parquet ended its actor 3 times; if a row does that, --isolate finds it"
+    assert died("in/a.parquet") == "in/a.parquet ended its actor 3 times; if a row causes that, --isolate finds it"
     actor = EvidenceActor(spec)
     for error, kind, message in (
         (
