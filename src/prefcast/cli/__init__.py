@@ -17,6 +17,7 @@ from contextlib import suppress
 from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, running, serving, storing, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
+from prefcast.runs.stopping import SIGNALS
 
 __all__ = ["app", "main"]
 
@@ -26,14 +27,11 @@ app.registered_commands.sort(
     key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
 )
 
-_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
-
 
 def _stop(number: int, frame: object) -> None:
     # Cleaning up is not to be interrupted by a second one.
-    for name in _STOPPING:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
     raise SystemExit(128 + number)
 
@@ -58,10 +56,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.getLogger("prefcast").addHandler(_OneLine(logging.WARNING))
     # As an exception a signal lets temporary files be removed.
-    for name in _STOPPING:
-        # What the parent said to ignore (nohup, a job in the background) stays ignored.
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _stop)
+    for each in SIGNALS:
+        # A signal that the parent process ignores (nohup, a job in the background) stays ignored.
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, _stop)
     try:
         try:
             app()

@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcast.cli.requests import ON_ERROR, PAIRS, SCORES, WITH_TEXT, Choosing, Keeping, LongRun, Reading
-from prefcast.cli.running import Asked
+from prefcast.cli.requests import ON_ERROR, PAIRS, SCORES, WITH_TEXT, Asked, Choosing, Keeping, LongRun, Reading
+from prefcast.cli.running import check_run, done, say_done
 from prefcast.cli.shared import app, check_with_text, end_failed, opened, progress, say
 from prefcast.cli.verbs import MISSING, option, verb
 from prefcast.errors import UsageError, printable
@@ -59,7 +59,7 @@ def predict(
 
     check_with_text(output, with_text)
     asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text)
-    asked.check(rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
+    check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
     if rehearse is not None and long.shard is not None:
         raise UsageError("--rehearse is one small run; --shard has no part in it")
     train = (
@@ -78,7 +78,7 @@ def predict(
             rehearsal = None if train is None else Rehearsal(writer)
             yield rehearsal or writer
 
-    report = asked.done(chosen, train, opened_output)
+    report = done(asked, chosen, train, opened_output)
     if rehearse is not None and train is None:
         say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
     if rehearsal is not None:
@@ -86,7 +86,7 @@ def predict(
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
     got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
-    asked.say_done(report, "forecasts", of=chosen, got=f" and got {got}")
+    say_done(asked, report, "forecasts", of=chosen, got=f" and got {got}")
 
 
 @verb(app)

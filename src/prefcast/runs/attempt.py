@@ -123,7 +123,7 @@ def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch,
     if store.begin(key):
         log.tell(
             "ended_before",
-            "an earlier attempt at this output was killed before it had scored a new row; if a row causes that, "
+            "an earlier attempt at this output crashed or was killed before it had scored a new row; if a row causes that, "
             "--isolate finds it",
         )
     watch.on_first = lambda: store.scored(key)
@@ -134,29 +134,19 @@ def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch,
 
 
 def _end(error: BaseException, target: Target, watch: Watch, log: Log, *, keeps: bool) -> None:
-    """An error becomes one of ours, with what is kept in its note."""
-    kept = watch.rows_scored
-    goes_on = f"{kept:,} rows are kept: the same command goes on from there" if kept and keeps else ""
+    """Raise the error as one of ours; a note tells how many rows are kept. Nothing is raised for an error of others."""
+    kept = watch.rows_scored if keeps else 0
     if isinstance(error, Interrupted):
-        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if goes_on else ""
-        log.tell(
-            "interrupted",
-            f"stopped by {error.name}{after or '; an output file is written whole or not at all'}",
-            signal=error.name,
-            rows_kept=kept,
-        )
+        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if kept else ""
+        said = f"stopped by {error.name}{after or '; an output file is written whole or not at all'}"
+        log.tell("interrupted", said, signal=error.name, rows_kept=kept)
     elif isinstance(error, OSError) and error.errno in _FULL and target.written is not None:
-        raise _noted(
-            ResourceError(f"{shown_path(target.written)}: cannot be written: {error.strerror}"), goes_on
-        ) from None
+        error = ResourceError(f"{shown_path(target.written)}: cannot be written: {error.strerror}")
     elif isinstance(error, MemoryError):
-        short = "out of memory; a smaller --budget reads less of a pair, and --isolate finds a row that alone needs too much"
-        raise _noted(ResourceError(short), goes_on) from None
-    elif isinstance(error, PrefcastError):
-        _noted(error, goes_on)
-
-
-def _noted(error: PrefcastError, note: str) -> PrefcastError:
-    if note:
-        error.add_note(note)
-    return error
+        error = ResourceError(
+            "out of memory; a smaller --budget reads less of a pair, and --isolate finds a row that alone needs too much"
+        )
+    if isinstance(error, PrefcastError):
+        if kept:
+            error.add_note(f"{kept:,} rows are kept: the same command goes on from there")
+        raise error from None

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 __all__ = ["SIGNALS", "Interrupted", "Stopping"]
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # How long a piece in flight may take to end: those who send SIGTERM seldom wait for longer than half a minute.
 _TOLD_AFTER, _GRACE = 1.0, 10.0
 
@@ -40,8 +40,7 @@ class Stopping:
         self._told = False
 
     def __enter__(self) -> Self:
-        for name in SIGNALS:
-            number = getattr(signal, name)
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._old[number] = signal.signal(number, self._signal)
         self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._late)
