@@ -21,7 +21,7 @@ from prefcast.runs.stopping import SIGNALS
 
 __all__ = ["app", "main"]
 
-# What everybody needs first; a verb that is not named here comes last.
+# The verbs that most people need come first; a verb that is not named here comes last.
 _ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "compare", "score")
 app.registered_commands.sort(
     key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
@@ -37,21 +37,21 @@ def _stop(number: int, frame: object) -> None:
 
 
 class _OneLine(logging.Handler):
-    """Warnings of the library, a line each."""
+    """Warnings of the library, one line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 
 
 def _forget_output() -> None:
-    """Whatever standard output still holds goes nowhere: it would be tried once more at the end."""
+    """Drop what standard output still holds: Python would try to write it once more at the end."""
     # Standard output may be closed, or no file.
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """The entry point: a fault that the user can mend is one line and status 2, never a traceback."""
+    """The entry point: a fault that the user can correct is one line and status 2, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.getLogger("prefcast").addHandler(_OneLine(logging.WARNING))
@@ -64,14 +64,14 @@ def main() -> None:
         try:
             app()
         finally:
-            # Left to the interpreter's end, what cannot be written would be no status of ours.
+            # An error at the interpreter's end would not give our exit status.
             if sys.stdout is not None:
                 sys.stdout.flush()
     except PrefcastError as error:
         say("; ".join([str(error), *getattr(error, "__notes__", [])]))
         raise SystemExit(2) from None
     except BrokenPipeError:
-        # The reader of a pipe has gone; nothing more can be said to it.
+        # The reader of the pipe has gone.
         _forget_output()
         raise SystemExit(1) from None
     except OSError as error:

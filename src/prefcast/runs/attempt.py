@@ -30,9 +30,9 @@ _WAITING = "stopping once the piece in flight is scored; a second signal stops a
 
 @dataclass(frozen=True)
 class Target:
-    """What a run writes: `open` gives the writer of the output at `path` (None: standard output); with `shard` a shard of
-    it is written instead, which holds the texts where `with_text` says so. `facts` say, besides the job's own header, what
-    the output depends on."""
+    """What a run writes. `open` gives the writer of the output at `path` (None: standard output). With `shard` a shard of
+    the output is written instead, with the texts if `with_text`. `facts` are what the output depends on besides the job's
+    own header."""
 
     open: Callable[[], AbstractContextManager[Sink]]
     path: Path | None = None

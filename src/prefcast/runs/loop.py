@@ -34,10 +34,10 @@ Items = list[Pair | RowError]
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds it took.
+    """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds.
 
-    `restored` of the rows were in the evidence store; `errors` counts the failures by kind; `shares` are the parts of the
-    time.
+    `restored` rows were in the evidence store. `errors` counts the failures by kind. `shares` is the share of each part of
+    the work in the time.
     """
 
     rows: int
@@ -85,7 +85,7 @@ class Tally:
 class Job:
     """What is done with each piece: `score` gives the forecasts or raw scores of its rows and tells a meter how far it is.
 
-    `header` says, in words, all that the results depend on besides the input. `ahead` pieces are scored at a time.
+    `header` holds, in words, all that the results depend on besides the input. `ahead` pieces are scored at a time.
     """
 
     score: Callable[[Items, Meter], Piece]

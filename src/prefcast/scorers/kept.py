@@ -1,4 +1,4 @@
-"""A scorer whose evidence is kept in the evidence store: what is there is not computed again.
+"""A scorer whose evidence is kept in the evidence store; evidence that is there is not computed again.
 
 A key is a hash of the scorer's identity and of the pair as it was read. Where a scorer is exact under a swap of A and B, a
 pair and its swap share one key. Evidence is kept for whole pairs, so that kept and computed evidence agree to the last bit.
