@@ -22,16 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_engine", "parts_asked", "parts_run", "placed"]
 
-_LOCAL_ONLY = {
-    "scores": "looks numbers up",
-    "rehearse": "is one small run",
-    "shard": "is a part",
-    "check_drift": "is a part",
-}
-
 
 def check_engine(asked: Asked, **local: object) -> None:
-    """Raise UsageError for options that do not go together. `local` are the values of options that Ray does not have."""
+    """Raise UsageError for options that exclude each other. `local` are the values of options of the local engine alone."""
     cluster = asked.long.cluster
     if cluster.engine == "local":
         of_ray = ("ray_address", "actors", "cpus_per_actor", "gpus_per_actor")
@@ -41,8 +34,7 @@ def check_engine(asked: Asked, **local: object) -> None:
     if asked.output is None:
         raise UsageError("--engine ray needs an output (-o FILE, or a folder of Parquet parts)")
     if named := next((name for name, value in local.items() if value is not None), None):
-        why = _LOCAL_ONLY[named]
-        raise UsageError(f"--{named.replace('_', '-')} {why}, which the local engine does; leave out --engine ray")
+        raise UsageError(f"--{named.replace('_', '-')} is for the local engine; leave out --engine ray")
 
 
 def parts_asked(asked: Asked) -> bool:

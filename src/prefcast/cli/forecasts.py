@@ -61,7 +61,7 @@ def predict(
     asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text)
     check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
     if rehearse is not None and long.shard is not None:
-        raise UsageError("--rehearse is one small run; --shard has no part in it")
+        raise UsageError("--rehearse and --shard exclude each other")
     train = (
         None
         if rehearse is None
@@ -80,9 +80,9 @@ def predict(
 
     report = done(asked, chosen, train, opened_output)
     if rehearse is not None and train is None:
-        say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
+        say(f"{pairs} is not the stub of three rows: its own rows were forecast, and {rehearse} was not used")
     if rehearsal is not None:
-        say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
+        say(f"{pairs} is the stub: the first {report.rows} rows of {rehearse} were forecast instead")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
     got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
@@ -117,8 +117,7 @@ def explain(
 
 @verb(app)
 def check(*, pairs: str = PAIRS, reading: Reading) -> None:
-    """Read a file without forecasting it: its format, rows, turns, labels, every fault, and how long a forecast would take
-    here.
+    """Read a file and show its format, rows, turns, labels, every fault, and how long a forecast would take here.
 
     \b
     Example:
