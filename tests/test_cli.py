@@ -51,7 +51,9 @@ def test_a_table_where_no_output_is_named(prefcast: Run) -> None:
 
 def test_standard_input(prefcast: Run, tmp_path: Path) -> None:
     assert prefcast("predict", EXAMPLES, *SURFACE, "-o", "file.csv").returncode == 0
-    done = prefcast("predict", "-", *SURFACE, "-o", "pipe.csv", stdin=gzip.compress(EXAMPLES.read_bytes()))
+    done = prefcast(
+        "predict", "-", *SURFACE, "-o", "pipe.csv", "--no-store", stdin=gzip.compress(EXAMPLES.read_bytes())
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "pipe.csv").read_bytes() == (tmp_path / "file.csv").read_bytes()
 
@@ -83,7 +85,7 @@ def test_a_duplicate_id_at_the_end_leaves_no_output(prefcast: Run, tmp_path: Pat
         "prefcast: f.jsonl: row 601: id 0 is the same as in row 1; every row needs an id of its own; 512 rows are kept: "
         "the same command goes on from there\n"
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "out.csv.journal"}
+    assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl"}
 
 
 def test_chosen_and_rejected_say_that_their_order_was_drawn(prefcast: Run, tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_explain(prefcast: Run) -> None:
 
 def test_models(prefcast: Run) -> None:
     done = prefcast("models")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["embedded", "surface", "length", "PATH"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["embedded", "length", "surface", "PATH"]
 
 
 def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -174,8 +176,8 @@ def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_leaves_no_half_output(start: Start, tmp_path: Path, name: str) -> None:
-    """And without a journal nothing at all; tests/test_runs.py has those with one."""
-    process = endless(start, "-o", "out.csv", "--no-journal")
+    """And without a store nothing at all; tests/test_runs.py has those with one."""
+    process = endless(start, "-o", "out.csv", "--no-store")
     wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
     process.send_signal(getattr(signal, name))
     said = process.communicate()[1]
@@ -186,8 +188,8 @@ def test_a_signal_leaves_no_half_output(start: Start, tmp_path: Path, name: str)
 
 def test_what_the_parent_ignores_stays_ignored(start: Start, tmp_path: Path) -> None:
     shell = ("/bin/sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh", *PREFCAST)
-    process = endless(partial(start, program=shell), "-o", "out.csv")
-    wait_for(lambda: list(tmp_path.glob("out.csv.journal/.prefcast-*")), process)
+    process = endless(partial(start, program=shell), "-o", "out.csv", "--no-store")
+    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == ""

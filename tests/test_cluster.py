@@ -41,7 +41,6 @@ from prefcast.runs.jobs import forecasting, scoring
 from prefcast.runs.pool import PooledScorer
 from prefcast.scorers.base import Problem
 from prefcast.scorers.embedded import EmbeddedScorer
-from prefcast.scorers.reward import Options
 from prefcast.scorers.surface import SurfaceScorer
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'prefcast[ray]'")
@@ -171,16 +170,15 @@ from prefcast.runs.cluster.actors import JobSpec
 from prefcast.runs.cluster.driver import ClusterScorer, header_of_actors
 from prefcast.runs.pool import pooled
 from prefcast.scorers.base import Meter
-from prefcast.scorers.reward import Options
 
 made = load_forecaster("surface")
 # A scorer that would ask for worker processes here: the actors are its workers.
 made.scorer.replicas = lambda: [None, None]
 pairs = [Pair.of(f"Why {number}?", "Because. " * (number % 7), "So.") for number in range(300)]
 with connected(Cluster(sys.argv[1], 2)) as pool:
-    spec = JobSpec.of("predict", made, Options(), time_limit=60.0)
+    spec = JobSpec.of("predict", made, time_limit=60.0)
     header = header_of_actors(pool, spec)
-    scorer = ClusterScorer(made.scorer, pool, replace(spec, header=header), header)
+    scorer = ClusterScorer(made.scorer, pool, replace(spec, header=header))
     assert pooled(scorer) is scorer
     assert (scorer.workers, scorer.time_limit, scorer.identity()) == (2, 60.0, made.scorer.identity())
     parts = scorer.stream(pairs)
@@ -284,7 +282,7 @@ def test_a_row_that_ends_every_actor_ends_the_run(prefcast: Run, tmp_path: Path,
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "",
-        f"prefcast: a batch of 6 pairs ended its actor {TRIES} times; if a row does that, --isolate finds it\n",
+        f"prefcast: a batch of 6 pairs ended its actor {TRIES} times; if a row causes that, --isolate finds it\n",
     )
 
 
@@ -338,15 +336,15 @@ def test_folders_of_parts(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster
     done = prefcast(*arguments, **ray_cluster.environment)
     assert (done.returncode, done.stdout) == (3, "")
     lines = done.stderr.splitlines()
-    assert (lines[0], lines[-1]) == (
-        f"prefcast: file://{tmp_path}/out: 2 of 3 parts are there and are not scored again (--fresh starts over)",
+    assert lines == [
+        "prefcast: 600 of 620 rows were scored before and not again (--fresh scores them again)",
         "prefcast: 3 of 620 rows failed and got the class prior; the first: in/a.parquet: row 300, response_b: is null",
-    )
+    ]
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before} == before
 
 
 def spec_of(model: str = "surface", **more: Any) -> JobSpec:
-    return JobSpec.of("predict", load_forecaster(model), Options(), **more)
+    return JobSpec.of("predict", load_forecaster(model), **more)
 
 
 def turns_of(pairs: list[Pair]) -> list[list[tuple[str, str, str]]]:
@@ -360,7 +358,7 @@ def test_an_actor_scores_as_this_process_does() -> None:
     expected = forecaster.scorer.evidence(pairs)
     for spec, header in (
         (spec_of(), forecasting(forecaster).header),
-        (JobSpec.of_scorer(forecaster.scorer, WHOLE, Options()), scoring(forecaster.scorer, WHOLE).header),
+        (JobSpec.of("score", replace(forecaster, budget=WHOLE)), scoring(forecaster.scorer, WHOLE).header),
     ):
         assert header_there(spec) == {"header": header}
         said = EvidenceActor(replace(spec, header=header)).evidence(turns_of(pairs))
@@ -392,10 +390,8 @@ def test_faults_of_an_actor_travel_as_our_own(monkeypatch: pytest.MonkeyPatch) -
     header = {**forecasting(load_forecaster("surface")).header, "version of prefcast": "0.0.9"}
     found = fault(EvidenceActor(replace(spec, header=header)))
     assert isinstance(found, RunError)
-    assert "differs from the other machines of the cluster: its version of prefcast is '0.0.9', here it is" in str(
-        found
-    )
-    assert died("in/a.parquet") == "in/a.parquet ended its actor 3 times; if a row does that, --isolate finds it"
+    assert "differs from the other machines of the cluster: the version of prefcast is '0.0.9' there and" in str(found)
+    assert died("in/a.parquet") == "in/a.parquet ended its actor 3 times; if a row causes that, --isolate finds it"
     actor = EvidenceActor(spec)
     for error, kind, message in (
         (
@@ -466,10 +462,10 @@ def test_another_runs_parts_are_refused(tmp_path: Path) -> None:
     (target / "a.parquet").write_bytes(b"made")
     assert prepare({"model": "surface", "budget": "whole"}) == {"a.parquet"}
     with pytest.raises(
-        RunError, match="out: belongs to another run: its model is 'surface', here it is 'length'; --fresh"
+        RunError, match="out: belongs to another run: the model is 'surface' there and 'length' here; --fresh"
     ):
         prepare({"model": "length", "budget": "whole"})
-    with pytest.raises(RunError, match="its cells is 'json', here it is 'text'"):
+    with pytest.raises(RunError, match="the cells is 'json' there and 'text' here"):
         prepare({"model": "surface", "budget": "whole"}, replace(parts, cells="text"))
     write_part(source / "b.parquet", 10, 5)
     assert prepare({"model": "surface", "budget": "whole"}) == {"a.parquet"}

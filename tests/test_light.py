@@ -18,7 +18,9 @@ INSTANT = {"model": "surface"}
     ["import prefcast", "import sys; sys.argv = ['prefcast', '--help']; import prefcast.cli; prefcast.cli.main()"],
 )
 def test_starting_up_loads_nothing_heavy(code: str) -> None:
-    report = f"\nfinally:\n import sys; print([name for name in {HEAVY} if name in sys.modules])"
+    # The library's face and the program load numpy when a verb needs it.
+    heavy = (*HEAVY, "numpy")
+    report = f"\nfinally:\n import sys; print([name for name in {heavy} if name in sys.modules])"
     assert said_by(f"try:\n {code}\nexcept SystemExit: pass{report}").splitlines()[-1] == "[]"
 
 

@@ -285,7 +285,7 @@ def test_a_row_that_ends_the_whole_process_is_told_of(prefcast: Run, tmp_path: P
         [],
         [],
         [
-            "prefcast: an earlier attempt at this output ended without a word before it had scored a new row; if a row does "
+            "prefcast: an earlier attempt at this output crashed or was killed before it had scored a new row; if a row causes "
             "that, --isolate finds it"
         ],
     ]

@@ -130,7 +130,7 @@ def test_a_rehearsal(folder: Path, prefcast_here: Run, tmp_path: Path) -> None:
     write_train(tmp_path / "train.csv", 1003)
     done = prefcast_here("predict", "stub.csv", "--rehearse", "train.csv", "-o", "submission.csv")
     assert done.returncode == 0, done.stderr
-    assert "stub.csv is the stub: forecast the first 1000 rows of train.csv in its place" in done.stderr
+    assert "stub.csv is the stub: the first 1000 rows of train.csv were forecast instead" in done.stderr
     assert done.stdout.startswith("1000 labelled pairs")
     assert "log loss" in done.stdout
     assert "accuracy" in done.stdout

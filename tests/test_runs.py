@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -467,10 +468,10 @@ def test_a_run_that_a_row_ended_is_told(start: Start, prefcast: Run, tmp_path: P
         done = prefcast("predict", many, "-o", "out.csv")
         assert done.returncode == 0
         assert done.stderr.splitlines()[0] == (
-            "prefcast: an earlier attempt at this output ended without a word before it had scored a new row; if a row does "
+            "prefcast: an earlier attempt at this output crashed or was killed before it had scored a new row; if a row causes "
             "that, --isolate finds it"
         )
-    assert prefcast("predict", many, "-o", "out.csv").stderr.count("without a word") == 0
+    assert prefcast("predict", many, "-o", "out.csv").stderr.count("or was killed") == 0
 
 
 def scored_in_store() -> list[int]:
@@ -531,7 +532,8 @@ def test_standard_input_goes_on_too(start: Start, tmp_path: Path, many: Path, pr
     assert kept >= 512
     done = prefcast("predict", "-", "-o", "out.csv", stdin=many.read_bytes())
     assert done.returncode == 0
-    assert f"{kept:,} rows were scored before and are not scored again (--fresh scores them again)" in done.stderr
+    assert re.search(rf"prefcast: {kept:,} of [\d,]+ rows were scored before and not again", done.stderr)
+    assert done.stderr.count("scored before") == 1
     assert prefcast("predict", many, "-o", "whole.csv", "--no-store").returncode == 0
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 

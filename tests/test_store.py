@@ -432,13 +432,36 @@ def value_of_another_size(path: Path) -> None:
     db.close()
 
 
+def planted(*statements: str) -> Callable[[Path], None]:
+    """A whole store to which a stranger added something."""
+
+    def make(path: Path) -> None:
+        filled(path)
+        with sqlite3.connect(path) as db:
+            for statement in statements:
+                db.execute(statement)
+        db.close()
+
+    return make
+
+
+TRIGGER = "CREATE TRIGGER t AFTER UPDATE ON facts BEGIN DELETE FROM evidence; END"
+VIEW = "CREATE VIEW v AS SELECT load_extension('/tmp/x.so') FROM facts"
+REPLACED = ("DROP TABLE attempts", "CREATE VIEW attempts AS SELECT key, 0 AS scored, 1 AS process FROM evidence")
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no database": (
         lambda path: path.write_bytes(b"no database at all, but long enough to be looked at" * 100),
         "file is not a database",
     ),
     "another program's": (others_database, "the file belongs to another program"),
-    "another format": (another_format, "the file is of format 9, this version keeps format 1; delete it"),
+    "a trigger": (planted(TRIGGER), "the file belongs to another program"),
+    "a view": (planted(VIEW), "the file belongs to another program"),
+    "an index": (planted("CREATE INDEX i ON evidence (abs(stamp))"), "the file belongs to another program"),
+    "another column": (planted("ALTER TABLE facts ADD COLUMN more"), "the file belongs to another program"),
+    "a view in the place of a table": (planted(*REPLACED), "the file belongs to another program"),
+    "another format": (another_format, "the file has format 9, this version uses format 1; delete it"),
     "a folder": (lambda path: path.mkdir(), "is not a regular file"),
     "a pipe": (os.mkfifo, "is not a regular file"),
     "a loop": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
@@ -458,7 +481,7 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, prefcast
     assert (done.returncode, done.stderr) == (
         0,
         f"prefcast: {path}: {said}: evidence is neither kept nor found there (--store FILE names another file, "
-        "--no-store does without)\n",
+        "--no-store uses none)\n",
     )
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     done = prefcast_here("store", "--store", path)
@@ -517,7 +540,7 @@ def test_a_locked_store_is_told_after_some_patience(
         assert [message.split(": ")[1:3] for message in caplog.messages] == [
             [
                 "database is locked",
-                "evidence is neither kept nor found there (--store FILE names another file, --no-store does without)",
+                "evidence is neither kept nor found there (--store FILE names another file, --no-store uses none)",
             ]
         ]
         holder.execute("ROLLBACK")

@@ -17,63 +17,61 @@ from contextlib import suppress
 from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, running, serving, storing, training  # noqa: F401
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
+from prefcast.runs.stopping import SIGNALS
 
 __all__ = ["app", "main"]
 
-# What everybody needs first; a verb that is not named here comes last.
+# The verbs that most people need come first; a verb that is not named here comes last.
 _ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "compare", "score")
 app.registered_commands.sort(
     key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
 )
 
-_STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
-
 
 def _stop(number: int, frame: object) -> None:
     # Cleaning up is not to be interrupted by a second one.
-    for name in _STOPPING:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
     raise SystemExit(128 + number)
 
 
 class _OneLine(logging.Handler):
-    """Warnings of the library, a line each."""
+    """Warnings of the library, one line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 
 
 def _forget_output() -> None:
-    """Whatever standard output still holds goes nowhere: it would be tried once more at the end."""
+    """Drop what standard output still holds: Python would try to write it once more at the end."""
     # Standard output may be closed, or no file.
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """The entry point: a fault that the user can mend is one line and status 2, never a traceback."""
+    """The entry point: a fault that the user can correct is one line and status 2, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.getLogger("prefcast").addHandler(_OneLine(logging.WARNING))
     # As an exception a signal lets temporary files be removed.
-    for name in _STOPPING:
-        # What the parent said to ignore (nohup, a job in the background) stays ignored.
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, name), _stop)
+    for each in SIGNALS:
+        # A signal that the parent process ignores (nohup, a job in the background) stays ignored.
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, _stop)
     try:
         try:
             app()
         finally:
-            # Left to the interpreter's end, what cannot be written would be no status of ours.
+            # An error at the interpreter's end would not give our exit status.
             if sys.stdout is not None:
                 sys.stdout.flush()
     except PrefcastError as error:
         say("; ".join([str(error), *getattr(error, "__notes__", [])]))
         raise SystemExit(2) from None
     except BrokenPipeError:
-        # The reader of a pipe has gone; nothing more can be said to it.
+        # The reader of the pipe has gone.
         _forget_output()
         raise SystemExit(1) from None
     except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcast.cli.requests import Keeping, OnCluster, Reading
+from prefcast.cli.requests import Asked
 from prefcast.cli.shared import LOG, bar
 from prefcast.errors import UsageError
 
@@ -22,33 +22,27 @@ if TYPE_CHECKING:
 
 __all__ = ["check_engine", "parts_asked", "parts_run", "placed"]
 
-_LOCAL_ONLY = {
-    "scores": "looks numbers up",
-    "rehearse": "is one small run",
-    "shard": "is a part",
-    "check_drift": "is a part",
-}
 
-
-def check_engine(asked: OnCluster, output: str | None, **local: object) -> None:
-    """Raise UsageError for options that do not go together. `local` are the values of options that Ray does not have."""
-    if asked.engine == "local":
+def check_engine(asked: Asked, **local: object) -> None:
+    """Raise UsageError for options that exclude each other. `local` are the values of options of the local engine alone."""
+    cluster = asked.long.cluster
+    if cluster.engine == "local":
         of_ray = ("ray_address", "actors", "cpus_per_actor", "gpus_per_actor")
-        if named := next((name for name in of_ray if getattr(asked, name) is not None), None):
+        if named := next((name for name in of_ray if getattr(cluster, name) is not None), None):
             raise UsageError(f"--{named.replace('_', '-')} is for --engine ray")
         return
-    if output is None:
+    if asked.output is None:
         raise UsageError("--engine ray needs an output (-o FILE, or a folder of Parquet parts)")
     if named := next((name for name, value in local.items() if value is not None), None):
-        why = _LOCAL_ONLY[named]
-        raise UsageError(f"--{named.replace('_', '-')} {why}, which the local engine does; leave out --engine ray")
+        raise UsageError(f"--{named.replace('_', '-')} is for the local engine; leave out --engine ray")
 
 
-def parts_asked(asked: OnCluster, pairs: str, output: str | None) -> bool:
+def parts_asked(asked: Asked) -> bool:
     """Whether the output is a folder of parts. Raises UsageError where input and output do not go together."""
     from prefcast.runs.cluster.parts import are_parts
 
-    if asked.engine == "local":
+    pairs, output = asked.pairs, asked.output
+    if asked.long.cluster.engine == "local":
         if "://" in pairs:
             raise UsageError(f"{pairs}: URIs are read by --engine ray, into a folder (-o DIR)")
         return False
@@ -64,69 +58,57 @@ def parts_asked(asked: OnCluster, pairs: str, output: str | None) -> bool:
 
 
 @contextmanager
-def placed(
-    verb: str, forecaster: Forecaster, keeping: Keeping, asked: OnCluster
-) -> Iterator[tuple[Scorer, EvidenceStore | None]]:
+def placed(asked: Asked, forecaster: Forecaster) -> Iterator[tuple[Scorer, EvidenceStore | None]]:
     """The scorer where the options place it, here or on a cluster, and the store of its evidence."""
     from prefcast.runs.ready import ready_scorer
 
-    running = keeping.running()
-    if asked.engine == "local":
+    running = asked.keeping.running()
+    if asked.long.cluster.engine == "local":
         with ready_scorer(forecaster.scorer, running) as found:
             yield found
         return
     from prefcast.runs.cluster.driver import ClusterScorer
 
-    with _cluster(verb, forecaster, keeping, asked) as (pool, spec):
+    with _cluster(asked, forecaster) as (pool, spec):
         there = ClusterScorer(forecaster.scorer, pool, spec)
         with ready_scorer(there, replace(running, isolate=False, time_limit=None)) as found:
             yield found
 
 
 @contextmanager
-def _cluster(verb: str, forecaster: Forecaster, keeping: Keeping, asked: OnCluster) -> Iterator[tuple[Pool, JobSpec]]:
+def _cluster(asked: Asked, forecaster: Forecaster) -> Iterator[tuple[Pool, JobSpec]]:
     """The cluster, and what its actors do. Raises UsageError where the scorer cannot be sent to other processes."""
     from prefcast.runs.cluster import Cluster, connected
     from prefcast.runs.cluster.actors import JobSpec
     from prefcast.runs.cluster.driver import header_of_actors
 
-    cluster = Cluster(asked.ray_address, asked.actors, asked.cpus_per_actor or 1, asked.gpus_per_actor or 0.0)
-    running = keeping.running()
+    said, running = asked.long.cluster, asked.keeping.running()
+    cluster = Cluster(said.ray_address, said.actors, said.cpus_per_actor or 1, said.gpus_per_actor or 0.0)
     isolate = running.isolate or running.time_limit is not None
-    spec = JobSpec.of(verb, forecaster, threads=cluster.cpus, isolate=isolate, time_limit=running.time_limit)
+    spec = JobSpec.of(asked.verb, forecaster, threads=cluster.cpus, isolate=isolate, time_limit=running.time_limit)
     with connected(cluster) as pool:
         header = header_of_actors(pool, spec)
         LOG.event("cluster", actors=pool.actors, cpus=cluster.cpus, gpus=cluster.gpus)
         yield pool, replace(spec, header=header)
 
 
-def parts_run(
-    verb: str,
-    forecaster: Forecaster,
-    source: str,
-    output: str,
-    *,
-    reading: Reading,
-    keeping: Keeping,
-    asked: OnCluster,
-    on_error: str,
-    with_text: bool,
-) -> RunReport:
+def parts_run(asked: Asked, forecaster: Forecaster) -> RunReport:
     """A run from Parquet parts to Parquet parts, with a bar on a terminal."""
     from prefcast.runs.cluster.parts import Folder, Parts, score_parts
     from prefcast.runs.stopping import Interrupted, Stopping
 
-    parts = Parts(Folder.of(source), Folder.of(output), reading.mapping, reading.cells, on_error, with_text)
-    if f"{parts.target.shown}/".startswith(f"{parts.source.shown}/"):
-        raise UsageError(f"{parts.target.shown}: lies in the input; write the parts to another folder")
-    with _cluster(verb, forecaster, keeping, asked) as (pool, spec), bar() as draw, Stopping():
+    source, target = Folder.of(asked.pairs), Folder.of(str(asked.output))
+    parts = Parts(source, target, asked.reading.mapping, asked.reading.cells, asked.on_error, asked.with_text)
+    if f"{target.shown}/".startswith(f"{source.shown}/"):
+        raise UsageError(f"{target.shown}: lies in the input; write the parts to another folder")
+    with _cluster(asked, forecaster) as (pool, spec), bar() as draw, Stopping():
 
         def show(rows: int, done: int, total: int) -> None:
             if draw is not None:
                 draw(f"{rows} rows, {done} of {total} parts", done, total)
 
         try:
-            return score_parts(pool, spec, parts, fresh=keeping.fresh, log=LOG, progress=show)
+            return score_parts(pool, spec, parts, fresh=asked.keeping.fresh, log=LOG, progress=show)
         except Interrupted as stopped:
             said = f"stopped by {stopped.name}; parts that are there are whole; the same command goes on from there"
             LOG.tell("interrupted", said, signal=stopped.name)

@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcast.cli.requests import ON_ERROR, PAIRS, SCORES, WITH_TEXT, Choosing, Keeping, LongRun, Reading
-from prefcast.cli.running import Asked
+from prefcast.cli.requests import ON_ERROR, PAIRS, SCORES, WITH_TEXT, Asked, Choosing, Keeping, LongRun, Reading
+from prefcast.cli.running import check_run, done, say_done
 from prefcast.cli.shared import app, check_with_text, end_failed, opened, progress, say
 from prefcast.cli.verbs import MISSING, option, verb
 from prefcast.errors import UsageError, printable
@@ -59,9 +59,9 @@ def predict(
 
     check_with_text(output, with_text)
     asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text)
-    asked.check(rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
+    check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
     if rehearse is not None and long.shard is not None:
-        raise UsageError("--rehearse is one small run; --shard has no part in it")
+        raise UsageError("--rehearse and --shard exclude each other")
     train = (
         None
         if rehearse is None
@@ -78,15 +78,15 @@ def predict(
             rehearsal = None if train is None else Rehearsal(writer)
             yield rehearsal or writer
 
-    report = asked.done(chosen, train, opened_output)
+    report = done(asked, chosen, train, opened_output)
     if rehearse is not None and train is None:
-        say(f"{pairs} is not the stub of three rows: forecast as it is, {rehearse} was not needed")
+        say(f"{pairs} is not the stub of three rows: its own rows were forecast, and {rehearse} was not used")
     if rehearsal is not None:
-        say(f"{pairs} is the stub: forecast the first {report.rows} rows of {rehearse} in its place")
+        say(f"{pairs} is the stub: the first {report.rows} rows of {rehearse} were forecast instead")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
     got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
-    asked.say_done(report, "forecasts", of=chosen, got=f" and got {got}")
+    say_done(asked, report, "forecasts", of=chosen, got=f" and got {got}")
 
 
 @verb(app)
@@ -117,8 +117,7 @@ def explain(
 
 @verb(app)
 def check(*, pairs: str = PAIRS, reading: Reading) -> None:
-    """Read a file without forecasting it: its format, rows, turns, labels, every fault, and how long a forecast would take
-    here.
+    """Read a file and show its format, rows, turns, labels, every fault, and how long a forecast would take here.
 
     \b
     Example:

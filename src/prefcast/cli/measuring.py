@@ -32,9 +32,9 @@ _FAILED = "{} rows failed and are not in the figures; prefcast check names them"
 LABELLED = argument("Labelled pairs; not needed if the predictions hold labels.", "LABELLED", default=None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """What is measured, and against what."""
+    """What is measured, against what, and how forecasts are made for it."""
 
     scores: Path | None = SCORES
     predictions: Path | None = option(
@@ -42,6 +42,9 @@ class Measuring:
     )
     against: Path | None = option("Compare with these forecasts of the same rows, by id.", "FILE")
     repeats: int = option("Bootstrap repeats.", default=1000, least=100)
+    choosing: Choosing
+    reading: Reading
+    keeping: Keeping
 
     @property
     def files(self) -> tuple[Path | None, ...]:
@@ -59,9 +62,6 @@ def evaluate(
     slices: bool = option("Show the figures for each kind of row too.", default=False),
     json_output: str | None = JSON_OUTPUT,
     measuring: Measuring,
-    choosing: Choosing,
-    reading: Reading,
-    keeping: Keeping,
 ) -> None:
     """Measure forecasts on labelled pairs, next to forecasts that anyone can make.
 
@@ -75,7 +75,7 @@ def evaluate(
 
     _check_swapped(swapped, measuring)
     check_outputs([json_output], [labelled, swapped, *measuring.files], "the figures")
-    title, measured = _measured(labelled, measuring, choosing, reading, keeping, swapped=swapped)
+    title, measured = _measured(labelled, measuring, swapped=swapped)
     evaluation = measured.evaluation(repeats=measuring.repeats)
     if json_output is not None:
         write_json(evaluation.to_dict(), json_output)
@@ -92,9 +92,6 @@ def report(
     title: str | None = option("The heading of the page.  [default: names the forecasts]", "TEXT"),
     json_output: str | None = JSON_OUTPUT,
     measuring: Measuring,
-    choosing: Choosing,
-    reading: Reading,
-    keeping: Keeping,
 ) -> None:
     """Measure as `evaluate` does and write the result as one HTML page, with charts and the most surprising pairs.
 
@@ -116,7 +113,7 @@ def report(
     today = _today()
     # The file is opened first: a folder that cannot be written is found before hours of forecasting, not after.
     with atomic_file(output) as file:
-        name, measured = _measured(labelled, measuring, choosing, reading, keeping, surprises=_SURPRISES)
+        name, measured = _measured(labelled, measuring, surprises=_SURPRISES)
         evaluation = measured.evaluation(repeats=measuring.repeats)
         page = report_html(
             evaluation,
@@ -163,14 +160,7 @@ def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
 
 
 def _measured(
-    labelled: str | None,
-    measuring: Measuring,
-    choosing: Choosing,
-    reading: Reading,
-    keeping: Keeping,
-    *,
-    swapped: Path | None = None,
-    surprises: int = 0,
+    labelled: str | None, measuring: Measuring, *, swapped: Path | None = None, surprises: int = 0
 ) -> tuple[str, Measured]:
     """What the options name, measured, and what the forecasts are called."""
     from prefcast.forecasts.resolve import for_scores, resolve
@@ -178,7 +168,8 @@ def _measured(
     from prefcast.pairs.formats.saved import read_saved
     from prefcast.runs.ready import ready
 
-    choice, predictions, scores = choosing.choice(), measuring.predictions, measuring.scores
+    reading, predictions, scores = measuring.reading, measuring.predictions, measuring.scores
+    choice = measuring.choosing.choice(None if labelled is None else scores)
     other = None if measuring.against is None else (measuring.against.name, read_saved(measuring.against))
     if predictions is not None:
         if scores is not None:
@@ -206,7 +197,7 @@ def _measured(
     with (
         opened(labelled, reading) as file,
         progress(file) as show,
-        ready(resolve(choosing.choice(scores)), keeping.running()) as chosen,
+        ready(resolve(choice), measuring.keeping.running()) as chosen,
     ):
         measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
     say_restored(measured.restored, measured.rows)

@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Keeping, LongRun, Reading, Reward
-from prefcast.cli.running import Asked
+from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Asked, Keeping, LongRun, Reading, Reward
+from prefcast.cli.running import check_run, done, say_done
 from prefcast.cli.shared import app, opened, say
 from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError
@@ -54,14 +54,14 @@ def score(
     if output is None and check_drift is None:
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
     asked = Asked("score", pairs, output, reading, keeping, long, on_error)
-    asked.check(what="the scores", check_drift=check_drift)
+    check_run(asked, what="the scores", check_drift=check_drift)
     choice = Choice(model, budget=budget, options=reward.options, more=reward.more)
     if check_drift is not None:
         _print_drift(pairs, choice, reading, check_drift)
     if output is not None:
         scorer, read = resolve_scorer(choice)
         # A run takes a forecaster; raw scores do not use its outcome model.
-        asked.say_done(asked.done(Forecaster(scorer, NotebookRule(), read)), "pairs scored")
+        say_done(asked, done(asked, Forecaster(scorer, NotebookRule(), read)), "pairs scored")
 
 
 def _print_drift(pairs: str, choice: Any, reading: Reading, rows: int) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "PAIRS",
     "SCORES",
     "WITH_TEXT",
+    "Asked",
     "Choosing",
     "Keeping",
     "LongRun",
@@ -189,3 +190,22 @@ class LongRun:
     cluster: OnCluster
     shard: str | None = option("Do part I of N, into OUTPUT.shard-I-of-N; prefcast merge joins the parts.", "I/N")
     log: str = LOG_KIND
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A long run as a person asked for it. `verb` is predict or score."""
+
+    verb: str
+    pairs: str
+    output: str | None
+    reading: Reading
+    keeping: Keeping
+    long: LongRun
+    on_error: str
+    with_text: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        """The output file."""
+        return None if self.output is None else Path(self.output)

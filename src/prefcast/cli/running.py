@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefcast.cli.clusters import check_engine, parts_asked, parts_run, placed
-from prefcast.cli.requests import Keeping, LongRun, Reading
+from prefcast.cli.requests import Asked
 from prefcast.cli.shared import (
     LOG,
     app,
@@ -31,128 +31,96 @@ if TYPE_CHECKING:
     from prefcast.pairs import Pair
     from prefcast.runs.loop import RunReport, Sink
 
-__all__ = ["Asked", "merge"]
+__all__ = ["check_run", "done", "merge", "say_done"]
 
 _LONG = 60.0
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A long run as a person asked for it. `verb` is predict or score."""
+def check_run(asked: Asked, *inputs: Path | None, what: str, **local: object) -> None:
+    """Raise UsageError for what can be refused before a model is loaded. `local` are the values of options that a
+    cluster does not have."""
+    from prefcast.forecasts.predictions import output_kind
+    from prefcast.runs.shards import ShardOf
 
-    verb: str
-    pairs: str
-    output: str | None
-    reading: Reading
-    keeping: Keeping
-    long: LongRun
-    on_error: str
-    with_text: bool = False
+    LOG.as_json = asked.long.log == "json"
+    check_engine(asked, shard=asked.long.shard, **local)
+    if not parts_asked(asked) and asked.path is not None:
+        output_kind(asked.path)
+        check_outputs([asked.path], [asked.pairs, *inputs], what)
+    if asked.long.shard is not None:
+        ShardOf.parse(asked.long.shard)
+        if asked.output is None:
+            raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
 
-    @property
-    def path(self) -> Path | None:
-        """The output file."""
-        return None if self.output is None else Path(self.output)
 
-    @property
-    def parts(self) -> bool:
-        """Whether the output is a folder of parts. Raises UsageError."""
-        return parts_asked(self.long.cluster, self.pairs, self.output)
+def done(
+    asked: Asked,
+    forecaster: Forecaster,
+    rows: Iterable[Pair | RowError] | None = None,
+    opened_output: Callable[[], AbstractContextManager[Sink]] | None = None,
+) -> RunReport:
+    """One attempt at the run. `rows` are forecast in the place of the file's; `opened_output` gives the writer where it
+    is not that of the output file."""
+    from prefcast.runs.attempt import Target, attempt
+    from prefcast.runs.jobs import job_of, open_output
+    from prefcast.runs.log import Watch
+    from prefcast.runs.shards import ShardOf
 
-    def check(self, *inputs: Path | None, what: str, **local: object) -> None:
-        """Raise UsageError for what can be refused before a model is loaded. `local` are the values of options that a
-        cluster does not have."""
-        from prefcast.forecasts.predictions import output_kind
-        from prefcast.runs.shards import ShardOf
-
-        LOG.as_json = self.long.log == "json"
-        check_engine(self.long.cluster, self.output, shard=self.long.shard, **local)
-        if not self.parts and self.path is not None:
-            output_kind(self.path)
-            check_outputs([self.path], [self.pairs, *inputs], what)
-        if self.long.shard is not None:
-            ShardOf.parse(self.long.shard)
-            if self.output is None:
-                raise UsageError("--shard needs an output file (-o FILE); the shard lies beside it")
-
-    def done(
-        self,
-        forecaster: Forecaster,
-        rows: Iterable[Pair | RowError] | None = None,
-        opened_output: Callable[[], AbstractContextManager[Sink]] | None = None,
-    ) -> RunReport:
-        """One attempt at the run. `rows` are forecast in the place of the file's; `opened_output` gives the writer where it
-        is not that of the output file."""
-        from prefcast.runs.attempt import Target, attempt
-        from prefcast.runs.jobs import job_of, open_output
-        from prefcast.runs.log import Watch
-        from prefcast.runs.shards import ShardOf
-
-        asked = self.long.cluster
-        if self.parts:
-            with closing(forecaster.scorer):
-                return parts_run(
-                    self.verb,
-                    forecaster,
-                    self.pairs,
-                    str(self.output),
-                    reading=self.reading,
-                    keeping=self.keeping,
-                    asked=asked,
-                    on_error=self.on_error,
-                    with_text=self.with_text,
-                )
-        with (
-            opened(self.pairs, self.reading) as file,
-            placed(self.verb, forecaster, self.keeping, asked) as (scorer, store),
-            progress(file) as show,
-        ):
-            job = job_of(self.verb, replace(forecaster, scorer=scorer))
-            facts = {
-                "input": file.name if rows is None else f"a rehearsal for {file.name}",
-                "columns": self.reading.columns,
-                "cells": self.reading.cells,
-                "label values": self.reading.label_values,
-            }
-            shard = None if self.long.shard is None else ShardOf.parse(self.long.shard)
-            write = opened_output or (lambda: open_output(str(self.output), job.header, with_text=self.with_text))
-            watch = Watch(LOG, show, lambda: file.progress, 1.0 if shard is None else 1 / shard.count)
-            return attempt(
-                job,
-                file if rows is None else rows,
-                Target(write, self.path, shard, self.with_text, facts),
-                log=LOG,
-                watch=watch,
-                on_error=self.on_error,
-                store=store,
-            )
-
-    def say_done(self, report: RunReport, what: str, *, of: Forecaster | None = None, got: str = "") -> None:
-        """The closing lines, for forecasts `of` a forecaster or for raw scores. Exit status 3 if rows failed.
-
-        Forecasts have a line about the whole run on a terminal, or after more than a minute; raw scores always."""
-        LOG.event(
-            "finished",
-            rows=report.rows,
-            restored=report.restored,
-            failed=report.failed,
-            errors=dict(report.errors),
-            truncated=report.truncated,
-            seconds=round(report.seconds, 3),
-            pairs_a_second=round(report.rate, 2),
-            shares={part: round(share, 4) for part, share in report.shares.items()},
+    if parts_asked(asked):
+        with closing(forecaster.scorer):
+            return parts_run(asked, forecaster)
+    with (
+        opened(asked.pairs, asked.reading) as file,
+        placed(asked, forecaster) as (scorer, store),
+        progress(file) as show,
+    ):
+        job = job_of(asked.verb, replace(forecaster, scorer=scorer))
+        facts = {
+            "input": file.name if rows is None else f"a rehearsal for {file.name}",
+            "columns": asked.reading.columns,
+            "cells": asked.reading.cells,
+            "label values": asked.reading.label_values,
+        }
+        shard = None if asked.long.shard is None else ShardOf.parse(asked.long.shard)
+        write = opened_output or (lambda: open_output(str(asked.output), job.header, with_text=asked.with_text))
+        watch = Watch(LOG, show, lambda: file.progress, 1.0 if shard is None else 1 / shard.count)
+        return attempt(
+            job,
+            file if rows is None else rows,
+            Target(write, asked.path, shard, asked.with_text, facts),
+            log=LOG,
+            watch=watch,
+            on_error=asked.on_error,
+            store=store,
         )
-        if LOG.as_json:
-            end_failed(report.failed)
-            return
-        if self.output is not None and (of is None or sys.stderr.isatty() or report.seconds > _LONG):
-            where = self.output if self.long.shard is None else f"shard {self.long.shard} of {self.output}"
-            say(f"{report.rows} {what} in {where} ({_figures(report)})")
-        else:
-            say_restored(report.restored, report.rows)
-        if of is not None:
-            say_truncated(report.truncated, report.rows, of)
-        end_failed(report.failed, f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}")
+
+
+def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | None = None, got: str = "") -> None:
+    """The closing lines, for forecasts `of` a forecaster or for raw scores. Exit status 3 if rows failed.
+
+    Forecasts have a line about the whole run on a terminal, or after more than a minute; raw scores always."""
+    LOG.event(
+        "finished",
+        rows=report.rows,
+        restored=report.restored,
+        failed=report.failed,
+        errors=dict(report.errors),
+        truncated=report.truncated,
+        seconds=round(report.seconds, 3),
+        pairs_a_second=round(report.rate, 2),
+        shares={part: round(share, 4) for part, share in report.shares.items()},
+    )
+    if LOG.as_json:
+        end_failed(report.failed)
+        return
+    if asked.output is not None and (of is None or sys.stderr.isatty() or report.seconds > _LONG):
+        where = asked.output if asked.long.shard is None else f"shard {asked.long.shard} of {asked.output}"
+        say(f"{report.rows} {what} in {where} ({_figures(report)})")
+    else:
+        say_restored(report.restored, report.rows)
+    if of is not None:
+        say_truncated(report.truncated, report.rows, of)
+    end_failed(report.failed, f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}")
 
 
 def _figures(report: RunReport) -> str:

@@ -48,7 +48,7 @@ def argument(help: str, metavar: str, *, default: Any = MISSING) -> Any:
 
 
 class _Command(TyperCommand):
-    """A command whose help shows its options by panel: what everybody needs first."""
+    """A command whose help shows its options by panel, the most needed panel first."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}

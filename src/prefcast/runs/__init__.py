@@ -1,5 +1,5 @@
-"""A long run: what is scored is kept at once, and the same command goes on where it was stopped.
+"""Long runs. Evidence is kept as soon as it is computed, and the same command continues a run that was stopped.
 
-Pieces are formed by position in the input alone (`pairs.pieces`), so that whoever scores them, in whatever order and after
-however many interruptions, the output is the same to the last byte.
+The rows of a piece depend on their position in the input alone (`pairs.pieces`). So the output is the same to the last byte,
+whatever process scores a piece, in whatever order, and after any number of interruptions.
 """

@@ -1,12 +1,11 @@
-"""One attempt at a run that writes a file: output or shard, evidence store, signals and log together.
+"""One attempt at a run that writes a file: the output or a shard, with the evidence store, signals and the log.
 
-Whatever ends it, the output is whole or not there, and the evidence that was computed is kept for the next attempt.
+However the attempt ends, the output is whole or not there, and the evidence that was computed is kept for the next attempt.
 """
 
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from prefcast.base.files import atomic_file
 from prefcast.errors import FileError, PrefcastError, ResourceError, RowError, shown_path
 from prefcast.pairs import Pair
 from prefcast.runs.log import Log, Watch
-from prefcast.runs.loop import Job, RunReport, Sink, Tally, run_to, scored_pieces
-from prefcast.runs.shards import ShardOf, open_shard_writer
+from prefcast.runs.loop import Job, RunReport, Sink, run_to
+from prefcast.runs.shards import ShardOf, ShardWriter
 from prefcast.runs.stopping import Interrupted, Stopping
 from prefcast.scorers.store import EvidenceStore
 
@@ -30,9 +30,9 @@ _WAITING = "stopping once the piece in flight is scored; a second signal stops a
 
 @dataclass(frozen=True)
 class Target:
-    """What a run writes: `open` gives the writer of the output at `path` (None: standard output); with `shard` a shard of
-    it is written instead, which holds the texts where `with_text` says so. `facts` say, besides the job's own header, what
-    the output depends on."""
+    """What a run writes. `open` gives the writer of the output at `path` (None: standard output). With `shard` a shard of
+    the output is written instead, with the texts if `with_text`. `facts` are what the output depends on besides the job's
+    own header."""
 
     open: Callable[[], AbstractContextManager[Sink]]
     path: Path | None = None
@@ -68,42 +68,32 @@ def attempt(
     watch.on_first = None
     with Stopping(lambda: log.tell("stopping", _WAITING)) as stopping:
         try:
-            with _marked(store, target, job, watch, log):
-                if target.shard is None:
-                    with target.open() as writer:
-                        report = run_to(writer, items, job, on_error=on_error, watch=watch, stopping=stopping)
-                        _check_unchanged(items)
-                else:
-                    report = _shard(job, items, target, header, on_error, watch, stopping)
+            with _marked(store, target, job, watch, log), _written(target, header) as writer:
+                rows = items if target.shard is None else _Digested(items)
+                report = run_to(writer, rows, job, on_error=on_error, watch=watch, part=target.shard, stopping=stopping)
+                if getattr(items, "changed", False):
+                    raise FileError(items.name, "changed while it was read, so nothing was written")  # type: ignore[attr-defined]
+                if isinstance(writer, ShardWriter) and isinstance(rows, _Digested):
+                    writer.finish(watch.pieces_read, rows.hexdigest())
         except BaseException as error:
             _end(error, target, watch, log, keeps=store is not None and store.usable)
             raise
     return report
 
 
-def _shard(
-    job: Job,
-    items: Iterable[Pair | RowError],
-    target: Target,
-    header: Mapping[str, Any],
-    on_error: str,
-    watch: Watch,
-    stopping: Stopping,
-) -> RunReport:
-    assert target.written is not None and target.shard is not None  # noqa: S101, PT018 - for the type checker
-    start, tally, rows = time.perf_counter(), Tally(), _Digested(items)
-    with open_shard_writer(target.written, header, with_text=target.with_text) as writer:
-        scored = scored_pieces(rows, job, tally, on_error=on_error, watch=watch, part=target.shard, stopping=stopping)
-        for number, piece in scored:
-            with watch.timing("writing"):
-                writer.write_piece(number, piece)
-        _check_unchanged(items)
-        writer.finish(watch.pieces_read, rows.hexdigest())
-    return tally.report(time.perf_counter() - start, watch)
+@contextmanager
+def _written(target: Target, header: Mapping[str, Any]) -> Iterator[Sink]:
+    """The writer of the output, or of the shard."""
+    if target.shard is None or target.written is None:
+        with target.open() as writer:
+            yield writer
+    else:
+        with atomic_file(target.written) as file:
+            yield ShardWriter(file, target.shard, header, with_text=target.with_text)
 
 
 class _Digested:
-    """Rows that are digested as they go by: ids, labels, models, texts and faults."""
+    """The rows, and a digest of them: ids, labels, models, texts and faults."""
 
     def __init__(self, items: Iterable[Pair | RowError]) -> None:
         self._items, self._digest = items, blake2b(digest_size=16)
@@ -122,11 +112,6 @@ class _Digested:
         return self._digest.hexdigest()
 
 
-def _check_unchanged(items: Any) -> None:
-    if getattr(items, "changed", False):
-        raise FileError(items.name, "changed while it was read, so nothing was written")
-
-
 @contextmanager
 def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch, log: Log) -> Iterator[None]:
     """Notes in the store that the run is under way, so that the next attempt knows whether this one ended in order."""
@@ -138,7 +123,7 @@ def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch,
     if store.begin(key):
         log.tell(
             "ended_before",
-            "an earlier attempt at this output ended without a word before it had scored a new row; if a row does that, "
+            "an earlier attempt at this output crashed or was killed before it had scored a new row; if a row causes that, "
             "--isolate finds it",
         )
     watch.on_first = lambda: store.scored(key)
@@ -149,29 +134,19 @@ def _marked(store: EvidenceStore | None, target: Target, job: Job, watch: Watch,
 
 
 def _end(error: BaseException, target: Target, watch: Watch, log: Log, *, keeps: bool) -> None:
-    """An error becomes one of ours, with what is kept in its note."""
-    kept = watch.rows_scored
-    goes_on = f"{kept:,} rows are kept: the same command goes on from there" if kept and keeps else ""
+    """Raise the error as one of ours; a note tells how many rows are kept. Nothing is raised for an error of others."""
+    kept = watch.rows_scored if keeps else 0
     if isinstance(error, Interrupted):
-        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if goes_on else ""
-        log.tell(
-            "interrupted",
-            f"stopped by {error.name}{after or '; an output file is written whole or not at all'}",
-            signal=error.name,
-            rows_kept=kept,
-        )
+        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if kept else ""
+        said = f"stopped by {error.name}{after or '; an output file is written whole or not at all'}"
+        log.tell("interrupted", said, signal=error.name, rows_kept=kept)
     elif isinstance(error, OSError) and error.errno in _FULL and target.written is not None:
-        raise _noted(
-            ResourceError(f"{shown_path(target.written)}: cannot be written: {error.strerror}"), goes_on
-        ) from None
+        error = ResourceError(f"{shown_path(target.written)}: cannot be written: {error.strerror}")
     elif isinstance(error, MemoryError):
-        short = "out of memory; a smaller --budget reads less of a pair, and --isolate finds a row that alone needs too much"
-        raise _noted(ResourceError(short), goes_on) from None
-    elif isinstance(error, PrefcastError):
-        _noted(error, goes_on)
-
-
-def _noted(error: PrefcastError, note: str) -> PrefcastError:
-    if note:
-        error.add_note(note)
-    return error
+        error = ResourceError(
+            "out of memory; a smaller --budget reads less of a pair, and --isolate finds a row that alone needs too much"
+        )
+    if isinstance(error, PrefcastError):
+        if kept:
+            error.add_note(f"{kept:,} rows are kept: the same command goes on from there")
+        raise error from None

@@ -1,4 +1,4 @@
-"""What a run does with each piece: forecast it, or score it. `predict` and `predict_to` are the library's way to run it."""
+"""What a run does with each piece of the input: it forecasts or scores the piece. `predict` and `predict_to` are for Python."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:
 
 
 def _plain_job(forecaster: Forecaster) -> Job:
-    """Forecasting without a header: nobody asks what the run is."""
+    """Forecasting without a header, which only runs into a shard, a cluster or the log need."""
     return Job(forecaster.forecast, ahead=pieces_ahead(forecaster.scorer))
 
 
@@ -95,7 +95,7 @@ def forecasts_of(
 ) -> Iterator[Forecasts]:
     """The forecasts of `items`, a piece at a time."""
     found = scored_pieces(items, _plain_job(forecaster), tally, on_error=on_error, watch=Watch(progress=progress))
-    return (cast(Forecasts, piece) for _, piece in found)
+    return cast(Iterator[Forecasts], found)
 
 
 def predict_to(

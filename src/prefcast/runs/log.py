@@ -1,6 +1,7 @@
-"""What a run says of itself: lines for people, or one JSON object an event; where its time goes; how long it will take.
+"""The messages of a run: lines for people, or one JSON object per event; the time of each part of the work; an estimate of
+the time that is left.
 
-Knows nothing of the texts: none is ever in an event.
+No text of a pair is ever in an event.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ PARTS = ("reading", "tokenising", "scoring", "writing")
 # A sample of so many seconds is enough for an estimate; a run that ends within the other needs none.
 _SAMPLE, _SHORT = 5.0, 60.0
 _BYTES_A_ROW = 16  # what is remembered of each id
-# What is wrong with the scoring of a row, by the words that its error has.
+# The kinds of errors in scoring, by words of their messages.
 _KINDS = {CRASHED: "crash", "was killed by": "crash", TOO_SLOW: "time limit", "needs more memory": "memory"}
 
 T = TypeVar("T")
 
 
 class Log:
-    """Standard error: lines for people, or, with `as_json`, an event a line."""
+    """Messages on standard error: lines for people, or with `as_json` one event per line."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
 
     def say(self, text: str) -> None:
-        """A line of its own, whatever the form."""
+        """A line of text; with `as_json` an event that holds the text."""
         if self.as_json:
             self.event("message", text=printable(text))
         else:
             print(f"prefcast: {printable(text)}", file=sys.stderr, flush=True)
 
     def event(self, name: str, **fields: Any) -> None:
-        """What happened, for programs; nothing where people read."""
+        """An event, with `as_json`; nothing otherwise."""
         if self.as_json:
             now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
             print(json.dumps({"event": name, "time": f"{now}Z", **fields}), file=sys.stderr, flush=True)
 
     def tell(self, name: str, text: str, **fields: Any) -> None:
-        """An event, or the line that says the same."""
+        """An event with `as_json`; otherwise the line of text that says the same."""
         if self.as_json:
             self.event(name, **fields)
         else:
@@ -57,10 +58,10 @@ class Log:
 
 
 class Watch:
-    """The clock of a run: seconds by part, errors by kind, and once an estimate of the whole.
+    """The clock of a run: seconds by part of the work, errors by kind, and one estimate of the time that is left.
 
-    `read` says how many bytes of how many were read, `share` what part of the rows is this run's; `progress` is told of
-    the rows that are done.
+    `read` returns how many bytes of how many were read. `share` is the part of the rows that this run scores. `progress` is
+    called with the number of rows that are done.
     """
 
     def __init__(
@@ -124,14 +125,14 @@ class Watch:
                 self.log.event("row_failed", row=error.row, field=printable(error.field), kind=kind, **why)
 
     def done(self, rows: int | None, all_rows: int) -> None:
-        """So many rows are scored (None: no more than before), and so many are done, earlier attempts' included."""
+        """`rows` were scored by this attempt (None: unchanged), and `all_rows` are done, with those of earlier attempts."""
         if self._show:
             self._show(all_rows)
         if self._estimated or rows is None:
             return
         now = time.perf_counter()
         if self._first is None:
-            # What only the first rows pay, loading a model above all, is over.
+            # The first rows took longer, because the model was loaded.
             self._first = now, rows
         elif now - self._first[0] >= _SAMPLE and rows > self._first[1]:
             self._estimated = True
@@ -155,14 +156,14 @@ class Watch:
             )
 
     def of_rows(self) -> str:
-        """ " of about 20,000", where that is known."""
+        """The text " of about 20,000"; empty where the number is unknown."""
         read, size = self._read()
         return (
             f" of about {_rounded(round(self.rows_read * size / read)):,}" if read and size and self.rows_read else ""
         )
 
     def shares(self) -> dict[str, float]:
-        """The share of each part in the time, those that took some."""
+        """The share of each part of the work in the time, without the parts that took none."""
         total = sum(self.seconds.values())
         return {part: self.seconds[part] / total for part in PARTS if self.seconds[part] > 0} if total else {}
 
@@ -180,7 +181,7 @@ def peak_memory() -> int:
 
 
 def duration_text(seconds: float) -> str:
-    """A time as people say it."""
+    """A time in words."""
     for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.2g} {unit}"
@@ -188,6 +189,6 @@ def duration_text(seconds: float) -> str:
 
 
 def _rounded(count: int) -> int:
-    """Two digits of it: more is not known."""
+    """The number rounded to two digits, because the estimate is no better."""
     step = int(10 ** max(0, len(str(count)) - 2))
     return round(count / step) * step

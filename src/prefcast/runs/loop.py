@@ -1,14 +1,14 @@
-"""The loop of every run: rows in pieces, each piece scored, all of it given in the order of the input.
+"""The loop of every run: rows are put into pieces, each piece is scored, and the results come in the order of the input.
 
-This module knows nothing of files: rows come from an iterable, pieces go to whoever takes them. What was scored before is
-the affair of the evidence store, behind the scorer.
+This module knows nothing of files: rows come from an iterable, results go to a writer. The scorer itself looks up what was
+scored before, in the evidence store.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from prefcast.runs.log import Watch
 from prefcast.runs.stopping import Stopping
 from prefcast.scorers.base import Meter, Spent
 
-__all__ = ["ON_ERROR", "Job", "Part", "Piece", "Progress", "RunReport", "Tally", "run_to", "scored_pieces"]
+__all__ = ["ON_ERROR", "Job", "Piece", "Progress", "RunReport", "Tally", "run_to", "scored_pieces"]
 
 ON_ERROR = ("keep", "stop")
 
@@ -34,10 +34,10 @@ Items = list[Pair | RowError]
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds it took.
+    """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds.
 
-    `restored` of the rows were in the evidence store; `errors` counts the failures by kind; `shares` are the parts of the
-    time.
+    `restored` rows were in the evidence store. `errors` counts the failures by kind. `shares` is the share of each part of
+    the work in the time.
     """
 
     rows: int
@@ -53,12 +53,6 @@ class RunReport:
     def rate(self) -> float:
         """Rows a second that were scored here."""
         return (self.rows - self.restored) / self.seconds if self.seconds else 0.0
-
-
-def check_on_error(on_error: str) -> None:
-    """UsageError if there is no such way."""
-    if on_error not in ON_ERROR:
-        raise UsageError(f"unknown on_error {on_error!r}; there are {', '.join(ON_ERROR)}")
 
 
 class Tally:
@@ -91,23 +85,12 @@ class Tally:
 class Job:
     """What is done with each piece: `score` gives the forecasts or raw scores of its rows and tells a meter how far it is.
 
-    `header` says, in words, all that the results depend on besides the input. `ahead` pieces are scored at a time.
+    `header` holds, in words, all that the results depend on besides the input. `ahead` pieces are scored at a time.
     """
 
     score: Callable[[Items, Meter], Piece]
     header: Mapping[str, Any] = field(default_factory=dict)
     ahead: int = 1
-
-
-class Part(Protocol):
-    """Which of the pieces are this run's, by number."""
-
-    def __contains__(self, number: int) -> bool: ...
-
-
-class _Whole:
-    def __contains__(self, number: int) -> bool:
-        return True
 
 
 class Sink(Protocol):
@@ -135,16 +118,17 @@ def scored_pieces(
     *,
     on_error: str = "keep",
     watch: Watch | None = None,
-    part: Part | None = None,
+    part: Container[int] | None = None,
     stopping: Stopping | None = None,
-) -> Iterator[tuple[int, Piece]]:
-    """The number and the result of each piece of `items`, in order.
+) -> Iterator[Piece]:
+    """The result of each piece of `items`, in order; with `part`, of the pieces whose numbers are in `part`.
 
     With `on_error="stop"` the first row that fails raises its RowError.
     """
-    check_on_error(on_error)
+    if on_error not in ON_ERROR:
+        raise UsageError(f"unknown on_error {on_error!r}; there are {', '.join(ON_ERROR)}")
     watch = watch or Watch()
-    for scored in _scored(items, job, tally, watch, part or _Whole(), stopping):
+    for scored in _scored(items, job, tally, watch, part, stopping):
         kept = min(scored.spent.kept, scored.rows)
         watch.spent("tokenising", scored.spent.tokenising)
         watch.spent("scoring", max(0.0, scored.seconds - scored.spent.tokenising))
@@ -160,12 +144,17 @@ def scored_pieces(
         )
         watch.row_errors(scored.result.errors)
         tally.add(scored.result, on_error, kept)
-        yield scored.number, scored.result
+        yield scored.result
         watch.done(tally.rows - tally.restored, tally.rows)
 
 
 def _scored(
-    items: Iterable[Pair | RowError], job: Job, tally: Tally, watch: Watch, part: Part, stopping: Stopping | None
+    items: Iterable[Pair | RowError],
+    job: Job,
+    tally: Tally,
+    watch: Watch,
+    part: Container[int] | None,
+    stopping: Stopping | None,
 ) -> Iterator[_Scored]:
     """The pieces that are this run's, scored, in order; `job.ahead` of them are under way at a time."""
 
@@ -183,7 +172,7 @@ def _scored(
             first = watch.rows_read + 1
             watch.rows_read += len(piece)
             watch.pieces_read += 1
-            if number in part:
+            if part is None or number in part:
                 yield number, first, piece
             else:
                 watch.rows_passed += len(piece)
@@ -197,17 +186,18 @@ def _scored(
         return
     threads = ThreadPoolExecutor(job.ahead, thread_name_prefix="prefcast-piece")
     under_way: deque[Future[_Scored]] = deque()
+
+    def next_one() -> _Scored:
+        with busy():
+            return under_way.popleft().result()
+
     try:
         for each in mine():
             under_way.append(threads.submit(score, *each))
             if len(under_way) >= job.ahead:
-                with busy():
-                    found = under_way.popleft().result()
-                yield found
+                yield next_one()
         while under_way:
-            with busy():
-                found = under_way.popleft().result()
-            yield found
+            yield next_one()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
 
@@ -219,11 +209,12 @@ def run_to(
     *,
     on_error: str = "keep",
     watch: Watch | None = None,
+    part: Container[int] | None = None,
     stopping: Stopping | None = None,
 ) -> RunReport:
-    """Do `job` for all `items` into `writer`, a piece at a time; as `scored_pieces`."""
+    """Do `job` for `items` into `writer`, a piece at a time; as `scored_pieces`."""
     start, tally, watch = time.perf_counter(), Tally(), watch or Watch()
-    for _, piece in scored_pieces(items, job, tally, on_error=on_error, watch=watch, stopping=stopping):
+    for piece in scored_pieces(items, job, tally, on_error=on_error, watch=watch, part=part, stopping=stopping):
         with watch.timing("writing"):
             writer.write(piece)
     return tally.report(time.perf_counter() - start, watch)

@@ -1,8 +1,7 @@
-"""Worker processes with a scorer each: for several devices, and for pairs that end or hang the process that scores them.
+"""Worker processes with one scorer each: for several devices, and for pairs that crash or hang the process that scores them.
 
-A batch whose worker dies is halved until the pair at fault is found; only that pair fails. A single pair is tried twice,
-because a worker may also die for another reason. The next free worker takes the next batch. This module knows nothing of
-models.
+If a worker dies, its batch is halved until the pair at fault is found; only that pair fails. A single pair is tried twice,
+because a worker may also die for another reason. The next free worker takes the next batch.
 """
 
 from __future__ import annotations
@@ -266,7 +265,7 @@ class _Worker(threading.Thread):
         return Evidence(margin, tie, problems, found)
 
     def _ended(self, child: Child, task: _Task) -> Problem:
-        """How the process ended, once it is gone."""
+        """How the process ended; waits until it is gone."""
         ended = self._dismissed(child)
         if not self._stopping:
             what = "conversations" if task.conversations else "pairs"

@@ -1,4 +1,4 @@
-"""A forecaster, or a scorer, made ready for a run: in worker processes where that is asked for, its evidence in the store."""
+"""Makes a forecaster or a scorer ready for a run: with worker processes if they are asked for, and with the evidence store."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["NOT_KEPT", "Running", "pieces_ahead", "ready", "ready_scorer"]
 
 @dataclass(frozen=True)
 class Running:
-    """How evidence comes about.
+    """How evidence is computed and kept.
 
-    With `keep` it is kept in the evidence store at `store` (default: in the user's cache folder), and what is there is not
-    computed again, unless `fresh`. With `isolate`, or a `time_limit` in seconds a batch, pairs are scored in worker
-    processes.
+    With `keep` evidence is kept in the evidence store at `store` (default: in the user's cache folder). Evidence that is
+    there is not computed again, unless `fresh`. With `isolate`, or with a `time_limit` (seconds per batch), pairs are scored
+    in worker processes.
     """
 
     store: str | os.PathLike[str] | None = None
@@ -64,6 +64,6 @@ def ready_scorer(scorer: Scorer, running: Running | None = None) -> Iterator[tup
 
 
 def pieces_ahead(scorer: Scorer) -> int:
-    """How many pieces should be under way at a time: more than one where workers would else wait for each other at the end
-    of each piece."""
+    """How many pieces are under way at a time: more than one if there are several workers, which would otherwise wait for
+    each other at the end of each piece."""
     return 1 if scorer.workers == 1 else 1 + -(-scorer.workers // 2)

@@ -1,4 +1,4 @@
-"""A run in parts, for people with a batch scheduler: every n-th piece is a shard's, and `merge` makes one output of them.
+"""A run in shards, for a batch scheduler: each shard has every n-th piece, and `merge` joins the shards into one output.
 
 A shard is a text file: a line about the run, a line for each piece with its number and its rows as the output holds them,
 a line of totals, and a line with the SHA-256 of all that stands before. Merging needs neither model nor input.
@@ -7,18 +7,17 @@ a line of totals, and a line with the SHA-256 of all that stands before. Merging
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prefcast.base.files import atomic_file
 from prefcast.errors import RunError, UsageError, excerpt, shown_path
 
-__all__ = ["Shard", "ShardOf", "ShardRows", "ShardWriter", "differences", "open_shard_writer", "open_shards", "rows_of"]
+__all__ = ["Shard", "ShardOf", "ShardRows", "ShardWriter", "differences", "open_shards", "rows_of"]
 
 _FORMAT = 2
 _MARK = "prefcast shard"
@@ -41,8 +40,8 @@ class ShardOf:
             raise UsageError(f"--shard: {excerpt(text)} is not of the form I/N, like 3/7, with I from 1 to N")
         return cls(int(found[1]), int(found[2]))
 
-    def __contains__(self, number: int) -> bool:
-        return number % self.count == self.index - 1
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and number % self.count == self.index - 1
 
     def __str__(self) -> str:
         return f"{self.index} of {self.count}"
@@ -53,19 +52,19 @@ class ShardOf:
 
 
 class ShardWriter:
-    """Writes the pieces of one shard; `finish` says of what input they are."""
+    """Writes the pieces of one shard; `finish` says which input they are from."""
 
-    def __init__(self, file: BinaryIO, header: Mapping[str, Any], *, with_text: bool) -> None:
+    def __init__(self, file: BinaryIO, of: ShardOf, header: Mapping[str, Any], *, with_text: bool) -> None:
         self._file, self._with_text = file, with_text
-        self._digest = hashlib.sha256()
+        self._digest, self._numbers = hashlib.sha256(), itertools.count(of.index - 1, of.count)
         self._line({_MARK: _FORMAT, "header": dict(header)})
 
-    def write_piece(self, number: int, piece: Any) -> None:
-        """The piece of that number: forecasts or scores."""
-        self._line({"piece": number, "rows": list(piece.records(with_text=self._with_text))})
+    def write(self, piece: Any) -> None:
+        """The next of the shard's pieces: forecasts or scores."""
+        self._line({"piece": next(self._numbers), "rows": list(piece.records(with_text=self._with_text))})
 
     def finish(self, pieces: int, digest: str) -> None:
-        """The input has so many pieces, and its rows this digest."""
+        """The input has so many pieces, and its rows have this digest."""
         self._line({"pieces": pieces, "digest": digest})
         self._file.write(f"{self._digest.hexdigest()}\n".encode())
 
@@ -73,13 +72,6 @@ class ShardWriter:
         line = json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self._digest.update(line)
         self._file.write(line)
-
-
-@contextmanager
-def open_shard_writer(path: Path, header: Mapping[str, Any], *, with_text: bool) -> Iterator[ShardWriter]:
-    """A writer for the shard at `path`; the file appears whole or not at all. Raises UsageError."""
-    with atomic_file(path) as file:
-        yield ShardWriter(file, header, with_text=with_text)
 
 
 @dataclass(frozen=True)

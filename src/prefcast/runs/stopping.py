@@ -1,4 +1,4 @@
-"""Signals that end a run at the next good moment. Knows nothing of what is run."""
+"""Signals that end a run when the piece in flight is scored."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Self
 
 __all__ = ["SIGNALS", "Interrupted", "Stopping"]
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-# How long a piece in flight may take to end: those who send SIGTERM seldom wait for longer than half a minute.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# How long a piece in flight may take: batch schedulers seldom wait longer than half a minute after SIGTERM.
 _TOLD_AFTER, _GRACE = 1.0, 10.0
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run; `name` is its name, the exit status is 128 and its number."""
+    """A signal ended the run. `name` is the signal's name; the exit status is 128 plus its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -27,9 +27,9 @@ class Stopping:
     """While it is entered, SIGINT, SIGTERM and SIGHUP raise Interrupted: at once, or, within `busy`, at the end of that
     block.
 
-    A block that takes longer than ten seconds more, and a second signal, raise it at once too. `on_wait` is called where
-    the first signal waits for more than a second. What the parent process said to ignore stays ignored. For the main
-    thread alone.
+    If the block takes ten seconds longer, or a second signal comes, Interrupted is raised at once. `on_wait` is called if
+    the first signal waits for more than a second. Signals that the parent process ignores stay ignored. For the main thread
+    only.
     """
 
     def __init__(self, on_wait: Callable[[], None] | None = None) -> None:
@@ -40,8 +40,7 @@ class Stopping:
         self._told = False
 
     def __enter__(self) -> Self:
-        for name in SIGNALS:
-            number = getattr(signal, name)
+        for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._old[number] = signal.signal(number, self._signal)
         self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._late)
@@ -58,7 +57,7 @@ class Stopping:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """A block that a first signal lets end."""
+        """A block that ends before a first signal is obeyed."""
         self._busy = True
         try:
             yield

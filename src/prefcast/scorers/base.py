@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-# Of an exception's message that nobody foresaw, so much is shown.
+# So many characters of an unforeseen exception's message are shown.
 _MOST = 200
 
 
@@ -161,18 +161,8 @@ class _Aside(Meter):
         self._whole.tokenised(seconds)
 
 
-class _Silent(Meter):
-    def advance(self, pairs: int, *, kept: bool = False) -> None:
-        pass
-
-    def tokenised(self, seconds: float) -> None:
-        pass
-
-    def aside(self) -> Meter:
-        return self
-
-
-SILENT: Meter = _Silent()
+# For callers that need no meter: nobody reads what it counts.
+SILENT = Meter()
 
 # Positions among the pairs that were given, and the evidence of those.
 Part = tuple[Sequence[int], Evidence]
@@ -215,7 +205,7 @@ class Scorer(ABC):
         """The evidence of one batch of pairs, in their order; no pairs give empty evidence.
 
         Every pair has at least one turn. A pair that is at fault gets nan and a problem. An exception that is not a
-        PrefcastError is laid at the door of single pairs: the batch is halved until they are found.
+        PrefcastError is a fault of single pairs: the batch is halved until they are found.
         """
 
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:

@@ -26,8 +26,8 @@ class ScorerInfo:
 
     `name` is what a forecaster folder calls it; `summary` and `needs` are for people; `options` is its options dataclass;
     `where` is `module:Class`. `claims` says whether the scorer takes what a person named as a model: a path, a hub id, a
-    URL. `files` are those that it writes into a forecaster's folder. `make` is `module:function` from (model, options) to the scorer; a scorer without it is loaded from a forecaster's
-    folder alone. `looks` is `module:function` that raises for a model that cannot be used, before anything is loaded;
+    URL. `files` are those that it writes into a forecaster's folder. `make` is `module:function` from (model, options) to the
+    scorer; a scorer without `make` is only loaded from a forecaster's folder. `looks` is `module:function` that raises for a model that cannot be used, before anything is loaded;
     `presets` give by name `module:function` from (model, options) to ready-made options. `listed`: people choose it by name.
     """
 

@@ -1,4 +1,4 @@
-"""A scorer whose evidence is kept in the evidence store: what is there is not computed again.
+"""A scorer whose evidence is kept in the evidence store; evidence that is there is not computed again.
 
 A key is a hash of the scorer's identity and of the pair as it was read. Where a scorer is exact under a swap of A and B, a
 pair and its swap share one key. Evidence is kept for whole pairs, so that kept and computed evidence agree to the last bit.
@@ -74,8 +74,7 @@ class KeptScorer(WrappedScorer):
             meter.advance(len(there), kept=True)
         # Of equal pairs one is computed.
         new = [same[0] for key, same in places.items() if key not in found]
-        rest = _Counting(meter, [len(places[keys[position][0]]) for position in new])
-        for part, evidence in self.inner.stream([pairs[position] for position in new], rest):
+        for part, evidence in self.inner.stream([pairs[position] for position in new], meter.aside()):
             encoded = self._encoded(evidence, [keys[new[index]][1] for index in part])
             self._store.put(
                 (keys[new[index]][0], value) for index, value in zip(part, encoded, strict=True) if value is not None
@@ -87,7 +86,7 @@ class KeptScorer(WrappedScorer):
                 rows += [row] * len(same)
                 turned += [keys[position][1] != keys[new[index]][1] for position in same]
             yield positions, _taken(evidence, rows, np.array(turned), self._turn)
-            rest.count(part)
+            meter.advance(len(positions))
 
     def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
         keys = [
@@ -161,23 +160,6 @@ class KeptScorer(WrappedScorer):
         numbers = np.where(turned[:, None], self._turn(numbers), numbers)
         raw = {name: numbers[:, 2 + place] for place, name in enumerate(self.raw_names)}
         return Evidence(numbers[:, 0], numbers[:, 1], problems, raw)
-
-
-class _Counting(Meter):
-    """Counts a pair of the inner scorer as often as it stands among the pairs."""
-
-    def __init__(self, meter: Meter, times: Sequence[int]) -> None:
-        super().__init__()
-        self._meter, self._times = meter, times
-
-    def advance(self, pairs: int, *, kept: bool = False) -> None:
-        pass
-
-    def count(self, part: Sequence[int]) -> None:
-        self._meter.advance(sum(self._times[index] for index in part))
-
-    def tokenised(self, seconds: float) -> None:
-        self._meter.tokenised(seconds)
 
 
 def pair_key(pair: Pair, space: bytes, *, either_way: bool = False) -> tuple[bytes, bool]:

@@ -1,5 +1,5 @@
-"""The scorers by name. Each module or package of `prefcast.scorers` that has a `SCORER` is one; another package adds one by the entry point
-group `prefcast.scorers`. A scorer's class is imported when it is first used."""
+"""The scorers by name. Each module or package of `prefcast.scorers` with a `SCORER` is one. Another package adds a scorer in
+the entry point group `prefcast.scorers`. A scorer's class is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "scorer_infos",
 ]
 
-# What people get who name no model.
+# The model that is used if none is named.
 DEFAULT = "embedded"
 _GROUP = "prefcast.scorers"
 
@@ -50,7 +50,7 @@ def _of_entry_point(point: EntryPoint) -> ScorerInfo:
     none."""
     try:
         found = point.load()
-    except Exception as error:  # a package of somebody else may fail in any way
+    except Exception as error:  # another package may fail in any way
         raise UsageError(
             f"the scorer {point.name} of another package cannot be loaded: {printable(str(error))}"
         ) from None

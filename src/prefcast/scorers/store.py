@@ -14,10 +14,11 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from prefcast.base.processes import runs
 from prefcast.errors import UsageError, printable, shown_path
@@ -25,11 +26,16 @@ from prefcast.errors import UsageError, printable, shown_path
 __all__ = ["LIMIT", "EvidenceStore", "Held", "default_path"]
 
 _log = logging.getLogger("prefcast")
-# Raise it when the tables change: another version's file is then refused by name.
+# Raise it when the tables change: files of another format are refused.
 _FORMAT = 1
+_TABLES = {
+    "attempts": "(key BLOB PRIMARY KEY, scored INTEGER NOT NULL, process INTEGER NOT NULL) WITHOUT ROWID",
+    "evidence": "(key BLOB PRIMARY KEY, stamp INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
+    "facts": "(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+}
 _APPLICATION = 0x70726665
 LIMIT = 2_000_000_000
-# A bound that is reached is undercut by so much, so that entries are not removed at every write.
+# A trim goes below the limit by so much, so that not every write is followed by a trim.
 _LOW = 0.9
 # Keys are hashes: each of so many ranges of them holds its share, and is trimmed in a transaction of its own.
 _RANGES = 64
@@ -41,9 +47,10 @@ _MINUTES = 3_700_000_000  # a later stamp, in the year 9000, is damage
 
 
 class _UnusableError(Exception):
-    """The file is not one of ours, or is damaged."""
+    """The file is not an evidence store, or is damaged."""
 
 
+T = TypeVar("T")
 # What SQLite, and numbers read from a damaged file, may raise.
 _FAULTS = (sqlite3.Error, OSError, ValueError, OverflowError, MemoryError, _UnusableError)
 
@@ -97,7 +104,7 @@ class EvidenceStore:
             self._db = _opened(self.path)
             # The write-ahead log of a reader that was killed is taken in; whoever forgets to close leaves nothing open.
             weakref.finalize(self, self._db.close)
-            self.limit = limit or self._fact("limit") or LIMIT
+            self.limit = limit or _fact(self._db, "limit") or LIMIT
         except (*_FAULTS, RuntimeError) as error:
             self._give_up(error)
 
@@ -108,111 +115,72 @@ class EvidenceStore:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those `keys` that are there."""
-        found: dict[bytes, bytes] = {}
-        with self._lock:
-            if self._db is None:
-                return found
-            try:
-                for start in range(0, len(keys), _AT_ONCE):
-                    part = keys[start : start + _AT_ONCE]
-                    query = f"SELECT key, value FROM evidence WHERE key IN ({','.join('?' * len(part))})"  # noqa: S608
-                    for key, packed in self._db.execute(query, part):
-                        found[key] = _unpacked(key, packed)
-                if not found.keys() <= set(keys):
-                    raise _UnusableError(_DAMAGED)
-            except _FAULTS as error:
-                self._give_up(error)
-                return {}
-        return found
+        return self._tried(lambda db: _found(db, keys)) or {}
 
     def put(self, values: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep the values of keys of 16 bytes, all or none; an older value of the same key goes."""
+        """Keep the values of keys of 16 bytes, all or none; an older value of the same key is replaced."""
         now = int(time.time()) // 60
         rows = [(key, now, value + _check(key, value)) for key, value in values]
-        with self._lock:
-            if self._db is None or not rows:
-                return
-            try:
-                with _Transaction(self._db):
-                    self._db.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", rows)
-                    self._db.execute("UPDATE facts SET value = value - ? WHERE name = 'room'", (len(rows),))
-                if _used(self._db) > self.limit and (self._fact("room") or 0) <= 0:
-                    self._trim()
-            except _FAULTS as error:
-                self._give_up(error)
+
+        def do(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                db.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", rows)
+                db.execute("UPDATE facts SET value = value - ? WHERE name = 'room'", (len(rows),))
+            if _used(db) > self.limit and (_fact(db, "room") or 0) <= 0:
+                _trim(db, self.limit)
+
+        if rows:
+            self._tried(do)
 
     def begin(self, key: bytes) -> bool:
-        """Note that a run begins; whether the last run of that key ended without a word, before it had scored anything."""
-        with self._lock:
-            if self._db is None:
-                return False
-            try:
-                with _Transaction(self._db):
-                    row = self._db.execute("SELECT scored, process FROM attempts WHERE key = ?", (key,)).fetchone()
-                    self._db.execute("INSERT OR REPLACE INTO attempts VALUES (?, 0, ?)", (key, os.getpid()))
-            except _FAULTS as error:
-                self._give_up(error)
-                return False
+        """Note that a run begins. True if the last run with that key ended before it had scored anything, without `end`."""
+
+        def do(db: sqlite3.Connection) -> tuple[int, int] | None:
+            with _transaction(db):
+                row = db.execute("SELECT scored, process FROM attempts WHERE key = ?", (key,)).fetchone()
+                db.execute("INSERT OR REPLACE INTO attempts VALUES (?, 0, ?)", (key, os.getpid()))
+            return row  # type: ignore[no-any-return]
+
+        row = self._tried(do)
         return row is not None and row[0] == 0 and not runs(row[1])
 
     def scored(self, key: bytes) -> None:
-        """Note that the run of that key has scored something."""
-        self._quietly("UPDATE attempts SET scored = 1 WHERE key = ?", key)
+        """Note that the run with that key has scored something."""
+        self._tried(lambda db: db.execute("UPDATE attempts SET scored = 1 WHERE key = ?", (key,)))
 
     def end(self, key: bytes) -> None:
-        """Note that the run of that key ended in order."""
-        self._quietly("DELETE FROM attempts WHERE key = ? AND process = ?", key, os.getpid())
-
-    def _quietly(self, query: str, *values: object) -> None:
-        with self._lock:
-            if self._db is None:
-                return
-            try:
-                self._db.execute(query, values)
-            except _FAULTS as error:
-                self._give_up(error)
+        """Note that the run with that key ended in order."""
+        mine = key, os.getpid()
+        self._tried(lambda db: db.execute("DELETE FROM attempts WHERE key = ? AND process = ?", mine))
 
     def held(self) -> Held:
-        """What is there. Raises UsageError where the file cannot be used."""
-        with self._lock:
-            db = self._usable()
-            try:
-                entries, *stamps = db.execute("SELECT count(*), min(stamp), max(stamp) FROM evidence").fetchone()
-                times = [None if each is None else _number(each, _MINUTES) * 60 for each in stamps]
-                return Held(self.shown, entries, _used(db), self.limit, *times)
-            except _FAULTS as error:
-                raise UsageError(f"{self.shown}: {_reason(error)}") from None
+        """What the store holds. Raises UsageError where the file cannot be used."""
+        with self._asked() as db:
+            entries, *stamps = db.execute("SELECT count(*), min(stamp), max(stamp) FROM evidence").fetchone()
+            times = [None if each is None else _number(each, _MINUTES) * 60 for each in stamps]
+            return Held(self.shown, entries, _used(db), self.limit, *times)
 
     def bound(self, limit: int) -> None:
-        """From now on the file takes at most about `limit` bytes. Raises UsageError where it cannot be used."""
-        with self._lock:
-            db = self._usable()
-            try:
-                db.execute("INSERT OR REPLACE INTO facts VALUES ('limit', ?)", (limit,))
-                self.limit = limit
-                if _used(db) > limit:
-                    self._trim()
-                    self._shrink()
-            except _FAULTS as error:
-                raise UsageError(f"{self.shown}: {_reason(error)}") from None
+        """From now on the file takes at most about `limit` bytes. Raises UsageError where the file cannot be used."""
+        with self._asked() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES ('limit', ?)", (limit,))
+            self.limit = limit
+            if _used(db) > limit:
+                _trim(db, limit)
+                _shrink(db)
 
     def empty(self) -> None:
-        """Forget everything. Raises UsageError where the file cannot be used."""
-        with self._lock:
-            db = self._usable()
-            try:
-                db.execute("DELETE FROM evidence")
-                db.execute("DELETE FROM attempts")
-                self._shrink()
-            except _FAULTS as error:
-                raise UsageError(f"{self.shown}: {_reason(error)}") from None
+        """Delete everything. Raises UsageError where the file cannot be used."""
+        with self._asked() as db:
+            db.execute("DELETE FROM evidence")
+            db.execute("DELETE FROM attempts")
+            _shrink(db)
 
     def copy(self, path: str | os.PathLike[str]) -> None:
-        """Copy everything into a new file at `path`. Raises UsageError where that cannot be."""
-        with self._lock:
-            db = self._usable()
+        """Copy everything into a new file at `path`. Raises UsageError where that is not possible."""
+        with self._asked() as db:
             try:
-                # SQLite fills an empty file: nobody else can read it, and no other file is replaced.
+                # SQLite fills an empty file: only its owner can read it, and no other file is replaced.
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:
                 raise UsageError(f"{shown_path(path)}: is there already; name a new file") from None
@@ -240,46 +208,27 @@ class EvidenceStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _usable(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise UsageError(f"{self.shown}: cannot be used; --store FILE names another file")
-        return self._db
+    def _tried(self, do: Callable[[sqlite3.Connection], T]) -> T | None:
+        """What `do` returns; None where the file cannot be used, now or from now on."""
+        with self._lock:
+            if self._db is None:
+                return None
+            try:
+                return do(self._db)
+            except _FAULTS as error:
+                self._give_up(error)
+                return None
 
-    def _fact(self, name: str) -> int | None:
-        row = self._usable().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else _number(row[0])
-
-    def _trim(self) -> None:
-        """Remove the oldest entries of a file that is over its bound.
-
-        Pages that were full become emptier and take new entries: the file does not shrink. So the next trim waits until
-        half as many entries were added as went now.
-        """
-        db = self._usable()
-        found = db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp")
-        ages = [(_number(stamp, _MINUTES), count) for stamp, count in found]
-        surplus = left = int(sum(count for _, count in ages) * (1 - _LOW * self.limit / _used(db))) + 1
-        older, border, share = -1, -1, 0.0
-        for stamp, count in ages:
-            if count > left:
-                border, share = stamp, left / count
-                break
-            older, left = stamp, left - count
-        step = 256 // _RANGES
-        for first in range(0, 256, step):
-            low, high = bytes([first]), bytes([first + step]) if first + step < 256 else b"\xff" * (_KEY_BYTES + 1)
-            # All of one minute are of one age: some of them go, evenly, so that the rest has room everywhere.
-            db.execute(
-                "DELETE FROM evidence WHERE key >= ? AND key < ? AND (stamp <= ? OR stamp = ? AND abs(random() % 10000) < ?)",
-                (low, high, older, border, share * 10_000),
-            )
-        db.execute("INSERT OR REPLACE INTO facts VALUES ('room', ?)", (surplus // 2,))
-
-    def _shrink(self) -> None:
-        db = self._usable()
-        db.execute("DELETE FROM facts WHERE name = 'room'")
-        db.execute("VACUUM")
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    @contextmanager
+    def _asked(self) -> Iterator[sqlite3.Connection]:
+        """The database, for what a person asked for: a fault is a UsageError."""
+        with self._lock:
+            if self._db is None:
+                raise UsageError(f"{self.shown}: cannot be used; --store FILE names another file")
+            try:
+                yield self._db
+            except _FAULTS as error:
+                raise UsageError(f"{self.shown}: {_reason(error)}") from None
 
     def _give_up(self, error: BaseException) -> None:
         if self._db is not None:
@@ -289,7 +238,7 @@ class EvidenceStore:
         if self._strict:
             raise UsageError(f"{self.shown}: {_reason(error)}") from None
         _log.warning(
-            "%s: %s: evidence is neither kept nor found there (--store FILE names another file, --no-store does without)",
+            "%s: %s: evidence is neither kept nor found there (--store FILE names another file, --no-store uses none)",
             self.shown,
             _reason(error),
         )
@@ -309,20 +258,19 @@ def _reason(error: BaseException) -> str:
 
 
 _DAMAGED = "the file is damaged; delete it"
+_FOREIGN = "the file belongs to another program"
 
 
-class _Transaction:
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None:
-            self._db.execute("COMMIT")
-        elif self._db.in_transaction:  # a full disk may have rolled back already
-            self._db.execute("ROLLBACK")
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:  # on a full disk SQLite may have rolled back already
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def _check(key: bytes, value: bytes) -> bytes:
@@ -338,11 +286,62 @@ def _unpacked(key: object, packed: object) -> bytes:
     raise _UnusableError(_DAMAGED)
 
 
+def _found(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for start in range(0, len(keys), _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
+        query = f"SELECT key, value FROM evidence WHERE key IN ({','.join('?' * len(part))})"  # noqa: S608
+        for key, packed in db.execute(query, part):
+            found[key] = _unpacked(key, packed)
+    if not found.keys() <= set(keys):
+        raise _UnusableError(_DAMAGED)
+    return found
+
+
+def _fact(db: sqlite3.Connection, name: str) -> int | None:
+    row = db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+    return None if row is None else _number(row[0])
+
+
+def _trim(db: sqlite3.Connection, limit: int) -> None:
+    """Delete the oldest entries of a file that is over its limit.
+
+    Pages that were full become emptier and take new entries: the file does not shrink. So the next trim waits until
+    half as many entries were added as were deleted now.
+    """
+    found = db.execute("SELECT stamp, count(*) FROM evidence GROUP BY stamp ORDER BY stamp")
+    ages = [(_number(stamp, _MINUTES), count) for stamp, count in found]
+    surplus = left = int(sum(count for _, count in ages) * (1 - _LOW * limit / _used(db))) + 1
+    older, border, share = -1, -1, 0.0
+    for stamp, count in ages:
+        if count > left:
+            border, share = stamp, left / count
+            break
+        older, left = stamp, left - count
+    step = 256 // _RANGES
+    for first in range(0, 256, step):
+        low, high = bytes([first]), bytes([first + step]) if first + step < 256 else b"\xff" * (_KEY_BYTES + 1)
+        # All entries of one minute have the same age: some of them are deleted, evenly, so that each range gets room.
+        db.execute(
+            "DELETE FROM evidence WHERE key >= ? AND key < ? AND (stamp <= ? OR stamp = ? AND abs(random() % 10000) < ?)",
+            (low, high, older, border, share * 10_000),
+        )
+    db.execute("INSERT OR REPLACE INTO facts VALUES ('room', ?)", (surplus // 2,))
+
+
+def _shrink(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM facts WHERE name = 'room'")
+    db.execute("VACUUM")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    found: int = db.execute(f"PRAGMA {name}").fetchone()[0]
+    return found
+
+
 def _used(db: sqlite3.Connection) -> int:
-    pages, free, size = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * size)
+    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _pragma(db, "page_size")
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -363,36 +362,33 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 def _set_up(db: sqlite3.Connection) -> None:
     """Make the tables if the file is new; _UnusableError if it is another version's or another program's."""
-    if not db.execute("PRAGMA application_id").fetchone()[0]:
-        with _Transaction(db):
+    # The file may come from a stranger: its tables alone are used, and nothing in it is run.
+    db.execute("PRAGMA trusted_schema = OFF")
+    if not _pragma(db, "application_id"):
+        with _transaction(db):
             # Another process may have been faster.
-            if not db.execute("PRAGMA application_id").fetchone()[0]:
+            if not _pragma(db, "application_id"):
                 if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise _UnusableError("the file belongs to another program")
-                db.execute(
-                    "CREATE TABLE evidence (key BLOB PRIMARY KEY, stamp INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID"
-                )
-                db.execute(
-                    "CREATE TABLE attempts (key BLOB PRIMARY KEY, scored INTEGER NOT NULL, process INTEGER NOT NULL) WITHOUT ROWID"
-                )
-                db.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
+                    raise _UnusableError(_FOREIGN)
+                for name, columns in _TABLES.items():
+                    db.execute(f"CREATE TABLE {name} {columns}")
                 db.execute(f"PRAGMA user_version = {_FORMAT}")
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
-    application, found = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-    if application != _APPLICATION:
-        raise _UnusableError("the file belongs to another program")
-    if found != _FORMAT:
-        raise _UnusableError(f"the file is of format {found}, this version keeps format {_FORMAT}; delete it")
+    if _pragma(db, "application_id") != _APPLICATION:
+        raise _UnusableError(_FOREIGN)
+    if (found := _pragma(db, "user_version")) != _FORMAT:
+        raise _UnusableError(f"the file has format {found}, this version uses format {_FORMAT}; delete it")
+    there = db.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+    if there != [("table", name, f"CREATE TABLE {name} {columns}") for name, columns in _TABLES.items()]:
+        raise _UnusableError(_FOREIGN)
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError as error:
-            # Here SQLite itself does not wait for the others.
+            # SQLite does not wait for other processes here.
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
     db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("SELECT key, stamp, value FROM evidence LIMIT 0")
-    db.execute("SELECT key, scored, process FROM attempts LIMIT 0")

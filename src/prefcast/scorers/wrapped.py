@@ -1,4 +1,4 @@
-"""A scorer around another one: for whoever changes how evidence comes, not what it is."""
+"""A scorer around another one, which changes how evidence is computed, not the evidence."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class WrappedScorer(Scorer):
         return self.inner.explain(pair)
 
     def identity(self) -> str:
-        # It may cover many megabytes, and does not change under a running scorer.
+        # It may be a digest of many megabytes, and does not change during a run.
         self._identity = self._identity or self.inner.identity()
         return self._identity
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,37 +129,25 @@ class EvidenceActor:
         return said
 
 
-class faults:  # noqa: N801 - a context manager, used like a function
+@contextmanager
+def faults(where: str, row: dict[str, Any]) -> Iterator[None]:
     """An exception that is raised within becomes `row["fault"]`."""
-
-    def __init__(self, where: str, row: dict[str, Any]) -> None:
-        self._where, self._row = where, row
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if error is None:
-            return False
-        if isinstance(error, PrefcastError):
-            fault: PrefcastError = error
-        elif isinstance(error, MemoryError):
-            fault = ResourceError(
-                f"{self._where}: out of memory on {os.uname().nodename}; a smaller --budget reads less of a pair, and "
-                "--isolate finds a row that alone needs too much"
-            )
-        elif isinstance(error, Exception):
-            said = printable(str(error))[:_MOST]
-            fault = WorkerError(f"{self._where} cannot be scored on {os.uname().nodename}: {kind.__name__}: {said}")  # type: ignore[union-attr]
-        else:
-            return False
-        self._row["fault"] = fault_of(fault)
-        return True
+    here = os.uname().nodename
+    try:
+        yield
+    except PrefcastError as error:
+        row["fault"] = fault_of(error)
+    except MemoryError:
+        said = f"{where}: out of memory on {here}; a smaller --budget reads less of a pair, and --isolate finds a row that "
+        row["fault"] = fault_of(ResourceError(f"{said}alone needs too much"))
+    except Exception as error:
+        said = f"{type(error).__name__}: {printable(str(error))[:_MOST]}"
+        row["fault"] = fault_of(WorkerError(f"{where} cannot be scored on {here}: {said}"))
 
 
 def died(where: str) -> str:
     """The message about a batch or a part that ends every actor that scores it."""
-    return f"{where} ended its actor {TRIES} times; if a row does that, --isolate finds it"
+    return f"{where} ended its actor {TRIES} times; if a row causes that, --isolate finds it"
 
 
 def fault_of(error: PrefcastError) -> str:

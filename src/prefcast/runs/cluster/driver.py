@@ -97,7 +97,7 @@ class ClusterScorer(WrappedScorer):
                     else:
                         waiting.append((batch, tries + 1))
         finally:
-            # What a caller that ends early asked is answered to nobody.
+            # If a caller ends early, nobody waits for its answers.
             for _, _, actor in running.values():
                 self._idle.put(actor)
             with self._ended:

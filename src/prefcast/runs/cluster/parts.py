@@ -151,7 +151,7 @@ def score_parts(
     """
     import ray
 
-    start, tally, watch, firsts = time.perf_counter(), _Counted(), Watch(log), dict[str, str]()
+    start, tally, watch, firsts = time.perf_counter(), Tally(), Watch(log), dict[str, str]()
     todo = listed(parts.source)
     there = _prepare(parts, spec.header or {}, todo, fresh)
     if there:
@@ -172,7 +172,10 @@ def score_parts(
                     faulty.append(row["fault"])
                     continue
                 said = json.loads(row["done"])
-                tally.count(said, row["there"])
+                tally.rows += said["rows"]
+                tally.failed += said["failed"]
+                tally.truncated += said["truncated"]
+                tally.restored += said["rows"] if row["there"] else 0
                 if said["first"] is not None:
                     firsts[row["part"]] = said["first"]
                 for name, seconds in said["seconds"].items():
@@ -190,16 +193,6 @@ def score_parts(
             error.add_note(more)
             raise
     return tally.report(time.perf_counter() - start, watch)
-
-
-class _Counted(Tally):
-    """Counts the rows of parts, as their actors report them."""
-
-    def count(self, said: Mapping[str, Any], restored: bool) -> None:
-        self.rows += said["rows"]
-        self.failed += said["failed"]
-        self.truncated += said["truncated"]
-        self.restored += said["rows"] if restored else 0
 
 
 class _ReportedError(RowError):
