@@ -322,26 +322,24 @@ class _Gathered:
 def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecaster:
     """The forecaster of a fit: one scorer with its link, or a blend of several scorers whose weights are the link's."""
     link, model = found.link, FITTED_MODELS[found.link.kind]
-    level = float(link.theta[len(link.margin)])
-    weight = {**dict(zip(link.margin, link.theta.tolist(), strict=False))}
-    weight |= dict(zip(link.tie, link.theta[len(link.margin) + 1 :].tolist(), strict=True))
+    weight = dict(zip((*link.margin, "level", *link.tie), link.theta.tolist(), strict=True))
     facts = {name: weight[name] for name in (*MARGIN_COVARIATES, *TIE_COVARIATES) if name in weight}
     prior_tie = found.shares[Outcome.TIE]
     if len(found.members) == 1 and not facts:
         member = found.members[0]
         scorer, budget = members[member]
-        outcome = model(weight[f"margin:{member}"], level, weight[f"tie:{member}"])  # type: ignore[call-arg]
+        outcome = model(weight[f"margin:{member}"], weight["level"], weight[f"tie:{member}"])
         named = link.renamed({f"margin:{member}": "margin", f"tie:{member}": "tie"})
         return Forecaster(scorer, outcome, budget, prior_tie, link=named, calibration=found.calibration)
     parts = []
     renamed: dict[str, str] = {}
     for number, member in enumerate(found.members):
         renamed |= {f"{what}:{member}": f"{what}:{number}" for what in ("margin", "tie")}
-        alone = _alone(found.member_links[number]) if found.member_links else None
+        alone = FITTED_MODELS["davidson"](*found.member_links[number].theta.tolist()) if found.member_links else None
         parts.append(Member(*members[member], weight[f"margin:{member}"], weight[f"tie:{member}"], alone))
     return Forecaster(
         BlendScorer(parts, facts),
-        model(1.0, level, 1.0),  # type: ignore[call-arg]
+        model(1.0, weight["level"], 1.0),
         WHOLE,
         prior_tie,
         link=link.renamed(renamed),
@@ -353,11 +351,6 @@ def _named(column: str, names: Sequence[str]) -> str:
     """The readable name of a column: margin:0 becomes "margin of surface"."""
     what, colon, member = column.partition(":")
     return f"{what} of {names[int(member)]}" if colon else what
-
-
-def _alone(link: Link) -> Any:
-    scale, level, tie_weight = link.theta.tolist()
-    return FITTED_MODELS[link.kind](scale, level, tie_weight)  # type: ignore[call-arg]
 
 
 def _card(

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from prefcast.errors import printable
 from prefcast.measuring.metrics import NAMES, Evaluation, Figure, Slice
-from prefcast.pairs import Outcome, Pair
 from prefcast.report.svg import ladder_svg, margins_svg, reliability_svg, slice_range, slices_svg
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
     from prefcast.measuring.collected import Surprise
 
-__all__ = ["Excerpt", "Shown", "Tile", "excerpt_of", "report_html", "visible"]
+__all__ = ["report_html", "visible"]
 
 _SHOWN_TEXT = 4000
 _SHOWN_TURNS = 12
@@ -31,38 +29,6 @@ _NAME = 120
 _JOINERS = "\u200c\u200d"
 _WON = {"a": "A won", "b": "B won", "tie": "Tie"}
 _LETTERS = {"a": "A", "b": "B", "tie": "tie"}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A headline figure: its name, its value and interval as text, and a note on how to read it."""
-
-    name: str
-    value: str
-    interval: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """The beginning of a text, and the number of characters that were left out."""
-
-    text: str
-    left_out: int
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A surprising row as the page shows it: `said` are the percentages of A, B and tie, `turns` are triples of excerpts
-    (prompt, A, B)."""
-
-    id: str
-    models: tuple[str, str] | None
-    happened: str
-    said: tuple[tuple[str, str], ...]
-    log_loss: str
-    turns: tuple[tuple[Excerpt, Excerpt, Excerpt], ...]
-    turns_left_out: int
 
 
 def visible(text: str) -> str:
@@ -76,11 +42,6 @@ def visible(text: str) -> str:
         out.append(c if kept or joins else c.encode("unicode_escape").decode("ascii"))
         before = c
     return "".join(out)
-
-
-def excerpt_of(text: str, limit: int = _SHOWN_TEXT) -> Excerpt:
-    """The first `limit` characters of an untrusted text, as `visible` shows them."""
-    return Excerpt(visible(text[:limit]), max(0, len(text) - limit))
 
 
 def report_html(
@@ -109,6 +70,7 @@ def report_html(
         "percent": _percent,
         "bracketed": _bracketed,
         "spelled": _spelled,
+        "visible": visible,
         "grouped": "{:,}".format,
     }
     page = environment.from_string(files("prefcast.report").joinpath("templates/report.html.jinja").read_text("utf-8"))
@@ -122,6 +84,7 @@ def report_html(
         version=version("prefcast"),
         tiles=_tiles(evaluation),
         summary=_summary(evaluation, _spelled(forecaster)),
+        names=NAMES,
         letters=_LETTERS,
         won=_WON,
         ladder=_figure(
@@ -133,8 +96,9 @@ def report_html(
         calibration=_calibration(evaluation),
         swap=_swap(evaluation),
         kinds=_kinds(evaluation.slices),
-        surprises=None if surprises is None else [_shown(each) for each in surprises],
+        surprises=surprises,
         shown_text=_SHOWN_TEXT,
+        shown_turns=_SHOWN_TURNS,
     )
 
 
@@ -167,26 +131,28 @@ def _in_hundred(value: float) -> str:
 _FORMS: dict[str, Callable[[float], str]] = {"plain": _plain, "signed": _signed, "percent": _in_hundred}
 
 
-def _tiles(e: Evaluation) -> list[Tile]:
+def _tiles(e: Evaluation) -> list[tuple[str, str, str, str]]:
+    """The headline figures: the name, the value and interval as text, and a note on how to read the figure."""
     s = e.scores
+    plain = _plain(s.expected_calibration_error_plain.value)
     every = [
-        ("log loss", s.log_loss, _plain, "lower is better; equal chances give 1.099"),
-        ("accuracy", s.accuracy, _percent, "how often the likeliest outcome happened"),
-        ("Brier score", s.brier_score, _plain, "lower is better; equal chances give 0.667"),
+        ("log loss", s.log_loss, "plain", "lower is better; equal chances give 1.099"),
+        ("accuracy", s.accuracy, "percent", "how often the likeliest outcome happened"),
+        ("Brier score", s.brier_score, "plain", "lower is better; equal chances give 0.667"),
         (
             "calibration error",
             s.expected_calibration_error,
-            _plain,
-            f"0 is perfect; {_plain(s.expected_calibration_error_plain.value)} without the correction for sampling noise",
+            "plain",
+            f"0 is perfect; {plain} without the correction for sampling noise",
         ),
-        ("tie recall", s.tie_recall, _percent, "how often a tie was the likeliest where it was a tie"),
-        ("AUC", s.auc, _plain, "how well A won and B won are told apart; 0.5 is chance"),
+        ("tie recall", s.tie_recall, "percent", "how often a tie was the likeliest where it was a tie"),
+        ("AUC", s.auc, "plain", "how well A won and B won are told apart; 0.5 is chance"),
     ]
     return [
-        Tile(name, say(figure.value), _bracketed(figure, "percent" if say is _percent else "plain"), note)
-        if figure is not None
-        else Tile(name, "–", "", "no such rows")
-        for name, figure, say, note in every
+        (name, "–", "", "no such rows")
+        if figure is None
+        else (name, (_percent if form == "percent" else _plain)(figure.value), _bracketed(figure, form), note)
+        for name, figure, form, note in every
     ]
 
 
@@ -287,26 +253,3 @@ def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], Markup | Non
             )
         out.append((_spelled(kind), parts, chart))
     return out
-
-
-def _shown(surprise: Surprise) -> Shown:
-    pair = surprise.pair
-    outcome = Outcome.TIE if pair.outcome is None else pair.outcome
-    return Shown(
-        id=_spelled(pair.id),
-        models=_models(pair),
-        happened=NAMES[outcome],
-        said=tuple((name, f"{100 * p:.0f}") for name, p in zip(NAMES, surprise.probabilities, strict=True)),
-        log_loss=f"{surprise.log_loss:.2f}",
-        turns=tuple(
-            (excerpt_of(turn.prompt), excerpt_of(turn.response_a), excerpt_of(turn.response_b))
-            for turn in pair.turns[:_SHOWN_TURNS]
-        ),
-        turns_left_out=max(0, len(pair.turns) - _SHOWN_TURNS),
-    )
-
-
-def _models(pair: Pair) -> tuple[str, str] | None:
-    if pair.model_a is None and pair.model_b is None:
-        return None
-    return _spelled(pair.model_a or "unknown"), _spelled(pair.model_b or "unknown")

@@ -270,8 +270,8 @@ def _uniform(sums: Bootstrap) -> Baseline:
     label = np.zeros(1, dtype=np.int64)
     loss = float(row_log_loss(third, label)[0])
     own = _mean(sums, "log_loss")
-    alike = [Figure(value, value, value) for value in (loss, 1 / 3, float(row_brier(third, label)[0]))]
-    return Baseline(*alike, gain=Figure(loss - own.value, loss - own.high, loss - own.low))
+    log_loss, accuracy, brier = (Figure(each, each, each) for each in (loss, 1 / 3, float(row_brier(third, label)[0])))
+    return Baseline(log_loss, accuracy, brier, Figure(loss - own.value, loss - own.high, loss - own.low))
 
 
 def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) -> tuple[Bin, ...]:
