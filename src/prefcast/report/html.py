@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefcast.errors import printable
 from prefcast.measuring.metrics import NAMES, Evaluation, Figure, Slice
@@ -72,6 +72,7 @@ def report_html(
         "spelled": _spelled,
         "visible": visible,
         "grouped": "{:,}".format,
+        "counted": lambda count: f"{count:,.1f}".removesuffix(".0"),
     }
     page = environment.from_string(files("prefcast.report").joinpath("templates/report.html.jinja").read_text("utf-8"))
     return page.render(
@@ -82,8 +83,6 @@ def report_html(
         source=None if source is None else _spelled(source),
         date=date,
         version=version("prefcast"),
-        tiles=_tiles(evaluation),
-        summary=_summary(evaluation, _spelled(forecaster)),
         names=NAMES,
         letters=_LETTERS,
         won=_WON,
@@ -92,9 +91,6 @@ def report_html(
         ),
         reliability=_reliability(evaluation),
         margins=_figure(margins_svg(evaluation.margins, _WON), _MARGINS_ALT),
-        confusion=_confusion(evaluation),
-        calibration=_calibration(evaluation),
-        swap=_swap(evaluation),
         kinds=_kinds(evaluation.slices),
         surprises=surprises,
         shown_text=_SHOWN_TEXT,
@@ -131,53 +127,6 @@ def _in_hundred(value: float) -> str:
 _FORMS: dict[str, Callable[[float], str]] = {"plain": _plain, "signed": _signed, "percent": _in_hundred}
 
 
-def _tiles(e: Evaluation) -> list[tuple[str, str, str, str]]:
-    """The headline figures: the name, the value and interval as text, and a note on how to read the figure."""
-    s = e.scores
-    plain = _plain(s.expected_calibration_error_plain.value)
-    every = [
-        ("log loss", s.log_loss, "plain", "lower is better; equal chances give 1.099"),
-        ("accuracy", s.accuracy, "percent", "how often the likeliest outcome happened"),
-        ("Brier score", s.brier_score, "plain", "lower is better; equal chances give 0.667"),
-        (
-            "calibration error",
-            s.expected_calibration_error,
-            "plain",
-            f"0 is perfect; {plain} without the correction for sampling noise",
-        ),
-        ("tie recall", s.tie_recall, "percent", "how often a tie was the likeliest where it was a tie"),
-        ("AUC", s.auc, "plain", "how well A won and B won are told apart; 0.5 is chance"),
-    ]
-    return [
-        (name, "–", "", "no such rows")
-        if figure is None
-        else (name, (_percent if form == "percent" else _plain)(figure.value), _bracketed(figure, form), note)
-        for name, figure, form, note in every
-    ]
-
-
-def _verdict(gain: Figure, than: str) -> str:
-    size = f"{_plain(abs(gain.value))} ({_bracketed(gain)})"
-    if gain.low > 0:
-        return f"better than {than} by {size}"
-    if gain.high < 0:
-        return f"worse than {than} by {_plain(abs(gain.value))} (gain {_bracketed(gain, 'signed')})"
-    return f"not clearly different from {than} (gain {_signed(gain.value)}, {_bracketed(gain, 'signed')})"
-
-
-def _summary(e: Evaluation, forecaster: str) -> str:
-    """A summary of the figures in two sentences."""
-    than = {
-        "class_prior": "a forecast that knows only how often each outcome happens",
-        "length": "a forecast from the lengths of the answers alone",
-    }
-    verdicts = [_verdict(e.baselines[base].gain, said) for base, said in than.items() if base in e.baselines]
-    return (
-        f"On {e.n:,} labelled pairs {forecaster} has a log loss of {_plain(e.scores.log_loss.value)}: "
-        f"{', and '.join(verdicts)}. Its likeliest outcome happened in {_percent(e.scores.accuracy.value)} of the pairs."
-    )
-
-
 def _figure(svg: str, alt: str) -> Markup:
     """A drawing with its text alternative."""
     from markupsafe import Markup, escape
@@ -207,35 +156,6 @@ def _reliability(e: Evaluation) -> list[tuple[str, Markup]]:
         alt = f"{_LETTERS[name]}: forecast probability and share that happened, bin by bin: {points}."
         out.append((name, _figure(reliability_svg(name, bins, most), alt)))
     return out
-
-
-def _calibration(e: Evaluation) -> str:
-    error, plain = e.scores.expected_calibration_error, e.scores.expected_calibration_error_plain
-    return (
-        f"Over all groups the mean gap between forecast and share is {_plain(error.value)} ({_bracketed(error)}) after the "
-        f"correction for sampling noise, and {_plain(plain.value)} ({_bracketed(plain)}) before it."
-    )
-
-
-def _confusion(e: Evaluation) -> list[dict[str, Any]]:
-    rows = []
-    for name, counts in zip(NAMES, e.confusion, strict=True):
-        total = sum(counts)
-        cells = [(f"{count:,.1f}".removesuffix(".0"), count / total if total else 0.0) for count in counts]
-        rows.append({"name": _WON[name], "total": f"{total:,.0f}", "cells": cells})
-    return rows
-
-
-def _swap(e: Evaluation) -> str | None:
-    swap = e.order_swap
-    if swap is None:
-        return None
-    if not swap.flips and swap.largest_change < 1e-6:
-        return f"the forecast does not depend on the order of the answers ({swap.n:,} pairs tried)"
-    return (
-        f"another favourite in {_percent(swap.flips)} of {swap.n:,} pairs; the largest change of a probability is "
-        f"{_plain(swap.largest_change)}"
-    )
 
 
 def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], Markup | None]]:

@@ -49,8 +49,9 @@ _IN_BINS = ("rows", "forecast", "happened", "variance")
 class MeasuredRows:
     """The input of `measure`: a table with the columns COLUMNS, and further columns that these fields name.
 
-    `baselines` and `other` name triples of columns with probabilities (`length` is `length_a`, `length_b` and
-    `length_tie`; nan means that there is none). `slices` gives, for each column of codes, the name of each code.
+    `baselines` names triples of columns with probabilities (`length` is `length_a`, `length_b` and `length_tie`).
+    `other` is the name of another forecast, whose probabilities are in `other_a`, `other_b` and `other_tie` (nan means
+    that there is none). `slices` gives, for each column of codes, the name of each code.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("a", "b", "tie", "label", "key")
@@ -97,7 +98,7 @@ def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Eva
         confusion=tuple(map(tuple, confusion.tolist())),
         margins={name: tuple(margins[index].astype(int).tolist()) for index, name in enumerate(NAMES)},
         slices=tuple(_slice(sums, rows, kind, code) for kind, code in plan.slices),
-        against=_difference(sums, rows.other) if rows.other else None,
+        against=None if rows.other is None else _difference(sums, rows.other),
         resampled=rows.resampled,
     )
 
@@ -114,7 +115,7 @@ class _Plan:
         self.prior = _cross_fitted_prior(np.stack(by_fold))
         self.chance = _Placements(table.column("a"), table.column("b"), label)
         self.bins = [(name, index) for name in NAMES for index in range(len(self.edges[name]) + 1)]
-        self.slices = _shown_slices(rows, table)
+        self.slices = _shown_slices(rows)
         self.baselines = ("class_prior", *rows.baselines)
 
     def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> dict[str, Floats]:
@@ -143,8 +144,8 @@ class _Plan:
             columns[f"rows:{kind}:{code}"] = inside
             columns[f"log_loss:{kind}:{code}"] = inside * losses["log_loss"]
             columns[f"gain:{kind}:{code}"] = inside * columns["gain:class_prior"]
-        if self.rows.other:
-            theirs = self._triple(block, self.rows.other)
+        if self.rows.other is not None:
+            theirs = self._triple(block, "other")
             there = np.asarray(np.isfinite(theirs).all(axis=1))
             columns["rows:other"] = there.astype(np.float64)
             other = _losses(np.where(there[:, None], theirs, 1 / 3), y)
@@ -284,11 +285,11 @@ def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) ->
     return tuple(found)
 
 
-def _shown_slices(rows: MeasuredRows, table: Columns) -> list[tuple[str, int]]:
+def _shown_slices(rows: MeasuredRows) -> list[tuple[str, int]]:
     """The codes of each kind to show: all, or the 20 with most rows."""
     shown: list[tuple[str, int]] = []
     for kind, names in rows.slices.items():
-        codes = table.column(f"slice:{kind}")
+        codes = rows.table.column(f"slice:{kind}")
         counts = np.bincount(codes[codes >= 0].astype(np.int64), minlength=len(names))
         most = [code for code in np.argsort(-counts, kind="stable")[:20].tolist() if counts[code]]
         shown += [(kind, code) for code in (sorted(most) if len(names) <= 20 else most)]

@@ -293,14 +293,8 @@ def _check_connected(votes: Votes, whole: Votes) -> None:
     won, lost = between[inside].any(), between[:, inside].any()
     names = [excerpt(votes.models[i], 40) for i in np.flatnonzero(inside)[:_NAMED]]
     more = f" and {size - _NAMED} more" if size > _NAMED else ""
-    one = size == 1
-    what = (
-        f"never lost or tied{'' if one else ' against the others'}"
-        if won
-        else f"never won or tied{'' if one else ' against the others'}"
-        if lost
-        else "never met the others"
-    )
+    against = "" if size == 1 else " against the others"
+    what = f"never {'lost' if won else 'won'} or tied{against}" if won or lost else "never met the others"
     raise UsageError(
         f"no finite rating for {', '.join(names)}{more} (of {len(votes.models)} models): {what}; "
         f"more votes are needed{_advice(whole)}"

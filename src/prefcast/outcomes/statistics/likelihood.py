@@ -76,7 +76,10 @@ def maximise(
     for _ in range(_STEPS):
         if np.abs(slope).max(initial=0.0) <= _TOLERANCE * votes:
             return Optimum(offset + basis @ free, free, information, votes)
-        step = _solve(information, slope)
+        try:
+            step = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            raise FitError("the fit did not converge: the data do not determine every parameter") from None
         for _ in range(_HALVINGS):
             tried = _evaluate(link, blocks, basis, offset, free - step, hold)
             # Near the optimum the losses differ only by rounding; then the gradient decides.
@@ -127,14 +130,6 @@ def cross_fitted(
 def _rows(columns: Floats, wanted: NDArray[np.bool_]) -> Floats:
     """The rows of `columns` (n, p) that are `wanted` (n,), column by column in memory as `columns` are: rounding depends on that."""
     return np.compress(wanted, columns.T, axis=1).T
-
-
-def _solve(information: Floats, slope: Floats) -> Floats:
-    try:
-        step: Floats = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        raise FitError("the fit did not converge: the data do not determine every parameter") from None
-    return step
 
 
 def _evaluate(
