@@ -7,7 +7,7 @@ content security policy forbids it to load or run anything.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -65,10 +65,11 @@ def report_html(
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "plain": _plain,
-        "signed": _signed,
-        "percent": _percent,
+        "plain": _number,
+        "signed": lambda value: _number(value, "signed"),
+        "percent": lambda value: f"{_number(value, 'percent')}\u00a0%",
         "bracketed": _bracketed,
+        "drawing": _drawing,
         "spelled": _spelled,
         "visible": visible,
         "grouped": "{:,}".format,
@@ -86,11 +87,9 @@ def report_html(
         names=NAMES,
         letters=_LETTERS,
         won=_WON,
-        ladder=_figure(
-            ladder_svg("this forecast", evaluation.scores.log_loss, evaluation.baselines), _ladder_alt(evaluation)
-        ),
+        ladder=ladder_svg("this forecast", evaluation.scores.log_loss, evaluation.baselines),
         reliability=_reliability(evaluation),
-        margins=_figure(margins_svg(evaluation.margins, _WON), _MARGINS_ALT),
+        margins=margins_svg(evaluation.margins, _WON),
         kinds=_kinds(evaluation.slices),
         surprises=surprises,
         shown_text=_SHOWN_TEXT,
@@ -104,72 +103,37 @@ def _spelled(text: object) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
-def _plain(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\u00a0%".replace("-", "−")
+def _number(value: float, form: str = "plain") -> str:
+    """A number with three decimals, `signed` or not, or in hundred (`percent`, without the sign %)."""
+    shown = f"{100 * value:.1f}" if form == "percent" else f"{value:{'+' if form == 'signed' else ''}.3f}"
+    return shown.replace("-", "−")
 
 
 def _bracketed(figure: Figure, form: str = "plain") -> str:
-    return f"{_FORMS[form](figure.low)} to {_FORMS[form](figure.high)}"
+    return f"{_number(figure.low, form)} to {_number(figure.high, form)}"
 
 
-def _in_hundred(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-_FORMS: dict[str, Callable[[float], str]] = {"plain": _plain, "signed": _signed, "percent": _in_hundred}
-
-
-def _figure(svg: str, alt: str) -> Markup:
+def _drawing(svg: str, alt: str) -> Markup:
     """A drawing with its text alternative."""
     from markupsafe import Markup, escape
 
-    drawing = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
     # matplotlib made the drawing and escaped the names in it.
-    return Markup(drawing)  # noqa: S704
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1))  # noqa: S704
 
 
-_MARGINS_ALT = "Three histograms of the log of P(A) over P(B): where A won, where B won, where it was a tie."
-
-
-def _ladder_alt(e: Evaluation) -> str:
-    parts = [f"{base.replace('_', ' ')} {_plain(found.log_loss.value)}" for base, found in e.baselines.items()]
-    return (
-        f"Log losses: {', '.join(parts)}, this forecast {_plain(e.scores.log_loss.value)}. The table has the intervals."
-    )
-
-
-def _reliability(e: Evaluation) -> list[tuple[str, Markup]]:
+def _reliability(e: Evaluation) -> dict[str, str]:
+    """The chart of each outcome; all charts have the same range of probabilities."""
     every = [part for bins in e.reliability.values() for part in bins]
     most = min(1.0, max([0.1, *(max(part.forecast, part.observed.high) for part in every)]) * 1.04)
-    out = []
-    for name in NAMES:
-        bins = e.reliability[name]
-        points = ", ".join(f"{_percent(part.forecast)} and {_percent(part.observed.value)}" for part in bins)
-        alt = f"{_LETTERS[name]}: forecast probability and share that happened, bin by bin: {points}."
-        out.append((name, _figure(reliability_svg(name, bins, most), alt)))
-    return out
+    return {name: reliability_svg(name, e.reliability[name], most) for name in NAMES}
 
 
-def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], Markup | None]]:
+def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], str | None]]:
     """Each kind with its slices and, if there are several, their chart; all charts have the same range of gains."""
     kinds = [(kind, list(parts)) for kind, parts in groupby(slices, key=lambda part: part.kind)]
     drawn = [part for _, parts in kinds if len(parts) > 1 for part in parts]
     span = slice_range(drawn) if drawn else (0.0, 0.0)
-    out = []
-    for number, (kind, parts) in enumerate(kinds):
-        chart = None
-        if len(parts) > 1:
-            said = "; ".join(f"{_spelled(part.name)} {_signed(part.gain.value)} (n {part.n})" for part in parts)
-            chart = _figure(
-                slices_svg(f"slices-{number}", parts, span), f"Gain in log loss over the class prior: {said}."
-            )
-        out.append((_spelled(kind), parts, chart))
-    return out
+    return [
+        (_spelled(kind), parts, slices_svg(f"slices-{number}", parts, span) if len(parts) > 1 else None)
+        for number, (kind, parts) in enumerate(kinds)
+    ]
