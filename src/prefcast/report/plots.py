@@ -135,11 +135,8 @@ def leaderboard_figure(board: Leaderboard) -> Figure:
     figure_width = 1.4 + label + 4.0 + (side + 1.4 if with_map else 0.0)
     with plot_style():
         figure = styled_figure(figure_width, 1.3 + side)
-        axes: list[Axes]
-        if with_map:
-            axes = list(figure.subplots(1, 2, width_ratios=[4.0, side + 0.6], sharey=True))
-        else:
-            axes = [figure.subplots()]
+        widths = [4.0, side + 0.6] if with_map else [4.0]
+        axes = figure.subplots(1, len(widths), width_ratios=widths, sharey=True, squeeze=False)[0]
         _ratings(axes[0], board, names)
         if with_map:
             _win_rates(figure, axes[1], board)
