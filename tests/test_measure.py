@@ -314,7 +314,6 @@ def test_the_bootstrap_of_a_mean_is_the_normals() -> None:
     sums = Bootstrap()
     sums.add(np.arange(2000, dtype=np.uint64), {"value": values, "rows": np.ones(2000)})
     found = sums.ratio("value", "rows")
-    assert found is not None
     assert found.value == pytest.approx(values.mean(), abs=1e-12)
     error = values.std() / np.sqrt(2000)
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.25 * error)
@@ -377,7 +376,7 @@ def test_forecasts_that_all_failed_say_so(tmp_path: Path) -> None:
     ]
     path = write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(UsageError, match="of 3 rows 3 failed"):
-        measured_predictions(path)
+        measured_predictions(path).evaluation()
     with pytest.raises(FileError, match="no rows"):
         measured_predictions(
             write_csv(tmp_path / "e.csv", [], ["id", "winner_model_a", "winner_model_b", "winner_tie"])

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from prefcast.errors import UsageError, shown_path
 
-__all__ = ["atomic_file", "umask"]
+__all__ = ["atomic_file", "checked_ending", "umask"]
 
 
 @contextmanager
@@ -58,6 +58,16 @@ def _said_of(path: str | os.PathLike[str]) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{shown_path(path)}: cannot be written: {reason}") from None
+
+
+def checked_ending(path: str | os.PathLike[str], what: str, *endings: str) -> str:
+    """The ending of `path` in small letters. Raises UsageError if `what` has no format with this ending."""
+    ending = Path(path).suffix.lower()
+    if ending not in endings:
+        *others, last = endings
+        known, named = (f"{', '.join(others)} or {last}", "one of these") if others else (last, last)
+        raise UsageError(f"{shown_path(path)}: {what} is written as {known}; name a file that ends in {named}")
+    return ending
 
 
 def _locked(part: Path) -> BinaryIO:

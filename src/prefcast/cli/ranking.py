@@ -52,14 +52,14 @@ def rank(
       prefcast rank votes.csv.gz -o leaderboard.csv --plot leaderboard.svg
       prefcast rank pairs.csv --model embedded
     """
+    from prefcast.measuring.ranking import matrix_kind, standings_kind, write_matrix, write_standings
     from prefcast.measuring.ranking import rank as ranked
-    from prefcast.measuring.ranking import standings_kind, write_matrix, write_standings
     from prefcast.report.measurements import leaderboard_text, write_json
 
     if output is not None:
         standings_kind(output)
-    if matrix is not None and matrix.suffix.lower() != ".csv":
-        raise UsageError(f"{matrix}: the matrix of win rates is written as .csv")
+    if matrix is not None:
+        matrix_kind(matrix)
     if plot is not None:
         from prefcast.report.plots import plot_kind
 

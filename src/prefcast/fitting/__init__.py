@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from prefcast.fitting.selection import Fit, fit_link
 from prefcast.fitting.soft_labels import read_vote_counts, read_weights
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.resolve import Choice, is_named_model, resolve_scorer
-from prefcast.forecasts.scores import read_scores, score_blocks
+from prefcast.forecasts.scores import RawScores, read_scores, score_blocks, score_pairs
 from prefcast.outcomes.models import FITTED_MODELS, Link, drawn_interval
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import WHOLE, Budget
@@ -29,7 +30,7 @@ from prefcast.pairs.pieces import pieces
 from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.loop import Progress
 from prefcast.runs.ready import Running, ready_scorer
-from prefcast.scorers.base import Meter, Scorer, Spent, read_pair
+from prefcast.scorers.base import SILENT, Meter, Scorer, Spent
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
@@ -247,7 +248,7 @@ class _Gathered:
         pairs: Iterable[Pair | RowError],
         members: Sequence[tuple[Scorer, Budget]],
         names: Sequence[str],
-        progress: Callable[[int], None] | None,
+        progress: Progress | None,
     ) -> None:
         """Score labelled pairs with every member and collect the evidence."""
         log_odds = len(members) == 1 and members[0][0].log_odds
@@ -255,9 +256,8 @@ class _Gathered:
             len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
         )
         for chunk in pieces(pairs):
+            before, rows, counts = self.rows, list[Pair](), list[tuple[float, ...]]()
             self.rows += len(chunk)
-            rows: list[Pair] = []
-            counts = []
             for item in chunk:
                 if isinstance(item, RowError):
                     self._fail(item)
@@ -268,7 +268,12 @@ class _Gathered:
                 else:
                     rows.append(item)
                     counts.append(vote)
-            self._add(rows, np.array(counts), members, self.rows - len(chunk), progress)
+            if rows:
+                follow = partial(_after, progress, before) if progress else None
+                meters = [SILENT] * (len(members) - 1) + [Meter(follow, self.spent)]
+                scored = zip(members, meters, strict=True)
+                found = [score_pairs(rows, scorer, budget, meter, "fit") for (scorer, budget), meter in scored]
+                self._add(rows, np.array(counts), found)
             if progress:
                 progress(self.rows)
 
@@ -276,41 +281,23 @@ class _Gathered:
         self.failed += 1
         self.first_error = self.first_error or error
 
-    def _add(
-        self,
-        rows: list[Pair],
-        counts: Floats,
-        members: Sequence[tuple[Scorer, Budget]],
-        before: int,
-        progress: Progress | None,
-    ) -> None:
-        if not rows or self.evidence is None:
+    def _add(self, rows: list[Pair], counts: Floats, found: Sequence[RawScores]) -> None:
+        """Collect the rows that every member could score."""
+        good = []
+        for row, errors in enumerate(zip(*(scores.errors for scores in found), strict=True)):
+            if error := next(filter(None, errors), None):
+                self._fail(error)
+            else:
+                good.append(row)
+        if not good or self.evidence is None:
             return
-        margin, tie = np.empty((len(rows), len(members))), np.empty((len(rows), len(members)))
-        truncated = np.zeros(len(rows), dtype=bool)
-        problems: dict[int, str] = {}
-        for member, (scorer, budget) in enumerate(members):
-            read = [read_pair(pair, budget, scorer) for pair in rows]
-            truncated |= np.array([report.truncated for _, report in read])
-            last = member == len(members) - 1
-            follow = (lambda done: progress(before + done)) if progress and last else None
-            found = scorer.evidence([pair for pair, _ in read], Meter(follow, self.spent if last else None))
-            margin[:, member], tie[:, member] = found.margin, found.tie
-            problems = {**found.problems, **problems}
-        good = (np.isfinite(margin) & np.isfinite(tie)).all(axis=1)
-        for row in np.flatnonzero(~good).tolist():
-            pair = rows[row]
-            self._fail(
-                RowError("fit", pair.row or row + 1, "", problems.get(row, "the evidence is not finite"), pair.id)
-            )
-        self.truncated += int((truncated & good).sum())
-        kept = [rows[row] for row in np.flatnonzero(good)]
-        if not kept:
-            return
+        cut = [[report is not None and report.truncated for report in scores.truncations] for scores in found]
+        self.truncated += int(np.any(cut, axis=0)[good].sum())
+        kept = [rows[row] for row in good]
         facts = [covariates(pair) for pair in kept]
         self.evidence.add(
-            margin[good],
-            tie[good],
+            np.column_stack([scores.columns["margin"][good] for scores in found]),
+            np.column_stack([scores.columns["tie"][good] for scores in found]),
             counts[good],
             np.array([group_key(pair.prompt[0]) for pair in kept], dtype=np.uint64),
             margin_covariates=np.array([each[0] for each in facts]),
@@ -319,29 +306,31 @@ class _Gathered:
         )
 
 
+def _after(progress: Progress, before: int, done: int) -> None:
+    progress(before + done)
+
+
 def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecaster:
     """The forecaster of a fit: one scorer with its link, or a blend of several scorers whose weights are the link's."""
     link, model = found.link, FITTED_MODELS[found.link.kind]
-    level = float(link.theta[len(link.margin)])
-    weight = {**dict(zip(link.margin, link.theta.tolist(), strict=False))}
-    weight |= dict(zip(link.tie, link.theta[len(link.margin) + 1 :].tolist(), strict=True))
+    weight = dict(zip((*link.margin, "level", *link.tie), link.theta.tolist(), strict=True))
     facts = {name: weight[name] for name in (*MARGIN_COVARIATES, *TIE_COVARIATES) if name in weight}
     prior_tie = found.shares[Outcome.TIE]
     if len(found.members) == 1 and not facts:
         member = found.members[0]
         scorer, budget = members[member]
-        outcome = model(weight[f"margin:{member}"], level, weight[f"tie:{member}"])  # type: ignore[call-arg]
+        outcome = model(weight[f"margin:{member}"], weight["level"], weight[f"tie:{member}"])
         named = link.renamed({f"margin:{member}": "margin", f"tie:{member}": "tie"})
         return Forecaster(scorer, outcome, budget, prior_tie, link=named, calibration=found.calibration)
     parts = []
     renamed: dict[str, str] = {}
     for number, member in enumerate(found.members):
         renamed |= {f"{what}:{member}": f"{what}:{number}" for what in ("margin", "tie")}
-        alone = _alone(found.member_links[number]) if found.member_links else None
+        alone = FITTED_MODELS["davidson"](*found.member_links[number].theta.tolist()) if found.member_links else None
         parts.append(Member(*members[member], weight[f"margin:{member}"], weight[f"tie:{member}"], alone))
     return Forecaster(
         BlendScorer(parts, facts),
-        model(1.0, level, 1.0),  # type: ignore[call-arg]
+        model(1.0, weight["level"], 1.0),
         WHOLE,
         prior_tie,
         link=link.renamed(renamed),
@@ -353,11 +342,6 @@ def _named(column: str, names: Sequence[str]) -> str:
     """The readable name of a column: margin:0 becomes "margin of surface"."""
     what, colon, member = column.partition(":")
     return f"{what} of {names[int(member)]}" if colon else what
-
-
-def _alone(link: Link) -> Any:
-    scale, level, tie_weight = link.theta.tolist()
-    return FITTED_MODELS[link.kind](scale, level, tie_weight)  # type: ignore[call-arg]
 
 
 def _card(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import UsageError
+from prefcast.outcomes.models import Link
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs.pair import group_key
 
@@ -71,6 +72,11 @@ class LabelledEvidence:
         }
         named = np.array([[numbers[a], numbers[b]] for a, b in models]) if models else np.full((n, 2), np.nan)
         self.table.append(np.column_stack([values, keys.view(np.float64), named]))
+
+    def columns(self, link: Link, rows: Floats) -> tuple[Floats, Floats]:
+        """The margin columns (n, p) and the tie columns (n, q) of a link, of n rows of the table."""
+        margin, tie = (rows[:, [self.place[name] for name in part]] for part in (link.margin, link.tie))
+        return margin, tie
 
     def __len__(self) -> int:
         return len(self.table)

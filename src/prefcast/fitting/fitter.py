@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,15 +237,22 @@ class Fitter:
         basis, offset, penalty = self.basis(candidate)
         if not basis.shape[1]:
             return np.tile(optimum.theta, (repeats, 1))
+        link = FITTED_MODELS[candidate.kind].log_probabilities
         centres = np.random.default_rng(seed).standard_normal((repeats, len(penalty))) / np.sqrt(penalty)
         if len(self.data) <= _REFITTED:
             rows = np.concatenate(list(self.data.table.blocks()))
             weights = poisson_weights(rows[:, self.data.place["key"]].copy().view(np.uint64), repeats, seed)
-            found = [self._drawn(candidate, rows, weights[:, draw], optimum, centres[draw]) for draw in range(repeats)]
-            drawn = np.stack([theta for theta in found if theta is not None])
+            m, t, votes = self.block(candidate, rows)
+            found = []
+            for draw, centre in enumerate(centres):
+                drawn_votes = votes * weights[:, draw, None]
+                if drawn_votes.any():
+                    blocks: list[Block] = [(m, t, drawn_votes)]
+                    around, start = offset + basis @ centre, optimum.free - centre
+                    found.append(maximise(link, partial(list, blocks), basis, around, penalty=penalty, start=start))
+            drawn = np.stack([each.theta for each in found])
         else:
             slopes = penalty * centres
-            link = FITTED_MODELS[candidate.kind].log_probabilities
             for block in self.data.table.blocks(BLOCK):
                 m, t, counts = self.block(candidate, block)
                 _, by_s, by_t = link(*linear(optimum.theta, m, t))
@@ -256,19 +264,6 @@ class Fitter:
             drawn = offset + (optimum.free + steps) @ basis.T
         widened: Floats = optimum.theta + _expanded(self.groups) * (drawn - optimum.theta)
         return widened
-
-    def _drawn(
-        self, candidate: Candidate, rows: Floats, weights: NDArray[np.float32], optimum: Optimum, centre: Floats
-    ) -> Floats | None:
-        basis, offset, penalty = self.basis(candidate)
-        m, t, votes = self.block(candidate, rows)
-        votes = votes * weights[:, None]
-        if not votes.any():
-            return None
-        link, start = FITTED_MODELS[candidate.kind].log_probabilities, optimum.free - centre
-        return maximise(
-            link, lambda: [(m, t, votes)], basis, offset + basis @ centre, penalty=penalty, start=start
-        ).theta
 
 
 def _expanded(groups: int) -> float:

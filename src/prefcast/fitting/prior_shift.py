@@ -47,7 +47,7 @@ def drawn_ties(forecaster: Forecaster, pairs: Iterable[Pair | RowError]) -> Floa
 def labelled_ties(found: Fit, evidence: LabelledEvidence, seed: int) -> Floats:
     """For each draw of the link, the mean tie probability (draws,) of a bootstrap sample of the first labelled rows."""
     rows = next(evidence.table.blocks(_TARGET_ROWS))
-    m, t = (rows[:, [evidence.place[name] for name in part]] for part in (found.link.margin, found.link.tie))
+    m, t = evidence.columns(found.link, rows)
     rng = np.random.default_rng(seed)
     ties = found.link.drawn(m, t)[:, :, Outcome.TIE]
     return np.array([tie[rng.integers(0, len(tie), len(tie))].mean() for tie in ties])
@@ -89,13 +89,6 @@ def check_share(labelled: float) -> None:
         )
 
 
-def _moved(tie: Floats, before: float, after: float) -> Floats:
-    """Tie probabilities (n,) if the share of ties is `after` instead of `before`, by Bayes' rule."""
-    up, down = tie * after / before, (1 - tie) * (1 - after) / (1 - before)
-    moved: Floats = up / (up + down)
-    return moved
-
-
 def shift(found: Fit, evidence: LabelledEvidence, share: float) -> float:
     """The change of the tie level for another `share` of ties.
 
@@ -109,20 +102,17 @@ def shift(found: Fit, evidence: LabelledEvidence, share: float) -> float:
         return odds
     from scipy.optimize import brentq
 
-    places = [[evidence.place[name] for name in part] for part in (found.link.margin, found.link.tie)]
-
     def ties(by: float) -> Floats:
         """The tie probabilities (n,) of all labelled rows with `by` added to the tie level."""
         link = found.link.shifted(by)
-        blocks = ((rows[:, places[0]], rows[:, places[1]]) for rows in evidence.table.blocks())
+        blocks = (evidence.columns(link, rows) for rows in evidence.table.blocks())
         return np.concatenate([link.probabilities(m, t)[:, Outcome.TIE] for m, t in blocks])
 
-    wanted = float(_moved(ties(0.0), before, share).mean())
-
-    def gap(by: float) -> float:
-        return float(ties(by).mean()) - wanted
-
-    return float(brentq(gap, -_WIDEST_SHIFT, _WIDEST_SHIFT))
+    now = ties(0.0)
+    # Bayes' rule, for each row.
+    up, down = now * share / before, (1 - now) * (1 - share) / (1 - before)
+    wanted = float((up / (up + down)).mean())
+    return float(brentq(lambda by: float(ties(by).mean()) - wanted, -_WIDEST_SHIFT, _WIDEST_SHIFT))
 
 
 def shifted(forecaster: Forecaster, by: float, share: float) -> Forecaster:

@@ -6,7 +6,6 @@ is lower than that of the best so far by more than the standard error of the dif
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,45 +71,27 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
     Raises FitError if there are fewer than LEAST_LABELS rows or a fit does not converge.
     """
     fitter = Fitter(data)
-    weights = fitter.votes.sum(axis=1)
-    losses: dict[Candidate, Floats] = {}
-    logs: dict[Candidate, Floats] = {}
-
-    def loss(candidate: Candidate) -> Floats:
-        """Losses (n,) of the candidate out of fold, each summed over the votes of a row."""
-        if candidate not in losses:
-            log_p = fitter.out_of_fold(candidate)
-            logs[candidate] = log_p
-            losses[candidate] = -np.where(fitter.votes > 0, fitter.votes * log_p, 0.0).sum(axis=1)
-        return losses[candidate]
-
-    def better(candidate: Candidate, best: Candidate) -> Trial:
-        gain, error = paired_error(loss(best), loss(candidate), weights, fitter.keys)
-        value = float(loss(candidate).sum() / weights.sum())
+    tried = _Tried(fitter)
+    prior = Candidate("prior", "davidson", (0,), blank=True)
+    members, useless = _members(tried)
+    plain = members == (0,) and data.log_odds
+    best = Candidate("as given", "davidson", (0,), fixed=True) if plain else prior
+    tried.first(best)
+    for candidate in _ladder(fitter, members, prior if plain else None):
+        gain, error = tried.gain(candidate, best)
         # Half the standard error is enough against the prior: the penalty keeps the link of worthless evidence near the
         # prior, and the interval of the gain shows whether the evidence helps.
-        return Trial(candidate.name, value, best.name, gain, error, bool(gain > (error / 2 if best.blank else error)))
-
-    prior = Candidate("prior", "davidson", (0,), blank=True)
-    best = prior
-    trials: list[Trial] = []
-    members, useless = _members(fitter, loss, trials)
-    plain = members == (0,) and data.log_odds
-    if plain:
-        best = Candidate("as given", "davidson", (0,), fixed=True)
-    trials.append(Trial(best.name, float(loss(best).sum() / weights.sum()), None, 0.0, 0.0, True))
-    for candidate in _ladder(fitter, members, prior if plain else None):
-        trial = better(candidate, best)
-        trials.append(trial)
-        best = candidate if trial.taken else best
+        taken = gain > (error / 2 if best.blank else error)
+        tried.next(candidate, best, (gain, error), taken)
+        best = candidate if taken else best
+    loss, weights = tried.loss(best), tried.weights
     used = () if best.blank else members
     if best.blank:
         useless = tuple(range(data.members)) if data.members > 1 else ()
-    p = np.exp(logs[best])
     return Fit(
         link=fitter.link(best, repeats, seed),
         chosen=best.name,
-        trials=tuple(trials),
+        trials=tuple(tried.trials),
         members=used or (0,),
         useless=useless,
         member_links=tuple(
@@ -123,16 +104,47 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
         groups=fitter.groups,
         validated=len(fitter.sample),
         shares=tuple((fitter.mass / fitter.weight).tolist()),
-        log_loss=weighted_mean(losses[best], weights, fitter.keys),
-        gain=weighted_mean(loss(prior) - losses[best], weights, fitter.keys),
+        log_loss=weighted_mean(loss, weights, fitter.keys),
+        gain=weighted_mean(tried.loss(prior) - loss, weights, fitter.keys),
         calibration=measure_calibration(
-            p,
+            np.exp(tried.logs[best]),
             fitter.votes,
             fitter.keys,
             fitter.sample[:, data.place["model_a"]],
             fitter.sample[:, data.place["model_b"]],
         ),
     )
+
+
+class _Tried:
+    """The candidates that were tried, with their log-probabilities out of fold."""
+
+    def __init__(self, fitter: Fitter) -> None:
+        self.fitter, self.weights = fitter, fitter.votes.sum(axis=1)
+        self.logs: dict[Candidate, Floats] = {}
+        self.trials: list[Trial] = []
+
+    def loss(self, candidate: Candidate) -> Floats:
+        """Losses (n,) of the candidate out of fold, each summed over the votes of a row."""
+        if candidate not in self.logs:
+            self.logs[candidate] = self.fitter.out_of_fold(candidate)
+        votes = self.fitter.votes
+        losses: Floats = -np.where(votes > 0, votes * self.logs[candidate], 0.0).sum(axis=1)
+        return losses
+
+    def gain(self, candidate: Candidate, best: Candidate) -> tuple[float, float]:
+        """The gain of the candidate over the best so far, and its standard error."""
+        return paired_error(self.loss(best), self.loss(candidate), self.weights, self.fitter.keys)
+
+    def first(self, candidate: Candidate) -> None:
+        """Note the candidate that others are compared with."""
+        value = float(self.loss(candidate).sum() / self.weights.sum())
+        self.trials.append(Trial(candidate.name, value, None, 0.0, 0.0, True))
+
+    def next(self, candidate: Candidate, best: Candidate, gain: tuple[float, float], taken: bool) -> None:
+        """Note a candidate that was compared with the best so far."""
+        value = float(self.loss(candidate).sum() / self.weights.sum())
+        self.trials.append(Trial(candidate.name, value, best.name, *gain, taken))
 
 
 def davidson_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> Link:
@@ -163,38 +175,32 @@ def _ladder(fitter: Fitter, members: tuple[int, ...], first: Candidate | None) -
     return ladder
 
 
-def _members(
-    fitter: Fitter, loss: Callable[[Candidate], Floats], trials: list[Trial]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _members(tried: _Tried) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The members of the ensemble, and the scorers that are left out.
 
     The best scorer is first. The scorer that helps most is added as long as its gain is above the standard error and
     its weight is positive.
     """
+    fitter = tried.fitter
     rest = list(range(fitter.data.members))
     if len(rest) == 1:
         return (0,), ()
-    weights = fitter.votes.sum(axis=1)
 
-    def candidate(members: tuple[int, ...]) -> Candidate:
+    def candidate(*members: int) -> Candidate:
         return Candidate(" + ".join(fitter.data.names[member] for member in members), "davidson", members)
 
-    chosen: tuple[int, ...] = (min(rest, key=lambda member: loss(candidate((member,))).sum()),)
-    first = candidate(chosen)
-    trials.append(Trial(first.name, float(loss(first).sum() / weights.sum()), None, 0.0, 0.0, True))
+    chosen: tuple[int, ...] = (min(rest, key=lambda member: tried.loss(candidate(member)).sum()),)
+    tried.first(candidate(*chosen))
     rest.remove(chosen[0])
     while rest:
-        tried = {member: candidate(tuple(sorted((*chosen, member)))) for member in rest}
-        member = min(rest, key=lambda one: loss(tried[one]).sum())
-        old, new = loss(candidate(chosen)), loss(tried[member])
-        gain, error = paired_error(old, new, weights, fitter.keys)
-        found = fitter.fit(tried[member], fitter.sample)
+        new = {member: candidate(*sorted((*chosen, member))) for member in rest}
+        member = min(rest, key=lambda one: tried.loss(new[one]).sum())
+        gain, error = tried.gain(new[member], candidate(*chosen))
+        found = fitter.fit(new[member], fitter.sample)
         taken = bool(gain > error and (found.theta[: len(chosen) + 1] > 0).all())
-        trials.append(
-            Trial(tried[member].name, float(new.sum() / weights.sum()), candidate(chosen).name, gain, error, taken)
-        )
+        tried.next(new[member], candidate(*chosen), (gain, error), taken)
         if not taken:
             break
-        chosen = tuple(sorted((*chosen, member)))
+        chosen = new[member].members
         rest.remove(member)
     return chosen, tuple(rest)

@@ -135,20 +135,16 @@ class Measured:
                 f"nothing to evaluate: of {self.rows} rows {self.failed} failed and {self.unlabelled} have no label ({LABEL_COLUMNS})"
                 + (f"; the first that failed: {self.first_error}" if self.first_error else "")
             )
-        other = None if self._against is None else "other"
+        other = None if self._against is None else self._against[0]
         if self._texts:
             rows = MeasuredRows(_with_lengths(self._table), ("length",), other, self._slicer.names)
         else:
             rows = MeasuredRows(self._table, (), other, {}, self._resampled)
         found = measure(rows, repeats=repeats, seed=seed)
-        against = found.against
-        if self._against is not None:
-            if against is None:
-                raise UsageError(f"{self._against[0]}: nothing to compare: the file has none of the measured ids")
-            against = replace(against, name=self._against[0])
+        if other is not None and found.against is None:
+            raise UsageError(f"{other}: nothing to compare: the file has none of the measured ids")
         return replace(
             found,
-            against=against,
             order_swap=self.swap,
             failed=self.failed,
             unlabelled=self.unlabelled,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefcast.errors import FitError, UsageError
 from prefcast.measuring.metrics import Figure, row_log_loss
@@ -39,9 +38,9 @@ class Drift:
     flipped: float
     labelled: int
     link: str
-    log_loss_before: float | None
-    log_loss_after: float | None
-    log_loss_change: Figure | None
+    log_loss_before: float | None = None
+    log_loss_after: float | None = None
+    log_loss_change: Figure | None = None
 
 
 def measure_drift(
@@ -62,11 +61,9 @@ def measure_drift(
     if not len(good):
         raise UsageError("no pair could be scored in both precisions; prefcast score shows the errors")
     x, y = first.margin[good], second.margin[good]
-    kept = [pairs[index] for index in good.tolist()]
     change = np.abs(y - x)
-    labelled = np.array([pair.outcome is not None for pair in kept])
-    losses, link = _losses((x, first.tie[good]), (y, second.tie[good]), kept, labelled, outcome)
-    return Drift(
+    labelled = [index for index in good.tolist() if pairs[index].outcome is not None]
+    drift = Drift(
         n=len(good),
         failed=len(pairs) - len(good),
         mean=float(change.mean()),
@@ -74,39 +71,25 @@ def measure_drift(
         spread=float(x.std()),
         correlation=float(np.corrcoef(x, y)[0, 1]) if len(good) > 1 and x.std() > 0 and y.std() > 0 else float("nan"),
         flipped=float((np.sign(x) * np.sign(y) < 0).mean()),
-        labelled=int(labelled.sum()),
-        link=link,
-        log_loss_before=None if losses is None else float(losses[0].mean()),
-        log_loss_after=None if losses is None else float(losses[1].mean()),
-        log_loss_change=None
-        if losses is None
-        else paired_difference(
-            losses[1], losses[0], [pair.prompt[0] for pair, has in zip(kept, labelled, strict=True) if has]
-        ),
+        labelled=len(labelled),
+        link="with the forecaster's outcome model",
     )
-
-
-Evidence = tuple[NDArray[np.float64], NDArray[np.float64]]
-Losses = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def _losses(
-    before: Evidence, after: Evidence, pairs: Sequence[Pair], labelled: NDArray[np.bool_], outcome: OutcomeModel | None
-) -> tuple[Losses | None, str]:
-    """The log losses of the labelled pairs before and after, and the link used; or None and the reason."""
-    if labelled.sum() < _LEAST_LABELS:
-        return None, f"no log loss: it needs {_LEAST_LABELS} labelled pairs, there are {labelled.sum()}"
-    outcomes = np.array([int(pair.outcome) for pair in pairs if pair.outcome is not None])
-    (margin, tie), (other_margin, other_tie) = (tuple(part[labelled] for part in each) for each in (before, after))
-    link = "with the forecaster's outcome model"
+    if len(labelled) < _LEAST_LABELS:
+        return replace(drift, link=f"no log loss: it needs {_LEAST_LABELS} labelled pairs, there are {len(labelled)}")
+    outcomes = np.array([pairs[index].outcome for index in labelled], dtype=np.int64)
     if outcome is None:
-        link = "with a Davidson model fitted to the unquantised margins of the same pairs"
+        drift = replace(drift, link="with a Davidson model fitted to the unquantised margins of the same pairs")
         try:
-            outcome = Davidson.fit(margin, tie, outcomes)
+            outcome = Davidson.fit(first.margin[labelled], first.tie[labelled], outcomes)
         except FitError as error:
-            return None, f"no log loss: {error}"
-    losses = (
-        row_log_loss(outcome.probabilities(margin, tie), outcomes),
-        row_log_loss(outcome.probabilities(other_margin, other_tie), outcomes),
+            return replace(drift, link=f"no log loss: {error}")
+    old, new = (
+        row_log_loss(outcome.probabilities(each.margin[labelled], each.tie[labelled]), outcomes)
+        for each in (first, second)
     )
-    return losses, link
+    return replace(
+        drift,
+        log_loss_before=float(old.mean()),
+        log_loss_after=float(new.mean()),
+        log_loss_change=paired_difference(new, old, [pairs[index].prompt[0] for index in labelled]),
+    )

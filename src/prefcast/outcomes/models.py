@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -59,9 +59,10 @@ class OutcomeModel(ABC):
 
     def parameters(self) -> dict[str, float]:
         """The parameters by name, as they are saved."""
-        return {name: float(getattr(self, name)) for name in parameter_names(type(self))}
+        return {field.name: float(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
 class FittedModel(OutcomeModel):
     """An outcome model with three parameters, fitted by maximum likelihood.
 
@@ -69,9 +70,9 @@ class FittedModel(OutcomeModel):
     evidence changes that.
     """
 
-    scale: float
-    level: float
-    tie_weight: float
+    scale: float = 1.0
+    level: float = 0.0
+    tie_weight: float = 1.0
 
     @staticmethod
     @abstractmethod
@@ -122,7 +123,7 @@ class FittedModel(OutcomeModel):
                 "perfectly, or an outcome is too rare; more labels are needed"
             )
         scale, level, tie_weight = found.theta / (m_unit, 1.0, t_unit)
-        return cls(float(scale), float(level - tie_weight * t_mean), float(tie_weight))  # type: ignore[call-arg]
+        return cls(float(scale), float(level - tie_weight * t_mean), float(tie_weight))
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,6 @@ class Davidson(FittedModel):
     exp(level) is his nu.
     """
 
-    scale: float = 1.0
-    level: float = 0.0
-    tie_weight: float = 1.0
     kind: ClassVar[str] = "davidson"
 
     @staticmethod
@@ -159,9 +157,6 @@ class RaoKupper(FittedModel):
     exp(eta) is their theta.
     """
 
-    scale: float = 1.0
-    level: float = 0.0
-    tie_weight: float = 1.0
     kind: ClassVar[str] = "rao-kupper"
 
     @staticmethod
@@ -240,7 +235,7 @@ class Link:
     def renamed(self, names: Mapping[str, str]) -> Link:
         """The same link with other names of columns."""
         margin, tie = (tuple(names.get(name, name) for name in part) for part in (self.margin, self.tie))
-        return Link(self.kind, margin, tie, self.theta, self.draws)
+        return replace(self, margin=margin, tie=tie)
 
     def shifted(self, by: float) -> Link:
         """The same link with `by` added to the tie level."""
@@ -248,7 +243,7 @@ class Link:
         theta, draws = self.theta.copy(), self.draws.copy()
         theta[place] += by
         draws[:, place] += by
-        return Link(self.kind, self.margin, self.tie, theta, draws)
+        return replace(self, theta=theta, draws=draws)
 
 
 def drawn_interval(draws: Floats) -> tuple[Floats, Floats]:
@@ -261,17 +256,12 @@ def drawn_interval(draws: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
-def parameter_names(model: type[OutcomeModel]) -> tuple[str, ...]:
-    """The names of a model's parameters."""
-    return tuple(field.name for field in fields(model))  # type: ignore[arg-type]
-
-
 def outcome_model(kind: str, parameters: dict[str, float]) -> OutcomeModel:
     """The outcome model of this kind with these saved parameters. Raises UsageError if they do not belong together."""
     model = OUTCOME_MODELS.get(kind)
     if model is None:
         raise UsageError(f"unknown outcome model {kind!r}; the known ones are {', '.join(OUTCOME_MODELS)}")
-    names = parameter_names(model)
+    names = [field.name for field in fields(model)]
     if set(parameters) != set(names) or not all(
         isinstance(value, int | float) and np.isfinite(value) for value in parameters.values()
     ):

@@ -7,14 +7,12 @@ content security policy forbids it to load or run anything.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefcast.errors import printable
 from prefcast.measuring.metrics import NAMES, Evaluation, Figure, Slice
-from prefcast.pairs import Outcome, Pair
 from prefcast.report.svg import ladder_svg, margins_svg, reliability_svg, slice_range, slices_svg
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
     from prefcast.measuring.collected import Surprise
 
-__all__ = ["Excerpt", "Shown", "Tile", "excerpt_of", "report_html", "visible"]
+__all__ = ["report_html", "visible"]
 
 _SHOWN_TEXT = 4000
 _SHOWN_TURNS = 12
@@ -31,38 +29,6 @@ _NAME = 120
 _JOINERS = "\u200c\u200d"
 _WON = {"a": "A won", "b": "B won", "tie": "Tie"}
 _LETTERS = {"a": "A", "b": "B", "tie": "tie"}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A headline figure: its name, its value and interval as text, and a note on how to read it."""
-
-    name: str
-    value: str
-    interval: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """The beginning of a text, and the number of characters that were left out."""
-
-    text: str
-    left_out: int
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A surprising row as the page shows it: `said` are the percentages of A, B and tie, `turns` are triples of excerpts
-    (prompt, A, B)."""
-
-    id: str
-    models: tuple[str, str] | None
-    happened: str
-    said: tuple[tuple[str, str], ...]
-    log_loss: str
-    turns: tuple[tuple[Excerpt, Excerpt, Excerpt], ...]
-    turns_left_out: int
 
 
 def visible(text: str) -> str:
@@ -76,11 +42,6 @@ def visible(text: str) -> str:
         out.append(c if kept or joins else c.encode("unicode_escape").decode("ascii"))
         before = c
     return "".join(out)
-
-
-def excerpt_of(text: str, limit: int = _SHOWN_TEXT) -> Excerpt:
-    """The first `limit` characters of an untrusted text, as `visible` shows them."""
-    return Excerpt(visible(text[:limit]), max(0, len(text) - limit))
 
 
 def report_html(
@@ -104,12 +65,15 @@ def report_html(
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "plain": _plain,
-        "signed": _signed,
-        "percent": _percent,
+        "plain": _number,
+        "signed": lambda value: _number(value, "signed"),
+        "percent": lambda value: f"{_number(value, 'percent')}\u00a0%",
         "bracketed": _bracketed,
+        "drawing": _drawing,
         "spelled": _spelled,
+        "visible": visible,
         "grouped": "{:,}".format,
+        "counted": lambda count: f"{count:,.1f}".removesuffix(".0"),
     }
     page = environment.from_string(files("prefcast.report").joinpath("templates/report.html.jinja").read_text("utf-8"))
     return page.render(
@@ -120,21 +84,16 @@ def report_html(
         source=None if source is None else _spelled(source),
         date=date,
         version=version("prefcast"),
-        tiles=_tiles(evaluation),
-        summary=_summary(evaluation, _spelled(forecaster)),
+        names=NAMES,
         letters=_LETTERS,
         won=_WON,
-        ladder=_figure(
-            ladder_svg("this forecast", evaluation.scores.log_loss, evaluation.baselines), _ladder_alt(evaluation)
-        ),
+        ladder=ladder_svg("this forecast", evaluation.scores.log_loss, evaluation.baselines),
         reliability=_reliability(evaluation),
-        margins=_figure(margins_svg(evaluation.margins, _WON), _MARGINS_ALT),
-        confusion=_confusion(evaluation),
-        calibration=_calibration(evaluation),
-        swap=_swap(evaluation),
+        margins=margins_svg(evaluation.margins, _WON),
         kinds=_kinds(evaluation.slices),
-        surprises=None if surprises is None else [_shown(each) for each in surprises],
+        surprises=surprises,
         shown_text=_SHOWN_TEXT,
+        shown_turns=_SHOWN_TURNS,
     )
 
 
@@ -144,169 +103,37 @@ def _spelled(text: object) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
-def _plain(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\u00a0%".replace("-", "−")
+def _number(value: float, form: str = "plain") -> str:
+    """A number with three decimals, `signed` or not, or in hundred (`percent`, without the sign %)."""
+    shown = f"{100 * value:.1f}" if form == "percent" else f"{value:{'+' if form == 'signed' else ''}.3f}"
+    return shown.replace("-", "−")
 
 
 def _bracketed(figure: Figure, form: str = "plain") -> str:
-    return f"{_FORMS[form](figure.low)} to {_FORMS[form](figure.high)}"
+    return f"{_number(figure.low, form)} to {_number(figure.high, form)}"
 
 
-def _in_hundred(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-_FORMS: dict[str, Callable[[float], str]] = {"plain": _plain, "signed": _signed, "percent": _in_hundred}
-
-
-def _tiles(e: Evaluation) -> list[Tile]:
-    s = e.scores
-    every = [
-        ("log loss", s.log_loss, _plain, "lower is better; equal chances give 1.099"),
-        ("accuracy", s.accuracy, _percent, "how often the likeliest outcome happened"),
-        ("Brier score", s.brier_score, _plain, "lower is better; equal chances give 0.667"),
-        (
-            "calibration error",
-            s.expected_calibration_error,
-            _plain,
-            f"0 is perfect; {_plain(s.expected_calibration_error_plain.value)} without the correction for sampling noise",
-        ),
-        ("tie recall", s.tie_recall, _percent, "how often a tie was the likeliest where it was a tie"),
-        ("AUC", s.auc, _plain, "how well A won and B won are told apart; 0.5 is chance"),
-    ]
-    return [
-        Tile(name, say(figure.value), _bracketed(figure, "percent" if say is _percent else "plain"), note)
-        if figure is not None
-        else Tile(name, "–", "", "no such rows")
-        for name, figure, say, note in every
-    ]
-
-
-def _verdict(gain: Figure, than: str) -> str:
-    size = f"{_plain(abs(gain.value))} ({_bracketed(gain)})"
-    if gain.low > 0:
-        return f"better than {than} by {size}"
-    if gain.high < 0:
-        return f"worse than {than} by {_plain(abs(gain.value))} (gain {_bracketed(gain, 'signed')})"
-    return f"not clearly different from {than} (gain {_signed(gain.value)}, {_bracketed(gain, 'signed')})"
-
-
-def _summary(e: Evaluation, forecaster: str) -> str:
-    """A summary of the figures in two sentences."""
-    than = {
-        "class_prior": "a forecast that knows only how often each outcome happens",
-        "length": "a forecast from the lengths of the answers alone",
-    }
-    verdicts = [_verdict(e.baselines[base].gain, said) for base, said in than.items() if base in e.baselines]
-    return (
-        f"On {e.n:,} labelled pairs {forecaster} has a log loss of {_plain(e.scores.log_loss.value)}: "
-        f"{', and '.join(verdicts)}. Its likeliest outcome happened in {_percent(e.scores.accuracy.value)} of the pairs."
-    )
-
-
-def _figure(svg: str, alt: str) -> Markup:
+def _drawing(svg: str, alt: str) -> Markup:
     """A drawing with its text alternative."""
     from markupsafe import Markup, escape
 
-    drawing = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
     # matplotlib made the drawing and escaped the names in it.
-    return Markup(drawing)  # noqa: S704
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1))  # noqa: S704
 
 
-_MARGINS_ALT = "Three histograms of the log of P(A) over P(B): where A won, where B won, where it was a tie."
-
-
-def _ladder_alt(e: Evaluation) -> str:
-    parts = [f"{base.replace('_', ' ')} {_plain(found.log_loss.value)}" for base, found in e.baselines.items()]
-    return (
-        f"Log losses: {', '.join(parts)}, this forecast {_plain(e.scores.log_loss.value)}. The table has the intervals."
-    )
-
-
-def _reliability(e: Evaluation) -> list[tuple[str, Markup]]:
+def _reliability(e: Evaluation) -> dict[str, str]:
+    """The chart of each outcome; all charts have the same range of probabilities."""
     every = [part for bins in e.reliability.values() for part in bins]
     most = min(1.0, max([0.1, *(max(part.forecast, part.observed.high) for part in every)]) * 1.04)
-    out = []
-    for name in NAMES:
-        bins = e.reliability[name]
-        points = ", ".join(f"{_percent(part.forecast)} and {_percent(part.observed.value)}" for part in bins)
-        alt = f"{_LETTERS[name]}: forecast probability and share that happened, bin by bin: {points}."
-        out.append((name, _figure(reliability_svg(name, bins, most), alt)))
-    return out
+    return {name: reliability_svg(name, e.reliability[name], most) for name in NAMES}
 
 
-def _calibration(e: Evaluation) -> str:
-    error, plain = e.scores.expected_calibration_error, e.scores.expected_calibration_error_plain
-    return (
-        f"Over all groups the mean gap between forecast and share is {_plain(error.value)} ({_bracketed(error)}) after the "
-        f"correction for sampling noise, and {_plain(plain.value)} ({_bracketed(plain)}) before it."
-    )
-
-
-def _confusion(e: Evaluation) -> list[dict[str, Any]]:
-    rows = []
-    for name, counts in zip(NAMES, e.confusion, strict=True):
-        total = sum(counts)
-        cells = [(f"{count:,.1f}".removesuffix(".0"), count / total if total else 0.0) for count in counts]
-        rows.append({"name": _WON[name], "total": f"{total:,.0f}", "cells": cells})
-    return rows
-
-
-def _swap(e: Evaluation) -> str | None:
-    swap = e.order_swap
-    if swap is None:
-        return None
-    if not swap.flips and swap.largest_change < 1e-6:
-        return f"the forecast does not depend on the order of the answers ({swap.n:,} pairs tried)"
-    return (
-        f"another favourite in {_percent(swap.flips)} of {swap.n:,} pairs; the largest change of a probability is "
-        f"{_plain(swap.largest_change)}"
-    )
-
-
-def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], Markup | None]]:
+def _kinds(slices: Sequence[Slice]) -> list[tuple[str, list[Slice], str | None]]:
     """Each kind with its slices and, if there are several, their chart; all charts have the same range of gains."""
     kinds = [(kind, list(parts)) for kind, parts in groupby(slices, key=lambda part: part.kind)]
     drawn = [part for _, parts in kinds if len(parts) > 1 for part in parts]
     span = slice_range(drawn) if drawn else (0.0, 0.0)
-    out = []
-    for number, (kind, parts) in enumerate(kinds):
-        chart = None
-        if len(parts) > 1:
-            said = "; ".join(f"{_spelled(part.name)} {_signed(part.gain.value)} (n {part.n})" for part in parts)
-            chart = _figure(
-                slices_svg(f"slices-{number}", parts, span), f"Gain in log loss over the class prior: {said}."
-            )
-        out.append((_spelled(kind), parts, chart))
-    return out
-
-
-def _shown(surprise: Surprise) -> Shown:
-    pair = surprise.pair
-    outcome = Outcome.TIE if pair.outcome is None else pair.outcome
-    return Shown(
-        id=_spelled(pair.id),
-        models=_models(pair),
-        happened=NAMES[outcome],
-        said=tuple((name, f"{100 * p:.0f}") for name, p in zip(NAMES, surprise.probabilities, strict=True)),
-        log_loss=f"{surprise.log_loss:.2f}",
-        turns=tuple(
-            (excerpt_of(turn.prompt), excerpt_of(turn.response_a), excerpt_of(turn.response_b))
-            for turn in pair.turns[:_SHOWN_TURNS]
-        ),
-        turns_left_out=max(0, len(pair.turns) - _SHOWN_TURNS),
-    )
-
-
-def _models(pair: Pair) -> tuple[str, str] | None:
-    if pair.model_a is None and pair.model_b is None:
-        return None
-    return _spelled(pair.model_a or "unknown"), _spelled(pair.model_b or "unknown")
+    return [
+        (_spelled(kind), parts, slices_svg(f"slices-{number}", parts, span) if len(parts) > 1 else None)
+        for number, (kind, parts) in enumerate(kinds)
+    ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prefcast.fitting import Fitted
     from prefcast.measuring.comparison import Comparison
     from prefcast.measuring.drift import Drift
-    from prefcast.measuring.metrics import Evaluation, Figure
+    from prefcast.measuring.metrics import Baseline, Evaluation, Figure, Scores
     from prefcast.measuring.ranking import Leaderboard
     from prefcast.pairs.formats.answers import JoinReport
 
@@ -43,12 +43,10 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
     )
     left_out = _counts((evaluation.failed, "failed"), (evaluation.unlabelled, "without a label"))
     scores = evaluation.scores
-    rows = [(title, str(scores.log_loss), str(scores.accuracy), str(scores.brier_score))]
-    rows += [
-        (name.replace("_", " "), str(base.log_loss), str(base.accuracy), str(base.brier_score))
-        for name, base in evaluation.baselines.items()
-    ]
-    more = [(f"gain over {name.replace('_', ' ')}", str(base.gain)) for name, base in evaluation.baselines.items()]
+    baselines = [(name.replace("_", " "), base) for name, base in evaluation.baselines.items()]
+    every: list[tuple[str, Scores | Baseline]] = [(title, scores), *baselines]
+    rows = [(name, str(each.log_loss), str(each.accuracy), str(each.brier_score)) for name, each in every]
+    more = [(f"gain over {name}", str(base.gain)) for name, base in baselines]
     more += [(f"log loss where {_NAMES[name]}", str(found)) for name, found in scores.log_loss_by_outcome.items()]
     more += [
         ("expected calibration error", f"{scores.expected_calibration_error}, debiased"),
@@ -132,11 +130,8 @@ def fit_text(fitted: Fitted) -> str:
         parts.append(
             f"the share of ties moved from {moved['from']:.1%} among the labels to {moved['to']:.1%}{estimate}"
         )
-    if fit.useful:
-        parts.append(f"it gains {fit.gain} over the class prior")
-    else:
-        parts.append(f"it is no better than the class prior, as far as these labels can tell: its gain is {fit.gain}")
-    return rendered(*parts)
+    no_better = "it is no better than the class prior, as far as these labels can tell: its gain is"
+    return rendered(*parts, f"it gains {fit.gain} over the class prior" if fit.useful else f"{no_better} {fit.gain}")
 
 
 def comparison_text(found: Comparison, report: JoinReport) -> str:
@@ -236,13 +231,8 @@ def drift_text(drift: Drift) -> str:
     if drift.log_loss_before is None or drift.log_loss_after is None:
         facts.append(("log loss", drift.link))
     else:
-        facts.append(
-            (
-                "log loss",
-                f"{drift.log_loss_before:.4f} before, {drift.log_loss_after:.4f} after, "
-                f"change {drift.log_loss_change} over {drift.labelled} labelled pairs,",
-            )
-        )
+        change = f"change {drift.log_loss_change} over {drift.labelled} labelled pairs,"
+        facts.append(("log loss", f"{drift.log_loss_before:.4f} before, {drift.log_loss_after:.4f} after, {change}"))
         facts.append(("", drift.link))
     return rendered(
         f"drift over {drift.n} pairs{f' ({drift.failed} failed)' if drift.failed else ''}", table(("", ""), facts)

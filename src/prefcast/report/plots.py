@@ -12,11 +12,9 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from prefcast.base.files import atomic_file
-from prefcast.errors import UsageError, shown_path
+from prefcast.base.files import atomic_file, checked_ending
 from prefcast.report.terminal import short
 
 if TYPE_CHECKING:
@@ -43,7 +41,6 @@ INK, GREY = "#222222", "#8A8A8A"
 # Orange to purple through white: visible with any colour vision.
 _DIVERGING = "PuOr"
 
-_ENDINGS = (".svg", ".png", ".pdf")
 _STYLE: dict[str, Any] = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
@@ -97,12 +94,7 @@ def styled_figure(width: float, height: float) -> Figure:
 
 def plot_kind(path: str | os.PathLike[str]) -> str:
     """The extension of a plot's file. Raises UsageError if it is not .svg, .png or .pdf."""
-    ending = Path(path).suffix.lower()
-    if ending not in _ENDINGS:
-        raise UsageError(
-            f"{shown_path(path)}: a plot is written as .svg, .png or .pdf; name a file that ends in one of these"
-        )
-    return ending
+    return checked_ending(path, "a plot", *_NOTHING)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -143,11 +135,8 @@ def leaderboard_figure(board: Leaderboard) -> Figure:
     figure_width = 1.4 + label + 4.0 + (side + 1.4 if with_map else 0.0)
     with plot_style():
         figure = styled_figure(figure_width, 1.3 + side)
-        axes: list[Axes]
-        if with_map:
-            axes = list(figure.subplots(1, 2, width_ratios=[4.0, side + 0.6], sharey=True))
-        else:
-            axes = [figure.subplots()]
+        widths = [4.0, side + 0.6] if with_map else [4.0]
+        axes = figure.subplots(1, len(widths), width_ratios=widths, sharey=True, squeeze=False)[0]
         _ratings(axes[0], board, names)
         if with_map:
             _win_rates(figure, axes[1], board)

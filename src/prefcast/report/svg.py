@@ -39,8 +39,7 @@ _LEFT, _RIGHT = 0.42, 0.97
 
 def _page_svg(figure: Drawing, name: str) -> str:
     """A figure as an `<svg>` element in the colours of the page; `name` (letters) makes its ids unique."""
-    with plot_style():
-        text = inline_svg(figure)
+    text = inline_svg(figure)
 
     def on_page(match: re.Match[str]) -> str:
         tag = match[0]
@@ -56,22 +55,34 @@ def _page_svg(figure: Drawing, name: str) -> str:
 
 
 def _blank(width: float, height: float) -> tuple[Drawing, Axes]:
+    figure, panels = _panels(width, height, 1)
+    return figure, panels[0]
+
+
+def _panels(width: float, height: float, count: int) -> tuple[Drawing, list[Axes]]:
+    """A figure with so many panels, one below the other, through which the page shows."""
     figure = styled_figure(width, height)
     figure.set_facecolor("none")
-    axes: Axes = figure.subplots()
-    _bare(axes)
-    return figure, axes
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(length=3, color=GREY)
+    panels = list(figure.subplots(count, 1, sharex=True, sharey=True, squeeze=False)[:, 0])
+    for axes in panels:
+        axes.set_facecolor("none")
+        axes.tick_params(length=3, color=GREY)
+    return figure, panels
 
 
 def _interval(axes: Axes, figure: Figure, y: float, colour: str, hollow: bool = False) -> None:
     axes.plot([figure.low, figure.high], [y, y], color=colour, linewidth=2, solid_capstyle="round")
     inside = "none" if hollow else colour
     axes.plot(figure.value, y, "o", color=colour, markersize=6, markerfacecolor=inside, clip_on=False)
+
+
+def _list(axes: Axes, labels: Sequence[str]) -> None:
+    """Lines with these labels, the first on top, in place of the vertical axis."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
 
 
 def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -> str:
@@ -83,12 +94,8 @@ def ladder_svg(name: str, log_loss: Figure, baselines: Mapping[str, Baseline]) -
         for place, (_, found) in enumerate(rungs):
             last = place == len(rungs) - 1
             _interval(axes, found, place, BLUE if last else _MUTED)
-        axes.set_yticks(range(len(rungs)), [short(label, 18) for label, _ in rungs])
+        _list(axes, [short(label, 18) for label, _ in rungs])
         axes.get_yticklabels()[-1].set_color(BLUE)
-        axes.set_ylim(len(rungs) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("log loss (further left is better)")
         return _page_svg(figure, "ladder")
@@ -121,11 +128,8 @@ def margins_svg(margins: Mapping[str, Sequence[int]], names: Mapping[str, str]) 
     filled = [abs(HISTOGRAM[i + (i >= 20)]) for outcome in shown for i, n in enumerate(margins[outcome]) if n]
     most = min(float(HISTOGRAM[-1]), max([*filled, 0.4]) + 0.2)
     with plot_style():
-        figure = styled_figure(_WIDTH, 0.6 + 0.95 * len(shown))
-        figure.set_facecolor("none")
-        panels = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        figure, panels = _panels(_WIDTH, 0.6 + 0.95 * len(shown), len(shown))
         for axes, outcome in zip(panels, shown, strict=True):
-            _bare(axes)
             shares = [100 * count / sum(margins[outcome]) for count in margins[outcome]]
             axes.bar(HISTOGRAM[:-1], shares, width=HISTOGRAM[1] - HISTOGRAM[0], align="edge", color=BLUE)
             axes.axvline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -166,14 +170,10 @@ def slices_svg(name: str, slices: Sequence[Slice], span: tuple[float, float]) ->
                 edge, arrow = (low, "<") if part.gain.value < low else (high, ">")
                 axes.plot(edge, place, arrow, color=colour, markersize=7, clip_on=False)
         axes.axvline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(slices)), labels)
+        _list(axes, labels)
         for label, part in zip(axes.get_yticklabels(), slices, strict=True):
             label.set_color(_MUTED if part.small else INK)
-        axes.set_ylim(len(slices) - 0.5, -0.5)
         axes.set_xlim(low, high)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("gain in log loss")
         return _page_svg(figure, name)

@@ -49,8 +49,9 @@ _IN_BINS = ("rows", "forecast", "happened", "variance")
 class MeasuredRows:
     """The input of `measure`: a table with the columns COLUMNS, and further columns that these fields name.
 
-    `baselines` and `other` name triples of columns with probabilities (`length` is `length_a`, `length_b` and
-    `length_tie`; nan means that there is none). `slices` gives, for each column of codes, the name of each code.
+    `baselines` names triples of columns with probabilities (`length` is `length_a`, `length_b` and `length_tie`).
+    `other` is the name of another forecast, whose probabilities are in `other_a`, `other_b` and `other_tie` (nan means
+    that there is none). `slices` gives, for each column of codes, the name of each code.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("a", "b", "tie", "label", "key")
@@ -90,14 +91,14 @@ def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Eva
         scores=_scores(sums, plan.bins),
         baselines={
             "uniform": _uniform(sums),
-            **{base: Baseline(*(_mean(sums, f"{what}:{base}") for what in _FIGURES)) for base in plan.baselines},
+            **{base: Baseline(*(sums.ratio(f"{what}:{base}") for what in _FIGURES)) for base in plan.baselines},
         },
         outcome_shares={name: float((plan.label == index).sum() / n) for index, name in enumerate(NAMES)},
         reliability={name: _reliability(sums, name, plan.bins) for name in NAMES},
         confusion=tuple(map(tuple, confusion.tolist())),
         margins={name: tuple(margins[index].astype(int).tolist()) for index, name in enumerate(NAMES)},
         slices=tuple(_slice(sums, rows, kind, code) for kind, code in plan.slices),
-        against=_difference(sums, rows.other) if rows.other else None,
+        against=None if rows.other is None else _difference(sums, rows.other),
         resampled=rows.resampled,
     )
 
@@ -114,7 +115,7 @@ class _Plan:
         self.prior = _cross_fitted_prior(np.stack(by_fold))
         self.chance = _Placements(table.column("a"), table.column("b"), label)
         self.bins = [(name, index) for name in NAMES for index in range(len(self.edges[name]) + 1)]
-        self.slices = _shown_slices(rows, table)
+        self.slices = _shown_slices(rows)
         self.baselines = ("class_prior", *rows.baselines)
 
     def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> dict[str, Floats]:
@@ -143,8 +144,8 @@ class _Plan:
             columns[f"rows:{kind}:{code}"] = inside
             columns[f"log_loss:{kind}:{code}"] = inside * losses["log_loss"]
             columns[f"gain:{kind}:{code}"] = inside * columns["gain:class_prior"]
-        if self.rows.other:
-            theirs = self._triple(block, self.rows.other)
+        if self.rows.other is not None:
+            theirs = self._triple(block, "other")
             there = np.asarray(np.isfinite(theirs).all(axis=1))
             columns["rows:other"] = there.astype(np.float64)
             other = _losses(np.where(there[:, None], theirs, 1 / 3), y)
@@ -157,10 +158,6 @@ class _Plan:
 
 def _losses(p: Floats, y: Ints) -> dict[str, Floats]:
     return {"log_loss": row_log_loss(p, y), "accuracy": row_accuracy(p, y), "brier_score": row_brier(p, y)}
-
-
-def _mean(sums: Bootstrap, name: str, of: str = "rows") -> Figure:
-    return figure(sums.total(name) / sums.total(of), sums.ratio_draws(name, of))
 
 
 def _bin_edges(values: Floats) -> Floats:
@@ -217,21 +214,21 @@ def _preferred(a: Floats, b: Floats) -> Floats:
 
 def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
     plain, debiased = (_calibration_error(sums, bins, debias) for debias in (False, True))
+    there = [name for name in NAMES if sums.total(f"rows:{name}")]
     auc = None
-    if sums.total("rows:a") and sums.total("rows:b"):
+    if {"a", "b"} <= set(there):
         value = sums.total("auc:a") / sums.total("rows:a")
         # To first order (Hajek's projection) the AUC of a draw is the sum of the two mean contributions, minus the value.
         draws = sums.ratio_draws("auc:a", "rows:a") + sums.ratio_draws("auc:b", "rows:b") - value
         auc = figure(value, draws)
-    by_outcome = {name: sums.ratio(f"log_loss:{name}", f"rows:{name}") for name in NAMES}
     return Scores(
-        log_loss=_mean(sums, "log_loss"),
-        accuracy=_mean(sums, "accuracy"),
-        brier_score=_mean(sums, "brier_score"),
-        log_loss_by_outcome={name: found for name, found in by_outcome.items() if found},
+        log_loss=sums.ratio("log_loss"),
+        accuracy=sums.ratio("accuracy"),
+        brier_score=sums.ratio("brier_score"),
+        log_loss_by_outcome={name: sums.ratio(f"log_loss:{name}", f"rows:{name}") for name in there},
         expected_calibration_error=debiased,
         expected_calibration_error_plain=plain,
-        tie_recall=sums.ratio("accuracy:tie", "rows:tie"),
+        tie_recall=sums.ratio("accuracy:tie", "rows:tie") if "tie" in there else None,
         auc=auc,
     )
 
@@ -269,9 +266,9 @@ def _uniform(sums: Bootstrap) -> Baseline:
     third = np.full((1, 3), 1 / 3)
     label = np.zeros(1, dtype=np.int64)
     loss = float(row_log_loss(third, label)[0])
-    own = _mean(sums, "log_loss")
-    alike = [Figure(value, value, value) for value in (loss, 1 / 3, float(row_brier(third, label)[0]))]
-    return Baseline(*alike, gain=Figure(loss - own.value, loss - own.high, loss - own.low))
+    own = sums.ratio("log_loss")
+    log_loss, accuracy, brier = (Figure(each, each, each) for each in (loss, 1 / 3, float(row_brier(third, label)[0])))
+    return Baseline(log_loss, accuracy, brier, Figure(loss - own.value, loss - own.high, loss - own.low))
 
 
 def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) -> tuple[Bin, ...]:
@@ -279,16 +276,16 @@ def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) ->
     for outcome, index in bins:
         n = sums.total(f"rows:{name}:{index}") if outcome == name else 0
         if n:
-            observed = _mean(sums, f"happened:{name}:{index}", f"rows:{name}:{index}")
+            observed = sums.ratio(f"happened:{name}:{index}", f"rows:{name}:{index}")
             found.append(Bin(int(n), sums.total(f"forecast:{name}:{index}") / n, observed))
     return tuple(found)
 
 
-def _shown_slices(rows: MeasuredRows, table: Columns) -> list[tuple[str, int]]:
+def _shown_slices(rows: MeasuredRows) -> list[tuple[str, int]]:
     """The codes of each kind to show: all, or the 20 with most rows."""
     shown: list[tuple[str, int]] = []
     for kind, names in rows.slices.items():
-        codes = table.column(f"slice:{kind}")
+        codes = rows.table.column(f"slice:{kind}")
         counts = np.bincount(codes[codes >= 0].astype(np.int64), minlength=len(names))
         most = [code for code in np.argsort(-counts, kind="stable")[:20].tolist() if counts[code]]
         shown += [(kind, code) for code in (sorted(most) if len(names) <= 20 else most)]
@@ -297,7 +294,7 @@ def _shown_slices(rows: MeasuredRows, table: Columns) -> list[tuple[str, int]]:
 
 def _slice(sums: Bootstrap, rows: MeasuredRows, kind: str, code: int) -> Slice:
     n = int(sums.total(f"rows:{kind}:{code}"))
-    loss, gain = (_mean(sums, f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
+    loss, gain = (sums.ratio(f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
     return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE)
 
 
@@ -305,7 +302,7 @@ def _difference(sums: Bootstrap, name: str) -> Difference | None:
     n = int(sums.total("rows:other"))
     if not n:
         return None
-    return Difference(name, n, **{what: _mean(sums, f"{what}:other", "rows:other") for what in _LOSSES})
+    return Difference(name, n, **{what: sums.ratio(f"{what}:other", "rows:other") for what in _LOSSES})
 
 
 def evaluate_probabilities(

@@ -25,10 +25,12 @@ class Slicer:
     """Assigns each row a code for every kind; new names get the next code."""
 
     def __init__(self) -> None:
-        self.names: dict[str, list[str]] = {kind: list(names) for kind, names in KINDS.items()}
-        self._codes: dict[str, dict[str, int]] = {
-            kind: {name: code for code, name in enumerate(names)} for kind, names in KINDS.items()
-        }
+        self._codes = {kind: {name: code for code, name in enumerate(names)} for kind, names in KINDS.items()}
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """For each kind, the name of each code."""
+        return {kind: list(codes) for kind, codes in self._codes.items()}
 
     def codes(self, pair: Pair, truncation: Truncation | None) -> list[float]:
         """The codes of a row in the order of KINDS; -1 if a kind does not apply to it."""
@@ -52,7 +54,4 @@ class Slicer:
 
     def _code(self, kind: str, name: str) -> float:
         known = self._codes[kind]
-        if name not in known:
-            known[name] = len(known)
-            self.names[kind].append(name)
-        return float(known[name])
+        return float(known.setdefault(name, len(known)))

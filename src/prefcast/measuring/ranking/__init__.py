@@ -10,21 +10,20 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.base.files import atomic_file
-from prefcast.errors import RowError, UsageError, excerpt, printable, shown_path
+from prefcast.base.files import atomic_file, checked_ending
+from prefcast.errors import RowError, UsageError, excerpt, printable
 from prefcast.forecasts.outputs import quoted
 from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
 from prefcast.measuring.ranking.votes import Votes, read_board_votes
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.pairs import Outcome
 
-__all__ = ["Leaderboard", "Standing", "rank", "rank_votes", "standings_kind", "write_matrix", "write_standings"]
+__all__ = ["Leaderboard", "Standing", "matrix_kind", "rank", "standings_kind", "write_matrix", "write_standings"]
 
 Floats = NDArray[np.float64]
 
@@ -103,10 +102,8 @@ class Leaderboard:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types: matrices are lists of rows, and nan is None."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain["standings"] = [asdict(standing) for standing in self.standings]
-        plain["first_fault"] = None if self.first_fault is None else str(self.first_fault)
-        plain["left_out"] = list(self.left_out)
+        plain = vars(self) | {"standings": [asdict(standing) for standing in self.standings]}
+        plain |= {"first_fault": self.first_fault and str(self.first_fault), "left_out": list(self.left_out)}
         for name in ("meetings", "observed", "predicted"):
             plain[name] = [[None if math.isnan(value) else value for value in row] for row in plain[name].tolist()]
         return plain
@@ -125,29 +122,22 @@ def rank(
     """A leaderboard of the models that `model_a` and `model_b` name.
 
     `source` is a file, a table or a sequence of records (dicts, or `forecasts.records()`). `read_board_votes` describes the columns
-    that it needs, `of` ("forecasts" or "votes") `columns` and `label_values`; `rank_votes` describes the other arguments.
-
-    Raises FileError, UsageError, FitError.
-    """
-    _check(min_votes, repeats)
-    votes = read_board_votes(source, of=of, columns=columns, label_values=label_values)
-    return rank_votes(votes, min_votes=min_votes, repeats=repeats, seed=seed)
-
-
-def rank_votes(votes: Votes, *, min_votes: int = 0, repeats: int = REPEATS, seed: int = 0) -> Leaderboard:
-    """A leaderboard of votes.
+    that it needs, `of` ("forecasts" or "votes"), `columns` and `label_values`.
 
     Models with fewer than `min_votes` votes are left out; this is repeated until all remaining models have that many
     votes among themselves. The intervals are from `repeats` draws of the Bayesian bootstrap over groups (Rubin 1981,
     "The Bayesian bootstrap", Annals of Statistics 9, 130-134: the weight of a group is an exponential variate). No
     weight is 0, so the ratings of every draw are finite if those of the data are.
 
-    Raises UsageError if a rating would be infinite or fewer than two models remain, and FitError if a fit does not
-    converge.
+    Raises FileError, UsageError (also if a rating would be infinite or fewer than two models remain), and FitError if a
+    fit does not converge.
     """
-    _check(min_votes, repeats)
-    whole = votes
-    votes = _enough(votes, min_votes)
+    if repeats < 1:
+        raise UsageError(f"repeats is {repeats}; expected at least 1 draw")
+    if min_votes < 0:
+        raise UsageError(f"min_votes is {min_votes}; expected 0 or more")
+    whole = read_board_votes(source, of=of, columns=columns, label_values=label_values)
+    votes = _enough(whole, min_votes)
     if len(votes.models) < 2:
         raise UsageError(f"fewer than two models have {min_votes} votes or more; a leaderboard needs two")
     if len(votes.models) > MOST_MODELS:
@@ -234,13 +224,6 @@ def _ranks(ratings: Floats) -> NDArray[np.int64]:
     return ranks
 
 
-def _check(min_votes: int, repeats: int) -> None:
-    if repeats < 1:
-        raise UsageError(f"repeats is {repeats}; expected at least 1 draw")
-    if min_votes < 0:
-        raise UsageError(f"min_votes is {min_votes}; expected 0 or more")
-
-
 def _enough(votes: Votes, least: int) -> Votes:
     while True:
         cells = np.bincount(votes.cell, votes.weight, len(votes.left))
@@ -310,14 +293,8 @@ def _check_connected(votes: Votes, whole: Votes) -> None:
     won, lost = between[inside].any(), between[:, inside].any()
     names = [excerpt(votes.models[i], 40) for i in np.flatnonzero(inside)[:_NAMED]]
     more = f" and {size - _NAMED} more" if size > _NAMED else ""
-    one = size == 1
-    what = (
-        f"never lost or tied{'' if one else ' against the others'}"
-        if won
-        else f"never won or tied{'' if one else ' against the others'}"
-        if lost
-        else "never met the others"
-    )
+    against = "" if size == 1 else " against the others"
+    what = f"never {'lost' if won else 'won'} or tied{against}" if won or lost else "never met the others"
     raise UsageError(
         f"no finite rating for {', '.join(names)}{more} (of {len(votes.models)} models): {what}; "
         f"more votes are needed{_advice(whole)}"
@@ -337,12 +314,12 @@ def _advice(votes: Votes) -> str:
 
 def standings_kind(path: str | os.PathLike[str]) -> str:
     """The extension of a file of standings. Raises UsageError if it is not supported."""
-    ending = Path(path).suffix.lower()
-    if ending not in (".csv", ".jsonl"):
-        raise UsageError(
-            f"{shown_path(path)}: a leaderboard is written as .csv or .jsonl; name a file that ends in one of these"
-        )
-    return ending
+    return checked_ending(path, "a leaderboard", ".csv", ".jsonl")
+
+
+def matrix_kind(path: str | os.PathLike[str]) -> str:
+    """The extension of a file of win rates. Raises UsageError if it is not supported."""
+    return checked_ending(path, "the matrix of win rates", ".csv")
 
 
 def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
@@ -363,10 +340,7 @@ def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
     The columns are `model`, `opponent`, `votes` (the number of votes between them), and the share of these votes that
     the model won, a tie counting as half: `observed` (empty if there are no votes) and `predicted`.
     """
-    if Path(path).suffix.lower() != ".csv":
-        raise UsageError(
-            f"{shown_path(path)}: the matrix of win rates is written as .csv; name a file that ends in .csv"
-        )
+    matrix_kind(path)
     lines = ["model,opponent,votes,observed,predicted"]
     for i, model in enumerate(board.models):
         for j, opponent in enumerate(board.models):

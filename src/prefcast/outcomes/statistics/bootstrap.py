@@ -105,10 +105,10 @@ class Bootstrap:
         """The sum in each draw, (repeats,)."""
         return self.draws[:, self.names[name]]
 
-    def ratio(self, above: str, below: str) -> Figure | None:
-        """The ratio of two sums with its interval; None if the sum `below` is 0."""
+    def ratio(self, above: str, below: str = "rows") -> Figure:
+        """The ratio of two sums with its interval. Raises UsageError if the sum `below` is 0."""
         if not self.total(below):
-            return None
+            raise UsageError("there is no mean: no row has a weight above 0")
         return figure(self.total(above) / self.total(below), self.ratio_draws(above, below))
 
     def ratio_draws(self, above: str, below: str) -> Floats:
@@ -143,10 +143,7 @@ def weighted_mean(sums: Floats, weights: Floats, keys: Keys, *, repeats: int = R
     (n,)."""
     found = Bootstrap(repeats, seed)
     found.add(keys, {"value": sums, "rows": weights})
-    mean = found.ratio("value", "rows")
-    if mean is None:
-        raise UsageError("there is no mean: no row has a weight above 0")
-    return mean
+    return found.ratio("value")
 
 
 def paired_error(left: Floats, right: Floats, weights: Floats, keys: Keys) -> tuple[float, float]:

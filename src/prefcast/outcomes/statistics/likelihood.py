@@ -76,7 +76,10 @@ def maximise(
     for _ in range(_STEPS):
         if np.abs(slope).max(initial=0.0) <= _TOLERANCE * votes:
             return Optimum(offset + basis @ free, free, information, votes)
-        step = _solve(information, slope)
+        try:
+            step = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            raise FitError("the fit did not converge: the data do not determine every parameter") from None
         for _ in range(_HALVINGS):
             tried = _evaluate(link, blocks, basis, offset, free - step, hold)
             # Near the optimum the losses differ only by rounding; then the gradient decides.
@@ -112,7 +115,7 @@ def cross_fitted(
 
         def others(fold: int = fold) -> Iterator[Block]:
             for (m, t, votes), of in blocks():
-                yield m[of != fold], t[of != fold], votes[of != fold]
+                yield _rows(m, of != fold), _rows(t, of != fold), votes[of != fold]
 
         if any(len(m) for m, _, _ in others()):
             found = maximise(link, others, basis, offset, penalty=penalty, start=start, name=name)
@@ -120,16 +123,13 @@ def cross_fitted(
     for (m, t, _), of in blocks():
         log_p = np.empty((len(m), 3))
         for fold, theta in enumerate(thetas):
-            log_p[of == fold] = link(*linear(theta, m[of == fold], t[of == fold]))[0]
+            log_p[of == fold] = link(*linear(theta, _rows(m, of == fold), _rows(t, of == fold)))[0]
         yield log_p
 
 
-def _solve(information: Floats, slope: Floats) -> Floats:
-    try:
-        step: Floats = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        raise FitError("the fit did not converge: the data do not determine every parameter") from None
-    return step
+def _rows(columns: Floats, wanted: NDArray[np.bool_]) -> Floats:
+    """The rows of `columns` (n, p) that are `wanted` (n,), column by column in memory as `columns` are: rounding depends on that."""
+    return np.compress(wanted, columns.T, axis=1).T
 
 
 def _evaluate(
