@@ -1,1 +1,1 @@
-"""What knows nothing of pairs: files written whole, frames of bytes, child processes."""
+"""Modules that know nothing of pairs: files written whole, frames of bytes, child processes."""

@@ -18,12 +18,12 @@ __all__ = ["atomic_file", "checked_ending", "umask"]
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when the block ends well; otherwise nothing is left and an older file
-    stays as it was.
+    """A file to write. It takes its name only when the block ends without an error; otherwise it is removed, and an older
+    file stays as it was.
 
-    A link is followed. Until then the file lies beside its target under a hidden name, and what a killed process left
-    there for the same target is removed. Raises UsageError where the folder cannot be written or the name is taken by
-    something that is not a file.
+    A link is followed. While it is written, the file lies beside its target under a hidden name. Hidden files that killed
+    processes left for the same target are removed. Raises UsageError where the folder cannot be written or the name
+    belongs to something that is not a file.
     """
     with _said_of(path):
         target = Path(os.path.realpath(path))
@@ -71,19 +71,19 @@ def checked_ending(path: str | os.PathLike[str], what: str, *endings: str) -> st
 
 
 def _locked(part: Path) -> BinaryIO:
-    """A new file that this process holds; the kernel lets go of it when the process ends, however it ends."""
+    """A new file that this process has locked; the kernel frees the lock when the process ends, however it ends."""
     while True:
         file = cast(BinaryIO, open(part, "x+b", opener=_private))  # noqa: SIM115
         with suppress(OSError):  # a disk without locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        # Between the two another process may have taken it for one that was left.
+        # Before the lock was taken, another process may have removed the file as a left one.
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()
 
 
 def _remove_left(folder: Path, start: str) -> None:
-    """Remove the files of killed processes: those that nobody holds."""
+    """Remove the files of killed processes: those without a lock."""
     for left in folder.glob(f"{start}*.part"):
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

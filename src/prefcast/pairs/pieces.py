@@ -9,13 +9,13 @@ from prefcast.pairs.pair import Pair
 
 __all__ = ["PIECE_CHARACTERS", "PIECE_ROWS", "pieces"]
 
-# A piece ends at whichever comes first; texts of many megabytes then travel in small company.
+# A piece ends at whichever limit comes first: a piece with texts of many megabytes has few rows.
 PIECE_ROWS = 256
 PIECE_CHARACTERS = 4_000_000
 
 
 def pieces(items: Iterable[Pair | RowError]) -> Iterator[list[Pair | RowError]]:
-    """The items in pieces of bounded rows and characters; formed by position alone."""
+    """The items in pieces of bounded rows and characters."""
     piece: list[Pair | RowError] = []
     characters = 0
     for item in items:

@@ -113,7 +113,7 @@ class _Sums:
     def add(self, group: int, left: int, right: int, outcome: int, weight: float) -> None:
         self._new_keys.extend((group, _cell(left, right, outcome)))
         self._new_weights.append(weight)
-        # As many again as there are: settling then costs little a row, however many there are.
+        # The sums settle when the new weights are as many as the old: the cost of a row stays small.
         if len(self._new_weights) >= max(_SETTLE, len(self._weights)):
             self.settle()
 
@@ -268,7 +268,7 @@ class _Reader(Table):
         return None if vote is None else tuple(float(outcome is vote) for outcome in Outcome)
 
     def _group(self, prompt: Any, row: int) -> int:
-        # Of 64 bits: that two prompts of a billion share theirs has odds of 3 %, and would make one group of two.
+        # The key has 64 bits. Among a billion prompts the odds that two share a key are 3 %; the two would be one group.
         return group_key(f"row {row}" if not self._by_prompt or absent(prompt) else f"prompt {_first_turn(prompt)}")
 
 

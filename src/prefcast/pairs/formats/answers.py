@@ -91,7 +91,7 @@ def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: J
     """
     report.by = "id" if left.has_id and right.has_id else "prompt"
     waiting: dict[object, Answer] = {}
-    # A row at fault is counted as that, and its partner by id not as alone.
+    # A row at fault counts as failed, and the other file's row with its id does not count as alone.
     at_fault: set[object] = set()
     for item in left:
         if isinstance(item, RowError):

@@ -1,7 +1,7 @@
 """The kinds of files: CSV, TSV, JSON Lines, a JSON array, Parquet. Each is one entry of `CONTAINERS`.
 
-A container is told by the name's ending, and by the first bytes where there is none (standard input). This module knows
-nothing of pairs.
+The name's ending tells the container; without an ending (standard input) the first bytes do. This module knows nothing of
+pairs.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _ARCHIVES = {
 }
 EXPECTED = "CSV, TSV, JSON Lines, a JSON array or Parquet, plain, .gz or .zst"
 _PARQUET_ROWS = 256
-# Records without a schema have the columns of the first ones: one that lacks a field is a fault of its row.
+# The first records tell the columns where there is no schema. A later record that lacks a field is a fault of its row.
 _OBJECTS = 16
 # A file whose first thousand lines hold no JSON object is not a JSON Lines file with a bad row.
 _PATIENCE = 1000
-# The most characters that an object of a JSON array may have: it must be whole in memory before it can be parsed.
+# The most characters that an object of a JSON array may have: the parser needs the whole object in memory.
 _OBJECT_CHARACTERS = 1 << 26
-# A number or a word that is cut off is no longer than this: an error further from the end is one.
+# A number or a word that is cut off is no longer than this. An error further from the end of the text is a real error.
 _CUT = 32
 
 
@@ -83,7 +83,7 @@ def container_of(opened: Opened) -> Container:
     found = named(name) or CONTAINERS[sniffed]
     if sniffed == "parquet" and not found.seeking:
         raise FileError(name, "is Parquet by its content; give it the ending .parquet")
-    # Both endings are in use for both kinds, and the first character tells them apart.
+    # People use both endings for both kinds; the first character tells them apart.
     if found.loose:
         found = CONTAINERS["json" if begin == b"[" else "jsonl"]
     return found
@@ -129,7 +129,7 @@ def _csv_fault(error: csv.Error, name: str, row: int | None = None) -> FileError
 
 
 def no_duplicates(columns: list[str], name: str) -> None:
-    """Raises FileError if a column appears twice; columns without a name (Excel leaves some) do not count."""
+    """Raises FileError if a column appears twice. Columns without a name, which Excel leaves, do not count."""
     seen: set[str] = set()
     for column in columns:
         if column and column in seen:

@@ -1,4 +1,4 @@
-"""One field of a record: is it there, what does its text hold."""
+"""One field of a record: whether it is there, and what its text holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people said of a pair, as files hold it: three columns, `winner` or `label`."""
+"""Labels in files: what people said of a pair, in three columns, in `winner` or in `label`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Labels:
         return found
 
     def of(self, record: Record, *, forecasts: bool = False) -> Outcome | None:
-        """What all label columns of a row say; they may not contradict. With `forecasts` the three columns are none."""
+        """The label of a row. Its label columns must agree; with `forecasts` the three columns are no label."""
         found = None if forecasts else one_hot(record)
         said = f"{', '.join(WINNERS)} say"
         for column in ("winner", "label"):
@@ -151,7 +151,7 @@ def _as_share(value: Any) -> float:
 
 
 def normalised(numbers: Sequence[float]) -> tuple[float, ...]:
-    """Three probabilities with a sum of 1, but for rounding, so that they have exactly that."""
+    """Three probabilities whose sum is 1 but for rounding, divided by their sum."""
     total = sum(numbers)
     if not math.isclose(total, 1.0, rel_tol=0, abs_tol=SUM_TOLERANCE):
         raise Fault(_THREE, f"sum to {total:.6g}; expected 1 (within {SUM_TOLERANCE})")

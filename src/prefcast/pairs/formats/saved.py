@@ -71,7 +71,7 @@ class SavedForecasts:
 
 
 def read_saved(path: Any) -> SavedForecasts:
-    """All of `saved_blocks` as one."""
+    """All blocks of `saved_blocks` as one."""
     return SavedForecasts.of(saved_blocks(path))
 
 

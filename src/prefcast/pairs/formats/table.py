@@ -60,7 +60,7 @@ class Table(Records):
             raise
 
     def _find(self) -> None:
-        """See whether a reader's columns are there; raises FileError."""
+        """Check that a reader's columns are there; raises FileError."""
 
     # Which columns there are
 
@@ -92,7 +92,7 @@ class Table(Records):
         return f"found: {shown}{', ...' if len(self.columns) > 12 else ''}"
 
     def missing(self, field: str, otherwise: str = "") -> FileError:
-        """That a column is missing, with the name that comes nearest; or, if none does, what was expected."""
+        """The error for a missing column. It names the most similar column or, without one, what was expected."""
         if taken := next((ours for ours, theirs in self._mapping.items() if theirs == field), None):
             return FileError(self.name, f"column '{field}' is missing: --columns took it for {taken}")
         near = _nearest(field, [column for column in self.columns if column not in self.fields])
@@ -109,7 +109,7 @@ class Table(Records):
             raise self.missing(absent, otherwise)
 
     def nearness(self, fields: Sequence[str]) -> float:
-        """How much of `fields` is there, from 0 to 1; a similar name counts for something."""
+        """The share of `fields` that are there, from 0 to 1; a similar name counts as 0.6 of one."""
         marks = (1.0 if field in self.names else 0.6 if _nearest(field, self.names) else 0.0 for field in fields)
         return sum(marks) / len(fields)
 
@@ -127,10 +127,10 @@ class Table(Records):
             yield from self.records
 
     def identified(self, *, runs: bool = False) -> Iterator[tuple[int, str | int, Record | RowError]]:
-        """The rows with their ids (row numbers where there is no such column), each there once; with `runs`, rows that
-        follow one another may share an id.
+        """The rows with their ids (row numbers where there is no such column), each only once. With `runs`,
+        rows that follow one another may share an id.
 
-        Raises FileError for an id that is missing or there twice: the latter at the latest at the end.
+        Raises FileError for an id that is missing or occurs twice. The second is found at the end at the latest.
         """
         seen = SeenIds()
         has_id, id_of, add = self.has_id, self.id_of, seen.add
@@ -141,12 +141,12 @@ class Table(Records):
         for row, record in self.rows():
             id: str | int
             if isinstance(record, RowError):
-                # A row that could not be read has no id of its own; this one cannot be taken for another's.
+                # A row that could not be read has no id; the id made here cannot be that of another row.
                 id = f"unreadable row {row}" if has_id else row
                 record = RowError(record.file, record.row, record.field, record.problem, id)  # noqa: PLW2901
             else:
                 if blank and not any(record.values()):
-                    continue  # the rows of bare commas that Excel leaves
+                    continue  # Excel leaves rows of bare commas
                 id = id_of(record, row)
             empty = False
             if has_id and not (runs and str(id) == last) and (found := add(id, row)):
