@@ -180,10 +180,9 @@ def print_one_file(m: Measured, seed: int) -> None:
     print(
         f"\nOne file, `embedded`, a core a worker ({rate:.0f} pairs/s), pieces of {ROWS}; {SLOW_SHARE:.0%} of the workers at half speed"
     )
-    closing = feed + m.writing
+    serving = feed + m.commit + m.writing
     print(
-        f"one reader feeds at most {ROWS / feed:,.0f} pairs/s, {ROWS / feed / rate:,.0f} workers; at the end one process reads "
-        f"and writes {ROWS / closing:,.0f} pairs/s, which is not in the times: 10,000,000 take {_time(1e7 / ROWS * closing)}"
+        f"the starting process reads, stores and writes at most {ROWS / serving:,.0f} pairs/s, {ROWS / serving / rate:,.0f} workers"
     )
     for pairs, counts, losses in ((1e4, (2, 8, 16, 40), 0.0), (1e7, (64, 256, 1024), LOSSES_AN_HOUR)):
         pieces = piece_seconds(m, ROWS, math.ceil(pairs / ROWS), rate, seed)
@@ -193,7 +192,7 @@ def print_one_file(m: Measured, seed: int) -> None:
             who = workers(n, seed, start_up=m.start_up, losses=losses, a_node=CORES_A_NODE)
             _row(f"{n} workers, one queue, a piece each", *_cells(from_queue(pieces, who, feed=feed, commit=m.commit)))
             ray = from_queue(pieces, who, held=2, stays=True, feed=feed, commit=m.commit)
-            _row("  --engine ray, two pieces each", *_cells(ray))
+            _row("  two pieces given to each", *_cells(ray))
             _row(f"  --shard I/{n}", *_cells(from_shards(pieces, who, reading=m.reading, commit=m.commit)))
 
 
@@ -243,7 +242,7 @@ def print_slow(m: Measured, seed: int) -> None:
     rate, n = PAIRS_A_SECOND / CORES, 256
     pieces = piece_seconds(m, ROWS, math.ceil(1e7 / ROWS), rate, seed)
     print(f"\nSlow workers: 10,000,000 pairs, {n} workers, no losses; time over ideal")
-    _row("share at half speed", "queue", "ray", "shards")
+    _row("share at half speed", "queue", "two ahead", "shards")
     for share in (0.0, 0.01, 0.05, 0.2):
         who = workers(n, seed, start_up=m.start_up, slow=share)
         found = (

@@ -108,6 +108,14 @@ def default_signals() -> None:
             signal.signal(number, lambda number, frame: None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a fixture of a module starts keeps scores in a folder of this test run, never in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFCAST_CACHE", str(tmp_path_factory.getbasetemp() / "kept"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def kept_scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Each test, with the processes that it starts, keeps scores in a folder of its own, which does not exist yet."""

@@ -91,12 +91,16 @@ def serving(*options: str, token: str | None = None, ending: int = 0, **environm
         env={**os.environ, **environment},
     )
     assert process.stderr is not None
-    first = process.stderr.readline()
-    found = re.search(r":(\d+)[ \"/]", first)
-    if found is None:
-        process.kill()
-        raise AssertionError(first + process.stderr.read())
-    server = Server(process, int(found[1]), [first], token)
+    first = []
+    for line in process.stderr:
+        first.append(line)
+        if found := re.search(r"127\.0\.0\.1:(\d+)[ \"/]", line):
+            break
+    else:
+        process.wait(60)
+        process.stderr.close()
+        raise AssertionError("".join(first))
+    server = Server(process, int(found[1]), first, token)
     reading = threading.Thread(target=lambda: server.lines.extend(process.stderr or ()), daemon=True)
     reading.start()
     try:

@@ -117,7 +117,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
         ("short", None, "at least 8"),
         ("with a space in it", None, "without spaces"),
         (None, tmp_path / "none", "No such file"),
-        (TOKEN, file, "said twice"),
+        (TOKEN, file, "given twice"),
     ):
         with pytest.raises(UsageError, match=problem):
             _token(token, path)
@@ -134,7 +134,7 @@ def test_nobody_listens_to_the_world_by_accident(prefcast: Run) -> None:
             bind(host, 0, beyond_loopback=False)
     with pytest.raises(UsageError, match="queue"):
         Limits(queue=3)
-    for options, problem in ((("--host", "0.0.0.0"), "--no-token"), (("--token", TOKEN, "--no-token"), "say one")):  # noqa: S104
+    for options, problem in ((("--host", "0.0.0.0"), "--no-token"), (("--token", TOKEN, "--no-token"), "give one of them")):  # noqa: S104
         done = prefcast("serve", "--model", "surface", "--port", "0", *options)
         assert done.returncode == 2, options
         assert problem in done.stderr, done.stderr

@@ -104,8 +104,8 @@ def measured_predictions(
         if exchanged:
             measured.swap = swap_of(*map(np.concatenate, zip(*exchanged, strict=True)))
         return measured
-    predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
     with labelled as file:
+        predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
         waiting: list[Pair] = []
         found: list[int] = []
         for item in file:
