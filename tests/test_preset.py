@@ -111,7 +111,7 @@ def test_what_the_preset_is_not_for(tmp_path: Path) -> None:
             resolve(Choice(model, preset="notebook"))
     with pytest.raises(UsageError, match="unknown preset 'kaggle'; there is notebook"):
         resolve(Choice(str(INTERNLM2), preset="kaggle"))
-    with pytest.raises(UsageError, match="the model surface has no such options"):
+    with pytest.raises(UsageError, match="the model surface has no option --dtype"):
         resolve(Choice("surface", options=Options(dtype="float16")))
 
 

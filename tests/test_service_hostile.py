@@ -134,7 +134,10 @@ def test_nobody_listens_to_the_world_by_accident(prefcast: Run) -> None:
             bind(host, 0, beyond_loopback=False)
     with pytest.raises(UsageError, match="queue"):
         Limits(queue=3)
-    for options, problem in ((("--host", "0.0.0.0"), "--no-token"), (("--token", TOKEN, "--no-token"), "give one of them")):  # noqa: S104
+    for options, problem in (
+        (("--host", "0.0.0.0"), "--no-token"),
+        (("--token", TOKEN, "--no-token"), "give one of them"),
+    ):
         done = prefcast("serve", "--model", "surface", "--port", "0", *options)
         assert done.returncode == 2, options
         assert problem in done.stderr, done.stderr

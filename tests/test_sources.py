@@ -129,7 +129,7 @@ def test_verbs_take_folders(prefcast: Run, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "b.jsonl", numbered(30, 30, model_a="x", model_b="y"))
     write_jsonl(tmp_path / "whole.jsonl", numbered(0, 60, model_a="x", model_b="y"))
     for name in ("in", "whole.jsonl"):
-        done = prefcast("predict", name, "-o", f"{name}.csv", "--model", "surface")
+        done = prefcast("predict", name, "-o", f"{name}.csv", "--model", "surface", "--no-store")
         assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "in.csv").read_bytes() == (tmp_path / "whole.jsonl.csv").read_bytes()
     assert prefcast("rank", "in", "--repeats", "3").stdout.startswith("60 votes between 2 models")

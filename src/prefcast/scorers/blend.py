@@ -117,7 +117,14 @@ class BlendScorer(Scorer):
 
     def identity(self) -> str:
         said = [
-            (member.scorer.identity(), str(member.budget), member.margin_weight, member.tie_weight, _alone(member))
+            (
+                member.scorer.identity(),
+                str(member.scorer.limit),
+                str(member.budget),
+                member.margin_weight,
+                member.tie_weight,
+                _alone(member),
+            )
             for member in self.parts
         ]
         return hashlib.sha256(json.dumps([said, self.weights]).encode()).hexdigest()
