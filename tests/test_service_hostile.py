@@ -135,7 +135,7 @@ def test_nobody_listens_to_the_world_by_accident(prefcast: Run) -> None:
     with pytest.raises(UsageError, match="queue"):
         Limits(queue=3)
     for options, problem in (
-        (("--host", "0.0.0.0"), "--no-token"),
+        (("--host", "0.0.0.0"), "--no-token"),  # noqa: S104
         (("--token", TOKEN, "--no-token"), "give one of them"),
     ):
         done = prefcast("serve", "--model", "surface", "--port", "0", *options)
