@@ -222,9 +222,9 @@ def print_parts(m: Measured, seed: int) -> None:
         (f"20B in 4 bit, {GPU}", 1e7, 64, gpu, (1024, 4096, 16_384), True),
     ):
         print(
-            f"\n{pairs:,.0f} pairs in parts, {n} workers, {name}: time over ideal, time lost, how often the unluckiest part was begun"
+            f"\n{pairs:,.0f} pairs in parts, {n} workers, {name}: time over ideal, time lost, starts of the part that was started most often"
         )
-        print(f"(* more than {TRIES} times: the run stops, and the same command goes on)")
+        print(f"(* more than {TRIES} times: the run stops, and the same command continues)")
         rates = (0.0, 0.01, 0.1, 1.0)
         print(
             f"{'losses a node-hour':32}" + "".join(f"{each:>17}" for each in ("0", "0.01", "0.1", "1", "0.01, sorted"))

@@ -83,7 +83,7 @@ def test_a_duplicate_id_at_the_end_leaves_no_output(prefcast: Run, tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr == (
         "prefcast: f.jsonl: row 601: id 0 is the same as in row 1; every row needs an id of its own; 512 rows are kept: "
-        "the same command goes on from there\n"
+        "the same command continues\n"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl"}
 

@@ -397,7 +397,7 @@ def test_what_a_signal_says_to_people(start: Start, tmp_path: Path, many: Path) 
     process.send_signal(signal.SIGINT)
     last = process.communicate(timeout=300)[1].splitlines()[-1]
     assert last.startswith("prefcast: stopped by SIGINT after ")
-    assert last.endswith("000 rows; the same command goes on from there")
+    assert last.endswith("000 rows; the same command continues")
 
 
 def entries(path: Path) -> int:
@@ -429,7 +429,7 @@ def test_an_input_that_changes_during_the_run(start: Start, prefcast: Run, tmp_p
     assert process.returncode == 2
     last = events(said)[-1]["text"]
     assert last.startswith(f"{many}: changed while it was read, so nothing was written; 15,0")
-    assert last.endswith(" rows are kept: the same command goes on from there")
+    assert last.endswith(" rows are kept: the same command continues")
     assert not (tmp_path / "out.csv").exists()
     assert prefcast("predict", many, "-o", "out.csv").returncode == 0
     assert (tmp_path / "out.csv").read_text().count("\n") == 15_002
@@ -577,7 +577,7 @@ def test_stopping_at_an_error_keeps_what_went_before(prefcast: Run, tmp_path: Pa
     path = write_jsonl(tmp_path / "f.jsonl", rows)
     done = prefcast("predict", path, "-o", "out.csv", "--on-error", "stop")
     assert done.returncode == 2
-    assert done.stderr.endswith("; 400 rows are kept: the same command goes on from there\n")
+    assert done.stderr.endswith("; 400 rows are kept: the same command continues\n")
     rows[300] = kaggle_row(300)
     write_jsonl(path, rows)
     done = prefcast("predict", path, "-o", "out.csv", "--on-error", "stop")

@@ -110,6 +110,6 @@ def parts_run(asked: Asked, forecaster: Forecaster) -> RunReport:
         try:
             return score_parts(pool, spec, parts, fresh=asked.keeping.fresh, log=LOG, progress=show)
         except Interrupted as stopped:
-            said = f"stopped by {stopped.name}; parts that are there are whole; the same command goes on from there"
+            said = f"stopped by {stopped.name}; parts that are there are whole; the same command continues"
             LOG.tell("interrupted", said, signal=stopped.name)
             raise

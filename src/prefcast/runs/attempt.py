@@ -137,7 +137,7 @@ def _end(error: BaseException, target: Target, watch: Watch, log: Log, *, keeps:
     """Raise the error as one of ours; a note tells how many rows are kept. Nothing is raised for an error of others."""
     kept = watch.rows_scored if keeps else 0
     if isinstance(error, Interrupted):
-        after = f" after {kept:,}{watch.of_rows()} rows; the same command goes on from there" if kept else ""
+        after = f" after {kept:,}{watch.of_rows()} rows; the same command continues" if kept else ""
         said = f"stopped by {error.name}{after or '; an output file is written whole or not at all'}"
         log.tell("interrupted", said, signal=error.name, rows_kept=kept)
     elif isinstance(error, OSError) and error.errno in _FULL and target.written is not None:
@@ -148,5 +148,5 @@ def _end(error: BaseException, target: Target, watch: Watch, log: Log, *, keeps:
         )
     if isinstance(error, PrefcastError):
         if kept:
-            error.add_note(f"{kept:,} rows are kept: the same command goes on from there")
+            error.add_note(f"{kept:,} rows are kept: the same command continues")
         raise error from None
