@@ -127,7 +127,7 @@ package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run i
 	$(PYTHON) -m venv $(OUT)/wheel-venv
 	$(OUT)/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cp examples/pairs.csv $(OUT)/wheel-pairs.csv
-	cd $(OUT) && wheel-venv/bin/prefcast predict wheel-pairs.csv -o wheel-submission.csv && wheel-venv/bin/prefcast evaluate wheel-pairs.csv
+	cd $(OUT) && wheel-venv/bin/prefcast predict wheel-pairs.csv -o wheel-submission.csv --fresh && wheel-venv/bin/prefcast evaluate wheel-pairs.csv
 	@rm -rf $(OUT)/wheel-venv
 
 clean: ## Remove what the other targets made

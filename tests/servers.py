@@ -94,7 +94,7 @@ def serving(*options: str, token: str | None = None, ending: int = 0, **environm
     first = []
     for line in process.stderr:
         first.append(line)
-        if found := re.search(r"127\.0\.0\.1:(\d+)[ \"/]", line):
+        if found := re.search(r"http://\S+:(\d+)", line):
             break
     else:
         process.wait(60)

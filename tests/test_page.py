@@ -614,7 +614,7 @@ def test_a_hundred_thousand_rows(visit: Visitor, tmp_path: Path) -> None:
     page.evaluate("window.ticks = 0; setInterval(() => { window.ticks += 1; }, 5)")
     one.load(path)
     expect(page.locator("#rows-count")).to_have_text("100,000 rows; 1 to 50 shown")
-    expect(page.locator("#file-facts")).to_contain_text("these are its first 100,000 rows.")
+    expect(page.locator("#file-facts")).to_contain_text("These are the first 100,000 rows of the file.")
     assert page.evaluate("window.ticks") > 5
     page.fill("#filter-search", "9999")
     expect(page.locator("#rows-count")).to_contain_text("19 rows;")

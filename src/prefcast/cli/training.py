@@ -79,7 +79,9 @@ def embedded(
     if json_output is not None:
         write_json(dict(trained.card), json_output)
     if json_output != "-":
-        print(f"log loss on the {found['n']} pairs that fitted the link ({found['prompts']} prompts), cross-fitted\n")
+        print(
+            f"log loss on the {found['n']} pairs that fitted the outcome model ({found['prompts']} prompts), cross-fitted\n"
+        )
         for name, shown in (
             ("log_loss", "embedded"),
             ("log_loss_of_surface", "the shipped surface model"),

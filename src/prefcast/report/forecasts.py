@@ -76,7 +76,9 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
         _bars(forecast),
     ]
     if forecast.interval is not None:
-        parts.append("the 95 % intervals are those of the fitted link: how far more labels could move this forecast")
+        parts.append(
+            "the 95 % intervals are those of the fitted outcome model: how far more labels could move this forecast"
+        )
     if forecast.spread is not None:
         parts.append(f"the members of the ensemble differ by up to {100 * forecast.spread:.1f} percentage points")
     if forecast.error:

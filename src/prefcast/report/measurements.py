@@ -153,7 +153,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
     covered = "which prompts alone; this forecaster has no record of its own error"
     if found.calibrated:
         covered = (
-            "which prompts, the fitted link, and this forecaster's own error for a whole system, which has a standard "
+            "which prompts, the fitted outcome model, and this forecaster's own error for a whole system, which has a standard "
             f"deviation of {found.bias['net']:.1%} in win minus loss"
         )
     kinds = [
