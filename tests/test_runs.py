@@ -117,7 +117,7 @@ def killed_often(start: Start, folder: Path, kills: int, outputs: list[str], *ar
             # It had come so far that it ended: the next attempts begin again.
             assert process.returncode in (0, 3)
             took = min(took, time.monotonic() - began)
-            shutil.rmtree(folder / "out-store")
+            shutil.rmtree(folder / "out-store", ignore_errors=True)
             shutil.rmtree(folder / "out")
     assert killed == kills
     process = begin("out")
@@ -393,7 +393,8 @@ def test_what_a_signal_says_to_people(start: Start, tmp_path: Path, many: Path) 
     process = start(*quick(("predict", many, "-o", "out.csv")))
     wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
     store = Path(os.environ["PREFCAST_CACHE"]) / "evidence.sqlite"
-    wait_for(lambda: store.exists() and entries(store), process)
+    # Rows of the second piece are in the store: the first piece is counted.
+    wait_for(lambda: store.exists() and entries(store) > 256, process)
     process.send_signal(signal.SIGINT)
     last = process.communicate(timeout=300)[1].splitlines()[-1]
     assert re.fullmatch(
