@@ -151,11 +151,7 @@ CASES: dict[str, tuple[int, list[str], tuple[str | Path, ...]]] = {
     "merge": (6_000, ["o.csv"], ("merge", "m.csv.shard-1-of-2", "m.csv.shard-2-of-2", "-o", "{}/o.csv")),
     "evaluate": (2_000, ["o.json"], ("evaluate", "f.jsonl", "--model", "embedded", "--json", "{}/o.json")),
     "fit": (2_000, [], ("fit", "f.jsonl", "--model", "surface", "-o", "{}/forecaster")),
-    "compare": (
-        2_000,
-        ["o.json"],
-        ("compare", "f.jsonl", "--model", "surface", "--model", "embedded", "--json", "{}/o.json"),
-    ),
+    "compare": (300, ["o.json"], ("compare", "l.jsonl", "r.jsonl", "--model", "embedded", "--json", "{}/o.json")),
 }
 
 
@@ -163,7 +159,12 @@ CASES: dict[str, tuple[int, list[str], tuple[str | Path, ...]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_kill_9_at_30_random_moments(tmp_path: Path, start: Start, prefcast: Run, case: str) -> None:
     count, outputs, arguments = CASES[case]
-    write_jsonl(tmp_path / "f.jsonl", rows_of(count, 20))
+    rows = rows_of(count, 20)
+    write_jsonl(tmp_path / "f.jsonl", rows)
+    if case == "compare":
+        for name, response in (("l", "response_a"), ("r", "response_b")):
+            answers = [{"id": row["id"], "prompt": row["prompt"], "response": row[response]} for row in rows]
+            write_jsonl(tmp_path / f"{name}.jsonl", answers)
     if case == "merge":
         for index in (1, 2):
             assert prefcast("predict", "f.jsonl", "-o", "m.csv", "--shard", f"{index}/2").returncode in (0, 3)

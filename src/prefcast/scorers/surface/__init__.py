@@ -109,6 +109,6 @@ def _value(name: str, a: float, b: float) -> tuple[str, float, float]:
 SCORER = ScorerInfo(
     SurfaceScorer.name,
     f"{__name__}:SurfaceScorer",
-    "features of the texts into a small additive model; explains itself; instant",
+    "features of the texts into a small additive model; explains itself; fast",
     files=SurfaceScorer.files,
 )
