@@ -588,6 +588,14 @@ def test_stopping_at_an_error_keeps_what_went_before(prefcast: Run, tmp_path: Pa
     assert "400 of 400 rows were scored before" in done.stderr
 
 
+def test_a_rate_is_only_named_if_something_was_scored(prefcast: Run, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", rows_of(20))
+    first, again = (prefcast("score", path, "-o", "s.csv").stderr for _ in range(2))
+    assert "pairs a second" in first
+    assert "pairs a second" not in again
+    assert "20 scored before" in again
+
+
 def test_an_estimate_where_it_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from prefcast.runs.log import Log
 

@@ -127,7 +127,9 @@ def _figures(report: RunReport) -> str:
     from prefcast.runs.log import duration_text
 
     took = f"{report.seconds:.1f} s" if report.seconds < 2 * _LONG else duration_text(report.seconds)
-    parts = [took, f"{report.rate:{',.0f' if report.rate > 10 else '.2g'}} pairs a second"]
+    parts = [took]
+    if report.rate:
+        parts.append(f"{report.rate:{',.0f' if report.rate > 10 else '.2g'}} pairs a second")
     if report.restored:
         parts.append(f"{report.restored:,} scored before")
     if report.truncated:
