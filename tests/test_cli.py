@@ -32,6 +32,16 @@ from conftest import (
 )
 
 
+@pytest.mark.parametrize(("old", "said"), [("--no-keep-scores", "now --no-store"), ("--keep-scores", "the default now")])
+def test_options_of_earlier_versions_are_accepted(prefcast: Run, tmp_path: Path, old: str, said: str) -> None:
+    out = tmp_path / "out.csv"
+    done = prefcast("score", EXAMPLES, *SURFACE, "-o", out, "--fresh", old)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (0, f"{old} is {said}")
+    assert out.exists()
+    # Behind `--` stands a file's name.
+    assert "no such file" in prefcast("score", *SURFACE, "-o", out, "--", old).stderr.lower()
+
+
 def test_a_submission(prefcast: Run, tmp_path: Path) -> None:
     done = prefcast("predict", EXAMPLES, "-o", "s.csv")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -771,12 +771,11 @@ def test_the_options_of_the_command_line(tmp_path: Path, prefcast_here: Run, kep
     assert [run(), run(), run("--fresh"), run()] == ["", before, "", before]
     assert [run("--store", "own.sqlite"), run("--store", "own.sqlite")] == ["", before]
     assert (tmp_path / "s.csv").read_bytes() == data
-    for arguments, said in (
-        (("--no-store", "--fresh"), "--fresh and --no-store exclude each other"),
-        (("--no-store", "--store", "x"), "--store and --no-store exclude each other"),
-    ):
-        done = prefcast_here("predict", EXAMPLES, "--model", "surface", "-o", "s.csv", *arguments)
-        assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
+    # Without a store everything is computed anyway: --fresh changes nothing.
+    assert run("--no-store", "--fresh") == ""
+    done = prefcast_here("predict", EXAMPLES, "--model", "surface", "-o", "s.csv", "--no-store", "--store", "x")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--store and --no-store exclude each other" in done.stderr
 
 
 # Attempts, and the training's vectors.

@@ -21,6 +21,8 @@ __all__ = ["MISSING", "argument", "option", "verb"]
 
 F = TypeVar("F", bound=Callable[..., None])
 _PANELS = ("Options", "Reward models", "Evidence and workers", "Long runs", "Cluster")
+# Options of earlier versions and what they are called now; None for one whose effect is the default.
+_RENAMED = {"--no-keep-scores": "--no-store", "--no-journal": "--no-store", "--keep-scores": None, "--journal": None}
 # Made from a list of names, which a type checker cannot follow.
 _ENUM: Any = StrEnum
 # Name, type and default of a parameter or a field. Of an option the default is a dataclass field.
@@ -48,7 +50,20 @@ def argument(help: str, metavar: str, *, default: Any = MISSING) -> Any:
 
 
 class _Command(TyperCommand):
-    """A command whose help shows its options by panel, the most needed panel first."""
+    """A command whose help shows its options by panel, the most needed panel first. It accepts the names that options had
+    in earlier versions."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {flag for param in self.params for flag in param.opts}
+        if "--no-store" in known:
+            # What stands behind `--` is no option.
+            end = args.index("--") if "--" in args else len(args)
+            for old in [arg for arg in args[:end] if arg in _RENAMED]:
+                new = _RENAMED[old]
+                typer.echo(f"{old} is {f'now {new}' if new else 'the default now'}", err=True)
+            renamed = [_RENAMED.get(arg, arg) for arg in args[:end]]
+            args = [arg for arg in renamed if arg is not None] + args[end:]
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}

@@ -22,7 +22,7 @@ class Running:
     """How evidence is computed and kept.
 
     With `keep` evidence is kept in the evidence store at `store` (default: in the user's cache folder). Evidence that is
-    there is not computed again, unless `fresh`. With `isolate`, or with a `time_limit` (seconds per batch), pairs are scored
+    there is not computed again, unless `fresh`; without a store everything is computed anyway. With `isolate`, or with a `time_limit` (seconds per batch), pairs are scored
     in worker processes.
     """
 
@@ -35,8 +35,6 @@ class Running:
     def __post_init__(self) -> None:
         if self.store is not None and not self.keep:
             raise UsageError("--store and --no-store exclude each other")
-        if self.fresh and not self.keep:
-            raise UsageError("--fresh and --no-store exclude each other: without a store everything is scored anew")
 
 
 NOT_KEPT = Running(keep=False)

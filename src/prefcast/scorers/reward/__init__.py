@@ -6,6 +6,7 @@ Importing this package imports neither torch nor transformers; loading a scorer 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -100,6 +101,7 @@ def load_scorer(
     spread: bool = False,
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
+    keep: bool | None = None,
 ) -> RewardScorer:
     """The scorer of a reward model in a folder, or of a hub id such as `owner/name`.
 
@@ -107,11 +109,14 @@ def load_scorer(
     the checkpoint's own). `quantize` (`nf4`, `int8`) quantises the weights. `devices` (`auto`, `cpu,cpu`,
     `cuda:0,cuda:1`) get one replica each, or with `spread` one model together. `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
-    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers.
+    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers. `keep` has no effect and
+    is accepted for scripts of earlier versions: a scorer that is used alone keeps nothing.
 
     Every scorer has `evidence(pairs)`. The scorer of a pointwise model also has `score(conversations)` and
     `encode(conversation)`. Raises ModelError, UsageError and MissingExtraError.
     """
+    if keep is not None:
+        warnings.warn("load_scorer: keep has no effect; leave it out", DeprecationWarning, stacklevel=2)
     if dtype is not None and not isinstance(dtype, str):
         dtype = str(dtype).removeprefix("torch.")
     options = Options(
