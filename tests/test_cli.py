@@ -32,7 +32,9 @@ from conftest import (
 )
 
 
-@pytest.mark.parametrize(("old", "said"), [("--no-keep-scores", "now --no-store"), ("--keep-scores", "the default now")])
+@pytest.mark.parametrize(
+    ("old", "said"), [("--no-keep-scores", "now --no-store"), ("--keep-scores", "the default now")]
+)
 def test_options_of_earlier_versions_are_accepted(prefcast: Run, tmp_path: Path, old: str, said: str) -> None:
     out = tmp_path / "out.csv"
     done = prefcast("score", EXAMPLES, *SURFACE, "-o", out, "--fresh", old)
