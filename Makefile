@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 # How many processes run the tests, each with about 1 GB.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
 
