@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service
+.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -132,3 +132,9 @@ package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run i
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) $(OUT) dist build wheelhouse .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Any Python with torch, transformers, safetensors, tokenizers and accelerate will do.
+GPU_PYTHON ?= $(if $(wildcard $(VENV)/.dev),$(BIN)/python,$(PYTHON))
+DEVICE ?= cuda
+check-gpu: ## Check reward models on a GPU and write a report (at most 8 minutes); DEVICE=cpu tries the script
+	$(GPU_PYTHON) tools/check_gpu.py --device $(DEVICE) --output $(OUT)/gpu-report.md

@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from conftest import EXAMPLES, ROOT
 from prefcast import load_scorer, read_pairs
 
+# Not from conftest: `make check-gpu` uses this module where pytest is not installed.
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples" / "pairs.csv"
 INTERNLM2 = ROOT / "tests" / "fixtures" / "internlm2_tiny"
 VOCABULARY = 700
 # The template writes the first token itself, and the tokenizer would add another.
