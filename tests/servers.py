@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +74,14 @@ class Server:
         reply = self.ask("POST", "/v1/forecast", document)
         assert reply.status == 200, reply.body
         return reply.json
+
+    def loaded(self) -> Server:
+        """The same server, once its forecaster is loaded."""
+        end = time.monotonic() + 120
+        while self.ask("GET", "/ready").status != 200:
+            assert time.monotonic() < end, self.lines[-5:]
+            time.sleep(0.05)
+        return self
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

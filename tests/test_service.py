@@ -166,7 +166,7 @@ def test_a_forecaster_of_pairs_has_no_scores(server: Server) -> None:
 
 def test_the_probes_and_the_models(server: Server) -> None:
     assert server.ask("GET", "/health").json == {"status": "ok"}
-    assert server.ask("GET", "/ready").json == {"status": "ready"}
+    assert server.loaded().ask("GET", "/ready").json == {"status": "ready"}
     models = server.ask("GET", "/v1/models").json
     assert [one["name"] for one in models["models"] if one["served"]] == ["surface"]
     assert models["limits"]["pairs"] == 256

@@ -184,7 +184,7 @@ def test_whatever_was_accepted_is_answered_before_it_stops(keep: bool) -> None:
 def test_a_request_that_takes_too_long_ends_with_504() -> None:
     pairs = [json.loads(body) for body in bodies(200, 400)]
     with serving("--model", "embedded", "--time-limit", "0.5") as server:
-        reply = server.ask("POST", "/v1/forecast", {"pairs": pairs})
+        reply = server.loaded().ask("POST", "/v1/forecast", {"pairs": pairs})
         assert reply.status == 504
         assert reply.error["type"] == "time_limit"
         # What it left behind is not worked on.
