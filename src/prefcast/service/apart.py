@@ -37,14 +37,14 @@ def rows_asked(query: Mapping[str, str]) -> RowsAsked:
     """What the query of a request asks for. Raises Refusal."""
     if unknown := next((name for name in query if name not in RowsAsked.__dataclass_fields__), None):
         raise Refusal("invalid", "is not a parameter here; the parameters are ending, first, cells", unknown[:60])
-    ending, first, cells = query.get("ending", "").lower(), query.get("first", "1"), query.get("cells", "")
+    ending, first, cells = query.get("ending", "").lower(), query.get("first", "1"), query.get("cells")
     if not _ENDING.fullmatch(ending):
         raise Refusal("invalid", "expected the end of a file's name, such as .csv or .parquet or .jsonl.gz", "ending")
     if not _ROW.fullmatch(first):
         raise Refusal("invalid", "expected the number of a row, counted from 1", "first")
-    if cells not in ("", "json", "text"):
+    if cells not in (None, "json", "text"):
         raise Refusal("invalid", "expected json or text", "cells")
-    return RowsAsked(ending, int(first), cells)
+    return RowsAsked(ending, int(first), cells or "")
 
 
 class Apart:

@@ -156,9 +156,8 @@ def read_rows(data: bytes, ending: str = "", first: int = 1, cells: str | None =
 def _plain(file: PairFile) -> bool:
     """Whether no cell of the first rows looks like a JSON array."""
     records = [record for _, record in islice(file.rows(), _PEEKED) if not isinstance(record, RowError)]
-    found = [record.get(name) for record in records for name in file.shape.needs]
-    texts = [cell for cell in found if isinstance(cell, str) and cell.strip()]
-    return bool(texts) and not any(text.lstrip().startswith("[") for text in texts)
+    cells = [cell for record in records for name in file.shape.needs if not absent(cell := record.get(name))]
+    return bool(cells) and all(isinstance(cell, str) and not cell.lstrip().startswith("[") for cell in cells)
 
 
 def _answer(file: _Pairs | _Numbers, first: int, cells: Literal["json", "text"], *, texts: bool) -> FileRows:

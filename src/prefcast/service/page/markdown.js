@@ -72,7 +72,7 @@ function quote(lines, at, made, depth, budget) {
 function list(lines, at, made, depth, budget) {
   const [, indent, mark] = ITEM.exec(lines[at]);
   const ordered = /\d/.test(mark);
-  const node = ordered ? el("ol", { dir: "auto", start: parseInt(mark, 10) === 1 ? null : parseInt(mark, 10) }) : el("ul", { dir: "auto" });
+  const node = ordered ? el("ol", { start: parseInt(mark, 10) === 1 ? null : parseInt(mark, 10) }) : el("ul");
   while (at < lines.length) {
     const match = ITEM.exec(lines[at]);
     if (!match || match[1].length > indent.length + 3 || /\d/.test(match[2]) !== ordered || RULE.test(lines[at])) break;
@@ -92,6 +92,7 @@ function list(lines, at, made, depth, budget) {
     budget.left -= 1;
     if (budget.left <= 0) break;
   }
+  node.dir = "auto";
   made.push(node);
   return at;
 }
