@@ -813,7 +813,7 @@ def test_votes_stay_until_they_are_deleted(visit: Visitor, tmp_path: Path) -> No
     page.keyboard.press("b")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("t")
-    expect(page.locator("#kept")).to_have_text("2 votes")
+    expect(page.locator("#kept")).to_have_text("Save votes (2)")
     # The tab of the file, and not only the button that leads there.
     page.click("#tab-file")
     expect(page.locator("#file-tasks .save-votes")).to_have_text("Save 2 votes")
@@ -826,7 +826,7 @@ def test_votes_stay_until_they_are_deleted(visit: Visitor, tmp_path: Path) -> No
     expect(page.locator("#rows-count")).to_contain_text("1 row;")
     expect(voted).to_have_count(0)
     page.reload()
-    expect(page.locator("#kept")).to_have_text("2 votes")
+    expect(page.locator("#kept")).to_have_text("Save votes (2)")
     page.click("#kept")
     expect(page.locator("#kept-note")).to_contain_text("in this browser alone")
     no_serious_fault(page, "the votes")
@@ -846,7 +846,7 @@ def test_votes_stay_until_they_are_deleted(visit: Visitor, tmp_path: Path) -> No
     page.click("#kept")
     page.click(".delete-votes")
     assert one.dialogs == ["Delete 2 votes on pairs.csv?"]
-    expect(page.locator("#kept")).to_have_text("2 votes")
+    expect(page.locator("#kept")).to_have_text("Save votes (2)")
     page.remove_listener("dialog", one.dismiss)
     page.once("dialog", lambda dialog: dialog.accept())
     page.click(".delete-votes")

@@ -162,8 +162,14 @@ def test_an_answer_has_a_bound_and_says_where_to_go_on(monkeypatch: pytest.Monke
         assert [row.id for row in found] == [row.id for row in whole.rows]
     # A row that no answer could hold says so.
     assert found[7].error is not None
-    assert "has 402 characters" in found[7].error.message
+    assert "has 403 characters" in found[7].error.message
     assert found[7].prompt is None
+    # So does one whose id, model or error is as long as that.
+    odd = [kaggle_row(id="i" * 500, model_a="m"), kaggle_row(id=2, model_a="m" * 500)]
+    for shown in read_rows(csv_bytes(tmp_path, odd), ".csv").rows:
+        assert shown.error is not None
+        assert "500" not in shown.id
+        assert len(shown.id) + len(shown.model_a or "") < 5
     assert read_rows(data, ".csv", 11).rows == []
 
 

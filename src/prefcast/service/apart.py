@@ -60,7 +60,7 @@ class Apart:
             raise Refusal("too_busy", "other files are being read", headers={"Retry-After": "1"})
         async with self._room:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "prefcast.service.rows"),
+                *(sys.executable, "-P", "-m", "prefcast.service.rows"),
                 *(asked.ending, str(asked.first), asked.cells, str(self._seconds)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, BinaryIO, Literal, cast
 
 from pydantic import BaseModel, Field
@@ -84,8 +84,6 @@ class _Pairs(PairFile):
         pair = self._pair(record, shown.id, shown.row)
         if isinstance(pair, RowError):
             raise Fault(pair.field, pair.problem)
-        if pair.characters > MOST_CHARACTERS:
-            raise Fault("", f"has {pair.characters:,} characters; a row may have {MOST_CHARACTERS:,} here")
         shown.prompt, shown.response_a, shown.response_b = map(list, (pair.prompt, pair.response_a, pair.response_b))
         shown.model_a, shown.model_b = pair.model_a, pair.model_b
         shown.label = None if pair.outcome is None or not self.may_have_labels else _SAID[pair.outcome]
@@ -139,7 +137,7 @@ def read_rows(data: bytes, ending: str = "", first: int = 1, cells: str | None =
     the cells of texts are JSON arrays or plain text. Raises FileError."""
 
     def opened() -> Any:
-        return opened_stream(f"file{ending}", cast(BinaryIO, io.BufferedReader(io.BytesIO(data))))  # type: ignore[type-var]
+        return opened_stream(f"file{ending}", cast(BinaryIO, io.BufferedReader(io.BytesIO(data))))
 
     with Records(opened()) as records:
         columns = set(records.columns)
@@ -167,7 +165,10 @@ def _answer(file: _Pairs | _Numbers, first: int, cells: Literal["json", "text"],
         )
         characters = 0
         for shown in _shown(file, first):
-            size = sum(len(text) for each in (shown.prompt, shown.response_a, shown.response_b) for text in each or ())
+            size = _size(shown)
+            if size > MOST_CHARACTERS:
+                problem = f"has {size:,} characters; a row may have {MOST_CHARACTERS:,} here"
+                shown, size = _failed(FileRow(row=shown.row, id=str(shown.row)), "", problem), 0  # noqa: PLW2901
             if answer.rows and (len(answer.rows) == MOST_ROWS or characters + size > MOST_CHARACTERS):
                 answer.next = shown.row
                 break
@@ -176,6 +177,12 @@ def _answer(file: _Pairs | _Numbers, first: int, cells: Literal["json", "text"],
     if first == 1 and not answer.rows:
         raise FileError(file.name, "has no rows; expected at least one")
     return answer
+
+
+def _size(shown: FileRow) -> int:
+    """The characters of a row, which all come from the file."""
+    words = [shown.id, shown.model_a or "", shown.model_b or "", shown.error.message if shown.error else ""]
+    return sum(map(len, chain(words, *(each or () for each in (shown.prompt, shown.response_a, shown.response_b)))))
 
 
 def _shown(file: _Pairs | _Numbers, first: int) -> Iterator[FileRow]:

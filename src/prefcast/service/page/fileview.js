@@ -90,8 +90,9 @@ export class FileView {
 
   draw() {
     byId("drop").classList.add("small-drop");
-    this.parts = Object.fromEntries(["facts", "tasks", "figures", "filters", "rows"].map((name) => [name, el("div", { id: `file-${name}` })]));
+    this.parts = Object.fromEntries(["facts", "figures", "filters", "rows"].map((name) => [name, el("div", { id: `file-${name}` })]));
     byId("file-view").replaceChildren(...Object.values(this.parts));
+    this.parts.tasks = el("div", { class: "bar", id: "file-tasks" });
     byId("file-view").hidden = false;
     this.drawFacts();
     this.drawFilters();
@@ -105,7 +106,7 @@ export class FileView {
     const reread = (as, words) => this.files.length === 1 && el("button", { type: "button", id: "cells", onclick: () => this.load(this.files, as) }, words);
     const fault = figures.faults > 0 && rows.find((row) => row.error !== null);
     const fact = (title, value, note) => el("div", {}, el("dt", {}, title), el("dd", {}, value, note && el("small", {}, ` ${note}`)));
-    this.parts.facts.replaceChildren(el("div", { class: "card" }, el("div", { class: "bar" }, el("h2", { dir: "auto" }, visible(name)), el("span", { class: "quiet small" }, description)),
+    this.parts.facts.replaceChildren(el("div", { class: "card" }, el("div", { class: "bar" }, el("h2", { dir: "auto" }, visible(name)), el("span", { class: "quiet small" }, description), this.parts.tasks),
       el("dl", { class: "facts" },
         fact("Rows", whole(figures.rows)), fact("Forecast", whole(figures.forecast)), fact("Labelled", whole(figures.labelled)), fact("With texts", whole(figures.texts)),
         figures.faults > 0 && fact("With a fault", whole(figures.faults)),
@@ -127,7 +128,6 @@ export class FileView {
 
   drawTasks(figures) {
     const open = this.table.rows.filter((row) => row.p === null && row.texts && row.error === null);
-    this.parts.tasks.className = "bar";
     this.parts.tasks.replaceChildren(...[
       open.length && el("button", { type: "button", class: "main", id: "forecast-rows", onclick: () => this.forecast(open) }, `Forecast ${counted(open.length, "row")}`),
       figures.texts > 0 && el("button", { type: "button", id: "start-votes", onclick: () => this.vote() }, "Vote yourself"),

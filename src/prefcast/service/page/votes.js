@@ -47,7 +47,7 @@ export function saveButton(rows) {
 export function drawKept(kept) {
   const button = byId("kept");
   button.hidden = kept.votes.size === 0;
-  button.textContent = counted(kept.votes.size, "vote");
+  button.textContent = `Save votes (${whole(kept.votes.size)})`;
   button.onclick = () => byId("kept-dialog").showModal();
   byId("kept-note").textContent = kept.lasting
     ? `Your votes and the texts that they are about are kept in this browser alone (its IndexedDB for ${location.host}), until you delete them here or clear the data of this site. No server gets them.`
@@ -168,7 +168,7 @@ export class Voting {
           el("h2", { id: "vote-title", tabindex: "-1" }, `Row ${whole(at + 1)} of ${whole(rows.length)}`),
           facts.filter(([, value]) => value).map(([name, value]) => el("span", { class: "fact" }, el("span", { class: "quiet" }, `${name} `), el("bdi", {}, visible(value)))),
           el("div", { class: "bar-end" }, check("on", "Vote yourself", () => { this.draw(); this.reveal(); }), !this.on && turns,
-            saveButton(this.table.rows), el("button", { type: "button", "data-key": "back", onclick: this.home }, "Back to the file"))),
+            el("button", { type: "button", "data-key": "back", onclick: this.home }, "Back to the file"))),
         this.on && el("div", { class: "bar" }, check("keys", "Keys A, T, B vote"), el("p", { class: "small quiet", id: "agreement" }, agreementSaid(this.table.rows)))),
       ...(this.on ? [el("div", { class: "choices", role: "group", "aria-label": "Your vote" }, turns[0],
         CHOICES.map(([outcome, name, more, key]) => el("button", {
