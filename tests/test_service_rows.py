@@ -166,6 +166,7 @@ def test_an_answer_has_a_bound_and_says_where_to_go_on(monkeypatch: pytest.Monke
     assert found[7].prompt is None
     # So does one whose id, model or error is as long as that.
     odd = [kaggle_row(id="i" * 500, model_a="m"), kaggle_row(id=2, model_a="m" * 500)]
+    odd.append(kaggle_row(id=3, prompt=("",) * 200, a=("",) * 200, b=("",) * 200, model_a="m"))
     for shown in read_rows(csv_bytes(tmp_path, odd), ".csv").rows:
         assert shown.error is not None
         assert "500" not in shown.id

@@ -36,6 +36,8 @@ __all__ = ["MOST_CHARACTERS", "MOST_ROWS", "FileRow", "FileRows", "read_rows"]
 MOST_ROWS, MOST_CHARACTERS = 25_000, 8_000_000
 # The rows that tell whether the cells are plain text.
 _PEEKED = 16
+# The most characters of an id that a row with too many characters keeps.
+_SHORT = 100
 # Bytes of memory and of a temporary file: so many, and so many for each byte of the file.
 _ROOM, _SPOOL, _FACTOR = 1_000_000_000, 100_000_000, 20
 _NUMBERS = (*WINNERS, "margin", "tie", "label", "error", "model_a", "model_b", "characters_kept", "characters")
@@ -167,8 +169,9 @@ def _answer(file: _Pairs | _Numbers, first: int, cells: Literal["json", "text"],
         for shown in _shown(file, first):
             size = _size(shown)
             if size > MOST_CHARACTERS:
+                id = shown.id if len(shown.id) <= _SHORT else str(shown.row)
                 problem = f"has {size:,} characters; a row may have {MOST_CHARACTERS:,} here"
-                shown, size = _failed(FileRow(row=shown.row, id=str(shown.row)), "", problem), 0  # noqa: PLW2901
+                shown, size = _failed(FileRow(row=shown.row, id=id), "", problem), 0  # noqa: PLW2901
             if answer.rows and (len(answer.rows) == MOST_ROWS or characters + size > MOST_CHARACTERS):
                 answer.next = shown.row
                 break
@@ -180,9 +183,10 @@ def _answer(file: _Pairs | _Numbers, first: int, cells: Literal["json", "text"],
 
 
 def _size(shown: FileRow) -> int:
-    """The characters of a row, which all come from the file."""
+    """The characters of a row, which all come from the file. An empty turn counts as one."""
     words = [shown.id, shown.model_a or "", shown.model_b or "", shown.error.message if shown.error else ""]
-    return sum(map(len, chain(words, *(each or () for each in (shown.prompt, shown.response_a, shown.response_b)))))
+    turns = chain.from_iterable(each or () for each in (shown.prompt, shown.response_a, shown.response_b))
+    return sum(map(len, words)) + sum(len(turn) or 1 for turn in turns)
 
 
 def _shown(file: _Pairs | _Numbers, first: int) -> Iterator[FileRow]:

@@ -79,8 +79,9 @@ export class Voting {
     this.rows = rows;
     this.table = table;
     this.on = on;
-    await this.go(at);
+    const gone = this.go(at);
     byId("vote-title").focus();
+    await gone;
   }
 
   async go(at) {
@@ -165,7 +166,7 @@ export class Voting {
     byId("voting").replaceChildren(
       el("section", { class: "vote", "aria-labelledby": "vote-title" },
         el("div", { class: "bar" },
-          el("h2", { id: "vote-title", tabindex: "-1" }, `Row ${whole(at + 1)} of ${whole(rows.length)}`),
+          el("h2", { id: "vote-title", tabindex: "-1", "data-key": "title" }, `Row ${whole(at + 1)} of ${whole(rows.length)}`),
           facts.filter(([, value]) => value).map(([name, value]) => el("span", { class: "fact" }, el("span", { class: "quiet" }, `${name} `), el("bdi", {}, visible(value)))),
           el("div", { class: "bar-end" }, check("on", "Vote yourself", () => { this.draw(); this.reveal(); }), !this.on && turns,
             el("button", { type: "button", "data-key": "back", onclick: this.home }, "Back to the file"))),
