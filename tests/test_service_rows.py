@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import random
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -274,10 +276,9 @@ def test_it_is_checked_like_every_route() -> None:
         assert not any("prompt" in line or "ending" in line for line in server.lines)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_file_that_takes_long_is_given_up_and_others_are_answered() -> None:
-    # Rows that are skipped are read all the same: this is work for many seconds.
-    row = b'{"id":%d,"prompt":"a","response_a":"b","response_b":"c"}\n'
-    data = gzip.compress(b"".join(row % at for at in range(400_000)), 1)
+    data = slow_file()
     with serving("--model", "surface", "--time-limit", "1.5") as server:
         replies: list[Reply] = []
         threads = [
@@ -302,6 +303,36 @@ def test_a_file_that_takes_long_is_given_up_and_others_are_answered() -> None:
         ) == 429 and time.monotonic() < until:
             time.sleep(0.1)
         assert status == 200
+        assert children(server) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_one_who_leaves_takes_the_work_along(server: Server) -> None:
+    data = slow_file()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = f"POST /v1/rows?ending=.jsonl.gz&first=399999 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}"
+        connection.sendall(f"{head}\r\nContent-Type: application/octet-stream\r\n\r\n".encode() + data)
+        until = time.monotonic() + 10
+        while not children(server) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert children(server)
+    # Long before the file is read.
+    until = time.monotonic() + 1
+    while children(server) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert children(server) == []
+
+
+def slow_file() -> bytes:
+    """Work for seconds, if its last row is asked for: rows that are skipped are read all the same."""
+    row = b'{"id":%d,"prompt":"a","response_a":"b","response_b":"c"}\n'
+    return gzip.compress(b"".join(row % at for at in range(400_000)), 6)
+
+
+def children(server: Server) -> list[str]:
+    """The processes that a server has started and that are still there."""
+    own = str(server.process.pid)
+    return Path(f"/proc/{own}/task/{own}/children").read_text().split()
 
 
 def check_mutations(server: Server, tmp_path: Path, count: int) -> None:
