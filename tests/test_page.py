@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import gzip
-import io
 import json
 import random
 import re
@@ -13,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Route, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, Request, Route, expect
 
 import prefcast.service
 from browsers import opened
@@ -69,7 +70,11 @@ class Visit:
         context.on("request", lambda request: self.asked.append(request.url))
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        self.page.on("dialog", self.dismiss)
+
+    def dismiss(self, dialog: Dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
 
     def _console(self, message: ConsoleMessage) -> None:
         # A refusal that a test provokes stands on the console as a resource that failed to load.
@@ -489,7 +494,7 @@ def test_a_file_is_shown_filtered_and_searched(visit: Visitor, tmp_path: Path) -
     # A row opens as a pair, and the way back leads to where it was.
     first.locator("button").click()
     expect(page.locator("#vote-title")).to_contain_text("Row 1 of")
-    page.click("text=Back")
+    page.click("[data-key=back]")
     expect(page.locator(".rows tr.current")).to_have_count(1)
 
 
@@ -509,7 +514,7 @@ def test_forecasts_that_prefcast_wrote(visit: Visitor, prefcast: Run, tmp_path: 
     with gzip.open(tmp_path / "packed.jsonl.gz", "wb") as file:
         file.write((tmp_path / "bare.jsonl").read_bytes())
     one.load(tmp_path / "packed.jsonl.gz")
-    expect(page.locator("#file-view")).to_contain_text("This file has no texts")
+    expect(page.locator("#file-view")).to_contain_text("This file has no columns of texts")
     expect(page.locator(".rows th button")).to_have_count(0)
     # A submission and its pairs, joined.
     one.load(EXAMPLES, tmp_path / "submission.csv")
@@ -534,13 +539,14 @@ def test_a_file_is_dropped(visit: Visitor) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.csv", b"a,b\n1,2\n", "The columns are not those of pairs"),
+        ("x.csv", b"a,b\n1,2\n", "x.csv: no pairs found in its columns"),
         ("x.csv", b"id,prompt\xff\n", "not UTF-8"),
-        ("x.csv", b'id,winner_model_a,winner_model_b,winner_tie\n1,"0.2,0.3\n', "A quoted cell is not closed"),
-        ("x.csv", b"", "no rows"),
-        ("x.jsonl.gz", b"no gzip", "damaged"),
-        ("x.parquet", b"PAR1", "--with-text"),
-        ("x.txt", b"hello", "reads .csv and .jsonl"),
+        ("x.csv", b'id,winner_model_a,winner_model_b,winner_tie\n1,"0.2,0.3\n', "a quoted cell that never ends"),
+        ("x.csv", b"", "the file is empty"),
+        ("x.jsonl.gz", b"\x1f\x8bno gzip", "the compressed data"),
+        ("x.parquet", b"PAR1", "not a readable Parquet file"),
+        ("x.txt", b"hello", "no pairs found"),
+        ("<img src=x onerror=pwned=1>.csv", b"\x89PNG", "not UTF-8"),
     ],
 )
 def test_a_file_that_is_none_of_ours(visit: Visitor, tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -557,47 +563,102 @@ def test_rows_with_faults_are_named(visit: Visitor, tmp_path: Path) -> None:
     page = one.open()
     good = labelled(0, id=1)
     lines = [good, labelled(1, id=1), {**good, "id": 2, "prompt": "plain"}, {**good, "id": 3, "winner_tie": 1},
-             {**good, "id": 9007199254740993}, {**good, "id": 5, "response_a": ["x", "y"]},
-             {**good, "id": {"toString": 1}, "winner_tie": {"toString": 1}, "model_a": {"toString": 1}}]  # fmt: skip
+             {**good, "id": 9007199254740993}, {**good, "id": 5, "response_a": ["x", "y"]}, {**good, "id": {"x": 1}},
+             {**good, "id": 6, "model_a": {"toString": 1}}]  # fmt: skip
     path = write_jsonl(tmp_path / "x.jsonl", lines)
     path.write_text(path.read_text() + "{broken\n[]\n")
     one.load(path)
     notes = page.locator(".rows tbody tr td:last-child").all_text_contents()
-    expected = ("", "row 1 has the same id", "prompt is not a JSON array", "expected exactly one 1", "",
-                "the numbers of turns differ", "expected exactly one 1", "is not a line of JSON", "is not a JSON object")  # fmt: skip
-    assert all(part in note for part, note in zip(expected, notes, strict=True))
+    expected = ("", "id is the same as in row 1", "prompt is 'plain'; expected a JSON array", "expected exactly one 1", "",
+                "the numbers of turns differ", "id is {'x': 1}", "", "not valid JSON", "a JSON array where")  # fmt: skip
+    assert len(notes) == len(expected)
+    assert all(part in note for part, note in zip(expected, notes, strict=True)), notes
     assert page.locator(".rows tbody th").all_text_contents()[4] == "9007199254740993"
-    page.select_option("#filter-state", "error")
+    said = page.locator("#file-facts .said")
+    expect(said).to_contain_text("7 rows have a fault. The first, row 2: id is the same as in row 1")
+    page.click("#show-faults")
     expect(page.locator("#rows-count")).to_have_text("7 rows; 1 to 7 shown")
 
 
-def test_the_csv_reader_reads_what_python_writes(visit: Visitor) -> None:
-    page = visit().open()
-    draw = random.Random(3)
-    cases = []
-    for at in range(200):
-        width = draw.randrange(2, 5)
-        # Python leaves a lone carriage return bare unless it quotes everything.
-        letters, quoting = (('ab,"\n é😀', csv.QUOTE_MINIMAL), ('ab,"\n\r é😀', csv.QUOTE_ALL))[at % 2]
-        rows = [
-            ["".join(draw.choices(letters, k=draw.randrange(6))) for _ in range(width)]
-            for _ in range(draw.randrange(1, 6))
-        ]
-        out = io.StringIO()
-        csv.writer(out, quoting=quoting, lineterminator=draw.choice(["\n", "\r\n"])).writerows(rows)
-        text = out.getvalue()
-        cuts = sorted(draw.randrange(len(text) + 1) for _ in range(3))
-        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        cases.append((rows, pieces))
-    found = page.evaluate(
-        """async (cases) => {
-          const {CsvParser} = await import("/static/csv.js");
-          return cases.map((pieces) => { const rows = []; const parser = new CsvParser((row) => rows.push(row)); pieces.forEach((p) => parser.push(p)); parser.end(); return rows; });
-        }""",
-        [pieces for _, pieces in cases],
+def test_a_file_of_faults_alone_says_which(visit: Visitor, tmp_path: Path) -> None:
+    """Not that it has no texts."""
+    one = visit()
+    page = one.open()
+    one.load(write_csv(tmp_path / "x.csv", [kaggle_row(id=at, b="[broken") for at in range(3)]))
+    expect(page.locator("#file-facts")).to_contain_text(
+        "3 rows have a fault. The first, row 1: response_b is not valid JSON"
     )
-    for (rows, pieces), read in zip(cases, found, strict=True):
-        assert read == rows, pieces
+    expect(page.locator("#file-facts")).not_to_contain_text("has no columns of texts")
+    expect(page.locator(".rows td.note")).to_have_count(3)
+
+
+@pytest.mark.parametrize("kind", ["arena.json", "arena.parquet", "chosen.jsonl.zst", "kaggle.csv.gz", "plain.tsv"])
+def test_the_servers_readers_read_the_file(visit: Visitor, tmp_path: Path, kind: str) -> None:
+    rows = [(f"Question {at}?", f"Answer {at}", f"No. {at}", f"model-{at}") for at in range(5)]
+    said = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        for prompt, a, b, _ in rows
+        for answer in (a, b)
+    ]
+    arena = [
+        {
+            "id": at,
+            "conversation_a": said[2 * at],
+            "conversation_b": said[2 * at + 1],
+            "winner": "model_b",
+            "model_a": model,
+        }
+        for at, (*_, model) in enumerate(rows)
+    ]
+    path = tmp_path / kind
+    if kind == "arena.json":
+        path.write_text(json.dumps(arena))
+    elif kind == "arena.parquet":
+        pq.write_table(pa.Table.from_pylist(arena), path)
+    elif kind == "chosen.jsonl.zst":
+        lines = "".join(json.dumps({"prompt": prompt, "chosen": a, "rejected": b}) + "\n" for prompt, a, b, _ in rows)
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(lines.encode())
+    elif kind == "kaggle.csv.gz":
+        plain = write_csv(
+            tmp_path / "x.csv", [kaggle_row(at, (p,), (a,), (b,)) for at, (p, a, b, _) in enumerate(rows)]
+        )
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    else:
+        path.write_text(
+            "id\tprompt\tresponse_a\tresponse_b\n"
+            + "".join(f"{at}\t{p}\t{a}\t{b}\n" for at, (p, a, b, _) in enumerate(rows))
+        )
+    one = visit()
+    page = one.open()
+    one.load(path)
+    expect(page.locator(".rows tbody tr")).to_have_count(5)
+    assert page.locator(".rows td.words").all_text_contents() == [prompt for prompt, *_ in rows]
+    expect(page.locator(".rows .bad")).to_have_count(0)
+    models = page.locator(".rows td.model").all_text_contents()
+    assert models[::2] == ([model for *_, model in rows] if "arena" in kind else [])
+    page.click("#forecast-rows")
+    expect(page.locator("#save-forecasts")).to_be_visible()
+    if kind == "plain.tsv":
+        expect(page.locator("#file-facts")).to_contain_text("one turn of plain text")
+        page.click("#cells")
+        expect(page.locator(".rows .bad")).to_have_count(5)
+        page.click("#cells")
+        expect(page.locator(".rows .bad")).to_have_count(0)
+
+
+def test_a_file_beyond_the_servers_size_is_packed_or_refused(visit: Visitor, tmp_path: Path) -> None:
+    with serving("--model", "surface", "--max-body", "20000") as server:
+        one = visit(at=server)
+        page = one.open()
+        one.load(write_csv(tmp_path / "large.csv", examples(200)))
+        expect(page.locator("#rows-count")).to_contain_text("200 rows")
+        draw = random.Random(2)
+        noise = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=60_000))
+        one.load(write_csv(tmp_path / "noise.csv", [kaggle_row(a=(noise,))]))
+        expect(page.locator("#file-problem [role=alert]")).to_contain_text(
+            re.compile(r"noise.csv: The file has .* this server takes 0.0 MB")
+        )
 
 
 def test_a_hundred_thousand_rows(visit: Visitor, tmp_path: Path) -> None:
@@ -694,7 +755,7 @@ def test_votes_become_labels_that_prefcast_reads(visit: Visitor, prefcast: Run, 
     page.click("text=Back")
     told = re.search(r"in (\d+) of 60 votes", page.inner_text("#agreement-file"))
     with page.expect_download() as taken:
-        page.click("#save-votes")
+        page.click("#file-tasks .save-votes")
     assert taken.value.suggested_filename == "votes.csv"
     taken.value.save_as(tmp_path / "votes.csv")
     with (tmp_path / "votes.csv").open(newline="", encoding="utf-8") as file:
@@ -740,10 +801,238 @@ def test_a_vote_speaks_of_the_row_as_it_is(visit: Visitor, tmp_path: Path) -> No
     expect(page.locator("[data-key=A]")).to_have_attribute("aria-pressed", "false")
     page.click("[data-key=A]")
     expect(page.locator("#agreement")).to_contain_text("1 vote")
-    # Another file would take the votes with it: the page asks, and keeps them.
-    one.load(write_csv(tmp_path / "other.csv", examples(3)))
-    assert "have not saved" in one.dialogs.pop()
-    expect(page.locator(".facts")).to_contain_text("Rows2")
+
+
+def test_votes_stay_until_they_are_deleted(visit: Visitor, tmp_path: Path) -> None:
+    one = visit()
+    page = one.open()
+    pairs = write_csv(tmp_path / "pairs.csv", examples(4))
+    expect(page.locator("#kept")).to_be_hidden()
+    one.load(pairs)
+    page.click("#start-votes")
+    page.keyboard.press("b")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("t")
+    expect(page.locator("#kept")).to_have_text("Save votes (2)")
+    # The tab of the file, and not only the button that leads there.
+    page.click("#tab-file")
+    expect(page.locator("#file-tasks .save-votes")).to_have_text("Save 2 votes")
+    voted = page.locator(".rows td[data-name='your vote']")
+    assert voted.all_text_contents() == ["B", "tie", "–", "–"]
+    page.click("#tab-pair")
+    expect(page.locator("#vote-title")).to_have_text("Row 2 of 4")
+    # Another file takes nothing away, and asks nothing.
+    one.load(write_csv(tmp_path / "other.csv", [kaggle_row(id="row-0", prompt=("Another?",))]))
+    expect(page.locator("#rows-count")).to_contain_text("1 row;")
+    expect(voted).to_have_count(0)
+    page.reload()
+    expect(page.locator("#kept")).to_have_text("Save votes (2)")
+    page.click("#kept")
+    expect(page.locator("#kept-note")).to_contain_text("in this browser alone")
+    no_serious_fault(page, "the votes")
+    with page.expect_download() as taken:
+        page.click("#kept-files .save-votes")
+    with Path(taken.value.path()).open(newline="", encoding="utf-8") as file:
+        saved = list(csv.DictReader(file))
+    assert [(row["id"], row["winner_model_b"], row["winner_tie"]) for row in saved] == [
+        ("row-0", "1", "0"),
+        ("row-1", "0", "1"),
+    ]
+    assert json.loads(saved[1]["prompt"]) == ["Question 1?"]
+    page.click("#kept-dialog .main")
+    one.load(pairs)
+    assert voted.all_text_contents() == ["B", "tie", "–", "–"]
+    # The person may think again.
+    page.click("#kept")
+    page.click(".delete-votes")
+    assert one.dialogs == ["Delete 2 votes on pairs.csv?"]
+    expect(page.locator("#kept")).to_have_text("Save votes (2)")
+    page.remove_listener("dialog", one.dismiss)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click(".delete-votes")
+    expect(page.locator("#kept")).to_be_hidden()
+    expect(page.locator("#kept-dialog")).to_be_hidden()
+    expect(voted).to_have_count(0)
+    page.reload()
+    expect(page.locator("#forecaster")).to_have_text("surface forecasts")
+    expect(page.locator("#kept")).to_be_hidden()
+    one.dialogs.clear()
+
+
+def test_votes_where_the_browser_keeps_nothing(visit: Visitor, tmp_path: Path) -> None:
+    one = visit()
+    one.page.add_init_script(
+        "delete window.indexedDB; Object.defineProperty(window, 'indexedDB', {get() { throw new Error('no'); }})"
+    )
+    page = one.open()
+    one.load(write_csv(tmp_path / "pairs.csv", examples(2)))
+    page.click("#start-votes")
+    page.keyboard.press("b")
+    page.click("#kept")
+    expect(page.locator("#kept-note")).to_contain_text("Save them before that")
+    page.click("#kept-dialog .main")
+    page.click("#tab-file")
+    expect(page.locator("#file-tasks .save-votes")).to_have_text("Save 1 vote")
+
+
+def test_looking_is_not_voting(visit: Visitor, tmp_path: Path) -> None:
+    one = visit()
+    page = one.open()
+    one.load(
+        write_csv(tmp_path / "pairs.csv", [{**row, "model_a": "m-one", "model_b": "m-two"} for row in examples(3)])
+    )
+    page.click(".rows th button >> nth=1")
+    expect(page.locator(".outcome.a")).to_be_visible()
+    expect(page.locator(".vote")).to_contain_text("m-one")
+    expect(page.locator(".vote")).to_contain_text("label B")
+    expect(page.locator(".choices")).to_have_count(0)
+    page.keyboard.press("a")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#vote-title")).to_have_text("Row 3 of 3")
+    expect(page.locator(".outcome.a")).to_be_visible()
+    expect(page.locator("#kept")).to_be_hidden()
+    page.check("[data-key=on]")
+    expect(page.locator("#result")).to_contain_text("You will see the forecast after your vote.")
+    expect(page.locator(".vote")).not_to_contain_text("m-one")
+    page.uncheck("[data-key=on]")
+    expect(page.locator(".outcome.a")).to_be_visible()
+
+
+def test_vote_buttons_stay_in_sight(visit: Visitor, tmp_path: Path) -> None:
+    row = labelled(0, a=("long " * 4_000,), b=("\n\n".join("word" for _ in range(300)),))
+    for width in (390, 1280):
+        one = visit(width=width)
+        page = one.open()
+        one.load(write_csv(tmp_path / "pairs.csv", [row]))
+        page.click("#start-votes")
+        for button in page.locator(".response_b .fold").all():
+            button.click()
+        page.mouse.wheel(0, 2_000)
+        page.wait_for_function("scrollY > 500")
+        box = page.locator("[data-key=B]").bounding_box()
+        assert box is not None
+        assert 0 <= box["y"] <= 800 - box["height"]
+        assert box["height"] >= 24
+
+
+def test_directions(visit: Visitor) -> None:
+    arabic = "مرحبا\n\n1. نم جيدًا\n2. GPU سريع\n\n- نقطة\n\n| الاسم | العمر |\n| - | - |\n| أحمد | ٣٠ |\n\n> قال\n\n# عنوان\n\n```\nx = 1\n```"
+    page = visit().open()
+    write(page, ["שלום"], [arabic], [arabic.replace("\n", "\r\n").replace("مرحبا", "Hello")])
+    for name in ("prompt", "response_a"):
+        assert page.evaluate("(s) => getComputedStyle(document.querySelector(s)).direction", f"#{name}-0") == "rtl"
+    mode(page, "read")
+    of = "(all) => all.map((one) => getComputedStyle(one).direction)"
+    for selector in ("p", "ol", "ul", "ol li", "ul li", "table", "td", "blockquote", "blockquote p", ".heading"):
+        found = page.eval_on_selector_all(f".response_a .text {selector}", of)
+        assert found, selector
+        assert set(found) == {"rtl"}, selector
+    assert page.eval_on_selector_all("pre", of) == ["ltr", "ltr"]
+    # What is left of the first column of a table is what is right of it elsewhere.
+    first, second = (page.locator(".response_a th").nth(at).bounding_box() for at in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert first["x"] > second["x"]
+    assert page.eval_on_selector_all(".response_b .text > p:first-child", of) == ["ltr"]
+    mode(page, "difference")
+    assert page.eval_on_selector_all(".compared", of) == ["rtl", "ltr"]
+
+
+def test_code_in_a_difference_is_monospaced(visit: Visitor) -> None:
+    page = visit().open()
+    a = "Use `x = 1` so:\n\n```python\nreturn 1\n```\nand\n~~~\nopen 1"
+    write(
+        page,
+        ["p"],
+        [
+            a,
+        ],
+        [a.replace("1", "2")],
+    )
+    mode(page, "difference")
+    shown = page.locator(".response_b .compared")
+    assert shown.inner_text().split() == a.replace("1", "2").split()
+    assert [one.split() for one in shown.locator("code").all_text_contents()] == [
+        ["`x", "=", "2`"], ["```python", "return", "2", "```"], ["~~~", "open", "2"],
+    ]  # fmt: skip
+    assert all(
+        "ono" in font
+        for font in page.eval_on_selector_all(
+            ".compared code mark", "(all) => all.map((one) => getComputedStyle(one).fontFamily)"
+        )
+    )
+    assert page.locator(".response_b mark").all_text_contents() == ["2", "2", "2"]
+
+
+def test_long_texts_and_turns_fold(visit: Visitor) -> None:
+    page = visit().open()
+    code = "```\n" + "wide " * 100 + "\n```"
+    write(page, ["p", "second prompt"], ["word\n\n" * 200, code], ["b", "b"])
+    mode(page, "read")
+    text = page.locator(".response_a .text").first
+    height = "(one) => one.clientHeight"
+    assert text.evaluate(height) < 700
+    button = page.locator(".fold")
+    expect(button).to_have_attribute("aria-expanded", "false")
+    button.click()
+    assert text.evaluate(height) > 2_000
+    forecast(page)
+    # A forecast draws the texts anew; what the reader opened stays open.
+    assert page.locator(".response_a .text").first.evaluate(height) > 2_000
+    page.locator(".turn summary").nth(1).click()
+    expect(page.locator(".turn").nth(1).locator(".text").first).to_be_hidden()
+    expect(page.locator(".turn summary").nth(1)).to_contain_text("second prompt")
+    page.locator(".turn summary").nth(1).click()
+    # Code scrolls, or wraps if one wants it.
+    wide = "(one) => one.scrollWidth > one.clientWidth"
+    assert page.locator("pre").evaluate(wide)
+    page.click("#wrap")
+    assert not page.locator("pre").evaluate(wide)
+
+
+def test_the_forecast_folds_to_a_line(visit: Visitor) -> None:
+    page = visit().open()
+    page.click("#example")
+    expect(page.locator("#live")).to_contain_text("Forecast: A")
+    width = "document.querySelector('.answers').clientWidth"
+    before = page.evaluate(width)
+    page.click("#fold")
+    assert page.evaluate(width) > before + 300
+    expect(page.locator("#result")).to_be_hidden()
+    expect(page.locator("#result-line")).to_contain_text(re.compile(r"A [\d.]+ %\s*B [\d.]+ %\s*tie [\d.]+ %"))
+    page.fill("#prompt-0", "Other")
+    expect(page.locator("#result-line")).to_contain_text("have changed")
+    page.reload()
+    expect(page.locator("#result")).to_be_hidden()
+    page.click("#fold")
+    expect(page.locator("#result")).to_be_visible()
+
+
+def test_a_wide_window_is_used(visit: Visitor) -> None:
+    page = visit(width=1920).open()
+    assert page.evaluate("document.querySelector('.answers').clientWidth") > 1_350
+
+
+def test_rows_are_cards_in_a_narrow_window(visit: Visitor, tmp_path: Path) -> None:
+    one = visit(width=390)
+    page = one.open()
+    one.load(
+        write_csv(tmp_path / "pairs.csv", [{**row, "model_a": "m-one", "model_b": "m-two"} for row in examples(3)])
+    )
+    page.click("#forecast-rows")
+    expect(page.locator("#save-forecasts")).to_be_visible()
+    assert page.evaluate(
+        "document.querySelector('.holder').scrollWidth <= document.querySelector('.holder').clientWidth"
+    )
+    boxes = [row.bounding_box() for row in page.locator(".rows tbody tr").all()]
+    assert all(box is not None and box["height"] > 80 and 300 < box["width"] <= 390 for box in boxes)
+    names = page.eval_on_selector_all(
+        ".rows tbody tr:first-child td", "(all) => all.map((one) => getComputedStyle(one, '::before').content)"
+    )
+    assert '"model A" " "' in names or '"model A "' in names
+    # Cards are rows of a table all the same.
+    expect(page.get_by_role("row")).to_have_count(4)
+    expect(page.get_by_role("rowheader", name="row-1")).to_be_visible()
 
 
 def test_themes(visit: Visitor) -> None:
@@ -812,6 +1101,8 @@ def test_with_the_keyboard_alone(visit: Visitor, tmp_path: Path) -> None:
     reach(".rows th button")
     press("Enter")
     assert page.evaluate("document.activeElement.id") == "vote-title"
+    reach("[data-key=on]")
+    press("Space")
     press("t")
     press("ArrowRight")
     expect(page.locator("#vote-title")).to_have_text("Row 2 of 3")

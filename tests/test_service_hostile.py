@@ -45,6 +45,7 @@ SECURED = (
     ("POST", "/v1/forecast"),
     ("POST", "/v1/score"),
     ("POST", "/v1/rank"),
+    ("POST", "/v1/rows"),
     ("GET", "/v1/models"),
     ("GET", "/metrics"),
     ("GET", "/v1/nothing"),
@@ -508,7 +509,7 @@ def test_the_openapi_document_has_the_limits_of_its_server() -> None:
     }
     assert said | {("maxLength", "1000"), ("maximum", str(2**63 - 1))} == bounds
     wanted = {path for path, methods in found["paths"].items() for each in methods.values() if "security" in each}
-    assert wanted == {"/v1/forecast", "/v1/score", "/v1/rank", "/v1/models", "/metrics"}
+    assert wanted == {"/v1/forecast", "/v1/score", "/v1/rank", "/v1/rows", "/v1/models", "/metrics"}
 
 
 JSON_VALUES = st.recursive(

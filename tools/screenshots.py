@@ -42,7 +42,7 @@ def main() -> None:
         page.check("[name=mode][value=read]", force=True)
         save(page, folder / "page-pair.png")
 
-        page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="dark")
+        page = browser.new_page(viewport={"width": 1280, "height": 980}, color_scheme="dark")
         page.goto(server.url)
         page.click("#tab-file")
         page.set_input_files("#file", ROOT / "examples" / "pairs.csv")

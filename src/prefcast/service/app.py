@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,7 @@ from prefcast.forecasts.forecaster import Forecaster
 from prefcast.runs.log import Log
 from prefcast.scorers.registry import scorer_infos
 from prefcast.service import openapi, replies, schema
+from prefcast.service.apart import Apart, rows_asked
 from prefcast.service.batching import Batcher
 from prefcast.service.forecasting import BatchForecaster, Found, Item, Result, ToForecast
 from prefcast.service.guard import Bodies, Guard
@@ -80,10 +81,12 @@ class Service:
             seen=self.metrics.batch,
         )
         self._parsing = asyncio.Lock()
+        self.apart = Apart(self.limits.seconds)
         routes = [
             Route("/v1/forecast", self.forecast, methods=["POST"]),
             Route("/v1/score", self.score, methods=["POST"]),
             Route("/v1/rank", self.rank, methods=["POST"]),
+            Route("/v1/rows", self.rows, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/health", self.health),
             Route("/ready", self.is_ready),
@@ -121,16 +124,24 @@ class Service:
         self.bodies.stop()
 
     @asynccontextmanager
-    async def document(self, request: Request, read: Callable[[dict[str, Any]], T]) -> AsyncIterator[T]:
-        """The result of `read` for the JSON object in the body of a request. The bytes of the body count as held during the block.
-        Raises Refusal."""
+    async def body(self, request: Request, expected: str) -> AsyncIterator[bytes]:
+        """The body of a request, whose type must be `expected`. Its bytes count as held during the block. Raises Refusal."""
+        # Another web page cannot send these types without permission.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Refusal("unsupported_media_type", "expected the header Content-Type: application/json")
+        if kind != expected:
+            raise Refusal("unsupported_media_type", f"expected the header Content-Type: {expected}")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal("unsupported_media_type", "expected a body without Content-Encoding")
         body, release = await self.bodies.read(request.receive, request.headers.get("content-length"))
         try:
+            yield body
+        finally:
+            release()
+
+    @asynccontextmanager
+    async def document(self, request: Request, read: Callable[[dict[str, Any]], T]) -> AsyncIterator[T]:
+        """The result of `read` for the JSON object in the body of a request. Raises Refusal."""
+        async with self.body(request, "application/json") as body:
             if len(body) <= _LARGE:
                 yield read(parsed(body))
             else:
@@ -139,22 +150,22 @@ class Service:
                     found = await asyncio.to_thread(lambda: read(parsed(body)))
                 del body
                 yield found
-        finally:
-            release()
 
     async def work(self, request: Request, items: Sequence[Item]) -> list[Result]:
-        """The result of each item, within the time limit of a request. Raises Refusal."""
+        """The result of each item. Raises Refusal."""
+        return await self.in_time(request, self.batcher.submit(items), "ask for fewer pairs at a time")
+
+    async def in_time(self, request: Request, work: Awaitable[T], otherwise: str) -> T:
+        """The result of `work`, within the time limit of a request. Raises Refusal."""
         left = asyncio.ensure_future(_left(request))
-        done = asyncio.ensure_future(self.batcher.submit(items))
+        done = asyncio.ensure_future(work)
         try:
             await asyncio.wait((left, done), timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if done.done():
                 return done.result()
             if left.done():
                 raise Refusal("gone", "the client left")
-            raise Refusal(
-                "time_limit", f"took longer than {self.limits.seconds:g} seconds; ask for fewer pairs at a time"
-            )
+            raise Refusal("time_limit", f"took longer than {self.limits.seconds:g} seconds; {otherwise}")
         finally:
             left.cancel()
             done.cancel()
@@ -223,6 +234,12 @@ class Service:
             ranking = replies.ranking_document(ranked, results, self.said)
             self.metrics.item("forecast", len(pairs))
             return _json(ranking)
+
+    async def rows(self, request: Request) -> Response:
+        asked = rows_asked(request.query_params)
+        async with self.body(request, "application/octet-stream") as body:
+            answer = await self.in_time(request, self.apart.read(body, asked), "send a smaller file")
+        return Response(answer, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         models = [

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from prefcast.service import schema
+from prefcast.service import rows, schema
 from prefcast.service.limits import Limits
 
 __all__ = ["EXAMPLES", "ROUTES", "document"]
@@ -20,7 +20,7 @@ _REFUSED = {
     408: "The body did not arrive in time.",
     409: "The forecaster has no scores of single conversations.",
     413: "The body is larger than the server allows.",
-    415: "The body is not application/json.",
+    415: "The body is not of the type that the route takes.",
     421: "The Host header names another machine.",
     422: "A field is at fault, or could not be scored. The answer has the field and the reason.",
     429: "The queue is full. Retry-After has the seconds to wait before the next attempt.",
@@ -34,13 +34,15 @@ _BODY = (400, 408, 413, 415, 422, 429, 503, 504)
 
 @dataclass(frozen=True)
 class _Route:
-    """What the document says of a route: what it takes and gives, and its refusals beyond those of all routes."""
+    """What the document says of a route: what it takes and gives, and its refusals beyond those of all routes. A route with
+    `parameters` takes a file."""
 
     summary: str
     description: str
     gives: tuple[type[BaseModel], ...] = ()
     takes: tuple[type[BaseModel], ...] = ()
     refused: tuple[int, ...] = ()
+    parameters: tuple[tuple[str, str, dict[str, Any]], ...] = ()
 
 
 ROUTES = {
@@ -66,6 +68,28 @@ ROUTES = {
         (schema.RankRequest,),
         _BODY,
     ),
+    "/v1/rows": _Route(
+        "Read a file",
+        f"Gives the rows of a file of pairs or forecasts, at most {rows.MOST_ROWS:,} and {rows.MOST_CHARACTERS:,} characters at a "
+        "time. A fault of a row stands in that row; a fault of the file is a refusal. The file is read as prefcast check "
+        "reads it, and is not kept. To get the rest, send the file again with first = next.",
+        (rows.FileRows,),
+        (),
+        _BODY,
+        (
+            (
+                "ending",
+                "The end of the file's name. Without it, the first bytes tell what the file is.",
+                {"type": "string", "pattern": r"^(\.[A-Za-z0-9]{1,12}){0,2}$"},
+            ),
+            ("first", "The first row of the answer.", {"type": "integer", "minimum": 1, "maximum": 999_999_999}),
+            (
+                "cells",
+                "What a text cell holds: a JSON array (json), or one turn as it is (text). Without it, the first rows tell.",
+                {"type": "string", "enum": ["json", "text"]},
+            ),
+        ),
+    ),
     "/v1/models": _Route(
         "Models",
         "Names the forecaster of this server, the built-in models and the limits of a request.",
@@ -88,6 +112,8 @@ EXAMPLES = {
   -d '{"conversations": [{"prompt": "Why?", "response": "Because."}]}'""",
     "/v1/rank": """curl -s http://127.0.0.1:8000/v1/rank -H 'Content-Type: application/json' \\
   -d '{"prompt": "Why is the sky blue?", "responses": ["Rayleigh scattering.", "No idea.", "It is not."]}'""",
+    "/v1/rows": """curl -s 'http://127.0.0.1:8000/v1/rows?ending=.csv' -H 'Content-Type: application/octet-stream' \\
+  --data-binary @examples/pairs.csv""",
     "/v1/models": "curl -s http://127.0.0.1:8000/v1/models",
 }
 
@@ -112,7 +138,8 @@ def document(limits: Limits, *, secured: bool) -> dict[str, Any]:
             "description": "Forecasts which of two chatbot answers people will prefer: A, B or a tie.",
         },
         "paths": {
-            path: {"post" if route.takes else "get": _operation(path, route, secured)} for path, route in ROUTES.items()
+            path: {"post" if route.takes or route.parameters else "get": _operation(path, route, secured)}
+            for path, route in ROUTES.items()
         },
         "components": components,
     }
@@ -133,6 +160,13 @@ def _operation(path: str, route: _Route, secured: bool) -> dict[str, Any]:
         said["responses"][str(status)] = refused
     if route.takes:
         said["requestBody"] = {"required": True, **_content("application/json", route.takes)}
+    if route.parameters:
+        said["parameters"] = [
+            {"name": name, "in": "query", "description": description, "schema": kind}
+            for name, description, kind in route.parameters
+        ]
+        # Bytes of any kind: OpenAPI 3.1 has no schema for them.
+        said["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     if secured and path.startswith(("/v1/", "/metrics")):
         said["security"] = [{"token": []}]
     return said

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from prefcast.errors import FileError, excerpt, shown_path
 
-__all__ = ["BOM", "Opened", "lines", "open_bytes", "spooled", "texts"]
+__all__ = ["BOM", "Opened", "lines", "open_bytes", "opened_stream", "spooled", "texts"]
 
 _GZIP, _ZSTD, BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
 _HEAD = 16
@@ -58,6 +58,11 @@ def open_bytes(path: str | os.PathLike[str], stack: ExitStack) -> Opened:
             raise FileError(name, "is not a name that a file can have") from None
         found = os.fstat(raw.fileno())
         size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return opened_stream(name, raw, size)
+
+
+def opened_stream(name: str, raw: BinaryIO, size: int = 0) -> Opened:
+    """As `open_bytes`, of a file called `name` that is open already. Raises FileError."""
     head, stream = _begun(raw, name)
     compression = "gzip" if head.startswith(_GZIP) else "zstd" if head.startswith(_ZSTD) else ""
     if compression:

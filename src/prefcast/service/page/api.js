@@ -19,7 +19,7 @@ const address = (path) => new URL(path, document.baseURI);
 async function send(path, body, signal) {
   const token = sessionStorage.getItem(KEY);
   const headers = { Accept: "application/json" };
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (body !== undefined) headers["Content-Type"] = body instanceof Blob ? "application/octet-stream" : "application/json";
   // A header cannot hold other characters, so such a token is wrong: the server asks again.
   if (token && /^[\x21-\x7e]+$/.test(token)) headers.Authorization = `Bearer ${token}`;
   try {
@@ -45,7 +45,7 @@ async function refusal(response) {
 }
 
 /** Waits `seconds`. Rejects at once if `signal` aborts. */
-export function pause(seconds, signal) {
+function pause(seconds, signal) {
   return new Promise((done, fail) => {
     const stop = () => { clearTimeout(timer); fail(new DOMException("stopped", "AbortError")); };
     const timer = setTimeout(() => { signal?.removeEventListener("abort", stop); done(); }, 1000 * seconds);
@@ -54,14 +54,30 @@ export function pause(seconds, signal) {
   });
 }
 
-/** GET (without content) or POST. Asks for the token if the server wants one. Throws Refused. */
+/** GET (without content) or POST, of JSON or of a Blob's bytes. Asks for the token if the server wants one. Throws Refused. */
 export async function ask(path, content, signal) {
-  const body = content === undefined ? undefined : JSON.stringify(content);
+  const body = content === undefined || content instanceof Blob ? content : JSON.stringify(content);
   for (;;) {
     const response = await send(path, body, signal);
     if (response.ok) return response.json();
     const error = await refusal(response);
     if (error.status !== 401 || !(await askToken())) throw error;
+  }
+}
+
+const PATIENCE = 20;
+
+/** As `ask`, but waits if the server is busy; `waits(seconds)` hears of it. */
+export async function askPatiently(path, content, signal, waits) {
+  for (let refused = 0; ; refused += 1) {
+    try {
+      return await ask(path, content, signal);
+    } catch (error) {
+      if (!(error instanceof Refused) || ![429, 503].includes(error.status) || refused === PATIENCE) throw error;
+      const wait = error.wait ?? 2;
+      waits(wait);
+      await pause(wait, signal);
+    }
   }
 }
 

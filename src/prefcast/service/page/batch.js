@@ -1,11 +1,10 @@
 // Forecasts the rows of a file through the server, some at a time. Waits if the server says so.
 
-import { ask, pause, Refused } from "./api.js";
+import { askPatiently } from "./api.js";
 import { download } from "./dom.js";
-import { WINNERS } from "./records.js";
 
+export const WINNERS = ["winner_model_a", "winner_model_b", "winner_tie"];
 const AT_ONCE = 32;
-const PATIENCE = 20;
 
 /** The next pairs that fit one request. */
 function batchFrom(rows, at, limits) {
@@ -22,21 +21,11 @@ function batchFrom(rows, at, limits) {
 
 /** Gives each of `rows` its forecast. `told(done, waits)` is called with the progress. Throws Refused, or AbortError if stopped. */
 export async function forecastRows(rows, limits, told, signal) {
-  for (let at = 0, refused = 0; at < rows.length;) {
+  for (let at = 0; at < rows.length;) {
+    const done = at;
     const batch = batchFrom(rows, at, limits);
     const pairs = batch.map(({ texts: [prompt, response_a, response_b] }) => ({ prompt, response_a, response_b }));
-    let answer;
-    try {
-      answer = await ask("v1/forecast", { pairs }, signal);
-    } catch (error) {
-      if (!(error instanceof Refused) || ![429, 503].includes(error.status) || refused === PATIENCE) throw error;
-      refused += 1;
-      const wait = error.wait ?? 2;
-      told(at, wait);
-      await pause(wait, signal);
-      continue;
-    }
-    refused = 0;
+    const answer = await askPatiently("v1/forecast", { pairs }, signal, (wait) => told(done, wait));
     answer.forecasts.forEach((forecast, index) => take(batch[index], forecast));
     at += batch.length;
     told(at, 0);

@@ -3,13 +3,13 @@
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, properties, children) {
+  // One by one: a spread of very many would be too many arguments. Before dir="auto", which a browser works out anew for each child.
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined && child !== false) node.append(child);
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  // One by one: a spread of very many would be too many arguments.
-  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined && child !== false) node.append(child);
   return node;
 }
 

@@ -14,6 +14,7 @@ function show(view) {
     tab.tabIndex = name === view ? 0 : -1;
     byId(`view-${name}`).hidden = name !== view;
   }
+  if (view === "file") fileView.shown();
   document.title = view === "pair" ? "prefcast" : "prefcast: a file";
 }
 

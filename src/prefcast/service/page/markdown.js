@@ -23,23 +23,25 @@ const ROW_RULE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/
 
 function blocks(lines, depth, budget) {
   const made = [];
+  // A list, a quote or a table takes the direction of its first text. A browser looks only at texts without a direction of their own.
+  const dir = depth ? null : "auto";
   for (let at = 0; at < lines.length;) {
     const line = lines[at];
     let match;
     if (!line.trim()) at += 1;
     else if (budget.left <= 0 || depth > DEPTH) {
-      made.push(el("p", { class: "lines" }, lines.slice(at).join("\n")));
+      made.push(el("p", { class: "lines", dir }, lines.slice(at).join("\n")));
       break;
     } else if ((match = FENCE.exec(line))) at = fence(lines, at, match, made, budget);
     else if ((match = HEADING.exec(line))) {
-      made.push(el("p", { class: `heading h${match[1].length}` }, inline(match[2].replace(/[ \t]#+[ \t]*$/, ""), budget)));
+      made.push(el("p", { class: `heading h${match[1].length}`, dir }, inline(match[2].replace(/[ \t]#+[ \t]*$/, ""), budget)));
       at += 1;
     } else if (RULE.test(line)) { made.push(el("hr")); at += 1; }
     else if (QUOTE.test(line)) at = quote(lines, at, made, depth, budget);
     else if (ITEM.test(line)) at = list(lines, at, made, depth, budget);
     else if (line.includes("|") && at + 1 < lines.length && lines[at + 1].includes("-") && lines[at + 1].length < 1000 && ROW_RULE.test(lines[at + 1])) {
       at = table(lines, at, made, budget);
-    } else at = paragraph(lines, at, made, budget);
+    } else at = paragraph(lines, at, made, budget, dir);
     budget.left -= 1;
   }
   return made;
@@ -55,7 +57,7 @@ function fence(lines, at, match, made, budget) {
   }
   const language = match[2].trim().split(/\s/)[0].slice(0, 30);
   const label = `Code${language ? `, ${language}` : ""}`;
-  made.push(el("pre", { tabindex: "0", role: "region", "aria-label": label, "data-language": language || null }, el("code", {}, held.join("\n"))));
+  made.push(el("pre", { dir: "ltr", tabindex: "0", role: "region", "aria-label": label, "data-language": language || null }, el("code", {}, held.join("\n"))));
   budget.left -= 2;
   return at + 1;
 }
@@ -63,7 +65,7 @@ function fence(lines, at, match, made, budget) {
 function quote(lines, at, made, depth, budget) {
   const held = [];
   for (let match; at < lines.length && (match = QUOTE.exec(lines[at])); at += 1) held.push(match[1]);
-  made.push(el("blockquote", {}, blocks(held, depth + 1, budget)));
+  made.push(el("blockquote", { dir: "auto" }, blocks(held, depth + 1, budget)));
   return at;
 }
 
@@ -90,6 +92,7 @@ function list(lines, at, made, depth, budget) {
     budget.left -= 1;
     if (budget.left <= 0) break;
   }
+  node.dir = "auto";
   made.push(node);
   return at;
 }
@@ -104,18 +107,18 @@ function table(lines, at, made, budget) {
     body.append(el("tr", {}, row.map((cell) => el("td", {}, inline(cell.trim(), budget)))));
     budget.left -= row.length + 1;
   }
-  made.push(el("div", { class: "sideways", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", {}, el("thead", {}, head), body)));
+  made.push(el("div", { class: "sideways", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", { dir: "auto" }, el("thead", {}, head), body)));
   return at;
 }
 
-function paragraph(lines, at, made, budget) {
+function paragraph(lines, at, made, budget, dir) {
   const held = [];
   for (; at < lines.length; at += 1) {
     const line = lines[at];
     if (!line.trim() || (held.length && (FENCE.test(line) || HEADING.test(line) || QUOTE.test(line) || ITEM.test(line)))) break;
     held.push(line.trim());
   }
-  made.push(el("p", { class: "lines" }, inline(held.join("\n"), budget)));
+  made.push(el("p", { class: "lines", dir }, inline(held.join("\n"), budget)));
   return at;
 }
 

@@ -3,7 +3,7 @@
 import { ask, Refused } from "./api.js";
 import { byId, el, problem, say } from "./dom.js";
 import { Editor } from "./editor.js";
-import { result, sentence } from "./result.js";
+import { result, sentence, short } from "./result.js";
 import { pack, unpack } from "./share.js";
 
 const EXAMPLE = {
@@ -26,11 +26,33 @@ export class PairView {
     this.forecastSeen = () => {};
     byId("forecast").addEventListener("click", () => this.forecast());
     byId("share").addEventListener("click", () => this.share());
+    byId("fold").addEventListener("click", () => {
+      localStorage.setItem("prefcast-folded", String(byId("fold").getAttribute("aria-expanded") === "true"));
+      this.fold();
+    });
+    this.fold();
     byId("example").addEventListener("click", () => { this.editor.set(EXAMPLE); this.forecast(); });
     this.drawEmpty();
   }
 
+  /** Folds the forecast to one line, so that the answers have its room, or unfolds it. */
+  fold() {
+    const folded = localStorage.getItem("prefcast-folded") === "true";
+    byId("view-pair").classList.toggle("folded-result", folded);
+    byId("fold").setAttribute("aria-expanded", String(!folded));
+    byId("fold").textContent = folded ? "Show details" : "Hide details";
+    byId("result").hidden = folded;
+    byId("result-line").hidden = !folded;
+    this.editor.draw();
+  }
+
+  /** What is said in the place of the forecast while that is folded. */
+  line(words) {
+    byId("result-line").replaceChildren(...words);
+  }
+
   drawEmpty() {
+    this.line(["No forecast yet."]);
     byId("result").replaceChildren(el("div", { class: "card empty" },
       el("p", {}, "Write a prompt and two answers, then press Forecast."),
       el("p", { class: "quiet" }, "You will see the probabilities that people prefer A, prefer B or call it a tie, how certain they are, and what moved the forecast.")));
@@ -46,21 +68,15 @@ export class PairView {
     this.shown = false;
     if (this.editor.empty) { this.drawEmpty(); return; }
     byId("result").classList.add("stale");
+    this.line(["The texts have changed since the forecast."]);
     byId("result").prepend(el("p", { class: "said warn" }, el("span", { class: "sign", "aria-hidden": "true" }, "!"), "The texts have changed since this forecast."));
-  }
-
-  /** Shows a pair and asks for its forecast. */
-  async show(pair, mode) {
-    this.editor.set(pair);
-    this.editor.mode = mode;
-    this.editor.draw();
-    await this.forecast();
   }
 
   hide(note) {
     this.running?.abort();
     this.shown = false;
     byId("result").classList.remove("stale");
+    this.line([note]);
     byId("result").replaceChildren(el("div", { class: "card empty" }, el("p", {}, note)));
   }
 
@@ -99,6 +115,7 @@ export class PairView {
     const panel = byId("result");
     panel.classList.remove("stale");
     panel.replaceChildren(...result(forecast, pair).filter(Boolean));
+    this.line(short(forecast));
     this.shown = true;
     this.editor.mark(forecast.truncation?.texts ?? []);
     say(sentence(forecast));
@@ -112,6 +129,7 @@ export class PairView {
     const field = error.field ? `${error.field}: ` : "";
     const what = error.status === 401 ? "The forecast needs the token of this server." : `${field}${error.message}${wait}`;
     byId("result").classList.remove("stale");
+    this.line([what]);
     byId("result").replaceChildren(problem(what), el("button", { type: "button", onclick: () => this.forecast() }, "Try again"));
     this.shown = false;
   }
@@ -143,10 +161,8 @@ export class PairView {
       const pair = await unpack(location.hash);
       if (!pair) return false;
       const { hash } = location;
-      this.editor.set(pair);
+      this.editor.set(pair, "read");
       history.replaceState(null, "", hash);
-      this.editor.mode = "read";
-      this.editor.draw();
       await this.forecast();
       return true;
     } catch (error) {

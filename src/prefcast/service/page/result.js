@@ -11,6 +11,11 @@ export function sentence(forecast) {
   return `Forecast: A ${percent(a)}, B ${percent(b)}, tie ${percent(tie)}.`;
 }
 
+/** The forecast in a line, for the folded panel. */
+export function short({ probabilities }) {
+  return OUTCOMES.map(([key]) => el("span", { class: `ink-${key}` }, `${key === "tie" ? "tie" : key.toUpperCase()} `, el("strong", {}, percent(probabilities[key]))));
+}
+
 /** The whole panel. `pair` holds the texts that were forecast. */
 export function result(forecast, pair) {
   return [

@@ -1,10 +1,11 @@
-// One page of rows as a table.
+// One page of rows as a table; in a narrow window CSS makes a card of each row.
 
 import { el, excerpt, signed, svg, visible } from "./dom.js";
 import { lean } from "./table.js";
 import { NAMES } from "./votes.js";
 
 const KEYS = ["a", "b", "tie"];
+const NOTE = 300;
 
 function stack(p) {
   let from = 0;
@@ -15,23 +16,38 @@ function stack(p) {
   }));
 }
 
+const note = (row) => [row.error && visible(row.error.length > NOTE ? `${row.error.slice(0, NOTE)}…` : row.error), row.cut && "not read whole"].filter(Boolean).join("; ");
+
+/** The columns of a file with these `figures`: [head, class, cell]; what no row has is left out. */
+function columnsOf(figures) {
+  const model = (at) => [`model ${"AB"[at]}`, "model", (row) => excerpt(row.models[at], 40)];
+  return [
+    ...(figures.forecast ? [
+      ["Forecast", "bars", (row) => row.p && stack(row.p)],
+      ...[0, 1, 2].map((outcome) => [NAMES[outcome], "number", (row) => row.p && `${(100 * row.p[outcome]).toFixed(0)} %`]),
+      ["margin", "number", (row) => { const at = lean(row); return at === null ? null : signed(at); }]] : []),
+    ...(figures.labelled ? [["label", "", (row) => NAMES[row.label]]] : []),
+    ...(figures.votes ? [["your vote", "", (row) => NAMES[row.vote]]] : []),
+    ...(figures.models ? [model(0), model(1)] : []),
+    ...(figures.texts ? [["prompt", "words", (row) => row.texts && excerpt(row.texts[0][0], 110)]] : []),
+    ...(figures.faults || figures.cut ? [["note", "note", note]] : []),
+  ];
+}
+
 /** `open(row)` is called when a row's id is pressed; `current` is the row that was open last. */
-export function rowsTable(rows, current, open) {
-  const head = [["id", ""], ["Forecast", ""], ["A", "number"], ["B", "number"], ["tie", "number"], ["margin", "number"], ["label", ""], ["you", ""], ["prompt", ""], ["note", ""]];
+export function rowsTable(rows, figures, current, open) {
+  const columns = columnsOf(figures);
+  const head = (name, kind) => el("th", { scope: "col", role: "columnheader", class: kind || null }, name);
   const body = rows.map((row) => {
     const id = excerpt(row.id, 60);
-    const note = [row.error && visible(row.error.slice(0, 300)), row.cut && "not read whole"].filter(Boolean).join("; ");
-    const at = lean(row);
-    return el("tr", { class: row.error ? "bad" : row === current ? "current" : null },
-      el("th", { scope: "row", class: "id" }, row.texts ? el("button", { type: "button", "data-row": row.number, onclick: () => open(row) }, id) : id),
-      el("td", {}, row.p && stack(row.p)),
-      [0, 1, 2].map((outcome) => el("td", { class: "number" }, row.p ? (100 * row.p[outcome]).toFixed(0) : "–")),
-      el("td", { class: "number" }, at === null ? "–" : signed(at)),
-      el("td", {}, row.label >= 0 ? NAMES[row.label] : "–"),
-      el("td", {}, row.vote >= 0 ? NAMES[row.vote] : "–"),
-      el("td", { class: "words" }, row.texts ? excerpt(row.texts[0][0], 110) : ""),
-      el("td", { class: note ? "words" : null }, note));
+    return el("tr", { role: "row", class: row.error ? "bad" : row === current ? "current" : null },
+      el("th", { scope: "row", role: "rowheader", class: "id", dir: "auto" }, row.texts ? el("button", { type: "button", "data-row": row.number, onclick: () => open(row) }, id) : id),
+      columns.map(([name, kind, cell]) => {
+        const found = cell(row) || null;
+        return el("td", { role: "cell", "data-name": name, dir: ["words", "note", "model"].includes(kind) ? "auto" : null, class: `${kind}${found ? "" : " none"}` }, found ?? (kind === "note" ? "" : "–"));
+      }));
   });
-  return el("div", { class: "holder", tabindex: "0", role: "region", "aria-label": "Rows" }, el("table", { class: "rows" },
-    el("thead", {}, el("tr", {}, head.map(([name, kind]) => el("th", { scope: "col", class: kind || null }, name)))), el("tbody", {}, body)));
+  // A table that is drawn as cards would lose its roles.
+  return el("div", { class: "holder", tabindex: "0", role: "region", "aria-label": "Rows" }, el("table", { class: "rows", role: "table" },
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, head("id", "id"), columns.map(([name, kind]) => head(name, kind)))), el("tbody", { role: "rowgroup" }, body)));
 }

@@ -1,22 +1,59 @@
 // Reads, joins, filters, sorts and measures the rows of a file.
 
-/** A file's rows: {name, rows, form, more}; `progress(part, count)` is told how far it is. Throws an Error in words. */
-export function readFile(file, progress, signal) {
-  return new Promise((done, fail) => {
-    const worker = new Worker(new URL("./reader.js", import.meta.url), { type: "module" });
-    const rows = [];
-    const end = (settle, value) => { worker.terminate(); settle(value); };
-    signal.addEventListener("abort", () => end(fail, new DOMException("stopped", "AbortError")), { once: true });
-    worker.onerror = () => end(fail, new Error("The file could not be read."));
-    worker.onmessage = ({ data }) => {
-      // One by one: a spread of many would be too many arguments.
-      if (data.rows) for (const row of data.rows) rows.push(row);
-      else if (data.done) end(done, { name: file.name, rows, form: data.form, more: data.more });
-      else if (data.failed) end(fail, new Error(`${file.name}: ${data.failed}`));
-      else progress(data.total ? data.progress / data.total : 1, data.count);
-    };
-    worker.postMessage(file);
-  });
+import { askPatiently } from "./api.js";
+
+const MOST = 100_000;
+const CHARACTERS = 400_000_000;
+const KEYS = ["a", "b", "tie"];
+const PACKED = /\.(gz|zst|parquet)$/i;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+
+/** What is sent of a file: its bytes, packed if they are too many as they are. Throws an Error in words. */
+async function bytesOf(file, most) {
+  if (file.size <= most) return file;
+  let size = file.size;
+  if (!PACKED.test(file.name) && size < 20 * most) {
+    const packed = await new Response(file.stream().pipeThrough(new CompressionStream("gzip"))).blob();
+    if (packed.size <= most) return packed;
+    size = packed.size;
+  }
+  throw new Error(`The file has ${megabytes(file.size)}${size < file.size ? `, packed ${megabytes(size)}` : ""}, and this server takes ${megabytes(most)} (prefcast serve --max-body). For such a file use the command: prefcast predict FILE -o forecasts.jsonl --with-text.`);
+}
+
+/**
+ * A file's rows, read by the server: {name, rows, texts, cells, description, more}. `told(count, waits)` hears of the progress. `cells`
+ * says what the cells hold, json or text; "" leaves that to the server. Throws an Error in words.
+ */
+export async function readFile(file, limits, cells, told, signal) {
+  const ending = /(\.[a-z0-9]{1,12})?\.[a-z0-9]{1,12}$/i.exec(file.name)?.[0] ?? "";
+  const rows = [];
+  const table = { name: file.name, rows, cells, more: false };
+  let characters = 0;
+  try {
+    const bytes = await bytesOf(file, limits?.body_bytes ?? Infinity);
+    for (let first = 1; first && !table.more;) {
+      const query = new URLSearchParams({ ending, first, ...(table.cells && { cells: table.cells }) });
+      const answer = await askPatiently(`v1/rows?${query}`, bytes, signal, (wait) => told(rows.length, wait));
+      for (const said of answer.rows) rows.push(rowOf(said));
+      characters += answer.rows.reduce((sum, { prompt, response_a, response_b }) => sum + [prompt, response_a, response_b].flat().reduce((all, text) => all + (text?.length ?? 0), 0), 0);
+      Object.assign(table, { texts: answer.texts, cells: answer.cells, description: answer.description });
+      table.more = answer.next !== null && (rows.length >= MOST || characters >= CHARACTERS);
+      if (rows.length > MOST) rows.length = MOST;
+      first = answer.next;
+      told(rows.length, 0);
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") error.message = `${file.name}: ${error.message}`;
+    throw error;
+  }
+  return table;
+}
+
+/** A row of the page from one of the server. */
+function rowOf({ row, id, prompt, response_a, response_b, model_a, model_b, label, probabilities: p, interval, margin, tie, truncated, error }) {
+  const triple = (found) => found && KEYS.map((key) => found[key]);
+  return { number: row, id, texts: prompt && [prompt, response_a, response_b], models: [model_a ?? "", model_b ?? ""], p: triple(p), range: triple(interval),
+    margin, tie, label: KEYS.indexOf(label), cut: truncated === true, error: error && [error.field, error.message].filter(Boolean).join(" "), vote: -1 };
 }
 
 const withTexts = (table) => table.rows.some((row) => row.texts);
@@ -34,7 +71,7 @@ export function join(one, other) {
     joined += 1;
     return { ...row, p: found.p, range: found.range, margin: found.margin, tie: found.tie, cut: found.cut, label: row.label >= 0 ? row.label : found.label, error: row.error ?? found.error };
   });
-  return joined ? { name: `${texts.name} + ${forecasts.name}`, rows, form: { ...texts.form, forecasts: true }, more: one.more || other.more, joined } : null;
+  return joined ? { name: `${texts.name} + ${forecasts.name}`, rows, texts: true, cells: texts.cells, description: texts.description, more: one.more || other.more, joined } : null;
 }
 
 export const said = (row) => (row.p ? row.p.indexOf(Math.max(...row.p)) : -1);
@@ -92,13 +129,16 @@ export async function choose(rows, wanted, stopped) {
 
 /** Figures over all rows: counts, log loss beside the class prior's, accuracy (null without labels). */
 export function measure(rows) {
-  const figures = { rows: rows.length, forecast: 0, labelled: 0, texts: 0, faults: 0, measured: 0, loss: 0, right: 0, prior: null };
+  const figures = { rows: rows.length, forecast: 0, labelled: 0, texts: 0, faults: 0, votes: 0, models: 0, cut: 0, measured: 0, loss: 0, right: 0, prior: null };
   const labels = [0, 0, 0];
   for (const row of rows) {
     figures.forecast += row.p !== null;
     figures.labelled += row.label >= 0;
     figures.texts += row.texts !== null;
     figures.faults += row.error !== null;
+    figures.votes += row.vote >= 0;
+    figures.models += row.models.some(Boolean);
+    figures.cut += row.cut;
     const off = loss(row);
     if (off === null) continue;
     figures.measured += 1;

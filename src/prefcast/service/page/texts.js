@@ -26,13 +26,13 @@ function index(text, count) {
 
 /** A text, rendered; `cut` ({characters, head, tail}) says what of it was not read. */
 export function rendered(text, cut) {
-  if (!text.trim()) return [el("p", { class: "quiet" }, text ? "(only white space)" : "(empty)")];
+  if (!text.trim()) return [el("p", { class: "quiet", dir: "ltr" }, text ? "(only white space)" : "(empty)")];
   if (!cut) return markdown(text);
   const from = index(text, cut.head);
   const to = index(text, cut.characters - cut.tail);
   const unread = el("details", { class: "unread" },
     el("summary", {}, `Not read by the forecaster: ${counted(cut.characters - cut.head - cut.tail, "character")}`),
-    el("div", {}, visible(text.slice(from, to))));
+    el("div", { dir: "auto" }, visible(text.slice(from, to))));
   return [cut.head ? markdown(text.slice(0, from)) : [], unread, cut.tail ? markdown(text.slice(to)) : []].flat();
 }
 
@@ -58,17 +58,37 @@ export function differences(a, b) {
   return { a: marked(left, inLeft, shared.a), b: marked(right, inRight, shared.b), note };
 }
 
+// A block between fences, or code within a line.
+const CODE = /^ {0,3}(`{3,}|~{3,})[^\n]*\n(?:[^]*?^ {0,3}\1[`~]*[ \t]*$\n?|[^]*)|`[^`\n]{1,400}`/gm;
+const CODES = 2_000;
+
 function marked(text, found, shared) {
-  const made = [];
-  let from = 0;
+  // Where the text changes between plain and marked.
+  const edges = [];
   for (let at = 0; at < found.length;) {
     if (shared[at]) { at += 1; continue; }
     const start = found[at].from;
     while (at < found.length && !shared[at]) at += 1;
-    const end = found[at - 1].to;
-    made.push(text.slice(from, start), el("mark", {}, text.slice(start, end)));
-    from = end;
+    edges.push(start, found[at - 1].to);
   }
-  made.push(text.slice(from));
-  return el("div", { class: "compared" }, made);
+  let next = 0;
+  const cut = (from, to) => {
+    const made = [];
+    while (from < to) {
+      const end = Math.min(edges[next] ?? to, to);
+      if (end > from) made.push(next % 2 ? el("mark", {}, text.slice(from, end)) : text.slice(from, end));
+      if (end === edges[next]) next += 1;
+      from = end;
+    }
+    return made;
+  };
+  const made = [];
+  let from = 0;
+  CODE.lastIndex = 0;
+  for (let match, count = 0; count < CODES && (match = CODE.exec(text)); count += 1) {
+    made.push(cut(from, match.index), el("code", { class: match[1] ? "block" : null, dir: match[1] ? "ltr" : null }, cut(match.index, CODE.lastIndex)));
+    from = CODE.lastIndex;
+  }
+  made.push(cut(from, text.length));
+  return el("div", { class: "compared", dir: "auto" }, made);
 }
