@@ -151,7 +151,7 @@ def test_truncation_never_cuts_what_is_scored(tmp_path: Path, make: Any, policy:
     turns, report = scorer.limit.apply(long.turns)
     assert report.truncated
     assert report.kept < report.total == long.characters
-    short, whole = scorer._group(turns), scorer._group(Pair.of("q", "a", "b").turns)
+    short, whole = scorer._group(Pair(turns)), scorer._group(Pair.of("q", "a", "b"))
     assert 110 <= max(map(len, short.ids)) <= 150
     # The template's end, reward token or separator included, is as it always is.
     for cut, plain in zip(short.ids, whole.ids, strict=True):

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "load_scorer", "require_extra", "scorer_of"]
 
+# The function with which a template asks for today's date, and the day that it is told: the one that Llama's templates
+# fall back to.
+CLOCK, DEFAULT_DAY = "strftime_now", "2024-07-26"
+
 
 @dataclass(frozen=True)
 class Options:

@@ -28,6 +28,9 @@ __all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer"]
 _log = logging.getLogger("prefcast")
 
 
+_NO_REFERENCE = "{}: compares an answer with a reference answer: it scores pairs that have one, no single conversations"
+
+
 def _ids(values: Sequence[int]) -> NDArray[np.int32]:
     return np.array(values, dtype=np.int32)
 
@@ -45,10 +48,12 @@ class PointwiseScorer(RewardScorer):
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         super().__init__(checkpoint, options)
         self.takes_system = self.chat is not None and self.chat.takes_system
+        self._check_day(None if self.chat is None else self.chat.source)
 
     @property
     def _own_chat(self) -> str | None:
-        return self.options.template
+        template: str | None = self.options.template
+        return template
 
     @property
     def two_texts(self) -> bool:
@@ -124,6 +129,45 @@ class PointwiseScorer(RewardScorer):
         return Evidence(a - b, np.zeros(len(a)), raw={"score_a": a, "score_b": b})
 
 
+class ReferenceScorer(PointwiseScorer):
+    """One score for an answer beside a reference answer, as POLAR gives: how near the two are.
+
+    The text is prompt, reference, `<|reward|>`, prompt, answer. The prompt is all messages before the last answer.
+    """
+
+    pointwise = False
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        if options.template is not None:
+            raise UsageError(f"{checkpoint.name}: compares an answer with a reference; it takes no --template")
+        super().__init__(checkpoint, options)
+        self.takes_system = True
+
+    def encode(self, conversation: Sequence[Message]) -> list[int]:
+        raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))
+
+    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
+        raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))
+
+    def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
+        if pair.reference is None:
+            raise UsageError(
+                "has no reference answer, with which this model compares; the column reference holds it (--columns "
+                "reference=NAME)"
+            )
+        protect = (lambda text: text) if reader is None else reader.protect
+        texts = []
+        for messages in conversations(pair):
+            *before, answer = (protect(message["content"]) for message in messages)
+            prompt = "\n".join(before)
+            texts.append(f"{self.tokenizer.bos_token}{prompt}\n{protect(pair.reference)}<|reward|>{prompt}\n{answer}")
+        return texts
+
+    def _group(self, pair: Pair) -> Group:
+        reward = int(self.checkpoint.config["reward_token_id"])
+        return Group(tuple(_ids([*self.reader.encode(text), reward]) for text in self._rendered(pair, self.reader)))
+
+
 class _BothOrders(RewardScorer):
     """A model that reads both answers in one text. It is asked twice, with the answers in both orders."""
 
@@ -139,6 +183,7 @@ class _BothOrders(RewardScorer):
 
     def _use(self, template: PairTemplate) -> None:
         self.template, self.takes_system = template, template.takes_system
+        self._check_day(template.source, None if self.chat is None else self.chat.source)
 
     def try_out(self) -> None:
         text = self.template.render(Pair.of("Why?", "Because.", "No idea."), self.reader)
@@ -201,7 +246,8 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
         )
     try:
         kinds: dict[Kind, type[RewardScorer]] = {Kind.PAIR: PairScorer, Kind.CAUSAL: CausalScorer}
-        scorer = kinds.get(checkpoint.kind, PointwiseScorer)(checkpoint, options)
+        pointwise = ReferenceScorer if checkpoint.compares else PointwiseScorer
+        scorer = kinds.get(checkpoint.kind, pointwise)(checkpoint, options)
         scorer.try_out()
     except PrefcastError:
         raise

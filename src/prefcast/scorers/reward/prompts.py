@@ -14,7 +14,8 @@ from jinja2 import nodes
 
 from prefcast.errors import ModelError, UsageError, excerpt, shown_path
 from prefcast.pairs import Pair, Turn
-from prefcast.scorers.reward.sandbox import DEFAULT_DAY, Sandbox
+from prefcast.scorers.reward import DEFAULT_DAY
+from prefcast.scorers.reward.sandbox import Sandbox
 from prefcast.scorers.reward.text import Message, TextEncoder
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _TEXT_METHODS |= {"index", "rindex", "count", "strip", "lstrip", "rstrip", "remo
 def template_day(said: str | None) -> date:
     """The day that `--template-date` names. Raises UsageError."""
     if said is None:
-        return DEFAULT_DAY
+        return date.fromisoformat(DEFAULT_DAY)
     try:
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", said):
             raise ValueError
@@ -78,10 +79,10 @@ class ChatTemplate:
         except UsageError:
             return False
 
-    def reads(self, names: Sequence[str]) -> frozenset[str]:
+    def reads(self, names: Sequence[str], every: Sequence[str]) -> frozenset[str]:
         """Those of the tokens `names` that the template looks for inside a text, as Qwen3's does with `</think>`.
 
-        A token with which the template begins or ends a turn is not among them.
+        A token with which the template begins or ends a turn is not among them. `every` has all tokens that can do that.
         """
         with suppress(UsageError):
             asked = self.render(_plain()[:1])
@@ -90,7 +91,9 @@ class ChatTemplate:
             if not found:
                 return frozenset()
             begins = before[len(asked) :] if before.startswith(asked) else before
-            first = min((name for name in names if name in begins), key=begins.index, default="")
+            # Where one token is the beginning of another, the longer one is meant.
+            there = [(begins.index(name), -len(name), name) for name in every if name in begins]
+            first = min(there)[2] if there else ""
             turns = {name for name in names if name in asked or name in after or name == first}
             looked_for = list(self._looked_for())
             return frozenset(

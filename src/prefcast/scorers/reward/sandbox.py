@@ -23,18 +23,16 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from prefcast.errors import UsageError, excerpt
+from prefcast.scorers.reward import CLOCK, DEFAULT_DAY
 
-__all__ = ["DEFAULT_DAY", "Sandbox", "writes_a_date"]
+__all__ = ["Sandbox"]
 
-# The day on which a template that writes today's date believes itself to be: the one that Llama's templates fall back to.
-DEFAULT_DAY = date(2024, 7, 26)
 # A template and its rendered text have at most so many characters, and this much more for each character of the input.
 _SOURCE, _RENDERED, _RENDERED_EACH = 1_000_000, 2_000_000, 20
 _STEPS, _STEPS_EACH = 1_000_000, 20
 # A step is one repetition, one value that is looked through, or so many characters that are copied or searched.
 _CHARACTERS = 64
 _WIDEST, _LONGEST_NUMBER = 10_000, 512
-_CLOCK = "strftime_now"
 # Filters that use chance, or that take time out of proportion to their input. No chat needs them.
 _REFUSED = ("random", "urlize", "pprint", "xmlattr", "striptags", "wordwrap", "filesizeformat")
 
@@ -161,7 +159,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, day: date = DEFAULT_DAY, *, chat: bool = True) -> None:
+    def __init__(self, day: date = date.fromisoformat(DEFAULT_DAY), *, chat: bool = True) -> None:
         super().__init__(
             trim_blocks=chat,
             lstrip_blocks=chat,
@@ -172,12 +170,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self._day = datetime(day.year, day.month, day.day)
         self._steps = _Steps()
-        self.globals |= {"raise_exception": _raise, _CLOCK: self._date, "dict": _Dict(), "namespace": _Namespace}
+        self.globals |= {"raise_exception": _raise, CLOCK: self._date, "dict": _Dict(), "namespace": _Namespace}
         self.globals.pop("lipsum", None)
         for name in _REFUSED:
             self.filters.pop(name, None)
         self.filters["tojson"] = _json
-        self.filters = {name: self._metered(name, each) for name, each in self.filters.items()}
+        filters: dict[str, Callable[..., Any]] = self.filters
+        self.filters = {name: self._metered(name, each) for name, each in filters.items()}
         self.tests = {name: self._metered(name, each) for name, each in self.tests.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -222,7 +221,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         except (_TooMuch, OverflowError) as error:
             raise UsageError(f"{error}; a template has bounds, so that it always ends") from None
         except RecursionError:
-            raise UsageError("is nested too deeply") from None
+            raise UsageError("its recursion is too deep") from None
         except Exception as error:
             # A template is a program of the checkpoint: it may raise any exception.
             raise UsageError(excerpt(" ".join(str(error).split()) or type(error).__name__, 200)) from None
@@ -402,8 +401,3 @@ def _size_of(value: Any) -> int:
     if isinstance(value, list | tuple):
         return sum(map(_size_of, value))
     return 0
-
-
-def writes_a_date(source: str) -> bool:
-    """Whether a template asks for today's date."""
-    return _CLOCK in source

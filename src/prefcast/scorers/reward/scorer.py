@@ -22,7 +22,7 @@ from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
 from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Promise, Scorer, gathered
 from prefcast.scorers.options import given, saved_options, to_save
-from prefcast.scorers.reward import Options, scorer_of
+from prefcast.scorers.reward import CLOCK, Options, scorer_of
 from prefcast.scorers.reward.batching import plan_batches
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
@@ -91,7 +91,16 @@ class RewardScorer(Scorer):
     def _read(self, backend: Tokenizer) -> frozenset[str]:
         """The tokens that the chat template looks for inside a text."""
         assert self.chat is not None  # noqa: S101
-        return self.chat.reads(plain_tokens(backend))
+        every = [token.content for token in backend.get_added_tokens_decoder().values() if token.content.strip()]
+        return self.chat.reads(plain_tokens(backend), every)
+
+    def _check_day(self, *sources: str | None) -> None:
+        """Keep the day among the options where the templates ask for it. Raises UsageError if a day was given and none does."""
+        if any(source is not None and CLOCK in source for source in sources):
+            # A forecaster that is saved keeps the day, whatever the default of a later version is.
+            self.options = replace(self.options, template_date=self.day.isoformat())
+        elif self.options.template_date is not None:
+            raise UsageError(f"--template-date: the template of {self.checkpoint.name} writes no date")
 
     def taken(self, pair: Pair) -> Pair:
         if pair.system and not self.takes_system:

@@ -184,7 +184,7 @@ def _controls(token: AddedToken, template: str) -> bool:
 
 def plain_tokens(backend: Tokenizer) -> list[str]:
     """The names of the added tokens that are special only if a template makes them so."""
-    return [token.content for token in backend.get_added_tokens_decoder().values() if not _controls(token, "")]
+    return [token.content for token in backend.get_added_tokens_decoder().values() if token.content.strip() and not _controls(token, "")]
 
 
 def _unknown(backend: Tokenizer, data: Mapping[str, Any], template: str) -> set[int]:
@@ -193,7 +193,7 @@ def _unknown(backend: Tokenizer, data: Mapping[str, Any], template: str) -> set[
     name = model.get("unk_token")
     index = model.get("unk_id") if name is None else backend.token_to_id(name)
     name = backend.id_to_token(index) if isinstance(index, int) else None
-    if name is None or name in template or json.dumps(name) in after:
+    if index is None or name is None or name in template or json.dumps(name) in after:
         return set()
     return {index}
 
