@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, time
 from typing import Any
 
 from jinja2 import Template, TemplateError, Undefined, nodes
@@ -159,7 +159,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, day: date = date.fromisoformat(DEFAULT_DAY), *, chat: bool = True) -> None:
+    def __init__(self, day: date | None = None, *, chat: bool = True) -> None:
         super().__init__(
             trim_blocks=chat,
             lstrip_blocks=chat,
@@ -168,7 +168,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=self.paid,
             cache_size=0,
         )
-        self._day = datetime(day.year, day.month, day.day)
+        self._day = datetime.combine(
+            day or date.fromisoformat(DEFAULT_DAY), time()
+        )  # without a zone, as a template expects
         self._steps = _Steps()
         self.globals |= {"raise_exception": _raise, CLOCK: self._date, "dict": _Dict(), "namespace": _Namespace}
         self.globals.pop("lipsum", None)

@@ -184,7 +184,11 @@ def _controls(token: AddedToken, template: str) -> bool:
 
 def plain_tokens(backend: Tokenizer) -> list[str]:
     """The names of the added tokens that are special only if a template makes them so."""
-    return [token.content for token in backend.get_added_tokens_decoder().values() if token.content.strip() and not _controls(token, "")]
+    return [
+        token.content
+        for token in backend.get_added_tokens_decoder().values()
+        if token.content.strip() and not _controls(token, "")
+    ]
 
 
 def _unknown(backend: Tokenizer, data: Mapping[str, Any], template: str) -> set[int]:
