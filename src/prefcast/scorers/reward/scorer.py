@@ -142,7 +142,7 @@ class RewardScorer(Scorer):
         return None
 
     def try_out(self) -> None:
-        """Raise UsageError if the template fails on a plain pair."""
+        """Raise UsageError if the tokenizer or the template fails on a plain pair."""
         self._group(Pair.of("Why?", "Because.", "No idea.", reference="Because."))
 
     def _longest(self, pair: Pair) -> int:

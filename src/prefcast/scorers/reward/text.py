@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from prefcast.errors import ModelError, UsageError, excerpt
 from prefcast.pairs import Pair, clean
+from prefcast.scorers.reward.patience import Patience, patterns_of, silent_stderr, trials
 
 __all__ = ["Message", "TextEncoder", "checked", "conversations", "plain_tokens"]
 
@@ -75,6 +76,7 @@ class TextEncoder:
         # Copies, because truncation and padding are switched off in them.
         self._parsing = Tokenizer.from_str(backend.to_str())
         data = json.loads(backend.to_str())
+        self._patterns, self._patience = patterns_of(data), Patience()
         # An unknown character is read as the token for such, and that is no forgery.
         self._forbidden = frozenset(special) - _unknown(backend, data, template)
         self._literal = _all_special(data, {token.content for token in special.values()})
@@ -126,7 +128,7 @@ class TextEncoder:
         With `frame` the tokenizer's post-processor puts its special tokens around them.
         """
         if self.special_tokens == "original":
-            return self._parsing.encode(rendered, add_special_tokens=frame).ids
+            return self._encoded(self._parsing, rendered, frame=frame).ids
         found = self._plain(self._in_rendered.sub(lambda match: self._rendered[match.group()], rendered))
         if frame:
             found = self._literal.post_process(found, add_special_tokens=True)
@@ -135,18 +137,31 @@ class TextEncoder:
     def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """Ids and token types of two texts, joined by the tokenizer's post-processor with its special tokens."""
         if self.special_tokens == "original":
-            found = self._parsing.encode(first, second, add_special_tokens=True)
+            found = self._patience.of(
+                len(first) + len(second), lambda: self._parsing.encode_batch([(first, second)])[0]
+            )
         else:
             one, two = (self._plain(text) for text in (first, second))
             found = self._literal.post_process(one, two, add_special_tokens=True)
         return found.ids, found.type_ids
+
+    def _encoded(self, tokenizer: Tokenizer, text: str, *, frame: bool = False) -> Encoding:
+        # A batch of one: only a batch is read without Python's lock, so that the time can be watched.
+        return self._patience.of(len(text), lambda: tokenizer.encode_batch([text], add_special_tokens=frame)[0])
+
+    def try_out(self) -> None:
+        """Raise UsageError if a regular expression of the tokenizer takes too long."""
+        if self._patterns:
+            with silent_stderr():
+                for text in trials(self._patterns):
+                    self._encoded(self._literal, text)
 
     def _plain(self, text: str) -> Encoding:
         """The encoding of a text without any special token.
 
         Where the vocabulary makes a special token of a piece of the text, the piece is read in two halves.
         """
-        found = self._literal.encode(text, add_special_tokens=False)
+        found = self._encoded(self._literal, text)
         for index, (start, stop) in zip(found.ids, found.offsets, strict=True):
             if index in self._forbidden:
                 if stop - start < 2:
@@ -159,11 +174,11 @@ class TextEncoder:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text that is read literally begins and ends, in characters."""
-        return self._literal.encode(text, add_special_tokens=False).offsets
+        return self._encoded(self._literal, text).offsets
 
     def id_of(self, text: str) -> int:
         """The id of a text that is one token. Raises ModelError for a text that is not."""
-        ids = self._parsing.encode(text, add_special_tokens=False).ids
+        ids = self._encoded(self._parsing, text).ids
         if len(ids) != 1:
             raise ModelError(
                 f"the tokenizer has no single token {text!r}; an A/B preference model needs the tokens A and B"
