@@ -248,7 +248,10 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
         kinds: dict[Kind, type[RewardScorer]] = {Kind.PAIR: PairScorer, Kind.CAUSAL: CausalScorer}
         pointwise = ReferenceScorer if checkpoint.compares else PointwiseScorer
         scorer = kinds.get(checkpoint.kind, pointwise)(checkpoint, options)
-        scorer.reader.try_out()
+        try:
+            scorer.reader.try_out()
+        except UsageError as error:
+            raise ModelError(f"{checkpoint.name}: {error}") from None
         scorer.try_out()
     except PrefcastError:
         raise

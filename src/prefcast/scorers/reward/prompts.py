@@ -57,6 +57,7 @@ class ChatTemplate:
         # A tokenizer that puts its own tokens around a text: the template must not write them.
         self._tokens = special | ({"bos_token": "", "eos_token": ""} if frame else {})
         self._sandbox = Sandbox(day)
+        self.steps = self._sandbox.steps
         try:
             self._template = self._sandbox.template(source)
         except UsageError as error:
@@ -158,7 +159,7 @@ class PairTemplate:
         self._tokenizer, self._chat_template = tokenizer, chat
         # The tokenizer of an encoder puts its own tokens around a text; the template must not write them.
         self.frame = getattr(tokenizer, "cls_token", None) is not None
-        self._sandbox = Sandbox(day, chat=False)
+        self._sandbox = Sandbox(day, chat=False, steps=None if chat is None else chat.steps)
         try:
             self._template = self._sandbox.template(source)
         except UsageError as error:

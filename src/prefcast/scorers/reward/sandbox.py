@@ -15,23 +15,20 @@ from datetime import date, datetime, time
 from typing import Any
 
 from jinja2 import Template, TemplateError, Undefined, nodes
-from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension
 from jinja2.ext import loopcontrols as _loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from prefcast.errors import UsageError, excerpt
 from prefcast.scorers.reward import CLOCK, DEFAULT_DAY
+from prefcast.scorers.reward.instrument import CHARACTERS, Generator, Instrumented
 
-__all__ = ["Sandbox"]
+__all__ = ["Sandbox", "Steps"]
 
-# A template and its rendered text have at most so many characters, and this much more for each character of the input.
+# A template and its text have at most so many characters, the text this much more for each character of the input.
 _SOURCE, _RENDERED, _RENDERED_EACH = 1_000_000, 2_000_000, 20
 _STEPS, _STEPS_EACH = 1_000_000, 20
-# A step is one repetition, one value that is looked through, or so many characters that are copied or searched.
-_CHARACTERS = 64
 _WIDEST, _LONGEST_NUMBER = 10_000, 512
 # Filters that use chance, or that take time out of proportion to their input. No chat needs them.
 _REFUSED = ("random", "urlize", "pprint", "xmlattr", "striptags", "wordwrap", "filesizeformat")
@@ -41,77 +38,10 @@ class _TooMuch(Exception):  # noqa: N818 - it never leaves this package
     pass
 
 
-class _Steps(threading.local):
-    left: int = _STEPS
+class Steps(threading.local):
+    """The steps that are left of a rendering, None outside of one. A template that calls another one shares them with it."""
 
-
-class _Instrumented(NodeTransformer):
-    """Puts a step into every body that may be repeated, and payment before what Jinja does not let us intercept."""
-
-    def _repeated(self, node: Any) -> Any:
-        written = sum(len(each.data) for each in _within(node))
-        self.generic_visit(node)
-        # Calling a macro takes twenty times as long as a turn of a loop.
-        steps = (20 if isinstance(node, nodes.Macro | nodes.CallBlock | nodes.Block) else 1) + written // _CHARACTERS
-        step = nodes.Call(nodes.EnvironmentAttribute("step"), [nodes.Const(steps)], [], None, None)
-        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno).set_lineno(node.lineno))
-        return node
-
-    visit_For = visit_Macro = visit_CallBlock = visit_FilterBlock = visit_Block = _repeated  # noqa: N815
-    visit_AssignBlock = visit_With = _repeated  # noqa: N815
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _call("concatenated", node.nodes, node.lineno)
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.expr = _paid(node.expr)
-        for operand in node.ops:
-            operand.expr = _paid(operand.expr)
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            node.node = _paid(node.node)
-        return node
-
-    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.key = _paid(node.key)
-        return node
-
-
-def _within(node: nodes.Node) -> Iterator[nodes.TemplateData]:
-    """The literal text of a body, without the bodies in it that have steps of their own."""
-    for child in node.iter_child_nodes():
-        if isinstance(child, nodes.TemplateData):
-            yield child
-        elif not isinstance(child, nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block):
-            yield from _within(child)
-
-
-def _call(name: str, values: list[nodes.Expr], line: int) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), values, [], None, None, lineno=line)
-
-
-def _paid(node: nodes.Expr) -> nodes.Expr:
-    return node if isinstance(node, nodes.Const) else _call("paid", [node], node.lineno)
-
-
-class _Generator(CodeGenerator):
-    """Calls our own functions without the sandbox's examination, which takes ten times as long as they do."""
-
-    def visit_Call(self, node: nodes.Call, frame: Any, forward_caller: bool = False) -> None:  # noqa: N802
-        if not isinstance(node.node, nodes.EnvironmentAttribute):
-            super().visit_Call(node, frame, forward_caller=forward_caller)
-            return
-        self.write(f"environment.{node.node.name}(")
-        for argument in node.args:
-            self.visit(argument, frame)
-            self.write(", ")
-        self.write(")")
+    left: int | None = None
 
 
 class _Generation(Extension):
@@ -156,10 +86,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of one template. `day` is the day that the template believes it is. With `chat` it has what
     transformers gives to chat templates: their treatment of blank lines, and the functions that they call."""
 
-    code_generator_class = _Generator
+    code_generator_class = Generator
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, day: date | None = None, *, chat: bool = True) -> None:
+    def __init__(self, day: date | None = None, *, chat: bool = True, steps: Steps | None = None) -> None:
         super().__init__(
             trim_blocks=chat,
             lstrip_blocks=chat,
@@ -171,19 +101,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._day = datetime.combine(
             day or date.fromisoformat(DEFAULT_DAY), time()
         )  # without a zone, as a template expects
-        self._steps = _Steps()
+        self.steps = steps or Steps()
         self.globals |= {"raise_exception": _raise, CLOCK: self._date, "dict": _Dict(), "namespace": _Namespace}
         self.globals.pop("lipsum", None)
         for name in _REFUSED:
             self.filters.pop(name, None)
         self.filters["tojson"] = _json
-        filters: dict[str, Callable[..., Any]] = self.filters
-        self.filters = {name: self._metered(name, each) for name, each in filters.items()}
+        self.filters = {name: self._metered(name, each) for name, each in self.filters.items()}  # type: ignore[arg-type]
         self.tests = {name: self._metered(name, each) for name, each in self.tests.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         # The one place that every template passes between reading and compiling.
-        parsed: nodes.Template = _Instrumented().visit(super()._parse(source, name, filename))
+        parsed: nodes.Template = Instrumented().visit(super()._parse(source, name, filename))
         return parsed
 
     def _date(self, form: str) -> str:
@@ -214,8 +143,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @contextmanager
     def _bounded(self, size: int) -> Iterator[None]:
-        before = self._steps.left
-        self._steps.left = _STEPS + _STEPS_EACH * size
+        outermost = self.steps.left is None
+        if outermost:
+            self.steps.left = _STEPS + _STEPS_EACH * size
         try:
             yield
         except UsageError:
@@ -228,13 +158,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
             # A template is a program of the checkpoint: it may raise any exception.
             raise UsageError(excerpt(" ".join(str(error).split()) or type(error).__name__, 200)) from None
         finally:
-            self._steps.left = before
+            if outermost:
+                self.steps.left = None
 
     # Payment
 
     def spend(self, steps: int) -> None:
-        self._steps.left -= steps
-        if self._steps.left < 0:
+        left = self.steps.left
+        if left is None:
+            return
+        self.steps.left = left - steps
+        if left < steps:
             raise _TooMuch("takes too many steps")
 
     step = spend
@@ -242,7 +176,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def paid(self, value: Any) -> Any:
         """`value`, once it is paid for that it is looked through."""
         if type(value) is str:
-            self.spend(len(value) // _CHARACTERS)
+            self.spend(len(value) // CHARACTERS)
         elif value is not None and not isinstance(value, bool | int | float | Undefined):
             self._look_through(value)
         return value
@@ -254,7 +188,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             each = waiting.pop()
             self.spend(1)
             if isinstance(each, str):
-                self.spend(len(each) // _CHARACTERS)
+                self.spend(len(each) // CHARACTERS)
             elif isinstance(each, Mapping):
                 waiting += [*each.keys(), *each.values()]
             elif isinstance(each, list | tuple | set | frozenset):
@@ -265,7 +199,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def concatenated(self, *values: Any) -> str:
         """The operator `~`."""
         texts = [str(self.paid(value)) for value in values]
-        self.spend(sum(map(len, texts)) // _CHARACTERS)
+        self.spend(sum(map(len, texts)) // CHARACTERS)
         return "".join(texts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -329,13 +263,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if name == "replace":
                 old, new = str(rest[0]), str(rest[1]) if len(rest) > 1 else ""
                 count = str(first).count(old) if isinstance(first, str) else 0
-                self.spend(count * len(new) // _CHARACTERS)
+                self.spend(count * len(new) // CHARACTERS)
             else:
                 # The filter gets the list first, the method the text between.
                 between, listed = (
                     (first, rest[0]) if isinstance(first, str) and not isinstance(rest[0], str) else (rest[0], first)
                 )
-                self.spend(_length(between) * _length(listed) // _CHARACTERS)
+                self.spend(_length(between) * _length(listed) // CHARACTERS)
         elif name == "translate":
             raise _TooMuch("calls translate, which is not in this sandbox")
         elif name in ("format", "format_map"):
@@ -351,7 +285,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if any(len(each) > 4 for each in digits) or ("*" in form and any(_width(each) >= _WIDEST for each in values)):
             raise _TooMuch("formats a text with a width that is too large")
         widths = [*map(int, digits), *map(_width, values), 1]
-        self.spend((form.count("%") + form.count("{") + 1) * max(widths) // _CHARACTERS)
+        self.spend((form.count("%") + form.count("{") + 1) * max(widths) // CHARACTERS)
 
 
 def _raise(message: str) -> str:
