@@ -19,6 +19,7 @@ from prefcast.cli.shared import (
     opened,
     progress,
     say,
+    say_literal,
     say_restored,
     say_truncated,
 )
@@ -106,6 +107,7 @@ def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | Non
         failed=report.failed,
         errors=dict(report.errors),
         truncated=report.truncated,
+        literal=report.literal,
         seconds=round(report.seconds, 3),
         pairs_a_second=round(report.rate, 2),
         shares={part: round(share, 4) for part, share in report.shares.items()},
@@ -120,6 +122,7 @@ def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | Non
         say_restored(report.restored, report.rows)
     if of is not None:
         say_truncated(report.truncated, report.rows, of)
+    say_literal(report.literal, report.rows)
     end_failed(report.failed, f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}")
 
 

@@ -56,6 +56,15 @@ def say_truncated(truncated: int, rows: int, forecaster: Forecaster) -> None:
         say(f"{truncated} of {rows} rows were truncated ({most}); .jsonl and .parquet outputs tell which")
 
 
+def say_literal(literal: int, rows: int) -> None:
+    """Tell of rows in which the literal reading of special tokens changes what the model's template does."""
+    if literal:
+        say(
+            f"in {literal} of {rows} rows a text has a special token that the model's template would act on; it was read "
+            "letter by letter (--special-tokens original parses it)"
+        )
+
+
 def say_restored(restored: int, rows: int) -> None:
     """Tell of rows whose evidence was in the store."""
     if restored:

@@ -56,7 +56,13 @@ class AnswerRanking:
 
 
 def answer_pairs(
-    prompt: str | Sequence[str], responses: Sequence[str | Sequence[str]], *, id: str | int = 0, row: int = 0
+    prompt: str | Sequence[str],
+    responses: Sequence[str | Sequence[str]],
+    *,
+    id: str | int = 0,
+    row: int = 0,
+    system: str = "",
+    reference: str | None = None,
 ) -> list[Pair]:
     """Every two of n answers as a pair, with the earlier answer as A. There are n (n - 1) / 2, in the order of
     itertools.combinations.
@@ -72,7 +78,10 @@ def answer_pairs(
             raise UsageError(f"response {number} has {len(each)} turns, the prompt {len(prompts)}; they must be equal")
     prompts = tuple(map(clean, prompts))
     cleaned = [tuple(map(clean, each)) for each in texts]
-    return [Pair(tuple(map(Turn, prompts, a, b)), id=id, row=row) for a, b in combinations(cleaned, 2)]
+    return [
+        Pair(tuple(map(Turn, prompts, a, b)), id=id, row=row, system=system, reference=reference)
+        for a, b in combinations(cleaned, 2)
+    ]
 
 
 def ranked_answers(n: int, forecasts: Sequence[Forecast]) -> AnswerRanking:
@@ -155,7 +164,9 @@ def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> I
         pair
         for item in piece
         if isinstance(item, Candidates)
-        for pair in answer_pairs(item.prompt, item.responses, id=item.id, row=item.row)
+        for pair in answer_pairs(
+            item.prompt, item.responses, id=item.id, row=item.row, system=item.system, reference=item.reference
+        )
     ]
     forecasts = iter(forecaster.forecast(pairs))
     for item in piece:

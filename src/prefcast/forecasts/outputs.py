@@ -19,6 +19,7 @@ from prefcast.base.files import atomic_file
 from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Truncation
+from prefcast.pairs.formats.shapes import BESIDE
 
 if TYPE_CHECKING:
     import pyarrow
@@ -85,6 +86,9 @@ class Rows:
             }
             if with_text:
                 record |= {name: [*map(clean, getattr(pair, name))] if pair else None for name in _TURNS}
+                # Most pairs have neither.
+                beside = {} if pair is None else {"system": pair.system or None, "reference": pair.reference}
+                record |= {name: clean(text) for name, text in beside.items() if text is not None}
             yield record
 
 
@@ -95,7 +99,8 @@ def columns_of(numbers: Sequence[str], *, whole_ids: bool, with_text: bool = Fal
     whole, text = pyarrow.int64(), pyarrow.string()
     columns = [("id", whole if whole_ids else text), *((name, pyarrow.float64()) for name in numbers)]
     columns += [(name, text if name in _TEXTS else whole) for name in TAIL]
-    columns += [(name, pyarrow.list_(text)) for name in _TURNS] if with_text else []
+    if with_text:
+        columns += [*((name, pyarrow.list_(text)) for name in _TURNS), *((name, text) for name in BESIDE)]
     return pyarrow.schema(columns)
 
 

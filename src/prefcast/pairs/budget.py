@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from prefcast.errors import UsageError, excerpt
-from prefcast.pairs import Turn
+from prefcast.pairs import Pair, Turn
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -38,12 +38,14 @@ _Sizes = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What was read of a pair: characters and turns, kept of how many."""
+    """What was read of a pair: characters and turns, kept of how many. `literal`: a special token inside a text was read
+    letter by letter, and the model's template would have treated the token itself in another way."""
 
     kept: int
     total: int
     turns_kept: int
     turns_total: int
+    literal: bool = False
 
     @property
     def truncated(self) -> bool:
@@ -97,6 +99,12 @@ class Budget(ABC):
     @abstractmethod
     def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
         """The part of `turns` (not empty) that is read, and the report of it."""
+
+    def read(self, pair: Pair) -> tuple[Pair, Truncation]:
+        """The part of `pair` that is read, and the report of it. Only turns are cut and counted here: a system message
+        that keeps its role is read whole."""
+        turns, truncation = self.apply(pair.turns)
+        return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
 
     def __str__(self) -> str:
         return f"{self.name}:{self.limit}"

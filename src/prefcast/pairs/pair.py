@@ -74,7 +74,9 @@ def _plain_id(id: object) -> str | int:
 class Pair:
     """Two conversations with the same prompts; `outcome` is the label where there is one.
 
-    `row` is the position in the file, counted from 1 (0: not from a file).
+    `row` is the position in the file, counted from 1 (0: not from a file). `system` is the system message before the
+    first prompt; empty where there is none. `reference` is a known good answer to the last prompt, for the models that
+    compare with one.
     """
 
     turns: tuple[Turn, ...]
@@ -83,6 +85,8 @@ class Pair:
     model_a: str | None = None
     model_b: str | None = None
     row: int = 0
+    system: str = ""
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -99,8 +103,11 @@ class Pair:
         *,
         id: str | int = 0,
         outcome: Outcome | None = None,
+        system: str = "",
+        reference: str | None = None,
     ) -> Pair:
-        """A pair from three strings (one turn) or three equally long sequences of strings.
+        """A pair from three strings (one turn) or three equally long sequences of strings, perhaps with a system message
+        and a reference answer.
 
         Raises UsageError if the numbers of turns differ or a turn is not a string.
         """
@@ -112,7 +119,15 @@ class Pair:
             )
         if not all(isinstance(text, str) for column in columns for text in column):
             raise UsageError("every turn must be a string")
-        return cls(tuple(map(Turn, *(map(clean, column) for column in columns))), id=id, outcome=outcome)
+        if not isinstance(system, str) or not isinstance(reference, str | None):
+            raise UsageError("system and reference must be strings")
+        return cls(
+            tuple(map(Turn, *(map(clean, column) for column in columns))),
+            id=id,
+            outcome=outcome,
+            system=clean(system),
+            reference=None if reference is None else clean(reference),
+        )
 
     @property
     def prompt(self) -> tuple[str, ...]:
@@ -128,7 +143,15 @@ class Pair:
 
     @property
     def characters(self) -> int:
-        return sum(turn.characters for turn in self.turns)
+        return len(self.system) + sum(turn.characters for turn in self.turns)
+
+    def joined(self) -> Pair:
+        """The same pair with its system message at the beginning of the first prompt, for scorers that take none."""
+        if not self.system:
+            return self
+        first = self.turns[0]
+        turn = Turn(f"{self.system}\n\n{first.prompt}", first.response_a, first.response_b)
+        return replace(self, turns=(turn, *self.turns[1:]), system="")
 
     def swapped(self) -> Pair:
         """The same pair with A and B exchanged: texts, models and label."""

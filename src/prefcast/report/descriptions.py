@@ -108,6 +108,7 @@ def checkpoint_text(checkpoint: Checkpoint) -> str:
         ("stored as", f"{checkpoint.stored}{f' in {stored}' if stored else ''}, {files} file(s)"),
         ("reads", f"at most {limit} tokens" if limit else "the checkpoint names no limit: --max-tokens is needed"),
         ("template", checkpoint.template_note),
+        *([("date", f"{checkpoint.template_day}; --template-date sets another")] if checkpoint.template_day else []),
         ("labels", checkpoint.label_note),
         ("memory", "of the weights on each device, without the batch:"),
     ]

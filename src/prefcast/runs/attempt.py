@@ -105,6 +105,8 @@ class _Digested:
                 if isinstance(item, RowError)
                 else (item.id, item.outcome, item.model_a, item.model_b, item.prompt, item.response_a, item.response_b)
             )
+            if isinstance(item, Pair) and (item.system or item.reference is not None):
+                said = (*said, item.system, item.reference)
             self._digest.update(repr(said).encode("utf-8", "surrogatepass"))
             yield item
 

@@ -35,6 +35,7 @@ Items = list[Pair | RowError]
 @dataclass(frozen=True)
 class RunReport:
     """What a run did: rows written, failed and truncated, the first failure, and the wall-clock seconds.
+    `literal` counts the rows of `Truncation.literal`.
 
     `restored` rows were in the evidence store. `errors` counts the failures by kind. `shares` is the share of each part of
     the work in the time.
@@ -48,6 +49,7 @@ class RunReport:
     restored: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    literal: int = 0
 
     @property
     def rate(self) -> float:
@@ -59,7 +61,7 @@ class Tally:
     """Counts the rows that were written."""
 
     def __init__(self) -> None:
-        self.rows = self.failed = self.truncated = self.restored = 0
+        self.rows = self.failed = self.truncated = self.restored = self.literal = 0
         self.first: RowError | None = None
 
     def add(self, piece: Piece, on_error: str = "keep", restored: int = 0) -> None:
@@ -71,13 +73,22 @@ class Tally:
         self.restored += restored
         self.failed += piece.failed
         self.truncated += sum(truncation is not None and truncation.truncated for truncation in piece.truncations)
+        self.literal += sum(truncation is not None and truncation.literal for truncation in piece.truncations)
         self.first = self.first or first
 
     def report(self, seconds: float, watch: Watch | None = None) -> RunReport:
         """What was counted, as a report."""
         errors, shares = (watch.errors, watch.shares()) if watch else ({}, {})
         return RunReport(
-            self.rows, self.failed, self.truncated, self.first, seconds, self.restored, dict(errors), shares
+            self.rows,
+            self.failed,
+            self.truncated,
+            self.first,
+            seconds,
+            self.restored,
+            dict(errors),
+            shares,
+            self.literal,
         )
 
 

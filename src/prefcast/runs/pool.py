@@ -25,6 +25,7 @@ from prefcast.base.frames import receive, send
 from prefcast.base.processes import CRASHED, TOO_SLOW, Child
 from prefcast.errors import ModelError, PrefcastError, UsageError, WorkerError
 from prefcast.pairs import Pair
+from prefcast.runs.worker import plain_pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Problem, Scorer, failed
 from prefcast.scorers.wrapped import WrappedScorer
 
@@ -111,8 +112,8 @@ class PooledScorer(WrappedScorer):
 
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         done: SimpleQueue[Any] = SimpleQueue()
-        turns = [[(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns] for pair in pairs]
-        tasks = [_Task(batch, [turns[position] for position in batch], done) for batch in self.batches(pairs)]
+        plain = [plain_pair(pair) for pair in pairs]
+        tasks = [_Task(batch, [plain[position] for position in batch], done) for batch in self.batches(pairs)]
         with closing(self._answers(tasks, done)) as answers:
             for positions, found in answers:
                 meter.advance(len(positions))

@@ -16,7 +16,7 @@ from prefcast.pairs import Pair, Turn
 from prefcast.scorers.base import Evidence, Problem, Scorer
 from prefcast.scorers.registry import scorer_class
 
-__all__ = ["main", "pairs_of", "problems_of"]
+__all__ = ["main", "pairs_of", "plain_pair", "problems_of"]
 
 # So much of an unforeseen exception's message is shown.
 _MOST = 200
@@ -66,9 +66,17 @@ def _answer(answers: IO[bytes], scorer: Scorer, asked: dict[str, Any]) -> None:
     send(answers, {"names": list(arrays), "problems": problems_of(found)}, list(arrays.values()))
 
 
-def pairs_of(pairs: list[list[tuple[str, str, str]]]) -> list[Pair]:
-    """Pairs from lists of turns (prompt, response A, response B)."""
-    return [Pair(tuple(Turn(*turn) for turn in turns)) for turns in pairs]
+def plain_pair(pair: Pair) -> list[Any]:
+    """What a scorer reads of a pair, as `pairs_of` takes it."""
+    return [pair.system, pair.reference, *(turn.texts for turn in pair.turns)]
+
+
+def pairs_of(pairs: list[list[Any]]) -> list[Pair]:
+    """Pairs from what `plain_pair` made of them: system message, reference answer, and the texts of each turn."""
+    return [
+        Pair(tuple(Turn(*turn) for turn in turns), system=system, reference=reference)
+        for system, reference, *turns in pairs
+    ]
 
 
 def problems_of(found: Evidence) -> dict[int, list[Any]]:

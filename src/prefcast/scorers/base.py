@@ -197,6 +197,8 @@ class Scorer(ABC):
     log_odds: bool = False
     # Whether single conversations have scores (`score`).
     pointwise: bool = False
+    # Whether it reads a pair's system message in a role of its own; otherwise it is joined to the first prompt.
+    takes_system: bool = False
     # How many seconds a batch may take; None where there is no limit.
     time_limit: float | None = None
 
@@ -238,7 +240,11 @@ class Scorer(ABC):
 
     def evidence(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Evidence:
         """The evidence of `pairs`, in their order."""
-        return gathered(len(pairs), self.raw_names, self.stream(pairs, meter))
+        return gathered(len(pairs), self.raw_names, self.stream(list(map(self.taken, pairs)), meter))
+
+    def taken(self, pair: Pair) -> Pair:
+        """`pair` in the form that the scorer reads."""
+        return pair if self.takes_system else pair.joined()
 
     def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Floats:
         """Scores (n,) of n conversations, each a list of messages with `role` and `content`; higher is better.
@@ -363,11 +369,12 @@ def _unforeseen(error: Exception) -> Problem:
 
 def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:
     """The part of `pair` that `budget` and then the scorer's own limit let through, and the report of it."""
-    turns, truncation = budget.apply(pair.turns)
+    read, truncation = budget.read(scorer.taken(pair))
     if scorer.limit is not None:
-        turns, again = scorer.limit.apply(turns)
-        truncation = replace(truncation, kept=min(truncation.kept, again.kept), turns_kept=again.turns_kept)
-    return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
+        read, again = scorer.limit.read(read)
+        kept = min(truncation.kept, again.kept)
+        truncation = replace(truncation, kept=kept, turns_kept=again.turns_kept, literal=again.literal)
+    return read, truncation
 
 
 def fingerprint(folder: Path, scorer: Scorer | type[Scorer]) -> str:

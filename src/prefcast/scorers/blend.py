@@ -50,6 +50,8 @@ class BlendScorer(Scorer):
     files: ClassVar[tuple[str, ...]] = (_FILE,)
     # The evidence store keeps the members' evidence instead.
     cost = Cost.INSTANT
+    # Each member decides what becomes of a system message.
+    takes_system = True
 
     def __init__(self, members: Sequence[Member], weights: Mapping[str, float] | None = None) -> None:
         self.parts = list(members)
@@ -86,7 +88,7 @@ class BlendScorer(Scorer):
                 p[good] = part.alone.probabilities(found.margin[good], found.tie[good])
                 own.append(p)
         if self.weights and n:
-            rows = [covariates(pair) for pair in pairs]
+            rows = [covariates(pair.joined()) for pair in pairs]
             for kind, names in enumerate((MARGIN_COVARIATES, TIE_COVARIATES)):
                 raw |= {name: np.array([row[kind][index] for row in rows]) for index, name in enumerate(names)}
             margin += sum(self.weights[name] * raw[name] for name in MARGIN_COVARIATES)
@@ -152,7 +154,7 @@ class BlendScorer(Scorer):
                 for push in parts
             ]
         if self.weights:
-            antisymmetric, symmetric = covariates(pair)
+            antisymmetric, symmetric = covariates(pair.joined())
             for name, value in zip(MARGIN_COVARIATES, antisymmetric, strict=True):
                 pushes.append(Push(f"link: {name}", self.weights[name] * value, 0.0, ((name, value, value),)))
             for name, value in zip(TIE_COVARIATES, symmetric, strict=True):
@@ -234,9 +236,13 @@ class _EachItsOwn(Budget):
         return self.name
 
     def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
-        reports = [read_pair(Pair(turns), member.budget, member.scorer)[1] for member in self._members]
-        least = min(reports, key=lambda report: (report.kept, report.turns_kept))
-        return turns, least
+        return turns, self.read(Pair(turns))[1]
+
+    def read(self, pair: Pair) -> tuple[Pair, Truncation]:
+        reports = [read_pair(pair, member.budget, member.scorer)[1] for member in self._members]
+        # Members may count a system message or not: what counts is how much each left out.
+        least = min(reports, key=lambda report: (report.kept - report.total, report.turns_kept))
+        return pair, replace(least, literal=any(report.literal for report in reports))
 
 
 SCORER = ScorerInfo(BlendScorer.name, f"{__name__}:BlendScorer", files=BlendScorer.files, listed=False)

@@ -171,7 +171,11 @@ def pair_key(pair: Pair, space: bytes, *, either_way: bool = False) -> tuple[byt
     turned = either_way and a > b
     texts = (*pair.prompt, *b, *a) if turned else (*pair.prompt, *a, *b)
     # Lengths first: no text can pass for the border between two.
-    content = f"{','.join(map(str, map(len, texts)))};{''.join(texts)}".encode("utf-8", "surrogatepass")
+    said = f"{','.join(map(str, map(len, texts)))};{''.join(texts)}"
+    if pair.system or pair.reference is not None:
+        # Only then: the keys of all other pairs stay what they were.
+        said = f"{json.dumps([pair.system, pair.reference])};{said}"
+    content = said.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(content, digest_size=_KEY_BYTES, key=space).digest(), turned
 
 

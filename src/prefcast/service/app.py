@@ -229,7 +229,9 @@ class Service:
 
     async def rank(self, request: Request) -> Response:
         async with self.document(request, lambda document: ranked_of(document, self.limits)) as ranked:
-            pairs = answer_pairs(ranked.prompt, ranked.responses)
+            pairs = answer_pairs(
+                ranked.prompt, ranked.responses, system=ranked.system or "", reference=ranked.reference
+            )
             results = await self.work(request, [ToForecast(pair) for pair in pairs])
             ranking = replies.ranking_document(ranked, results, self.said)
             self.metrics.item("forecast", len(pairs))

@@ -54,7 +54,6 @@ _ANSWER_BYTES = 64_000_000
 _SHOWN = 300
 # The place among the pairs of one request. The row of an error is the place among all pairs.
 _PLACE = re.compile(r"pairs\.\d+\.?")
-_TRUNCATION = ("characters_kept", "characters", "turns_kept", "turns")
 
 
 class Client:
@@ -235,7 +234,9 @@ def _as_document(pair: Pair) -> dict[str, Any]:
         raise UsageError(
             f"expected pairs, found {excerpt(pair)}; prefcast.Pair.of(prompt, response_a, response_b) makes one"
         )
-    return {name: list(getattr(pair, name)) for name in ("prompt", "response_a", "response_b")}
+    document: dict[str, Any] = {name: list(getattr(pair, name)) for name in ("prompt", "response_a", "response_b")}
+    beside = {"system": pair.system or None, "reference": pair.reference}
+    return document | {name: text for name, text in beside.items() if text is not None}
 
 
 def _backoff(attempt: int) -> float:
@@ -330,7 +331,11 @@ def _forecast(pair: Pair, said: Mapping[str, Any], row: int) -> Forecast:
             _three(said["probabilities"]),
             float(said["margin"]),
             float(said["tie"]),
-            None if cut is None else Truncation(*(int(cut[name]) for name in _TRUNCATION)),
+            None
+            if cut is None
+            else Truncation(
+                int(cut["characters_kept"]), int(cut["characters"]), int(cut["turns_kept"]), int(cut["turns"])
+            ),
             None,
             pair.outcome,
             None if ends is None else tuple(ends),

@@ -51,7 +51,7 @@ class BatchForecaster:
 
     def warm_up(self) -> None:
         """Forecast a plain pair, so that everything is loaded. Raises PrefcastError if that fails."""
-        found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.")])
+        found = self.forecaster.forecast([Pair.of("Why?", "Because.", "No idea.", reference="Because.")])
         if found.errors[0] is not None:
             raise ModelError(f"the forecaster fails on a plain pair: {found.errors[0].problem}")
 

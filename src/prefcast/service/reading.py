@@ -129,13 +129,17 @@ def _asked(item: Any, limits: Limits) -> Asked:
         said = _validated(schema.ConversationPair, item, limits)
         try:
             # The messages as they came: `formats` reads their contents.
-            turns = SHAPES["arena"].read({name: item[name] for name in ("conversation_a", "conversation_b")}, True)
+            turns, system = SHAPES["arena"].read(
+                {name: item[name] for name in ("conversation_a", "conversation_b")}, True
+            )
         except Fault as fault:
             raise Refusal("invalid", fault.problem, fault.field) from None
-        return Asked(said.id, Pair(turns), said.explain, said.both_orders)
+        pair = Pair(turns, system=system, reference=said.reference)
+        return Asked(said.id, pair, said.explain, said.both_orders)
     texts = _validated(schema.TextPair, item, limits)
     _same_turns(texts.prompt, {"response_a": texts.response_a, "response_b": texts.response_b})
-    pair = Pair(tuple(map(Turn, texts.prompt, texts.response_a, texts.response_b)))
+    turns = tuple(map(Turn, texts.prompt, texts.response_a, texts.response_b))
+    pair = Pair(turns, system=texts.system or "", reference=texts.reference)
     return Asked(texts.id, pair, texts.explain, texts.both_orders)
 
 
@@ -163,18 +167,19 @@ def _conversation(item: Any, limits: Limits) -> list[dict[str, str]]:
     if isinstance(item, dict):
         texts = _validated(schema.Exchange, item, limits)
         _same_turns(texts.prompt, {"response": texts.response})
-        turns = list(zip(texts.prompt, texts.response, strict=True))
+        turns, system = list(zip(texts.prompt, texts.response, strict=True)), texts.system or ""
     else:
         _validated(schema.Messages, item, limits)
         try:
-            turns = conversation(item, "")
+            turns, system = conversation(item, "")
         except Fault as fault:
             raise Refusal("invalid", fault.problem) from None
-    return [
+    said = [
         {"role": role, "content": content}
         for turn in turns
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
+    return [{"role": "system", "content": system}, *said] if system else said
 
 
 def ranked_of(document: dict[str, Any], limits: Limits) -> schema.RankRequest:

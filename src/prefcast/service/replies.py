@@ -63,7 +63,9 @@ def _truncation(asked: Asked, found: Found) -> tuple[object, ...] | None:
     cut, pair = found.forecast.truncation, asked.pair
     if cut is None or pair is None:
         return None
-    texts = cuts(pair.turns, found.read.turns) if cut.truncated else []
+    # Where the model takes no system message, it read the pair with that message joined to the first prompt.
+    whole = pair if found.read.system else pair.joined()
+    texts = cuts(whole.turns, found.read.turns) if cut.truncated else []
     return cut.truncated, cut.kept, cut.total, cut.turns_kept, cut.turns_total, texts
 
 

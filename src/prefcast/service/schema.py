@@ -93,6 +93,11 @@ Texts = Annotated[
     GetPydanticSchema(lambda source, handler: handler(_TextOrTurns)),
     Field(description="A text, or a list of texts, one for each turn."),
 ]
+# A text, or null.
+OneText = Annotated[
+    Annotated[_Text, AfterValidator(clean), Tag("(text)")] | Annotated[None, Tag("(none)")],
+    _by_type("expected a text or null", {str: "(text)", type(None): "(none)"}),
+]
 # 64 bits: what every reader of JSON keeps exactly.
 Id = Annotated[
     Annotated[str, Field(max_length=1000), BeforeValidator(clean), Tag("(text)")]
@@ -153,7 +158,17 @@ class _Asked(Named, _In):
     )
 
 
-class TextPair(_Asked):
+class _WithReference(_In):
+    reference: OneText = Field(
+        default=None, description="A known good answer to the last prompt, for models that compare with one."
+    )
+
+
+class _WithSystem(_In):
+    system: OneText = Field(default=None, description="The system message before the first prompt.")
+
+
+class TextPair(_Asked, _WithSystem, _WithReference):
     """Two responses to the same prompts."""
 
     prompt: Texts
@@ -161,14 +176,14 @@ class TextPair(_Asked):
     response_b: Texts
 
 
-class ConversationPair(_Asked):
+class ConversationPair(_Asked, _WithReference):
     """Two conversations with the same prompts, as lists of messages."""
 
     conversation_a: Messages
     conversation_b: Messages
 
 
-class Exchange(_In):
+class Exchange(_WithSystem):
     """A prompt and a response to score."""
 
     prompt: Texts
@@ -199,7 +214,7 @@ class ScoreRequest(_In):
     conversations: Annotated[list[Annotated[Any, WithJsonSchema(_items("Messages", "Exchange"))]], _Size("pairs", 1)]
 
 
-class RankRequest(Named, _In):
+class RankRequest(Named, _WithSystem, _WithReference):
     """One prompt and several responses to it. Each response has as many turns as the prompt."""
 
     prompt: Texts

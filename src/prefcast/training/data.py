@@ -138,7 +138,7 @@ def _read(path: Path) -> list[Pair]:
     with open_pairs(path) as file:
         if not file.may_have_labels:
             raise UsageError(f"{shown_path(path)}: has no label columns; training takes labelled pairs")
-    pairs = list(read_pairs(path))
+    pairs = [pair.joined() for pair in read_pairs(path)]
     for pair in pairs:
         if pair.outcome is None:
             raise UsageError(f"{shown_path(path)}: row {pair.row}: has no label; every row needs one")

@@ -10,7 +10,7 @@ from prefcast.pairs import Outcome, Pair, clean
 from prefcast.pairs.formats.containers import PARQUET
 from prefcast.pairs.formats.fields import Fault, Record
 from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts
-from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns, swapped_by
+from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns, swapped_by, texts_beside
 from prefcast.pairs.formats.streams import Opened
 from prefcast.pairs.formats.table import Table
 
@@ -76,12 +76,13 @@ class PairFile(Table):
     def _pair(self, record: Record, id: str | int, row: int) -> Pair | RowError:
         shape = self.shape
         try:
-            turns = shape.read(record, self.plain)
+            turns, system = shape.read(record, self.plain)
+            system, reference = texts_beside(record, system, self.plain)
             outcome = self._labels.of(record, forecasts=self._forecasts) if shape.labelled else Outcome.A
         except Fault as fault:
             return self.row_error(row, fault, id)
         left, right = (_model(record, name) for name in shape.models)
-        pair = Pair(turns, id=id, outcome=outcome, model_a=left, model_b=right, row=row)
+        pair = Pair(turns, id, outcome, left, right, row, system, reference)
         # The order of chosen and rejected gives the label away.
         return pair if shape.labelled or not swapped_by(id) else pair.swapped()
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from prefcast.errors import FileError, RowError
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.formats.fields import Fault, Record, cell
-from prefcast.pairs.formats.messages import conversation
+from prefcast.pairs.formats.messages import Conversation, conversation
+from prefcast.pairs.formats.shapes import BESIDE, texts_beside
 from prefcast.pairs.formats.table import Table
 
 __all__ = ["Answer", "AnswerFile", "JoinReport", "joined"]
@@ -23,10 +24,13 @@ class Answer:
     id: str | None
     turns: tuple[tuple[str, str], ...]
     row: int
+    system: str = ""
+    reference: str | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        return tuple(prompt for prompt, _ in self.turns)
+        """The system message and the prompts."""
+        return self.system, *(prompt for prompt, _ in self.turns)
 
 
 class AnswerFile(Table):
@@ -36,7 +40,7 @@ class AnswerFile(Table):
     our names to the file's. In a CSV a text cell holds a JSON array unless `cells` is `text`. Raises FileError.
     """
 
-    fields = ("id", "prompt", "response", *_MESSAGES)
+    fields = ("id", "prompt", "response", *_MESSAGES, *BESIDE)
 
     def _find(self) -> None:
         self._messages = next((field for field in _MESSAGES if field in self.names), None)
@@ -54,18 +58,20 @@ class AnswerFile(Table):
             # The other file may hold the same id as a number.
             text = str(id) if self.has_id else None
             try:
-                yield Answer(text, self._turns(record), row)
+                said = self._said(record)
+                system, reference = texts_beside(record, said.system, self.plain)
+                yield Answer(text, tuple(said.turns), row, system, reference)
             except Fault as fault:
                 yield self.row_error(row, fault, text)
 
-    def _turns(self, record: Record) -> tuple[tuple[str, str], ...]:
+    def _said(self, record: Record) -> Conversation:
         if self._messages is not None:
-            return tuple(conversation(cell(record, self._messages), self._messages))
+            return conversation(cell(record, self._messages), self._messages)
         prompts, responses = self.texts(record, "prompt"), self.texts(record, "response")
         if len(prompts) != len(responses) or not prompts:
             problem = f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one"
             raise Fault("response", problem)
-        return tuple(zip(prompts, responses, strict=True))
+        return Conversation(list(zip(prompts, responses, strict=True)))
 
 
 @dataclass
@@ -122,5 +128,7 @@ def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: J
             report.fail(RowError(right.name, item.row, "prompt", problem, item.id))
         else:
             turns = tuple(Turn(prompt, a, b) for (prompt, a), (_, b) in zip(other.turns, item.turns, strict=True))
-            yield Pair(turns, item.id if item.id is not None else item.row, None, models[0], models[1], item.row)
+            id = item.id if item.id is not None else item.row
+            reference = other.reference if item.reference is None else item.reference
+            yield Pair(turns, id, None, models[0], models[1], item.row, item.system, reference)
     report.only_left = len(waiting)

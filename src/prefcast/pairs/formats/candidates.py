@@ -9,6 +9,7 @@ from itertools import chain, groupby
 
 from prefcast.errors import FileError, RowError
 from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present, text_list
+from prefcast.pairs.formats.shapes import BESIDE, texts_beside
 from prefcast.pairs.formats.table import Table
 
 __all__ = ["CandidateFile", "Candidates"]
@@ -25,6 +26,8 @@ class Candidates:
     prompt: tuple[str, ...]
     responses: tuple[tuple[str, ...], ...]
     row: int
+    system: str = ""
+    reference: str | None = None
 
 
 class CandidateFile(Table):
@@ -34,7 +37,7 @@ class CandidateFile(Table):
     always does. Raises FileError.
     """
 
-    fields = ("id", "prompt", "responses", "response")
+    fields = ("id", "prompt", "responses", "response", *BESIDE)
 
     def _find(self) -> None:
         self._wide = "responses" in self.names
@@ -63,6 +66,7 @@ class CandidateFile(Table):
         """The answers of the rows of one prompt. A fault of one answer is a fault of the choice between them."""
         row, prompt = first, list[str]()
         responses: list[list[str]] = []
+        beside: tuple[str, str | None] = "", None
         try:
             for row, _, record in rows:
                 assert not isinstance(record, RowError)  # noqa: S101
@@ -70,6 +74,10 @@ class CandidateFile(Table):
                 if row != first and texts != prompt:
                     raise Fault("prompt", f"is another than in row {first}, which has the same id")
                 prompt = texts
+                said = texts_beside(record, "", self.plain)
+                if row != first and said != beside:
+                    raise Fault("system", f"or reference is another than in row {first}, which has the same id")
+                beside = said
                 if self._wide:
                     responses = self._list(record)
                 elif len(responses) <= _MOST:
@@ -78,7 +86,7 @@ class CandidateFile(Table):
             self._check(prompt, responses)
         except Fault as fault:
             return self.row_error(row, fault, id)
-        return Candidates(id, tuple(prompt), tuple(map(tuple, responses)), first)
+        return Candidates(id, tuple(prompt), tuple(map(tuple, responses)), first, *beside)
 
     def _check(self, prompt: list[str], responses: list[list[str]]) -> None:
         if not prompt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefcast.errors import excerpt
 from prefcast.pairs import clean
@@ -14,12 +14,15 @@ __all__ = ["TRANSCRIPT", "Conversation", "content", "conversation", "transcript"
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-# The (prompt, answer) of each turn.
-Conversation = list[tuple[str, str]]
+class Conversation(NamedTuple):
+    """The (prompt, answer) of each turn, and the system message before them."""
+
+    turns: list[tuple[str, str]]
+    system: str = ""
 
 
 def conversation(value: Any, field: str) -> Conversation:
-    """The turns of a list of messages. A system message belongs to the first prompt."""
+    """The conversation in a list of messages."""
     if not isinstance(value, list):
         raise Fault(field, f"is {kind(value)}; expected a list of messages with role and content")
     system, said = "", list[str]()
@@ -41,9 +44,7 @@ def conversation(value: Any, field: str) -> Conversation:
         raise Fault(
             field, "ends without an assistant message; expected user and assistant to alternate, the assistant last"
         )
-    if system:
-        said[0] = f"{system}\n\n{said[0]}"
-    return list(zip(said[::2], said[1::2], strict=True))
+    return Conversation(list(zip(said[::2], said[1::2], strict=True)), system)
 
 
 def content(content: Any, field: str, number: int) -> str:

@@ -6,8 +6,10 @@ Nothing here opens a file. A function raises `Fault` for what is wrong with the 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from os.path import commonprefix
@@ -15,16 +17,21 @@ from typing import Any
 
 from prefcast.errors import excerpt
 from prefcast.pairs import Turn, clean
-from prefcast.pairs.formats.fields import Fault, Record, cell, kind, present, text_list
+from prefcast.pairs.formats.fields import Fault, Record, absent, cell, kind, present, text_list
 from prefcast.pairs.formats.labels import LABEL_FIELDS
 from prefcast.pairs.formats.messages import TRANSCRIPT, Conversation, content, conversation, transcript
 
-__all__ = ["SHAPES", "Shape", "all_columns", "swapped_by"]
+__all__ = ["BESIDE", "SHAPES", "Shape", "all_columns", "swapped_by", "texts_beside"]
 
-Texts = tuple[Turn, ...]
+# The turns, and the system message.
+Texts = tuple[tuple[Turn, ...], str]
+# Columns that every shape may have.
+BESIDE = ("system", "reference")
 
 # The beginning of a message list, in JSON or in Python's notation (which pandas writes into a CSV, and nobody can read).
 _MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
+# A cell of a CSV that may hold a JSON list.
+_LIST_OF_ONE = re.compile(r"""\s*\[\s*["{].*\]\s*""", re.DOTALL)
 _ORDER_SEED = b"prefcast 0"
 
 
@@ -59,7 +66,30 @@ def _read_kaggle(record: Record, plain: bool) -> Texts:
         )
     if not prompt:
         raise Fault("prompt", "has no turn; expected at least one")
-    return tuple(map(Turn, *columns))
+    return tuple(map(Turn, *columns)), ""
+
+
+def texts_beside(record: Record, system: str, plain: bool) -> tuple[str, str | None]:
+    """The system message of a record, whose conversation has `system`, and its reference answer."""
+    column = _one_text(record, "system", plain) or ""
+    if column and system and column != system:
+        raise Fault("system", "is another text than the system message of the conversation; expected one of them")
+    return system or column, _one_text(record, "reference", plain)
+
+
+def _one_text(record: Record, field: str, plain: bool) -> str | None:
+    """The text of an optional column; a list or a message list of one text is that text."""
+    value = record.get(field)
+    if absent(value):
+        return None
+    if isinstance(value, str) and not plain and _LIST_OF_ONE.fullmatch(value):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0].get("content") if isinstance(value[0], dict) else value[0]
+    if not isinstance(value, str):
+        raise Fault(field, f"is {kind(value)}; expected one text")
+    return clean(value)
 
 
 def _read_two(of: Callable[[Record, str], Conversation], *names: str) -> Callable[[Record, bool], Texts]:
@@ -68,14 +98,17 @@ def _read_two(of: Callable[[Record, str], Conversation], *names: str) -> Callabl
     def read(record: Record, plain: bool) -> Texts:
         name_a, name_b = names
         a, b = of(record, name_a), of(record, name_b)
-        if len(a) != len(b):
-            counts = f"{name_a} {len(a)}, {name_b} {len(b)}"
+        if len(a.turns) != len(b.turns):
+            counts = f"{name_a} {len(a.turns)}, {name_b} {len(b.turns)}"
             raise Fault(name_b, f"the numbers of turns differ: {counts}; they must be equal")
-        for number, ((left, _), (right, _)) in enumerate(zip(a, b, strict=True), 1):
+        if a.system != b.system:
+            raise Fault(name_b, f"the system message differs between {name_a} and {name_b}; a pair has the same one")
+        for number, ((left, _), (right, _)) in enumerate(zip(a.turns, b.turns, strict=True), 1):
             if left != right:
                 differs = f"the prompt of turn {number} differs between {name_a} and {name_b}"
                 raise Fault(name_b, f"{differs}; a pair has the same prompts")
-        return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in zip(a, b, strict=True))
+        turns = zip(a.turns, b.turns, strict=True)
+        return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in turns), a.system
 
     return read
 
@@ -112,14 +145,14 @@ def _completion(record: Record, field: str) -> Conversation:
         prompt = clean(prompt)
         if TRANSCRIPT.match(prompt):
             return conversation(_answered(transcript(prompt), value.removeprefix(prompt)), field)
-        return [(prompt, value)]
+        return Conversation([(prompt, value)])
     if TRANSCRIPT.match(value):
         return conversation(transcript(value), field)
     other = present(record, "rejected" if field == "chosen" else "chosen")
     shared = _shared_prefix(value, clean(other) if isinstance(other, str) else "")
     if not shared.strip():
         raise Fault(field, "chosen and rejected share no beginning that could be the prompt; expected a prompt column")
-    return [(shared.rstrip(), value[len(shared) :])]
+    return Conversation([(shared.rstrip(), value[len(shared) :])])
 
 
 def _answered(messages: list[Any], answer: str) -> list[Any]:
@@ -203,4 +236,4 @@ SHAPES: dict[str, Shape] = {
 def all_columns() -> Sequence[str]:
     """Every column name that some shape knows."""
     shapes = SHAPES.values()
-    return list(dict.fromkeys(chain(["id"], *((*each.needs, *each.optional, *each.models) for each in shapes))))
+    return list(dict.fromkeys(chain(["id"], *((*each.needs, *each.optional, *each.models) for each in shapes), BESIDE)))

@@ -118,8 +118,8 @@ class EvidenceActor:
         except PrefcastError as error:
             self._fault = fault_of(error)
 
-    def evidence(self, pairs: list[list[tuple[str, str, str]]]) -> dict[str, Any]:
-        """The evidence of pairs, each a list of turns (prompt, response A, response B), or the `fault` that ends the run."""
+    def evidence(self, pairs: list[list[Any]]) -> dict[str, Any]:
+        """The evidence of pairs in the form of `plain_pair`, or the `fault` that ends the run."""
         said: dict[str, Any] = {"fault": self._fault}
         if not self._fault:
             with faults(f"a batch of {len(pairs)} pairs", said):

@@ -15,6 +15,7 @@ from prefcast.errors import PrefcastError, WorkerError, printable
 from prefcast.pairs import Pair
 from prefcast.runs.cluster import Pool
 from prefcast.runs.cluster.actors import TRIES, EvidenceActor, JobSpec, died, header_there, raise_fault
+from prefcast.runs.worker import plain_pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Problem, Scorer
 from prefcast.scorers.wrapped import WrappedScorer
 
@@ -73,11 +74,8 @@ class ClusterScorer(WrappedScorer):
             while waiting or running:
                 while waiting and (actor := self._free(wait=not running)) is not None:
                     batch, tries = waiting.popleft()
-                    turns = [
-                        [(turn.prompt, turn.response_a, turn.response_b) for turn in pairs[position].turns]
-                        for position in batch
-                    ]
-                    running[actor.evidence.remote(turns)] = batch, tries, actor
+                    plain = [plain_pair(pairs[position]) for position in batch]
+                    running[actor.evidence.remote(plain)] = batch, tries, actor
                 ready, _ = ray.wait(list(running), timeout=_PATIENCE)
                 if self._closed:
                     raise WorkerError(_STOPPED)

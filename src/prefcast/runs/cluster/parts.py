@@ -175,6 +175,7 @@ def score_parts(
                 tally.rows += said["rows"]
                 tally.failed += said["failed"]
                 tally.truncated += said["truncated"]
+                tally.literal += said.get("literal", 0)
                 tally.restored += said["rows"] if row["there"] else 0
                 if said["first"] is not None:
                     firsts[row["part"]] = said["first"]
@@ -328,6 +329,7 @@ class PartScorer:
             "rows": report.rows,
             "failed": report.failed,
             "truncated": report.truncated,
+            "literal": report.literal,
             "first": None if report.first_error is None else str(report.first_error),
             "errors": dict(report.errors),
             "seconds": watch.seconds,

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "load_scorer", "require_extra", "scorer_of"]
 
+# The function with which a template asks for today's date, and the day that it is told: the one that Llama's templates
+# fall back to.
+CLOCK, DEFAULT_DAY = "strftime_now", "2024-07-26"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -60,7 +64,19 @@ class Options:
     policy: str = option("keep-last", Option(saved=True))
     template: str | None = option(
         None,
-        Option("The prompt of a pair classifier: lmsys, rlhflow or a Jinja file.", saved=True, metavar="NAME|FILE"),
+        Option(
+            "The prompt of the model: a Jinja file, chatml or human-assistant, or for models of pairs lmsys or rlhflow.",
+            saved=True,
+            metavar="NAME|FILE",
+        ),
+    )
+    template_date: str | None = option(
+        None,
+        Option(
+            "The day that a template takes for today, if it writes the date.  [default: 2024-07-26]",
+            saved=True,
+            metavar="YYYY-MM-DD",
+        ),
     )
     labels: tuple[str, ...] | None = option(
         None, Option("The outputs of a pair classifier, in order.", saved=True, metavar="a,b,tie")
@@ -97,6 +113,7 @@ def load_scorer(
     max_tokens: int | None = None,
     policy: str = "keep-last",
     template: str | os.PathLike[str] | None = None,
+    template_date: str | None = None,
     labels: Sequence[str] | None = None,
     spread: bool = False,
     batch_tokens: int | None = None,
@@ -109,8 +126,10 @@ def load_scorer(
     the checkpoint's own). `quantize` (`nf4`, `int8`) quantises the weights. `devices` (`auto`, `cpu,cpu`,
     `cuda:0,cuda:1`) get one replica each, or with `spread` one model together. `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
-    the model's limit) are cut by `policy`. `template` and `labels` are for pair classifiers. `keep` has no effect and
-    is accepted for scripts of earlier versions: a scorer that is used alone keeps nothing.
+    the model's limit) are cut by `policy`. `template` is a Jinja file or the name of a built-in template, and takes the
+    place of the model's own. `template_date` (`2024-07-26`) is the day that a template takes for today. `labels` are for pair
+    classifiers. `keep` has no effect and is accepted for scripts of earlier versions: a scorer that is
+    used alone keeps nothing.
 
     Every scorer has `evidence(pairs)`. The scorer of a pointwise model also has `score(conversations)` and
     `encode(conversation)`. Raises ModelError, UsageError and MissingExtraError.
@@ -128,6 +147,7 @@ def load_scorer(
         max_tokens=max_tokens,
         policy=policy,
         template=None if template is None else os.fspath(template),
+        template_date=template_date,
         labels=None if labels is None else tuple(labels),
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,

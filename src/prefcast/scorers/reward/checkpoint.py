@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.errors import MissingExtraError, ModelError, PrefcastError, UsageError, excerpt, shown_path
+from prefcast.scorers.reward import CLOCK, DEFAULT_DAY
 from prefcast.scorers.reward.labels import label_columns, label_count
 from prefcast.scorers.reward.weights import BYTES, SIDE_TENSOR, TensorInfo, quantisable, tensors_of
 
@@ -186,6 +187,14 @@ class Checkpoint:
             template = next((each.get("template") for each in template if each.get("name") == "default"), None)
         return template if isinstance(template, str) else None
 
+    @property
+    def compares(self) -> bool:
+        """Whether an answer is compared with a reference answer, as POLAR does: a token `<|reward|>` stands between the
+        two, and another token, that of config.json, is scored."""
+        tokens = self._tokenizer_config.get("added_tokens_decoder") or {}
+        ids = [int(index) for index, token in tokens.items() if token.get("content") == "<|reward|>"]
+        return self.kind is Kind.INTERNLM2 and bool(ids) and self.config.get("reward_token_id") not in ids
+
     @cached_property
     def _types(self) -> Counter[str]:
         """How many numbers the weights have of each type."""
@@ -213,11 +222,18 @@ class Checkpoint:
             return "lmsys (--template names another)"
         if self.kind is Kind.CAUSAL:
             return "rlhflow (--template names another); the tokens A and B are compared"
+        if self.compares:
+            return "POLAR's: prompt, reference, prompt, answer; each pair needs a reference answer (column reference)"
         if self.chat_template:
-            return "the tokenizer's chat template"
+            return "the tokenizer's chat template (--template names another)"
         if self.kind is Kind.INTERNLM2:
             return "InternLM2's chat"
-        return "none: reads the two texts (question, answer)"
+        return "none: reads the two texts (question, answer); --template sets one"
+
+    @property
+    def template_day(self) -> str | None:
+        """The day that the chat template takes for today by default; None for a template that writes no date."""
+        return DEFAULT_DAY if CLOCK in (self.chat_template or "") else None
 
     @property
     def label_note(self) -> str:

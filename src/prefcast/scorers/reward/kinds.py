@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import ModelError, PrefcastError, UsageError, excerpt
-from prefcast.pairs import Turn
+from prefcast.pairs import Pair
 from prefcast.scorers.base import Evidence
 from prefcast.scorers.options import which
 from prefcast.scorers.reward import Options
@@ -19,12 +19,16 @@ from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.engine import Group, Scores
 from prefcast.scorers.reward.labels import label_columns
 from prefcast.scorers.reward.loading import one_line, packs
+from prefcast.scorers.reward.prompts import ChatTemplate, PairTemplate, pair_template
 from prefcast.scorers.reward.scorer import TOO_LARGE, RewardScorer
-from prefcast.scorers.reward.text import Message, PairTemplate, checked, conversations, pair_template
+from prefcast.scorers.reward.text import Message, TextEncoder, checked, conversations
 
 __all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer"]
 
 _log = logging.getLogger("prefcast")
+
+
+_NO_REFERENCE = "{}: compares an answer with a reference answer: it scores pairs that have one, no single conversations"
 
 
 def _ids(values: Sequence[int]) -> NDArray[np.int32]:
@@ -34,17 +38,27 @@ def _ids(values: Sequence[int]) -> NDArray[np.int32]:
 class PointwiseScorer(RewardScorer):
     """One score a conversation: margin = score(A) - score(B), and tie = 0.
 
-    The tokenizer's chat template makes the text of a conversation. A model without a chat template reads two texts, the
-    question and the answer, as OpenAssistant's do.
+    The tokenizer's chat template, or the one that a person gave, makes the text of a conversation. A model without a chat
+    template reads two texts, the question and the answer, as OpenAssistant's do.
     """
 
     raw_names = ("score_a", "score_b")
     pointwise = True
 
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        super().__init__(checkpoint, options)
+        self.takes_system = self.chat is not None and self.chat.takes_system
+        self._check_day(None if self.chat is None else self.chat.source)
+
+    @property
+    def _own_chat(self) -> str | None:
+        template: str | None = self.options.template
+        return template
+
     @property
     def two_texts(self) -> bool:
         """Whether the model reads question and answer as two texts, because it has no chat template."""
-        return self.checkpoint.kind is not Kind.INTERNLM2 and not self.tokenizer.chat_template
+        return self.chat is None
 
     def encode(self, conversation: Sequence[Message]) -> list[int]:
         """The token ids of a conversation that are scored. They are never truncated."""
@@ -72,28 +86,41 @@ class PointwiseScorer(RewardScorer):
         return scores
 
     def _encode(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int] | None]:
-        safe = [{name: self.reader.protect(text) for name, text in each.items()} for each in messages]
-        if self.two_texts:
+        messages = self._with_system(messages)
+        if self.chat is None:
             if messages[-1]["role"] != "assistant":
                 raise UsageError("the last message must be the assistant's: the model scores it")
             question = "\n".join(message["content"] for message in messages[:-1])
             ids, types = self.reader.encode_two(question, messages[-1]["content"])
             return ids, types if "token_type_ids" in self.tokenizer.model_input_names else None
-        try:
-            rendered = str(self.tokenizer.apply_chat_template(safe, tokenize=False))
-        except Exception as error:
-            # A template is a program of the checkpoint: it may raise any exception.
-            raise UsageError(
-                f"the model's chat template refuses the conversation: {excerpt(one_line(error), 200)}"
-            ) from None
-        ids = self.reader.encode(rendered)
+        ids = self.reader.encode(self._text(self.chat, messages, self.reader), frame=self.chat.frame)
         reward = self.checkpoint.config.get("reward_token_id") if self.checkpoint.kind is Kind.INTERNLM2 else None
         if reward is not None and (not ids or ids[-1] != reward):
             ids.append(int(reward))
         return ids, None
 
-    def _group(self, turns: Sequence[Turn]) -> Group:
-        encoded = [self._encode(messages) for messages in conversations(turns)]
+    def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The messages with a leading system message joined to the next one, where the template takes none."""
+        if self.takes_system or len(messages) < 2 or messages[0]["role"] != "system":
+            return messages
+        self._say_joined()
+        first = messages[1]
+        joined = f"{messages[0]['content']}\n\n{first['content']}" if messages[0]["content"] else first["content"]
+        return [{"role": first["role"], "content": joined}, *messages[2:]]
+
+    @staticmethod
+    def _text(chat: ChatTemplate, messages: Sequence[Message], reader: TextEncoder | None) -> str:
+        if reader is None:
+            return chat.render(messages)
+        return chat.render([{name: reader.protect(text) for name, text in each.items()} for each in messages])
+
+    def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
+        if self.chat is None:
+            return []
+        return [self._text(self.chat, messages, reader) for messages in conversations(pair)]
+
+    def _group(self, pair: Pair) -> Group:
+        encoded = [self._encode(messages) for messages in conversations(pair)]
         types = tuple(_ids(types) for _, types in encoded if types is not None)
         return Group(tuple(_ids(ids) for ids, _ in encoded), types or None)
 
@@ -102,19 +129,64 @@ class PointwiseScorer(RewardScorer):
         return Evidence(a - b, np.zeros(len(a)), raw={"score_a": a, "score_b": b})
 
 
+class ReferenceScorer(PointwiseScorer):
+    """One score for an answer beside a reference answer, as POLAR gives: how near the two are.
+
+    The text is prompt, reference, `<|reward|>`, prompt, answer. The prompt is all messages before the last answer.
+    """
+
+    pointwise = False
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        if options.template is not None:
+            raise UsageError(f"{checkpoint.name}: compares an answer with a reference; it takes no --template")
+        super().__init__(checkpoint, options)
+        self.takes_system = True
+
+    def encode(self, conversation: Sequence[Message]) -> list[int]:
+        raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))
+
+    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
+        raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))
+
+    def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
+        if pair.reference is None:
+            raise UsageError(
+                "has no reference answer, with which this model compares; the column reference holds it (--columns "
+                "reference=NAME)"
+            )
+        protect = (lambda text: text) if reader is None else reader.protect
+        texts = []
+        for messages in conversations(pair):
+            *before, answer = (protect(message["content"]) for message in messages)
+            prompt = "\n".join(before)
+            texts.append(f"{self.tokenizer.bos_token}{prompt}\n{protect(pair.reference)}<|reward|>{prompt}\n{answer}")
+        return texts
+
+    def _group(self, pair: Pair) -> Group:
+        reward = int(self.checkpoint.config["reward_token_id"])
+        return Group(tuple(_ids([*self.reader.encode(text), reward]) for text in self._rendered(pair, self.reader)))
+
+
 class _BothOrders(RewardScorer):
     """A model that reads both answers in one text. It is asked twice, with the answers in both orders."""
 
     template: PairTemplate
     columns: tuple[int, ...]
 
-    def _group(self, turns: Sequence[Turn]) -> Group:
-        swapped = [Turn(turn.prompt, turn.response_b, turn.response_a) for turn in turns]
-        rendered = [self.template.render(each, self.reader) for each in (turns, swapped)]
+    def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
+        return [self.template.render(each, reader) for each in (pair, pair.swapped())]
+
+    def _group(self, pair: Pair) -> Group:
+        rendered = self._rendered(pair, self.reader)
         return Group(tuple(_ids(self.reader.encode(text, frame=self.template.frame)) for text in rendered))
 
+    def _use(self, template: PairTemplate) -> None:
+        self.template, self.takes_system = template, template.takes_system
+        self._check_day(template.source, None if self.chat is None else self.chat.source)
+
     def try_out(self) -> None:
-        text = self.template.render((Turn("Why?", "Because.", "No idea."),), self.reader)
+        text = self.template.render(Pair.of("Why?", "Because.", "No idea."), self.reader)
         if not all(part in text for part in ("Why?", "Because.", "No idea.")):
             raise UsageError(f"template {self.template.name}: leaves out the prompt or an answer")
 
@@ -141,7 +213,8 @@ class PairScorer(_BothOrders):
         self.raw_names = ("logit_a", "logit_b", "logit_tie")[: len(self.columns)]
         super().__init__(checkpoint, options)
         own = checkpoint.folder / "pair_template.jinja"
-        self.template = pair_template(options.template, str(own) if own.is_file() else "lmsys", self.tokenizer)
+        name = options.template or (str(own) if own.is_file() else "lmsys")
+        self._use(pair_template(name, self.tokenizer, self.day, self.chat))
 
 
 class CausalScorer(_BothOrders):
@@ -152,7 +225,7 @@ class CausalScorer(_BothOrders):
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         super().__init__(checkpoint, options)
-        self.template = pair_template(options.template, "rlhflow", self.tokenizer)
+        self._use(pair_template(options.template or "rlhflow", self.tokenizer, self.day, self.chat))
         self._tokens = (self.reader.id_of("A"), self.reader.id_of("B"))
 
     def _columns(self) -> tuple[int, ...]:
@@ -167,15 +240,18 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     _check_values(options)
     if checkpoint.kind is not Kind.PAIR and options.labels is not None:
         raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; labels are for pair classifiers")
-    if checkpoint.kind not in (Kind.PAIR, Kind.CAUSAL) and options.template is not None:
-        raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; it uses its own chat template")
     if checkpoint.kind is Kind.CUSTOM:
         _log.warning(
             "%s: --trust-remote-code: Python code of the checkpoint runs here with all your rights", checkpoint.name
         )
     try:
         kinds: dict[Kind, type[RewardScorer]] = {Kind.PAIR: PairScorer, Kind.CAUSAL: CausalScorer}
-        scorer = kinds.get(checkpoint.kind, PointwiseScorer)(checkpoint, options)
+        pointwise = ReferenceScorer if checkpoint.compares else PointwiseScorer
+        scorer = kinds.get(checkpoint.kind, pointwise)(checkpoint, options)
+        try:
+            scorer.reader.try_out()
+        except UsageError as error:
+            raise ModelError(f"{checkpoint.name}: {error}") from None
         scorer.try_out()
     except PrefcastError:
         raise
@@ -184,7 +260,8 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
     if isinstance(scorer, PointwiseScorer) and scorer.two_texts and packs(checkpoint):
         _log.warning(
-            "%s: has no chat template; question and answer are joined as its tokenizer joins two texts", checkpoint.name
+            "%s: has no chat template; question and answer are joined as its tokenizer joins two texts (--template sets one)",
+            checkpoint.name,
         )
     if options.spread and len(scorer.devices) < 2:
         raise UsageError("--spread spreads a model over several devices; name them with --devices")

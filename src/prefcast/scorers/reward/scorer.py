@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
-from prefcast.pairs import Pair, Turn
+from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Promise, Scorer, gathered
 from prefcast.scorers.options import given, saved_options, to_save
-from prefcast.scorers.reward import Options, scorer_of
+from prefcast.scorers.reward import CLOCK, Options, scorer_of
 from prefcast.scorers.reward.batching import plan_batches
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
@@ -29,16 +31,19 @@ from prefcast.scorers.reward.limit import TokenBudget
 from prefcast.scorers.reward.loading import packs
 from prefcast.scorers.reward.packing import packed_size
 from prefcast.scorers.reward.precision import compute_dtype
-from prefcast.scorers.reward.text import TextEncoder
+from prefcast.scorers.reward.prompts import chat_template, template_day
+from prefcast.scorers.reward.text import TextEncoder, plain_tokens
 from prefcast.scorers.reward.tokenizers import load_tokenizer
 
 __all__ = ["RewardScorer"]
+
+_log = logging.getLogger("prefcast")
 
 # Measured (benchmarks/reward.py): larger batches do not help a CPU, and smaller ones do not fill a GPU.
 _BATCH_TOKENS_CPU, _BATCH_TOKENS_GPU = 2048, 16_384
 _FORMAT = 1
 # Raise this number when the same model gives other scores than before.
-_COMPUTATION = 1
+_COMPUTATION = 2
 TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
 _NOT_FINITE = "the model gave a score that is not finite"
 
@@ -49,15 +54,19 @@ class RewardScorer(Scorer):
     name: ClassVar[str] = "reward-model"
     files: ClassVar[tuple[str, ...]] = ("reward-model.json",)
     may_lie_elsewhere: ClassVar[bool] = True
+    _said_joined = False
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         self.checkpoint = checkpoint
         self.options = options
         self.devices = parse_devices(options.devices)
         self.tokenizer, backend = load_tokenizer(checkpoint)
-        self.reader = TextEncoder(backend, options.special_tokens or "literal", self.tokenizer.chat_template)
+        self.day = template_day(options.template_date)
+        self.chat = chat_template(self.tokenizer, self.day, self._own_chat)
+        source, read = ("", frozenset[str]()) if self.chat is None else (self.chat.source, self._read(backend))
+        self.reader = TextEncoder(backend, options.special_tokens or "literal", source, read)
         self.max_tokens = self._max_tokens()
-        self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader)
+        self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader, self._reads_otherwise)
         # The fingerprint does not cover the checkpoint's own code, and that code may change.
         self.promise = Promise(repeatable=checkpoint.kind is not Kind.CUSTOM)
         self._engine: Engine | None = None
@@ -74,8 +83,54 @@ class RewardScorer(Scorer):
             raise UsageError(f"{self.checkpoint.name}: does not say how many tokens it reads; say it with --max-tokens")
         return asked or limit or 0
 
+    @property
+    def _own_chat(self) -> str | None:
+        """The chat template that a person gave in the place of the checkpoint's."""
+        return None
+
+    def _read(self, backend: Tokenizer) -> frozenset[str]:
+        """The tokens that the chat template looks for inside a text."""
+        assert self.chat is not None  # noqa: S101
+        every = [token.content for token in backend.get_added_tokens_decoder().values() if token.content.strip()]
+        return self.chat.reads(plain_tokens(backend), every)
+
+    def _check_day(self, *sources: str | None) -> None:
+        """Keep the day among the options where the templates ask for it. Raises UsageError if a day was given and none does."""
+        if any(source is not None and CLOCK in source for source in sources):
+            # A forecaster that is saved keeps the day, whatever the default of a later version is.
+            self.options = replace(self.options, template_date=self.day.isoformat())
+        elif self.options.template_date is not None:
+            raise UsageError(f"--template-date: the template of {self.checkpoint.name} writes no date")
+
+    def taken(self, pair: Pair) -> Pair:
+        if pair.system and not self.takes_system:
+            self._say_joined()
+        return super().taken(pair)
+
+    def _say_joined(self) -> None:
+        if not self._said_joined:
+            self._said_joined = True
+            _log.warning(
+                "%s: takes no system message; such messages are joined to the first prompt", self.checkpoint.name
+            )
+
+    def _reads_otherwise(self, pair: Pair) -> bool:
+        """Whether the template does something else with the pair's texts as they are than with special tokens read
+        letter by letter."""
+        texts = (pair.system, pair.reference or "", *(text for turn in pair.turns for text in turn.texts))
+        if self.reader.special_tokens == "original" or not any(map(self.reader.has_special, texts)):
+            return False
+        try:
+            return [*map(self.reader.shown, self._rendered(pair, self.reader))] != self._rendered(pair, None)
+        except UsageError:
+            return True
+
     @abstractmethod
-    def _group(self, turns: Sequence[Turn]) -> Group:
+    def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
+        """What the template makes of a pair, whose texts are protected by `reader`. Raises UsageError."""
+
+    @abstractmethod
+    def _group(self, pair: Pair) -> Group:
         """The sequences of a pair. Raises UsageError and ModelError."""
 
     @abstractmethod
@@ -87,11 +142,11 @@ class RewardScorer(Scorer):
         return None
 
     def try_out(self) -> None:
-        """Raise UsageError if the template fails on a plain pair."""
-        self._group((Turn("Why?", "Because.", "No idea."),))
+        """Raise UsageError if the tokenizer or the template fails on a plain pair."""
+        self._group(Pair.of("Why?", "Because.", "No idea.", reference="Because."))
 
-    def _longest(self, turns: Sequence[Turn]) -> int:
-        return max(len(ids) for ids in self._group(turns).ids)
+    def _longest(self, pair: Pair) -> int:
+        return max(len(ids) for ids in self._group(pair).ids)
 
     def _grouped(self, pairs: Sequence[Pair]) -> tuple[dict[int, Group], dict[int, str]]:
         """The sequences of the pairs that can be scored, and the problems of the others, by position."""
@@ -99,7 +154,7 @@ class RewardScorer(Scorer):
         problems: dict[int, str] = {}
         for index, pair in enumerate(pairs):
             try:
-                group = self._group(pair.turns)
+                group = self._group(pair)
                 longest = max(map(len, group.ids))
                 if longest == 0:
                     raise ModelError("the template left no tokens to score")
@@ -241,6 +296,7 @@ class RewardScorer(Scorer):
             self.fingerprint(),
             # What cuts the texts is not here: evidence is kept for a pair as it was read.
             self.options.special_tokens or "literal",
+            self.options.template_date,
             getattr(self, "columns", None),
             [str(part) for part in self._precision],
             self._columns(),
@@ -253,7 +309,7 @@ class RewardScorer(Scorer):
     def fingerprint(self) -> str:
         """SHA-256 over the checkpoint and the template of a pair."""
         digest = hashlib.sha256(self.checkpoint.fingerprint().encode())
-        template = getattr(self, "template", None)
+        template = getattr(self, "template", None) or (None if self.chat is None or self.chat.own else self.chat)
         if template is not None:
             digest.update(template.source.encode())
         return digest.hexdigest()

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from prefcast.errors import ModelError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.loading import one_line, quiet
+from prefcast.scorers.reward.patience import check_growth
 from prefcast.scorers.reward.sentencepiece import build_tokenizer
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase, Tok
                 tokenizer_object=copy, chat_template=template, **tokens
             )
             return own, backend
+        check_growth(checkpoint.folder, checkpoint.name)
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
