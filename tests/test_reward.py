@@ -26,7 +26,7 @@ from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.length import LengthScorer
 from prefcast.scorers.registry import scorer_class
 from prefcast.scorers.reward.checkpoint import open_checkpoint
-from prefcast.scorers.reward.loading import PACKED_FAMILIES
+from prefcast.scorers.reward.networks import PACKED_FAMILIES
 from prefcast.scorers.reward.scorer import RewardScorer
 
 PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]

@@ -26,7 +26,7 @@ from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Engine, Group, Scores, free_memory, load_engine
 from prefcast.scorers.reward.limit import TokenBudget
-from prefcast.scorers.reward.loading import packs
+from prefcast.scorers.reward.networks import packs
 from prefcast.scorers.reward.packing import packed_size
 from prefcast.scorers.reward.precision import compute_dtype
 from prefcast.scorers.reward.text import TextEncoder
@@ -38,8 +38,7 @@ __all__ = ["RewardScorer"]
 _BATCH_TOKENS_CPU, _BATCH_TOKENS_GPU = 2048, 16_384
 _FORMAT = 1
 # Raise this number when the same model gives other scores than before.
-_COMPUTATION = 1
-TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
+_COMPUTATION = 2
 _NOT_FINITE = "the model gave a score that is not finite"
 
 
@@ -140,7 +139,7 @@ class RewardScorer(Scorer):
             results = self.engine.run([unique[place][0] for place in batch])
             # A sequence that a pair has twice was computed once.
             spread = [
-                TOO_LARGE if result is None else result[unique[place][1]]
+                result if isinstance(result, str) else result[unique[place][1]]
                 for place, result in zip(batch, results, strict=True)
             ]
             meter.advance(len(batch))
@@ -178,7 +177,9 @@ class RewardScorer(Scorer):
             if self.options.threads is not None:
                 torch.set_num_threads(self.options.threads)
             dtype, quantize = self._precision[0], self.options.quantize
-            self._engine = load_engine(self.checkpoint, self.devices, dtype, quantize, self._columns())
+            self._engine = load_engine(
+                self.checkpoint, self.devices, dtype, quantize, self._columns(), self.options.score_position
+            )
         return self._engine
 
     def prepare(self) -> None:
@@ -242,6 +243,7 @@ class RewardScorer(Scorer):
             # What cuts the texts is not here: evidence is kept for a pair as it was read.
             self.options.special_tokens or "literal",
             getattr(self, "columns", None),
+            self.options.score_position,
             [str(part) for part in self._precision],
             self._columns(),
             self.devices[0].type,

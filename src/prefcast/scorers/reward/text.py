@@ -25,7 +25,7 @@ from prefcast.pairs import Turn, clean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Message", "PairTemplate", "TextEncoder", "checked", "conversations", "pair_template"]
+__all__ = ["Message", "PairTemplate", "TextEncoder", "checked", "conversations", "known_templates", "pair_template"]
 
 SPECIAL_TOKENS = ("literal", "original")
 Message = Mapping[str, str]
@@ -221,6 +221,11 @@ class PairTemplate:
         return rendered.replace(first, "") if first and not bos else rendered
 
 
+def known_templates() -> list[str]:
+    """The names of the templates for both answers of a pair."""
+    return sorted(each.stem for each in _TEMPLATES.glob("*.jinja"))
+
+
 def pair_template(template: str | Path | None, default: str, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
     """The template with the name or in the file `template`, or the default. Raises UsageError."""
     name = str(template or default)
@@ -230,6 +235,6 @@ def pair_template(template: str | Path | None, default: str, tokenizer: PreTrain
     try:
         return PairTemplate(shown_path(name), path.read_text(encoding="utf-8"), tokenizer)
     except (OSError, ValueError) as error:
-        known = ", ".join(sorted(each.stem for each in _TEMPLATES.glob("*.jinja")))
+        known = ", ".join(known_templates())
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"template {shown_path(name)}: {reason}; there are {known}, or name a Jinja file") from None
