@@ -32,7 +32,7 @@ SUPPORTED = (
 # Heads of two layers with a ReLU between, as the model cards of INF-ORM, Qwen2.5-Math-RM and WorldPM define them.
 _TWO_LAYERS = ("INFORMForSequenceClassification", "Qwen2ForRewardModel")
 _MOST_PARTS, _MOST_POSITIONS, _MOST_SIZE = 65_536, 2**25, 2**40
-_CLASSIFIER, _LANGUAGE = "ForSequenceClassification", "ForCausalLM"
+_CLASSIFIER, _LANGUAGE = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
 
 
 class Kind(StrEnum):
@@ -143,8 +143,10 @@ def find_head(architecture: str, tensors: Mapping[str, TensorInfo], name: str) -
         first, second = linear("score.0", False), linear("score.2", False)
         found = Head(first.layers + second.layers, second.outputs)
     left = [each for each in heads if found is None or each not in found.names]
-    several = any(each.startswith("score.") and each[6:7].isdigit() for each in left)
-    if left and (found or language or several):
+    if not found and not language:
+        # transformers has a place for a layer called so, but not for several.
+        left = [each for each in left if re.match(r"score\.\d", each)]
+    if left:
         raise ModelError(
             f"{name}: its weights have a head, {', '.join(map(excerpt, left[:3]))}, that no known family with the "
             f"architecture {excerpt(architecture)} has; a model with code of its own needs --trust-remote-code"
