@@ -111,7 +111,7 @@ def base_of(folder: Path, settings: Mapping[str, Any], said: str | os.PathLike[s
                 f"{name}: its base model {shown_path(base)} holds another LoRA adapter; merge that one first (peft: "
                 "merge_and_unload, then save_pretrained)"
             )
-    return base
+    return folder if base.resolve() == folder.resolve() else base.resolve()
 
 
 def _beginning(path: Path) -> tuple[int, bytes] | None:

@@ -226,6 +226,8 @@ class RewardScorer(Scorer):
             raise ForecasterError(
                 f"{folder}: its model is no longer in {where}; say where it is: --model PATH beside --forecaster"
             )
+        if options.base is not None and not Path(options.base).is_dir():
+            raise ForecasterError(f"{folder}: the base model of its adapter is no longer in {shown_path(options.base)}")
         scorer = scorer_of(where, options)
         if scorer.fingerprint() != data["fingerprint"]:
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
