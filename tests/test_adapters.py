@@ -65,13 +65,19 @@ def by_hand(base: Path, weights: dict[str, Tensor], scale: float, head: Tensor =
     return np.array([float(head @ state) + bias for state in states])
 
 
-@pytest.mark.parametrize("saved", ["score.weight", "score.modules_to_save.weight", "score.modules_to_save.default.weight"])
+@pytest.mark.parametrize(
+    "saved", ["score.weight", "score.modules_to_save.weight", "score.modules_to_save.default.weight"]
+)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_of_a_language_model_with_a_head(tmp_path: Path, saved: str, rslora: bool) -> None:
     """As competition models are: the base is a language model, and the adapter has the head."""
     base, weights = save_decoder(tmp_path / "base", labels=None), matrices()
     folder = save_adapter(
-        tmp_path / "m", base, weights | {f"base_model.model.{saved}": HEAD}, use_rslora=rslora, modules_to_save=["score"]
+        tmp_path / "m",
+        base,
+        weights | {f"base_model.model.{saved}": HEAD},
+        use_rslora=rslora,
+        modules_to_save=["score"],
     )
     scorer = load_scorer(folder)
     expected = by_hand(base, weights, 8 / (math.sqrt(4) if rslora else 4))
@@ -80,7 +86,9 @@ def test_an_adapter_of_a_language_model_with_a_head(tmp_path: Path, saved: str, 
     base.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match=r"its base model is not here \(.*no such folder.*\); name it: --base FOLDER"):
         load_scorer(folder)
-    np.testing.assert_allclose(load_scorer(folder, base=tmp_path / "moved").score(CHATS), expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        load_scorer(folder, base=tmp_path / "moved").score(CHATS), expected, rtol=1e-6, atol=1e-5
+    )
 
 
 def test_three_labels_of_an_adapter(tmp_path: Path) -> None:
@@ -101,7 +109,9 @@ def test_three_labels_of_an_adapter(tmp_path: Path) -> None:
 def test_patterns_of_ranks_and_scales(tmp_path: Path) -> None:
     base = save_decoder(tmp_path / "base")
     weights = matrices(sizes={"self_attn.q_proj": (64, 64)}) | matrices(2, 2, {"mlp.down_proj": (64, 96)})
-    folder = save_adapter(tmp_path / "m", base, weights, rank_pattern={"down_proj": 2}, alpha_pattern={"mlp.down_proj": 6})
+    folder = save_adapter(
+        tmp_path / "m", base, weights, rank_pattern={"down_proj": 2}, alpha_pattern={"mlp.down_proj": 6}
+    )
     scaled = {name: each * (6 / 2) / (8 / 4) if "down_proj.lora_A" in name else each for name, each in weights.items()}
     from transformers import AutoModelForSequenceClassification
 
@@ -116,7 +126,9 @@ def test_a_value_head_beside_an_adapter(tmp_path: Path) -> None:
     save_file(
         {"v_head.summary.weight": HEAD, "v_head.summary.bias": torch.tensor([2.0])}, folder / "value_head.safetensors"
     )
-    np.testing.assert_allclose(load_scorer(folder).score(CHATS), by_hand(base, weights, 2, bias=2), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        load_scorer(folder).score(CHATS), by_hand(base, weights, 2, bias=2), rtol=1e-6, atol=1e-5
+    )
 
 
 def test_an_adapter_of_an_a_b_model(tmp_path: Path) -> None:
@@ -190,7 +202,9 @@ def test_an_adapter_beside_its_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(load_scorer(copy).score(CHATS), expected, rtol=1e-6, atol=1e-5)
     # Another base is named: which of the two is meant?
     save_adapter(base, "owner/base", weights | {"base_model.model.score.weight": HEAD})
-    with pytest.raises(ModelError, match="its base model is not here|holds a whole model and a LoRA adapter of another"):
+    with pytest.raises(
+        ModelError, match="its base model is not here|holds a whole model and a LoRA adapter of another"
+    ):
         load_scorer(base)
     np.testing.assert_allclose(load_scorer(base, base=base).score(CHATS), expected, rtol=1e-6, atol=1e-5)
 
@@ -244,7 +258,10 @@ SETTING: list[tuple[dict[str, Any], str]] = [
     ({"lora_bias": True}, "its adapter has lora_bias = True"),
     ({"layer_replication": [[0, 1]]}, "its adapter has layer_replication"),
     ({"target_parameters": ["mlp.experts.w"]}, "its adapter has target_parameters"),
-    ({"init_lora_weights": "pissa_niter_4"}, "its adapter has init_lora_weights = 'pissa_niter_4', which changes the base"),
+    (
+        {"init_lora_weights": "pissa_niter_4"},
+        "its adapter has init_lora_weights = 'pissa_niter_4', which changes the base",
+    ),
     ({"r": 8}, "says rank 8 for .*, but its matrices have 4"),
     ({"r": "4"}, "says rank '4'"),
     ({"lora_alpha": "8"}, "says lora_alpha '8'"),
@@ -264,13 +281,19 @@ def test_adapters_that_are_refused_by_their_settings(tmp_path: Path, change: dic
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 WEIGHTS: list[tuple[dict[str, Tensor], str]] = [
-    ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 700)}, "weights of a kind that is not known"),
+    (
+        {"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 700)},
+        "weights of a kind that is not known",
+    ),
     ({f"{Q}.lora_magnitude_vector": torch.zeros(64)}, "weights of a kind that is not known"),
     ({f"{Q}.lora_A.other.weight": torch.zeros(4, 64)}, "weights of a kind that is not known"),
     ({f"{Q}.lora_B.bias": torch.zeros(64)}, "weights of a kind that is not known"),
     ({f"{Q}.lora_A.weight": torch.zeros(4, 64)}, "has no pair of matrices A and B for"),
     ({f"{Q}.lora_A.weight": torch.zeros(4, 8), f"{Q}.lora_B.weight": torch.zeros(64, 4)}, "have the shape"),
-    ({f"{Q}x.lora_A.weight": torch.zeros(4, 8), f"{Q}x.lora_B.weight": torch.zeros(64, 4)}, "which its base model lacks"),
+    (
+        {f"{Q}x.lora_A.weight": torch.zeros(4, 8), f"{Q}x.lora_B.weight": torch.zeros(64, 4)},
+        "which its base model lacks",
+    ),
     ({"base_model.model.model.other.weight": torch.zeros(4)}, "has weights that its base model lacks"),
 ]
 
@@ -285,7 +308,9 @@ def test_adapters_in_other_forms(tmp_path: Path, prefcast_here: Run) -> None:
     folder = refused(tmp_path, {})
     torch.save(matrices(), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"has no adapter_model.safetensors; adapter_model.bin is a pickle.*: convert it"):
+    with pytest.raises(
+        ModelError, match=r"has no adapter_model.safetensors; adapter_model.bin is a pickle.*: convert it"
+    ):
         open_checkpoint(folder)
     two = save_adapter(tmp_path / "two", folder, matrices(1))
     with pytest.raises(ModelError, match="holds another LoRA adapter; merge that one first"):
@@ -302,7 +327,9 @@ def test_the_base_of_an_adapter_never_runs_code(tmp_path: Path) -> None:
     base, mark = save_decoder(tmp_path / "base"), tmp_path / "mark"
     (base / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
     change_config(base, auto_map={"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"})
-    folder = save_adapter(tmp_path / "m", base, matrices(), auto_mapping={"base_model_class": "M", "parent_library": "own"})
+    folder = save_adapter(
+        tmp_path / "m", base, matrices(), auto_mapping={"base_model_class": "M", "parent_library": "own"}
+    )
     load_scorer(folder, trust_remote_code=True).score(CHATS)
     assert not mark.exists()
     import os

@@ -16,7 +16,6 @@ from conftest import Run, said_by
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
 
-
 CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 
 
@@ -195,7 +194,9 @@ def test_a_label_count_that_is_unsaid_is_the_heads(tmp_path: Path, labels: int) 
     folder = save_decoder(tmp_path / "m", labels=labels)
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({key: config[key] for key in config if key not in ("id2label", "label2id", "num_labels")}))
+    path.write_text(
+        json.dumps({key: config[key] for key in config if key not in ("id2label", "label2id", "num_labels")})
+    )
     found = open_checkpoint(folder)
     assert found.kind is (Kind.POINTWISE if labels == 1 else Kind.PAIR)
     from prefcast.scorers.reward.labels import label_columns

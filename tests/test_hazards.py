@@ -317,7 +317,9 @@ def test_a_network_that_rejects_a_pair_keeps_the_others(bad: set[int]) -> None:
     found = engine.run(groups)
     assert {index for index, each in enumerate(found) if isinstance(each, str)} == bad
     assert all(
-        each == "the network rejects it: IndexError: index out of range in self" for each in found if isinstance(each, str)
+        each == "the network rejects it: IndexError: index out of range in self"
+        for each in found
+        if isinstance(each, str)
     )
     # It is no lack of memory: later batches are as large as before.
     assert engine.most_tokens is None
@@ -325,7 +327,9 @@ def test_a_network_that_rejects_a_pair_keeps_the_others(bad: set[int]) -> None:
 
 def test_a_device_that_is_lost_ends_the_run() -> None:
     with pytest.raises(ModelError, match="scoring failed: RuntimeError: CUDA error: device-side assert"):
-        Engine(Small(RuntimeError("CUDA error: device-side assert triggered"))).run([Group((np.zeros(9, dtype=np.int32),))] * 2)
+        Engine(Small(RuntimeError("CUDA error: device-side assert triggered"))).run(
+            [Group((np.zeros(9, dtype=np.int32),))] * 2
+        )
 
 
 def plant(folder: Path, mark: Path) -> None:

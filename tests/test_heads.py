@@ -160,7 +160,9 @@ def test_heads_beside_the_weights_are_refused_by_name(tmp_path: Path) -> None:
         load_scorer(folder, kind="ab")
     (folder / "head.safetensors").unlink()
     torch.save(value_head(), folder / "value_head.bin")
-    with pytest.raises(ModelError, match=r"value_head.bin beside the weights is a pickle, which can run code: convert it"):
+    with pytest.raises(
+        ModelError, match=r"value_head.bin beside the weights is a pickle, which can run code: convert it"
+    ):
         load_scorer(folder, kind="ab")
 
 
@@ -246,7 +248,9 @@ def test_code_of_a_checkpoint_under_any_auto_class(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = save_decoder(tmp_path / f"m{abs(hash((auto, gives)))}")
     (folder / "modeling_own.py").write_text(CODE.replace("RETURN", gives))
-    change_config(folder, architectures=["Own"], auto_map={"AutoModelForCausalLM": "modeling_own.No", auto: "modeling_own.Own"})
+    change_config(
+        folder, architectures=["Own"], auto_map={"AutoModelForCausalLM": "modeling_own.No", auto: "modeling_own.Own"}
+    )
     head = {
         "reward_head.0.weight": torch.randn(64, 64),
         "reward_head.0.bias": torch.zeros(64),
@@ -294,7 +298,9 @@ def test_names_that_peft_wrapped_are_understood(tmp_path: Path) -> None:
     for quantize in (None, "int8"):
         atol = 1e-6 if quantize is None else 1.0
         np.testing.assert_allclose(load_scorer(folder, quantize=quantize).score(CHATS), expected, rtol=0, atol=atol)
-    change_weights(folder, lambda weights: weights.update({"base_model.model.model.x.lora_A.weight": torch.zeros(2, 64)}))
+    change_weights(
+        folder, lambda weights: weights.update({"base_model.model.model.x.lora_A.weight": torch.zeros(2, 64)})
+    )
     with pytest.raises(ModelError, match="a LoRA adapter that is not merged"):
         load_scorer(folder)
 
@@ -307,7 +313,9 @@ def test_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
         {**data["added_tokens"][0], "id": 700, "content": "<|new|>"},
     )
     path.write_text(json.dumps(data))
-    with pytest.raises(ModelError, match="its tokenizer has tokens up to number 700, but its embedding has only 700 rows"):
+    with pytest.raises(
+        ModelError, match="its tokenizer has tokens up to number 700, but its embedding has only 700 rows"
+    ):
         load_scorer(folder)
     # A padding token that was added without a row is never read.
     settings = folder / "tokenizer_config.json"
@@ -319,4 +327,6 @@ def test_an_oracle_of_its_own(tmp_path: Path) -> None:
     """What `by_hand` computes is what transformers' classifier gives."""
     folder = save_decoder(tmp_path / "m")
     weight = AutoModelForSequenceClassification.from_pretrained(folder).score.weight.detach()
-    np.testing.assert_allclose(load_scorer(folder).score(CHATS), by_hand(folder, lambda state: weight @ state), atol=1e-5)
+    np.testing.assert_allclose(
+        load_scorer(folder).score(CHATS), by_hand(folder, lambda state: weight @ state), atol=1e-5
+    )

@@ -46,7 +46,7 @@ _UNKNOWN = (
 _OTHER_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
 _SAVED = re.compile(
-    r"(?P<module>.+?)(\.modules_to_save(\.default)?)?\.(?P<leaf>weight|bias|summary\.weight|summary\.bias)"
+    r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.default)?)?\.(?P<leaf>weight|bias|summary\.weight|summary\.bias)"
 )
 
 

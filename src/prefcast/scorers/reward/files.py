@@ -38,6 +38,8 @@ def look_over(folder: Path, name: str) -> None:
             if kind:
                 raise ModelError(f"{name}: {excerpt(path.name)} is {kind}; a model's folder must hold files only")
             most = _largest(path)
+            if stat.S_ISDIR(found.st_mode) and (most is not None or path.suffix == ".safetensors"):
+                raise ModelError(f"{name}: {excerpt(path.name)} is a folder, not a file")
             if most is not None and stat.S_ISREG(found.st_mode) and found.st_size > most:
                 raise ModelError(
                     f"{name}: {excerpt(path.name)} has {found.st_size:,} bytes; at most {most:,} are read of such a file"

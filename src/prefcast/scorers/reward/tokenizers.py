@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from prefcast.errors import ModelError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
-from prefcast.scorers.reward.networks import one_line, quiet
+from prefcast.scorers.reward.networks import config_of, one_line, quiet
 from prefcast.scorers.reward.sentencepiece import build_tokenizer
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase, Tok
                 tokenizer_object=copy, chat_template=template, **tokens
             )
             return own, backend
+        config = config_of(checkpoint)
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                checkpoint.tokenizer_folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
+                checkpoint.tokenizer_folder,
+                config=config,
+                trust_remote_code=checkpoint.kind is Kind.CUSTOM,
+                local_files_only=True,
             )
         except Exception as error:
             # The tokenizers of transformers raise exceptions of many types.

@@ -172,7 +172,10 @@ def read_header(file: Path, name: str) -> dict[str, TensorInfo]:
             raise ValueError("it is not a file")
         size = file.stat().st_size
         with file.open("rb") as data:
-            (length,) = struct.unpack("<Q", data.read(8))
+            start = data.read(8)
+            if len(start) < 8:
+                raise ValueError("it ends too early")
+            (length,) = struct.unpack("<Q", start)
             if length > _LONGEST_HEADER:
                 raise ValueError("its header is too long")
             header = json.loads(data.read(length))
@@ -183,7 +186,7 @@ def read_header(file: Path, name: str) -> dict[str, TensorInfo]:
         }
     except RecursionError:
         raise ModelError(f"{name}: {file.name} cannot be read: its header is nested too deeply") from None
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{name}: {file.name} cannot be read: {reason}") from None
 
