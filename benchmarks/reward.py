@@ -144,7 +144,7 @@ def prefcast_way(scorer: RewardScorer, pairs: Ids) -> np.ndarray:
     groups, scores = [Group(pair) for pair in pairs], np.zeros((len(pairs), 2))
     for batch in scorer._planned(groups):
         for place, result in zip(batch, scorer.engine.run([groups[place] for place in batch]), strict=True):
-            if result is None:
+            if isinstance(result, str):
                 raise SystemExit("a pair is too large for the memory of this machine: a smaller --max-tokens")
             scores[place] = result[:, 0]
     return scores

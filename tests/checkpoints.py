@@ -130,6 +130,13 @@ def save_decoder(
     return folder
 
 
+def save_ab(folder: Path, **more: Any) -> Path:
+    """A language model that names the better answer. The template for both answers in its folder is the sign of that."""
+    save_decoder(folder, labels=None, **more)
+    shutil.copy(ROOT / "src/prefcast/scorers/reward/templates/rlhflow.jinja", folder / "pair_template.jinja")
+    return folder
+
+
 def save_gemma2_pair(folder: Path) -> Path:
     """Gemma-2 with its soft caps and a sliding window shorter than the texts."""
     more = {"sliding_window": 48, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0}
@@ -228,5 +235,5 @@ FAMILIES = {
     "qwen3": lambda folder: save_decoder(folder, "qwen3"),
     "deberta": save_deberta,
     "gemma2-pair": save_gemma2_pair,
-    "causal": lambda folder: save_decoder(folder, "llama", labels=None),
+    "causal": save_ab,
 }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from checkpoints import INTERNLM2, change_config, save_deberta, save_decoder, save_gemma2_pair, save_internlm2, store
 from conftest import Run, said_by
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
+
+CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 
 
 def test_a_checkpoint_is_told_without_loading_anything(tmp_path: Path) -> None:
@@ -32,7 +36,7 @@ def test_kinds(tmp_path: Path) -> None:
     assert open_checkpoint(llama).kind is Kind.POINTWISE
     assert open_checkpoint(save_deberta(tmp_path / "deberta")).kind is Kind.POINTWISE
     assert open_checkpoint(save_gemma2_pair(tmp_path / "gemma")).kind is Kind.PAIR
-    assert open_checkpoint(save_decoder(tmp_path / "causal", labels=None)).kind is Kind.CAUSAL
+    assert open_checkpoint(save_decoder(tmp_path / "causal", labels=None)).kind is Kind.LANGUAGE
     # The name of a folder says nothing.
     misnamed = tmp_path / "internlm2-20b-reward"
     llama.rename(misnamed)
@@ -88,7 +92,7 @@ def test_show(prefcast_here: Run, tmp_path: Path) -> None:
 
 REFUSED: list[tuple[dict[str, str], str]] = [
     ({}, "not a model: it has no config.json"),
-    ({"adapter_config.json": "{}"}, "a LoRA adapter without its model; merge it first"),
+    ({"adapter_config.json": "{}"}, "its adapter_config.json names no base model; name it: --base FOLDER"),
     ({"m.gguf": ""}, "GGUF files; a folder with config.json and .safetensors files is needed"),
     ({"forecaster.json": "{}"}, "a forecaster, not a model; predict, evaluate and explain take it with --forecaster"),
     ({"config.json": "{"}, "config.json cannot be read"),
@@ -105,6 +109,14 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     (
         {"config.json": '{"architectures": ["XForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'},
         "weights quantised as 'gptq' are not supported",
+    ),
+    (
+        {"config.json": '{"architectures": ["XForCausalLM"], "quantization_config": {"load_in_4bit": true}}'},
+        "weights quantised as 'bitsandbytes fp4' are not supported; supported are bitsandbytes nf4 and int8",
+    ),
+    (
+        {"config.json": '{"architectures": ["LlamaForCausalLM"]}', "model-Q4_K_M.gguf": "GGUF"},
+        "no .safetensors weights in the folder; GGUF files are not read: take the model's original folder",
     ),
 ]
 
@@ -144,7 +156,7 @@ def damaged(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("pickle", "no .safetensors weights in the folder; pytorch_model.bin is a pickle, which can run code"),
+        ("pickle", "no .safetensors weights in the folder; 'pytorch_model.bin' is a pickle, which can run code"),
         ("short", "model.safetensors cannot be read: it ends too early"),
         ("garbage", "model.safetensors cannot be read: its header is too long"),
         ("shard", "model-00002-of-00002.safetensors cannot be read: No such file"),
@@ -163,12 +175,51 @@ def test_weights_that_cannot_be_read(tmp_path: Path, prefcast_here: Run, how: st
         assert message in done.stderr
 
 
-def test_a_label_count_that_is_unsaid_is_two() -> None:
-    """transformers leaves its default out of config.json."""
+def test_the_command_that_converts_a_pickle_works(tmp_path: Path) -> None:
+    folder = save_decoder(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="is a pickle, which can run code: convert it") as told:
+        open_checkpoint(folder)
+    code = str(told.value).partition('python -c "')[2].rpartition('"')[0]
+    said_by(code, cwd=folder)
+    assert load_file(folder / "model.safetensors").keys() == weights.keys()
+    assert open_checkpoint(folder).kind is Kind.POINTWISE
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_a_label_count_that_is_unsaid_is_the_heads(tmp_path: Path, labels: int) -> None:
+    """OpenRLHF's config.json says nothing of labels."""
+    folder = save_decoder(tmp_path / "m", labels=labels)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({key: config[key] for key in config if key not in ("id2label", "label2id", "num_labels")})
+    )
+    found = open_checkpoint(folder)
+    assert found.kind is (Kind.POINTWISE if labels == 1 else Kind.PAIR)
     from prefcast.scorers.reward.labels import label_columns
 
-    with pytest.raises(UsageError, match="--labels a,b"):
-        label_columns({}, None, "m")
+    if labels > 1:
+        with pytest.raises(UsageError, match="--labels a,b"):
+            label_columns(found.config, None, "m")
+
+
+def test_one_file_is_preferred_over_an_old_index(tmp_path: Path) -> None:
+    """By what reads the weights, and by the fingerprint."""
+    from prefcast import load_scorer
+
+    old, new = save_decoder(tmp_path / "old", seed=1), save_decoder(tmp_path / "new", seed=2)
+    store(old, load_file(old / "model.safetensors"), shards=2)
+    expected, fingerprint = load_scorer(new).score([CHAT]), open_checkpoint(new).fingerprint()
+    for path in old.glob("model*"):
+        shutil.copy(path, new / path.name)
+    assert open_checkpoint(new).fingerprint() == fingerprint
+    for quantize in (None, "int8"):
+        found = load_scorer(new, quantize=quantize).score([CHAT])
+        assert abs(found - expected)[0] < (1e-6 if quantize is None else 1)
+    assert abs(load_scorer(old).score([CHAT]) - expected)[0] > 1
 
 
 CALLS: list[tuple[dict[str, Any], str]] = [

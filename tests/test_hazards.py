@@ -18,6 +18,7 @@ from checkpoints import (
     backend,
     change_config,
     change_weights,
+    save_ab,
     save_deberta,
     save_decoder,
     save_gemma2_pair,
@@ -48,25 +49,39 @@ def test_the_first_token_is_there_once(tmp_path: Path) -> None:
     assert scorer.encode(chat("x")).count(0) == 1
 
 
-def test_a_genuine_last_token_that_is_also_the_padding_is_scored(tmp_path: Path) -> None:
-    folder = save_decoder(tmp_path / "m")
+@pytest.mark.parametrize("family", ["llama", "stablelm", "gpt2"])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_last_token_that_is_also_the_padding(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, repeats: int
+) -> None:
+    """transformers scores the token before it, packed and padded alike, and a person may choose the last."""
+    folder = save_decoder(tmp_path / "m", family)
     path = folder / "chat_template.jinja"
-    path.write_text(path.read_text() + "{{ eos_token }}")
+    path.write_text(path.read_text() + "{{ eos_token }}" * repeats)
     change_config(folder, pad_token_id=1)
-    scorer = load_scorer(folder)
-    ids = scorer.encode(chat("x"))
-    assert ids[-1] == 1
+    scorer, last = load_scorer(folder), load_scorer(folder, score_position="last")
+    said = [each.message for each in caplog.records if "its texts end with its padding token" in each.message]
+    assert len(said) == 1
+    texts = [chat("x"), chat("x" * 30), chat("a much longer answer")]
     from transformers import AutoModelForSequenceClassification
 
     network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.inference_mode():
-        hidden = network.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        last, before = (float(network.score(hidden[at])) for at in (-1, -2))
-        assert float(network(input_ids=torch.tensor([ids])).logits) == pytest.approx(before, abs=1e-5)
-    assert abs(last - before) > 0.01
-    # Alone, and in a batch with a longer one.
-    assert scorer.score([chat("x")])[0] == pytest.approx(last, abs=1e-5)
-    assert scorer.score([chat("x"), chat("a much longer answer")])[0] == pytest.approx(last, abs=1e-5)
+        ids = [torch.tensor([scorer.encode(each)]) for each in texts]
+        hidden = [network.base_model(input_ids=each).last_hidden_state[0] for each in ids]
+        trained = [float(network(input_ids=each).logits) for each in ids]
+        ends = [float(network.score(each[-1])) for each in hidden]
+    assert all(int(each[0, -1]) == 1 for each in ids)
+    assert min(abs(np.array(trained) - ends)) > 0.01
+    # Alone, and in a batch with longer ones.
+    np.testing.assert_allclose(scorer.score(texts[:1]), trained[:1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scorer.score(texts), trained, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(last.score(texts), ends, rtol=0, atol=1e-5)
+    assert scorer.identity() != last.identity()
+    # In a pair, whose common beginning is computed once.
+    pair = scorer.evidence([Pair.of("Why?" * 20, "x", "x")])
+    assert pair.raw["score_a"] == pair.raw["score_b"]
+    np.testing.assert_allclose(pair.raw["score_a"], scorer.score([chat("x", "Why?" * 20)]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "stablelm"])
@@ -282,9 +297,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(error: Base
     assert engine.run([groups[1], huge, groups[2]])[1] is None
 
 
-def test_another_failure_is_not_taken_for_memory() -> None:
-    with pytest.raises(ModelError, match="scoring failed: IndexError: index out of range"):
-        Engine(Small(IndexError("index out of range in self"))).run([Group((np.zeros(500, dtype=np.int32),))])
+class Picky(Runner):
+    """Rejects batches that hold a token 7."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def outputs(self, groups: Any) -> torch.Tensor:
+        self.batches.append(len(groups))
+        if any((ids == 7).any() for group in groups for ids in group.ids):
+            raise IndexError("index out of range in self")
+        return torch.ones(sum(len(group.ids) for group in groups), 1)
+
+
+@pytest.mark.parametrize("bad", [{0}, {3, 4}, {0, 15}, set(range(16))])
+def test_a_network_that_rejects_a_pair_keeps_the_others(bad: set[int]) -> None:
+    engine = Engine(Picky())
+    groups = [Group((np.full(5, 7 if index in bad else 1, dtype=np.int32),)) for index in range(16)]
+    found = engine.run(groups)
+    assert {index for index, each in enumerate(found) if isinstance(each, str)} == bad
+    assert all(
+        each == "the network rejects it: IndexError: index out of range in self"
+        for each in found
+        if isinstance(each, str)
+    )
+    # It is no lack of memory: later batches are as large as before.
+    assert engine.most_tokens is None
+
+
+def test_a_device_that_is_lost_ends_the_run() -> None:
+    with pytest.raises(ModelError, match="scoring failed: RuntimeError: CUDA error: device-side assert"):
+        Engine(Small(RuntimeError("CUDA error: device-side assert triggered"))).run(
+            [Group((np.zeros(9, dtype=np.int32),))] * 2
+        )
 
 
 def plant(folder: Path, mark: Path) -> None:
@@ -537,7 +582,7 @@ def test_a_tokenizer_that_does_not_know_its_chat_is_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_tied_weights_stay_in_half_precision(tmp_path: Path, dtype: str) -> None:
-    folder = save_decoder(tmp_path / "m", "llama", labels=None, tie_word_embeddings=True)
+    folder = save_ab(tmp_path / "m", tie_word_embeddings=True)
     pairs = [Pair.of("q", "yes", "no")]
     exact = load_scorer(folder).evidence(pairs).margin
     for quantize in (None, "int8"):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import change_weights, save_decoder, save_internlm2
+from checkpoints import change_weights, save_ab, save_decoder, save_internlm2
 from conftest import EXAMPLES, SURFACE, Run, Start, kaggle_row, wait_for, write_jsonl
 from prefcast import Pair, load_forecaster, load_scorer, read_pairs
 from prefcast.errors import ModelError, UsageError, WorkerError
@@ -560,7 +560,7 @@ def test_a_worker_gets_the_options_of_a_reward_model(folder: Path, tmp_path: Pat
 
 def test_one_model_spread_over_devices_scores_the_same(tmp_path: Path, folder: Path) -> None:
     pairs = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)][:6]
-    for path in (folder, save_decoder(tmp_path / "m"), save_decoder(tmp_path / "c", labels=None)):
+    for path in (folder, save_decoder(tmp_path / "m"), save_ab(tmp_path / "c")):
         spread = load_scorer(path, devices="cpu,cpu", spread=True)
         assert pooled(spread) is spread
         whole = load_scorer(path).evidence(pairs)

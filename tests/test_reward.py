@@ -26,7 +26,7 @@ from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.length import LengthScorer
 from prefcast.scorers.registry import scorer_class
 from prefcast.scorers.reward.checkpoint import open_checkpoint
-from prefcast.scorers.reward.loading import PACKED_FAMILIES
+from prefcast.scorers.reward.networks import PACKED_FAMILIES
 from prefcast.scorers.reward.scorer import RewardScorer
 
 PAIRS = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
@@ -337,7 +337,7 @@ def test_an_a_b_model_by_hand(tmp_path: Path) -> None:
         with torch.inference_mode():
             logits.append(network(input_ids=ids).logits[0, -1, letters].double().numpy())
     expected = (logits[0][0] - logits[0][1] + logits[1][1] - logits[1][0]) / 2
-    found = load_scorer(folder).evidence([Pair.of("Colour?", "Blue.", "Red.")])
+    found = load_scorer(folder, kind="ab").evidence([Pair.of("Colour?", "Blue.", "Red.")])
     np.testing.assert_allclose(found.margin, [expected], rtol=0, atol=TOLERANCE)
     assert found.tie[0] == 0
 
@@ -350,7 +350,7 @@ def test_an_a_b_model_needs_the_two_tokens(tmp_path: Path) -> None:
     data["model"]["merges"] = []
     path.write_text(json.dumps(data))
     with pytest.raises(ModelError, match="no single token 'A'"):
-        load_scorer(folder)
+        load_scorer(folder, template="rlhflow")
 
 
 def test_several_turns_reach_every_family(folder: Path) -> None:

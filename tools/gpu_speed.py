@@ -79,7 +79,7 @@ def _as_llama(shape: Shape, device: torch.device, dtype: torch.dtype, attention:
     """A Llama of the same shape: what transformers computes for it costs as much as for InternLM2."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    config = LlamaConfig(
+    sizes: dict[str, Any] = dict(  # noqa: C408 - as keywords
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
         intermediate_size=shape.inner,
@@ -95,7 +95,7 @@ def _as_llama(shape: Shape, device: torch.device, dtype: torch.dtype, attention:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            network: nn.Module = LlamaForSequenceClassification(config)
+            network: nn.Module = LlamaForSequenceClassification(LlamaConfig(**sizes))
     finally:
         torch.set_default_dtype(default)
     return _filled(network)
@@ -208,7 +208,7 @@ def attention_ways(device: torch.device) -> list[Way]:
         real = layout.spans[-1].stop
         base = ways["prefcast: one call a span"]()[:, :real].float()
         changes = {name: float((way()[:, :real].float() - base).abs().max()) for name, way in ways.items()}
-    times = _medians(ways, device, 30, most=20)
+    times = _medians(dict(ways), device, 30, most=20)
     own = next(iter(times.values()))
     return [
         *(Way(name, f"{1e3 * took:.2f} ms", took / own, f"{changes[name]:.1e}") for name, took in times.items()),
@@ -321,7 +321,7 @@ def _ours(network: nn.Module, pairs: Pairs, device: torch.device) -> Callable[[]
 
     def run() -> None:
         for batch in plan:
-            if any(found is None for found in engine.run([groups[place] for place in batch])):
+            if any(isinstance(found, str) for found in engine.run([groups[place] for place in batch])):
                 raise RuntimeError("a pair does not fit the memory of this device")
 
     return run

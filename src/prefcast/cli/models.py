@@ -137,6 +137,7 @@ def show(
     *,
     model: str = argument("A folder with a model, its hub id, or the name of a scorer.", "MODEL"),
     trust_remote_code: bool = option("Count Python code of the checkpoint as supported.", default=False),
+    base: str | None = option("The base model of a LoRA adapter.", "FOLDER|ID", default=None),
 ) -> None:
     """Describe a model. For a checkpoint: architecture, parameters, template, labels, limits, and the memory at each
     precision. For the name of a scorer: what the scorer needs, and its options.
@@ -151,4 +152,4 @@ def show(
     if model in infos:
         print(scorer_text(infos[model]))
     else:
-        print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))
+        print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code, base=base)))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from prefcast.errors import shown_path
 from prefcast.pairs import Outcome
 from prefcast.report.terminal import rendered, table
 from prefcast.scorers.options import which
@@ -117,6 +118,10 @@ def checkpoint_text(checkpoint: Checkpoint) -> str:
         for precision in ("float32", "float16", "bfloat16", "int8", "nf4")
         if stored in (None, precision)
     ]
+    if checkpoint.adapter is not None:
+        facts.append(
+            ("adapter", f"LoRA on {len(checkpoint.adapter.deltas)} matrices of {shown_path(checkpoint.base or '')}")
+        )
     if checkpoint.remote_code:
         facts.append(("its own code", "named in config.json; never imported without --trust-remote-code"))
     return rendered(f"{checkpoint.name}: {checkpoint.kind}", table(("", ""), facts))

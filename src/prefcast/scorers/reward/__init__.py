@@ -81,6 +81,30 @@ class Options:
     labels: tuple[str, ...] | None = option(
         None, Option("The outputs of a pair classifier, in order.", saved=True, metavar="a,b,tie")
     )
+    kind: str | None = option(
+        None,
+        Option(
+            "How a model scores that does not say it: ab (a language model's tokens A and B), first-logit (its logit 0 after the chat), pointwise, pair.",
+            saved=True,
+            choices=("pointwise", "pair", "ab", "first-logit"),
+        ),
+    )
+    base: str | None = option(
+        None,
+        Option(
+            "The base model of a LoRA adapter.  [default: the one in adapter_config.json]",
+            saved=True,
+            metavar="FOLDER|ID",
+        ),
+    )
+    score_position: str = option(
+        "trained",
+        Option(
+            "The token that a classifier scores, where texts end with the padding token: trained (as transformers, the one before it), or last.  [default: trained]",
+            saved=True,
+            choices=("trained", "last"),
+        ),
+    )
     batch_tokens: int | None = option(None, Option("Tokens in a batch.", least=1))
     threads: int | None = option(None, Option())
     trust_remote_code: bool = option(
@@ -115,6 +139,9 @@ def load_scorer(
     template: str | os.PathLike[str] | None = None,
     template_date: str | None = None,
     labels: Sequence[str] | None = None,
+    kind: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    score_position: str = "trained",
     spread: bool = False,
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
@@ -128,8 +155,10 @@ def load_scorer(
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
     the model's limit) are cut by `policy`. `template` is a Jinja file or the name of a built-in template, and takes the
     place of the model's own. `template_date` (`2024-07-26`) is the day that a template takes for today. `labels` are for pair
-    classifiers. `keep` has no effect and is accepted for scripts of earlier versions: a scorer that is
-    used alone keeps nothing.
+    classifiers. `kind` (`pointwise`, `pair`, `ab`, `first-logit`) says how a model scores that does not say it. `base` names
+    the base model of a LoRA adapter. `score_position` (`trained`, `last`) says which token is scored where a text ends with
+    the padding token. `keep` has no effect and is accepted for scripts of earlier versions: a scorer that is used alone
+    keeps nothing.
 
     Every scorer has `evidence(pairs)`. The scorer of a pointwise model also has `score(conversations)` and
     `encode(conversation)`. Raises ModelError, UsageError and MissingExtraError.
@@ -149,6 +178,9 @@ def load_scorer(
         template=None if template is None else os.fspath(template),
         template_date=template_date,
         labels=None if labels is None else tuple(labels),
+        kind=kind,
+        base=None if base is None else os.fspath(base),
+        score_position=score_position,
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,
     )
@@ -157,17 +189,18 @@ def load_scorer(
 
 def check_model(model: str, options: Options) -> None:
     """Raise ModelError for a folder that is no checkpoint. Hub ids are not checked."""
-    from prefcast.scorers.reward.checkpoint import is_hub_id, open_checkpoint
+    from prefcast.scorers.reward.checkpoint import open_checkpoint
+    from prefcast.scorers.reward.folders import is_hub_id
 
     if Path(model).is_dir() or not is_hub_id(model):
-        open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+        open_checkpoint(model, trust_remote_code=options.trust_remote_code, base=options.base)
 
 
 def notebook_options(model: str, options: Options) -> Options:
     """The options with the Kaggle notebook's settings: NF4, and special tokens inside texts parsed."""
     from prefcast.scorers.reward.checkpoint import Kind, open_checkpoint
 
-    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code, base=options.base)
     plain = checkpoint.quantization is None and checkpoint.kind is not Kind.CUSTOM
     quantize = options.quantize or ("nf4" if plain else None)
     return replace(options, quantize=quantize, special_tokens=options.special_tokens or "original")

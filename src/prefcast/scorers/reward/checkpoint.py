@@ -6,23 +6,34 @@ No code of the checkpoint runs. Neither torch nor transformers is needed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefcast.errors import MissingExtraError, ModelError, PrefcastError, UsageError, excerpt, shown_path
+from prefcast.errors import ModelError, PrefcastError, UsageError, excerpt, shown_path
 from prefcast.scorers.reward import CLOCK, DEFAULT_DAY
+from prefcast.scorers.reward.adapters import ADAPTER_CONFIG, Adapter, base_of, read_adapter
+from prefcast.scorers.reward.families import (
+    Head,
+    Kind,
+    architecture_of,
+    check_sizes,
+    find_head,
+    head_rows,
+    kind_of,
+    needs_head,
+)
+from prefcast.scorers.reward.files import look_over, read_object, read_text
+from prefcast.scorers.reward.folders import folder_of
 from prefcast.scorers.reward.labels import label_columns, label_count
 from prefcast.scorers.reward.weights import BYTES, SIDE_TENSOR, TensorInfo, quantisable, tensors_of
 
-__all__ = ["Checkpoint", "Kind", "is_hub_id", "open_checkpoint"]
+__all__ = ["Checkpoint", "Kind", "open_checkpoint"]
 
 CONFIG = "config.json"
 _SAMPLED_BYTES = 65_536
@@ -37,32 +48,36 @@ _READ_FILES = (
     "*.jinja",
 )
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-SUPPORTED = (
-    "InternLM2ForRewardModel; ...ForSequenceClassification with one label (reward models) or two or three (pair "
-    "classifiers); ...ForCausalLM (A/B preference models)"
-)
-
-
-class Kind(StrEnum):
-    """How a checkpoint scores."""
-
-    INTERNLM2 = "InternLM2 reward model"
-    POINTWISE = "pointwise reward model"
-    PAIR = "pair classifier"
-    CAUSAL = "causal A/B preference model"
-    CUSTOM = "custom reward model (remote code)"
+# Families whose position of a token counts from the padding token's id on.
+_POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "longformer",
+        "mpnet", "ibert", "xmod", "luke", "markuplm", "esm",
+    }
+)  # fmt: skip
+_EMBEDDING = re.compile(r"(embed_tokens|tok_embeddings|word_embeddings|wte)\.weight$")
+# What config.json of an adapter's folder says about the head, which its base model does not know.
+_OF_THE_LABELS = ("id2label", "label2id", "num_labels")
+_OF_THE_HEAD = (*_OF_THE_LABELS, "pad_token_id")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a model. Messages use `name`, the path or hub id that was asked for. `config` is its `config.json`."""
+    """A folder with a model. Messages use `name`, the path or hub id that was asked for. `config` is its `config.json`,
+    with the number of labels that the head has.
+
+    `tensors` has every tensor of the weights, by name. A `head` is one for which transformers has no place. The folder of
+    an adapter has an `adapter`, and `base` is then the folder of the model that it changes.
+    """
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     kind: Kind
+    tensors: Mapping[str, TensorInfo]
+    head: Head | None = None
+    base: Path | None = None
+    adapter: Adapter | None = None
 
     @property
     def architecture(self) -> str:
@@ -71,31 +86,18 @@ class Checkpoint:
     @property
     def quantization(self) -> str | None:
         """The precision of weights that are stored quantised, `nf4` or `int8`; None for other weights."""
-        stored = self.config.get("quantization_config")
-        if not isinstance(stored, Mapping):
-            return None
-        if stored.get("quant_method", "bitsandbytes") == "bitsandbytes":
-            if stored.get("load_in_8bit"):
-                return "int8"
-            if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
-                return "nf4"
-        raise ModelError(
-            f"{self.name}: weights quantised as {excerpt(str(stored.get('quant_method')))} are not supported; supported "
-            "are bitsandbytes nf4 and int8 (prefcast quantize MODEL DIR writes them)"
-        )
+        return _quantization(self.config, self.name)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the tokenizer. An adapter may have its own, or use that of its base model."""
+        own = any((self.folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+        return self.folder if own or self.base is None else self.base
 
     @property
     def remote_code(self) -> bool:
         """Whether the checkpoint names Python files of its own."""
         return bool(self.config.get("auto_map"))
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor of the weights, by name.
-
-        Raises ModelError if there are none, or if a shard is missing or damaged.
-        """
-        return tensors_of(self.folder, self.name)
 
     def fingerprint(self) -> str:
         """SHA-256 over the small files, over the name, type and shape of every tensor, and over each tensor's first
@@ -105,10 +107,15 @@ class Checkpoint:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for path in sorted(self.folder.iterdir()):
-            if any(path.match(pattern) for pattern in _READ_FILES) and path.is_file():
+        own = [] if self.adapter is None else [self.folder / ADAPTER_CONFIG]
+        for folder in [self.folder] if self.base in (None, self.folder) else [self.folder, self.base]:
+            own += [path for path in sorted(folder.iterdir()) if any(path.match(pattern) for pattern in _READ_FILES)]
+        for path in own:
+            if path.is_file():
                 digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-        for name, tensor in sorted(self.tensors.items()):
+        deltas = {} if self.adapter is None else self.adapter.deltas
+        halves = {f"{name}\0{half}": each for name, delta in deltas.items() for half, each in delta.halves.items()}
+        for name, tensor in sorted((*self.tensors.items(), *halves.items())):
             digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
             with tensor.file.open("rb") as file:
                 file.seek(tensor.offset)
@@ -145,6 +152,9 @@ class Checkpoint:
         positions = config.get("max_position_embeddings", config.get("n_positions"))
         if not isinstance(positions, int) or positions < 1:
             return None
+        if config.get("model_type") in _POSITIONS_AFTER_PADDING:
+            padding = config.get("pad_token_id", 1)
+            return max(1, positions - (padding if isinstance(padding, int) else 1) - 1)
         return int(positions * float(scaling.get("factor", 1))) if kind == "dynamic" else positions
 
     @cached_property
@@ -166,23 +176,19 @@ class Checkpoint:
 
     @cached_property
     def _tokenizer_config(self) -> Mapping[str, Any]:
-        """The checkpoint's tokenizer_config.json; empty where it cannot be read."""
+        """The checkpoint's tokenizer_config.json; empty where it has none."""
         try:
-            told = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_object(self.tokenizer_folder / "tokenizer_config.json", self.name)
+        except FileNotFoundError:
             return {}
-        return told if isinstance(told, dict) else {}
 
     @cached_property
     def chat_template(self) -> str | None:
         """The chat template that comes with the tokenizer."""
-        own = self.folder / "chat_template.jinja"
-        if own.is_file():
-            try:
-                return own.read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{self.name}: {own.name} cannot be read: {error}") from None
-        template = self._tokenizer_config.get("chat_template")
+        try:
+            return read_text(self.tokenizer_folder / "chat_template.jinja", self.name)
+        except FileNotFoundError:
+            template = self._tokenizer_config.get("chat_template")
         if isinstance(template, list):
             template = next((each.get("template") for each in template if each.get("name") == "default"), None)
         return template if isinstance(template, str) else None
@@ -224,6 +230,8 @@ class Checkpoint:
             return "rlhflow (--template names another); the tokens A and B are compared"
         if self.compares:
             return "POLAR's: prompt, reference, prompt, answer; each pair needs a reference answer (column reference)"
+        if self.kind is Kind.LANGUAGE:
+            return "that of the kind (--kind ab, --kind first-logit)"
         if self.chat_template:
             return "the tokenizer's chat template (--template names another)"
         if self.kind is Kind.INTERNLM2:
@@ -240,6 +248,8 @@ class Checkpoint:
         """What the outputs mean."""
         if self.kind is Kind.CAUSAL:
             return "A and B, by their tokens"
+        if self.kind is Kind.LANGUAGE:
+            return "unknown: it has no head"
         if self.kind is not Kind.PAIR:
             return "one score a conversation, higher is better"
         try:
@@ -269,30 +279,28 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(
+    model: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    base: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
     """The checkpoint in a folder, or of a hub id such as `owner/name` or `owner/name@revision`.
 
-    `architectures` and the number of labels in `config.json` tell its kind. Raises ModelError for a model that is not
-    supported or is damaged, and UsageError if there is no such folder.
+    `architectures` in `config.json` and the weights of the head tell its kind. `base` names the base model of a LoRA
+    adapter. Raises ModelError for a model that is not supported or is damaged, and UsageError if there is no such folder.
     """
-    folder = _folder(model, trust_remote_code)
-    name = shown_path(model)
-    path = folder / CONFIG
+    folder, name = folder_of(model, trust_remote_code), shown_path(model)
+    look_over(folder, name)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{name}: {_what_it_is(folder)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{name}: {CONFIG} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{name}: {CONFIG} is not a JSON object")
-    try:
-        found = Checkpoint(name, folder, config, _kind(config, name, trust_remote_code))
+        found = _opened(folder, name, base, trust_remote_code)
         # What config.json says is checked now.
-        _ = found.quantization, found.positions, found.limit, found.unscaled_length
+        _ = found.positions, found.limit, found.unscaled_length, found.chat_template
         _ = found.label_note, found.template_note
     except PrefcastError:
         raise
+    except OSError as error:
+        raise ModelError(f"{name}: its folder cannot be read: {error.strerror or error}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
         raise ModelError(
             f"{name}: {CONFIG} holds a value that cannot be: {type(error).__name__}: {excerpt(str(error), 200)}"
@@ -300,83 +308,68 @@ def open_checkpoint(model: str | os.PathLike[str], *, trust_remote_code: bool = 
     return found
 
 
+def _opened(folder: Path, name: str, said: str | os.PathLike[str] | None, trust_remote_code: bool) -> Checkpoint:
+    adapted = (folder / ADAPTER_CONFIG).exists()
+    if said is not None and not adapted:
+        raise UsageError(f"{name}: --base is for LoRA adapters, and this folder has no {ADAPTER_CONFIG}")
+    base = base_of(folder, read_object(folder / ADAPTER_CONFIG, name), said, name) if adapted else None
+    config = _config(folder, base, name)
+    _quantization(config, name)
+    trusted = trust_remote_code and base is None
+    if not needs_head(config, name):
+        # What config.json alone rules out is told before the weights are read.
+        kind_of(config, None, name, trusted)
+    tensors = tensors_of(base or folder, name)
+    check_sizes(config, tensors, name)
+    adapter = None if base is None else read_adapter(folder, tensors, name)
+    if adapter is not None:
+        tensors |= adapter.replaces
+        if resized := next((each for key, each in adapter.replaces.items() if _EMBEDDING.search(key)), None):
+            config["vocab_size"] = resized.shape[0]
+    custom = trusted and bool(config.get("auto_map"))
+    head = None if custom else find_head(architecture_of(config, name), tensors, name)
+    rows = head.outputs if head is not None else head_rows(tensors)
+    unsaid = "id2label" not in config and "num_labels" not in config
+    if not custom and rows is not None and (head is not None or unsaid) and label_count(config) != rows:
+        config = {key: value for key, value in config.items() if key not in _OF_THE_LABELS} | {"num_labels": rows}
+    return Checkpoint(name, folder, config, kind_of(config, head, name, trusted), tensors, head, base, adapter)
+
+
+def _config(folder: Path, base: Path | None, name: str) -> dict[str, Any]:
+    try:
+        config = read_object((base or folder) / CONFIG, name)
+    except FileNotFoundError:
+        of_base = f"its base model {shown_path(base)} is " if base is not None else ""
+        raise ModelError(f"{name}: {of_base}{_what_it_is(base or folder)}") from None
+    if base is not None and base != folder and (folder / CONFIG).exists():
+        own = read_object(folder / CONFIG, name)
+        config |= {key: own[key] for key in _OF_THE_HEAD if key in own}
+    return config
+
+
+def _quantization(config: Mapping[str, Any], name: str) -> str | None:
+    stored = config.get("quantization_config")
+    if not isinstance(stored, Mapping):
+        return None
+    method = stored.get("quant_method", "bitsandbytes")
+    if method == "bitsandbytes":
+        if stored.get("load_in_8bit"):
+            return "int8"
+        if stored.get("load_in_4bit"):
+            # transformers' default is fp4.
+            method = stored.get("bnb_4bit_quant_type", "fp4")
+            if method == "nf4":
+                return "nf4"
+            method = f"bitsandbytes {method}"
+    raise ModelError(
+        f"{name}: weights quantised as {excerpt(str(method))} are not supported; supported are bitsandbytes nf4 and int8 "
+        "(prefcast quantize MODEL DIR writes them from the unquantised model)"
+    )
+
+
 def _what_it_is(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return "a LoRA adapter without its model; merge it first (peft: merge_and_unload, then save_pretrained)"
     if list(folder.glob("*.gguf")):
         return "GGUF files; a folder with config.json and .safetensors files is needed"
     if (folder / "forecaster.json").exists():
         return "a forecaster, not a model; predict, evaluate and explain take it with --forecaster"
     return f"not a model: it has no {CONFIG}"
-
-
-def _folder(model: str | os.PathLike[str], trust_remote_code: bool) -> Path:
-    path = Path(model)
-    try:
-        if path.is_dir():
-            return path
-        if path.exists():
-            raise UsageError(f"{shown_path(model)}: is a file; name the folder that holds config.json and the weights")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{shown_path(model)}: {error}") from None
-    if not isinstance(model, str) or not is_hub_id(model):
-        raise UsageError(
-            f"{shown_path(model)}: no such folder; name a folder with a model, or a hub id like owner/name"
-        )
-    return _download(model, trust_remote_code)
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether a name has the form of a hub id, `owner/name`."""
-    return bool(_HUB_ID.fullmatch(model)) and not model.startswith(".")
-
-
-def _download(model: str, trust_remote_code: bool) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "transformers") from None
-    repository, _, revision = model.partition("@")
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=[*_HUB_FILES, *(["*.py"] if trust_remote_code else [])],
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"{model}: no such folder here, and it cannot be fetched from the hub: {excerpt(reason, 200)}; without a "
-            "network name a local folder"
-        ) from None
-
-
-def _kind(config: Mapping[str, Any], name: str, trust_remote_code: bool) -> Kind:
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
-        raise ModelError(f"{name}: {CONFIG} names no architecture; supported are {SUPPORTED}")
-    architecture = architectures[0]
-    if architecture == "InternLM2ForRewardModel":
-        return Kind.INTERNLM2
-    custom = bool(config.get("auto_map"))
-    pairs = architecture.endswith("ForSequenceClassification") and ("id2label" in config or "num_labels" in config)
-    if custom and trust_remote_code and not (pairs and label_count(config) in (2, 3)):
-        return Kind.CUSTOM
-    if architecture.endswith("ForSequenceClassification"):
-        labels = label_count(config)
-        if labels == 1:
-            return Kind.POINTWISE
-        if labels in (2, 3):
-            return Kind.PAIR
-        raise ModelError(
-            f"{name}: a classifier with {labels} labels; supported are one (reward models), two and three (A, B, tie)"
-        )
-    if architecture.endswith("ForCausalLM"):
-        return Kind.CAUSAL
-    remote = " (its own code runs only with --trust-remote-code)" if custom else ""
-    raise ModelError(
-        f"{name}: the architecture {excerpt(architecture)} is not supported{remote}; supported are {SUPPORTED}"
-    )

@@ -16,12 +16,14 @@ from torch.nn.functional import linear
 
 from prefcast.errors import ModelError, PrefcastError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
-from prefcast.scorers.reward.loading import body_of, load_network, one_line, packs
+from prefcast.scorers.reward.loading import load_network
+from prefcast.scorers.reward.networks import body_of, head_layers, one_line, packs, trained_padding
 from prefcast.scorers.reward.packing import Ids, pack
 
-__all__ = ["Engine", "Group", "Runner", "Scores", "free_memory", "load_engine"]
+__all__ = ["TOO_LARGE", "Engine", "Group", "Runner", "Scores", "free_memory", "load_engine"]
 
 Scores = NDArray[np.float64]
+TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
 
 
 def load_engine(
@@ -30,11 +32,13 @@ def load_engine(
     dtype: torch.dtype,
     quantization: str | None,
     columns: Sequence[int] | None,
+    position: str = "trained",
 ) -> Engine:
     """An engine with the network of a checkpoint.
 
-    `columns` are the tokens whose logits a causal language model gives; None for a model with a head of its own. Raises
-    ModelError and UsageError.
+    `columns` are the tokens whose logits a causal language model gives; None for a model with a head of its own.
+    `position` says which token is scored: the one that the model was trained through, or the `last`. Raises ModelError and
+    UsageError.
     """
     try:
         network = load_network(checkpoint, devices, dtype, quantization)
@@ -51,9 +55,40 @@ def load_engine(
         return Engine(CustomRunner(network, devices[0]))
     if checkpoint.kind is Kind.INTERNLM2:
         return Engine(NativeRunner(network, devices[0], longest_shared=checkpoint.unscaled_length))
+    padding = trained_padding(checkpoint) if position == "trained" else None
     if packs(checkpoint):
-        return Engine(PackedRunner(network, devices[0], columns, checkpoint.unscaled_length))
-    return Engine(PaddedRunner(network, devices[0], columns))
+        return Engine(PackedRunner(network, devices[0], columns, checkpoint.unscaled_length, padding))
+    runner = PaddedRunner if _may_be_padded(checkpoint, network) else SingleRunner
+    return Engine(runner(network, devices[0], columns, checkpoint.positions, padding))
+
+
+# Encoders that pool at the first token, and whose attention keeps the padding out.
+_PADDED_ENCODERS = frozenset(
+    {
+        "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert", "modernbert",
+        "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text",
+    }
+)  # fmt: skip
+
+
+def _may_be_padded(checkpoint: Checkpoint, network: nn.Module) -> bool:
+    """Whether padding at the end of a sequence cannot change its score.
+
+    A causal network does not see it, and its token is chosen here. Others may pool by position or read no mask.
+    """
+    family = checkpoint.text_config.get("model_type")
+    if family in _PADDED_ENCODERS:
+        return bool(checkpoint.text_config.get("classifier_pooling", "cls") == "cls")
+    two_sided = checkpoint.text_config.get("use_bidirectional_attention") or not checkpoint.text_config.get(
+        "is_causal", True
+    )
+    return (
+        not two_sided and family not in _NOT_CAUSAL and (head_layers(network) is not None or checkpoint.kind in _LOGITS)
+    )
+
+
+_NOT_CAUSAL = frozenset({"xlnet", "xlm", "flaubert", "t5gemma", "t5gemma2"})
+_LOGITS = (Kind.CAUSAL, Kind.LOGIT)
 
 
 @dataclass(frozen=True)
@@ -91,12 +126,22 @@ class Runner(ABC):
         device: torch.device,
         columns: Sequence[int] | None = None,
         longest_shared: int | None = None,
+        padding: int | None = None,
     ) -> None:
         self.network, self.device, self.columns, self.longest_shared = network, device, columns, longest_shared
+        self.padding = padding
 
     @abstractmethod
     def outputs(self, groups: Sequence[Group]) -> Tensor:
         """The outputs (sequences of all groups, outputs)."""
+
+    def before_end(self, ids: Ids) -> int:
+        """How many tokens before the last one is the token that is scored."""
+        if self.padding is None:
+            return 0
+        other = np.flatnonzero(ids != self.padding)
+        # Where all are padding, transformers scores the first.
+        return len(ids) - 1 - (int(other[-1]) if len(other) else 0)
 
 
 class NativeRunner(Runner):
@@ -129,7 +174,11 @@ class PackedRunner(Runner):
         hidden = body_of(self.network)(
             input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False, layout=layout
         ).last_hidden_state[0]
-        return _head(self.network, hidden[layout.last.to(hidden.device)], self.columns)
+        scored = layout.last
+        if self.padding is not None:
+            back = [self.before_end(ids) for sequences in groups for ids in sequences]
+            scored = torch.tensor([layout.place(index, steps) for index, steps in enumerate(back)])
+        return _head(self.network, hidden[scored.to(hidden.device)], self.columns)
 
     @cached_property
     def _rotary(self) -> list[tuple[nn.Module, str, Any]]:
@@ -154,14 +203,18 @@ def _head(network: nn.Module, hidden: Tensor, columns: Sequence[int] | None) -> 
     It computes in float64 (float32 on devices without it), because float32 sums would depend on the batch's size n.
     """
     wide = torch.float32 if hidden.device.type == "mps" else torch.float64
-    head: Any = network.score if columns is None else network.get_output_embeddings()  # type: ignore[operator]
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if columns is not None:
-        rows = torch.tensor(list(columns), device=weight.device)
-        weight, bias = weight[rows], None if bias is None else bias[rows]
-    logits = linear(hidden.to(weight.device, wide), weight.to(wide), None if bias is None else bias.to(wide))
     if columns is None:
-        return logits
+        states = hidden
+        for number, layer in enumerate(head_layers(network) or ()):
+            states = states.relu() if number else states
+            bias = None if layer.bias is None else layer.bias.to(wide)
+            states = linear(states.to(layer.weight.device, wide), layer.weight.to(wide), bias)
+        return states
+    head: Any = network.get_output_embeddings()  # type: ignore[operator]
+    weight, bias = head.weight, getattr(head, "bias", None)
+    rows = torch.tensor(list(columns), device=weight.device)
+    weight, bias = weight[rows], None if bias is None else bias[rows]
+    logits = linear(hidden.to(weight.device, wide), weight.to(wide), None if bias is None else bias.to(wide))
     softcap = getattr(network.config, "final_logit_softcapping", None)
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
@@ -172,32 +225,58 @@ class PaddedRunner(Runner):
     """Any other model of transformers. Sequences are padded at their end, and the padding is masked."""
 
     def outputs(self, groups: Sequence[Group]) -> Tensor:
-        ids, lengths = _padded([ids for group in groups for ids in group.ids])
+        sequences = [ids for group in groups for ids in group.ids]
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        ids = self._rows(sequences, self._filler)
         mask = (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).to(torch.int64)
         inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         if groups[0].types is not None:
-            inputs["token_type_ids"] = _padded([types for group in groups for types in group.types or ()])[0].to(
-                self.device
-            )
-        if self.columns is None and not isinstance(getattr(self.network, "score", None), nn.Linear):
+            types = [each for group in groups for each in group.types or ()]
+            inputs["token_type_ids"] = self._rows(types, 0).to(self.device)
+        if self.columns is None and head_layers(self.network) is None:
             logits: Tensor = self.network(**inputs).logits
             return logits
-        # The last token of a sequence is scored, whatever the model's padding token is.
-        rows, last = torch.arange(len(ids)), lengths - 1
+        rows = torch.arange(len(ids))
+        at = lengths - 1 - torch.tensor([self.before_end(each) for each in sequences])
         if self.columns is not None:
-            logits = self.network(**inputs, use_cache=False).logits
-            return logits[rows.to(logits.device), last.to(logits.device)][:, list(self.columns)].float()
+            # The network's own logits: some families scale them.
+            told: Tensor = self.network(**inputs, use_cache=False).logits
+            return told[rows.to(told.device), at.to(told.device)][:, list(self.columns)].float()
         hidden = body_of(self.network)(**inputs, use_cache=False).last_hidden_state
-        return _head(self.network, hidden[rows.to(hidden.device), last.to(hidden.device)], None)
+        return _head(self.network, hidden[rows.to(hidden.device), at.to(hidden.device)], None)
+
+    @cached_property
+    def _filler(self) -> int:
+        """The padding token: some networks count their positions from its id on."""
+        found = getattr(getattr(self.network, "config", None), "pad_token_id", None)
+        return found if isinstance(found, int) and found >= 0 else 0
+
+    def _rows(self, sequences: Sequence[Ids], filler: int) -> Tensor:
+        """The sequences as rows of a matrix whose width is a multiple of 8 (see packing.py), where that many positions
+        exist."""
+        longest = max(map(len, sequences))
+        width = longest + -longest % 8
+        if self.longest_shared is not None:
+            width = max(longest, min(width, self.longest_shared))
+        rows = torch.full((len(sequences), width), filler, dtype=torch.int64)
+        for row, sequence in enumerate(sequences):
+            rows[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+        return rows
 
 
-def _padded(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-    """The sequences as rows of a matrix whose width is a multiple of 8 (see packing.py), and their lengths."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    rows = torch.zeros((len(sequences), int(lengths.max()) + -int(lengths.max()) % 8), dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        rows[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
-    return rows, lengths
+class SingleRunner(PaddedRunner):
+    """A network whose scores padding may change: it gets one sequence at a time."""
+
+    def outputs(self, groups: Sequence[Group]) -> Tensor:
+        alone = [
+            Group((ids,), None if group.types is None else (group.types[index],))
+            for group in groups
+            for index, ids in enumerate(group.ids)
+        ]
+        return torch.cat([super(SingleRunner, self).outputs([each]) for each in alone])
+
+    def _rows(self, sequences: Sequence[Ids], filler: int) -> Tensor:
+        return torch.from_numpy(sequences[0].astype(np.int64))[None]
 
 
 class CustomRunner(Runner):
@@ -207,27 +286,33 @@ class CustomRunner(Runner):
         found = []
         for ids in (ids for group in groups for ids in group.ids):
             row = torch.from_numpy(ids.astype(np.int64))[None].to(self.device)
-            out = self.network(input_ids=row, attention_mask=torch.ones_like(row))
-            score = getattr(out, "score", None)
-            outputs = (out.logits if score is None else score).reshape(1, -1).float()
-            if outputs.shape[1] != 1:
-                raise ModelError(
-                    f"a model with code of its own must give one score, it gave {outputs.shape[1]} numbers"
-                )
-            found.append(outputs)
+            found.append(_one_score(self.network(input_ids=row, attention_mask=torch.ones_like(row))))
         return torch.cat(found)
 
 
+def _one_score(out: Any) -> Tensor:
+    """The score in what a network with code of its own gives: a tensor, a tuple, or an object with score or logits."""
+    named = [getattr(out, name, None) for name in ("score", "logits", "rewards", "reward")]
+    parts = [out] if isinstance(out, Tensor) else [*out] if isinstance(out, tuple | list) else named
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    for part in tensors:
+        if part.numel() == 1:
+            return part.reshape(1, 1).float()
+    gave = f"{tensors[0].numel()} numbers" if tensors else f"a {type(out).__name__}"
+    raise ModelError(f"a model with code of its own must give one score, it gave {gave}")
+
+
 class Engine:
-    """Runs batches. A batch that does not fit the memory is halved, and later batches are no larger."""
+    """Runs batches. A batch that fails is halved down to the pair that fails; after one that does not fit the memory, later
+    batches are no larger."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.most_tokens: int | None = None
 
-    def run(self, groups: Sequence[Group]) -> list[Scores | None]:
-        """The outputs (sequences, outputs), float64, of each group; None for a group that alone does not fit the
-        memory."""
+    def run(self, groups: Sequence[Group]) -> list[Scores | str]:
+        """The outputs (sequences, outputs), float64, of each group; a text with what is wrong for a group that alone does
+        not fit the memory, or that the network rejects."""
         if not groups:
             return []
         tokens = sum(group.tokens for group in groups)
@@ -240,17 +325,19 @@ class Engine:
             raise
         except Exception as error:
             # Networks raise exceptions of many types.
-            if not _out_of_memory(error):
+            full, problem = _out_of_memory(error), f"the network rejects it: {one_line(error)}"
+            if not full and "CUDA error" in str(error):
+                # Nothing can run on the device any more.
                 raise ModelError(f"scoring failed: {one_line(error)}") from error
-            outputs = None
-        if outputs is None:
+        else:
+            return list(np.split(outputs, np.cumsum([len(group.ids) for group in groups])[:-1]))
+        if full:
             # The error's traceback held the batch's tensors until the handler ended.
             free_memory()
             self.most_tokens = min(self.most_tokens or tokens, max(1, tokens // 2))
-            return [None] if len(groups) == 1 else self._halves(groups)
-        return list(np.split(outputs, np.cumsum([len(group.ids) for group in groups])[:-1]))
+        return [TOO_LARGE if full else problem] if len(groups) == 1 else self._halves(groups)
 
-    def _halves(self, groups: Sequence[Group]) -> list[Scores | None]:
+    def _halves(self, groups: Sequence[Group]) -> list[Scores | str]:
         middle = len(groups) // 2
         return [*self.run(groups[:middle]), *self.run(groups[middle:])]
 

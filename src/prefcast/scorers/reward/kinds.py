@@ -17,17 +17,17 @@ from prefcast.scorers.options import which
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
 from prefcast.scorers.reward.engine import Group, Scores
+from prefcast.scorers.reward.families import decided
 from prefcast.scorers.reward.labels import label_columns
-from prefcast.scorers.reward.loading import one_line, packs
-from prefcast.scorers.reward.prompts import ChatTemplate, PairTemplate, pair_template
-from prefcast.scorers.reward.scorer import TOO_LARGE, RewardScorer
+from prefcast.scorers.reward.networks import one_line, packs, trained_padding
+from prefcast.scorers.reward.prompts import ChatTemplate, PairTemplate, known_templates, pair_template
+from prefcast.scorers.reward.scorer import RewardScorer
 from prefcast.scorers.reward.text import Message, TextEncoder, checked, conversations
 
-__all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer"]
+__all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer", "checkpoint_for"]
 
 _log = logging.getLogger("prefcast")
-
-
+TRIAL = Pair.of("Why?", "Because.", "No idea.", reference="Because.")
 _NO_REFERENCE = "{}: compares an answer with a reference answer: it scores pairs that have one, no single conversations"
 
 
@@ -80,8 +80,8 @@ class PointwiseScorer(RewardScorer):
         scores = np.full(len(groups), np.nan)
         for batch in self._planned(groups):
             for index, result in zip(batch, self.engine.run([groups[index] for index in batch]), strict=True):
-                if result is None:
-                    raise ModelError(f"conversation {index}: {TOO_LARGE}")
+                if isinstance(result, str):
+                    raise ModelError(f"conversation {index}: {result}")
                 scores[index] = result[0, 0]
         return scores
 
@@ -98,6 +98,9 @@ class PointwiseScorer(RewardScorer):
         if reward is not None and (not ids or ids[-1] != reward):
             ids.append(int(reward))
         return ids, None
+
+    def _columns(self) -> tuple[int, ...] | None:
+        return (0,) if self.checkpoint.kind is Kind.LOGIT else None
 
     def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The messages with a leading system message joined to the next one, where the template takes none."""
@@ -225,7 +228,9 @@ class CausalScorer(_BothOrders):
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         super().__init__(checkpoint, options)
-        self._use(pair_template(options.template or "rlhflow", self.tokenizer, self.day, self.chat))
+        own = checkpoint.folder / "pair_template.jinja"
+        name = options.template or (str(own) if own.is_file() else "rlhflow")
+        self._use(pair_template(name, self.tokenizer, self.day, self.chat))
         self._tokens = (self.reader.id_of("A"), self.reader.id_of("B"))
 
     def _columns(self) -> tuple[int, ...]:
@@ -234,10 +239,13 @@ class CausalScorer(_BothOrders):
 
 def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScorer:
     """The scorer of a reward model in a folder or of a hub id. Raises UsageError and ModelError."""
-    checkpoint = open_checkpoint(model, trust_remote_code=options.trust_remote_code)
     if options.quantize == "none":
         options = replace(options, quantize=None)
     _check_values(options)
+    checkpoint = checkpoint_for(model, options)
+    if checkpoint.adapter is not None:
+        # A saved forecaster finds the base model from any folder.
+        options = replace(options, base=str((checkpoint.base or checkpoint.folder).resolve()))
     if checkpoint.kind is not Kind.PAIR and options.labels is not None:
         raise UsageError(f"{checkpoint.name}: is of the kind {checkpoint.kind}; labels are for pair classifiers")
     if checkpoint.kind is Kind.CUSTOM:
@@ -258,6 +266,8 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     except Exception as error:
         # A damaged config.json may raise any exception.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
+    _check_tokenizer(scorer)
+    _say_position(scorer)
     if isinstance(scorer, PointwiseScorer) and scorer.two_texts and packs(checkpoint):
         _log.warning(
             "%s: has no chat template; question and answer are joined as its tokenizer joins two texts (--template sets one)",
@@ -266,6 +276,40 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     if options.spread and len(scorer.devices) < 2:
         raise UsageError("--spread spreads a model over several devices; name them with --devices")
     return scorer
+
+
+def checkpoint_for(model: str | os.PathLike[str], options: Options) -> Checkpoint:
+    """The checkpoint of a model, with the kind that the options decide. Raises UsageError and ModelError."""
+    found = open_checkpoint(model, trust_remote_code=options.trust_remote_code, base=options.base)
+    named = options.template in known_templates() or (found.folder / "pair_template.jinja").exists()
+    return replace(found, kind=decided(found.kind, options.kind, named, found.name))
+
+
+def _check_tokenizer(scorer: RewardScorer) -> None:
+    """Raise ModelError for a tokenizer with tokens that the embedding lacks. A padding token is never read."""
+    checkpoint, size = scorer.checkpoint, scorer.checkpoint.text_config.get("vocab_size")
+    ids = set(scorer.tokenizer.get_vocab().values()) - {scorer.tokenizer.pad_token_id}
+    largest = max(ids, default=0)
+    if isinstance(size, int) and largest >= size:
+        raise ModelError(
+            f"{checkpoint.name}: its tokenizer has tokens up to number {largest}, but its embedding has only {size} rows; the "
+            "tokenizer belongs to another model"
+        )
+
+
+def _say_position(scorer: RewardScorer) -> None:
+    """Tell once where the token that was trained to be scored is not the last one."""
+    if scorer.options.score_position != "trained":
+        return
+    padding = trained_padding(scorer.checkpoint)
+    ends = {int(ids[-1]) for ids in scorer._group(TRIAL).ids}
+    if padding in ends:
+        _log.warning(
+            "%s: its texts end with its padding token %s; it was trained to score the token before that, and so it is scored "
+            "(--score-position last scores the last token)",
+            scorer.checkpoint.name,
+            excerpt(scorer.tokenizer.convert_ids_to_tokens(padding)),
+        )
 
 
 def _check_values(options: Options) -> None:

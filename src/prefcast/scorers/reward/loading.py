@@ -1,11 +1,11 @@
 """From a checkpoint to a network on its devices, in its precision.
 
-Weights are read from safetensors files only. A checkpoint that lacks weights is refused.
+Weights are read from safetensors files only, by the reader here: transformers opens none. A checkpoint that lacks weights, or
+has a trained head that the network has no place for, is refused.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,136 +16,27 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from prefcast.errors import MissingExtraError, ModelError, UsageError
+from prefcast.scorers.reward.adapters import Delta
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
-from prefcast.scorers.reward.internlm2 import InternLM2Config, InternLM2Reward
-from prefcast.scorers.reward.packing import Layout, attend
-from prefcast.scorers.reward.precision import OneDNNLinear, quantise, quantised_linear, stored_parts
-from prefcast.scorers.reward.weights import SIDE_TENSOR, quantisable
-
-__all__ = [
-    "PACKED_FAMILIES",
-    "body_matrices",
-    "body_of",
-    "load_network",
-    "one_line",
-    "packs",
-    "quiet",
-    "refuse_incomplete",
-    "skeleton",
-    "tensor_reader",
-]
-
-# The families of transformers whose attention depends on nothing but its arguments: packed rows are exact with them.
-# Tests compare each family with the unpacked model.
-PACKED_FAMILIES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3"}
+from prefcast.scorers.reward.networks import (
+    PACKED_FAMILIES,
+    Headed,
+    attention_of,
+    body_of,
+    class_of,
+    config_of,
+    one_line,
+    packs,
+    quiet,
+    skeleton,
 )
-_ATTENTION = "prefcast_packed"
+from prefcast.scorers.reward.precision import LowRank, OneDNNLinear, quantise, quantised_linear, stored_parts
+from prefcast.scorers.reward.weights import HEAD, SIDE_TENSOR, TensorInfo, quantisable
+
+__all__ = ["body_matrices", "load_network", "one_line", "packs", "quiet", "refuse_incomplete", "tensor_reader"]
+
 _SHOWN = 3
 _QUANTISED_TYPES = ("U8", "I8")
-
-
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """`attend` in the form that transformers calls."""
-    return attend(layout, query, key, value, scale=scaling, softcap=softcap, window=sliding_window), None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Switch off the warnings and progress bars of transformers. Faults of a model are raised as errors instead."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def packs(checkpoint: Checkpoint) -> bool:
-    """Whether the model can score packed rows."""
-    config = checkpoint.text_config
-    if checkpoint.kind is Kind.INTERNLM2:
-        return True
-    return (
-        checkpoint.kind is not Kind.CUSTOM
-        and config.get("model_type") in PACKED_FAMILIES
-        and not config.get("use_bidirectional_attention")
-        and config.get("is_causal", True) is not False
-    )
-
-
-def body_of(network: nn.Module) -> nn.Module:
-    """The part of a network that makes hidden states, without its head."""
-    body: nn.Module = getattr(network, getattr(network, "base_model_prefix", "model"), network)
-    return body
-
-
-def skeleton(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint on the meta device, without its weights. Its buffers are real."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig
-
-    with init_empty_weights(include_buffers=False), quiet():
-        if checkpoint.kind is Kind.INTERNLM2:
-            # config.json may be wrong about biases; the weights are not.
-            bias = any(name.endswith("wqkv.bias") for name in checkpoint.tensors)
-            try:
-                network: nn.Module = InternLM2Reward(InternLM2Config.of({**checkpoint.config, "bias": bias}))
-            except ModelError as error:
-                raise ModelError(f"{checkpoint.name}: {error}") from None
-        else:
-            try:
-                config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-                # Quantised weights are read here, not by transformers.
-                if hasattr(config, "quantization_config"):
-                    del config.quantization_config
-                network = _auto_class(checkpoint).from_config(config, attn_implementation=_attention_name(checkpoint))
-            except Exception as error:
-                raise ModelError(
-                    f"{checkpoint.name}: transformers cannot build its network: {one_line(error)}"
-                ) from None
-    return network.eval()
-
-
-def _attention_name(checkpoint: Checkpoint) -> str | None:
-    if not packs(checkpoint):
-        return None
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_ATTENTION, _packed_attention)
-    return _ATTENTION
-
-
-def _auto_class(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForCausalLM if checkpoint.kind is Kind.CAUSAL else AutoModelForSequenceClassification
-
-
-def one_line(error: BaseException) -> str:
-    """An error of another library in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def load_network(
@@ -165,14 +56,14 @@ def load_network(
     if checkpoint.kind is Kind.CUSTOM:
         if quantization or checkpoint.quantization or len(devices) > 1:
             raise UsageError(f"{checkpoint.name}: a model with remote code can neither be quantised nor sharded here")
-        return _from_pretrained(checkpoint, dtype, devices[0])
+        return _by_transformers(checkpoint, dtype, devices[0])
     if checkpoint.kind is Kind.INTERNLM2 or quantization or checkpoint.quantization or len(devices) > 1:
         # In a checkpoint that is stored quantised, matrices that are not quantised stay so.
         network = _filled(checkpoint, devices, dtype, None if checkpoint.quantization else quantization)
     else:
-        network = _from_pretrained(checkpoint, dtype, devices[0])
+        network = _by_transformers(checkpoint, dtype, devices[0])
     # A language model's head may share its weights with the embedding; the engine widens only the rows it needs.
-    if checkpoint.kind not in (Kind.INTERNLM2, Kind.CAUSAL):
+    if checkpoint.kind not in (Kind.INTERNLM2, Kind.CAUSAL, Kind.LOGIT):
         _float32_head(network)
     if devices[0].type == "cpu" and packs(checkpoint):
         for name, layer in _body_layers(network).items():
@@ -181,37 +72,65 @@ def load_network(
     return network
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    # Reading the headers first gives better messages about missing and damaged files.
-    _ = checkpoint.tensors
-    with quiet():
+class _Lazy:
+    """A weight that is read when transformers takes it."""
+
+    def __init__(self, fetch: Callable[[str], Tensor], name: str) -> None:
+        self._fetch, self._name = fetch, name
+
+    def __getitem__(self, whole: object) -> Tensor:
+        return self._fetch(self._name)
+
+
+def _by_transformers(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The network whose weights transformers puts in their places; it knows the names of older checkpoints."""
+    if checkpoint.kind is not Kind.CUSTOM:
+        skeleton(checkpoint)  # refuses a config.json whose network is far larger than the weights
+    config, head = config_of(checkpoint), checkpoint.head
+    own = set() if head is None else head.names
+    with quiet(), tensor_reader(checkpoint) as reader:
         try:
-            network, info = _auto_class(checkpoint).from_pretrained(
-                checkpoint.folder,
+            network, info = class_of(checkpoint, config).from_pretrained(
+                None,
+                config=config,
+                state_dict={name: _Lazy(reader.fetch, name) for name in checkpoint.tensors if name not in own},
                 dtype=dtype,
                 device_map={"": str(device)},
-                use_safetensors=True,
-                trust_remote_code=checkpoint.kind is Kind.CUSTOM,
-                local_files_only=True,
                 output_loading_info=True,
                 # They are refused below, with their names.
                 ignore_mismatched_sizes=True,
-                attn_implementation=_attention_name(checkpoint),
+                attn_implementation=attention_of(checkpoint),
             )
         except ImportError as error:
             raise MissingExtraError(one_line(error), "transformers") from None
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, ModelError):
             raise
         except Exception as error:
             raise ModelError(f"{checkpoint.name}: cannot be loaded: {one_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
-    _refuse(checkpoint, missing, mismatched)
-    if left := [name for name in info["unexpected_keys"] if "layers." in name or ".layer." in name]:
-        raise ModelError(
-            f"{checkpoint.name}: config.json has no place for its weights {', '.join(sorted(left)[:_SHOWN])}"
-        )
+        missing = sorted(info["missing_keys"])
+        mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+        _refuse(checkpoint, missing, mismatched)
+        _refuse_left(checkpoint, info["unexpected_keys"])
+        if head is not None:
+            network = Headed(network, head, checkpoint.tensors)
+            for name in own:
+                _put(network, name, nn.Parameter(reader.fetch(name).to(device, dtype), requires_grad=False))
     return network.eval()  # type: ignore[no-any-return]
+
+
+def _refuse_left(checkpoint: Checkpoint, left: Sequence[str]) -> None:
+    """Raise ModelError for weights that the network has no place for, where they may change a score."""
+    language = checkpoint.kind in (Kind.CAUSAL, Kind.LOGIT)
+    for name in sorted(left):
+        if SIDE_TENSOR.search(name) or name.endswith("rotary_emb.inv_freq"):
+            continue
+        if "layers." in name or ".layer." in name:
+            raise ModelError(f"{checkpoint.name}: config.json has no place for its weights {name}")
+        if HEAD.match(name) or (language and name.startswith("lm_head.")):
+            raise ModelError(
+                f"{checkpoint.name}: its weights have a trained head, {name}, that a {checkpoint.architecture} of "
+                "transformers has no place for; scores without it would be wrong"
+            )
 
 
 def _refuse(checkpoint: Checkpoint, missing: Sequence[str], mismatched: Sequence[str]) -> None:
@@ -239,7 +158,9 @@ def refuse_incomplete(checkpoint: Checkpoint, network: nn.Module, *, packed: boo
         if name in tensors and tensors[name].shape != shape and not (packed and tensors[name].dtype in _QUANTISED_TYPES)
     ]
     _refuse(checkpoint, missing, wrong)
-    if checkpoint.kind is Kind.INTERNLM2:
+    if checkpoint.kind is not Kind.INTERNLM2:
+        _refuse_left(checkpoint, [name for name in tensors if name not in shapes])
+    else:
         unknown = [
             name
             for name in tensors
@@ -262,24 +183,52 @@ def _widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
 
 
+class Reader:
+    """Reads weights into tensors on the CPU. Raises ModelError for a damaged file."""
+
+    def __init__(self, checkpoint: Checkpoint, stack: ExitStack) -> None:
+        self._checkpoint, self._stack = checkpoint, stack
+        self._files: dict[Path, Any] = {}
+        self._deltas = {} if checkpoint.adapter is None else checkpoint.adapter.deltas
+
+    def fetch(self, name: str) -> Tensor:
+        """A weight with what an adapter adds to it."""
+        weight = self.stored(name)
+        if (delta := self._deltas.get(name)) is None:
+            return weight
+        a, b, scale = self._halves(delta)
+        change = (b @ a) * scale
+        return weight.float() + (change.T if delta.transposed else change)
+
+    def stored(self, name: str) -> Tensor:
+        """A weight as it is stored."""
+        return self._read(self._checkpoint.tensors[name])
+
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor, float] | None:
+        """What an adapter adds to a weight, as matrices A and B and a scale; None where it adds nothing."""
+        delta = self._deltas.get(name)
+        return None if delta is None else self._halves(delta)
+
+    def _halves(self, delta: Delta) -> tuple[Tensor, Tensor, float]:
+        return self._read(delta.a).float(), self._read(delta.b).float(), delta.scale
+
+    def _read(self, tensor: TensorInfo) -> Tensor:
+        try:
+            if tensor.file not in self._files:
+                opened = safe_open(str(tensor.file), framework="pt", device="cpu")
+                self._files[tensor.file] = self._stack.enter_context(opened)
+            # A copy: tensors in the mapped file are not aligned, and products of such differ in the last digit.
+            found: Tensor = self._files[tensor.file].get_tensor(tensor.key).clone()
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+            raise ModelError(f"{self._checkpoint.name}: {tensor.file.name}: {one_line(error)}") from None
+        return found
+
+
 @contextmanager
-def tensor_reader(checkpoint: Checkpoint) -> Iterator[Callable[[str], Tensor]]:
-    """A function from the name of a weight to its tensor on the CPU. It raises ModelError for a damaged file."""
+def tensor_reader(checkpoint: Checkpoint) -> Iterator[Reader]:
+    """A reader of the checkpoint's weights, whose files are open inside the `with` block."""
     with ExitStack() as stack:
-        files: dict[Path, Any] = {}
-
-        def fetch(name: str) -> Tensor:
-            file = checkpoint.tensors[name].file
-            try:
-                if file not in files:
-                    files[file] = stack.enter_context(safe_open(str(file), framework="pt", device="cpu"))
-                # A copy: tensors in the mapped file are not aligned, and products of such differ in the last digit.
-                tensor: Tensor = files[file].get_tensor(name).clone()
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{checkpoint.name}: {file.name}: {one_line(error)}") from None
-            return tensor
-
-        yield fetch
+        yield Reader(checkpoint, stack)
 
 
 def _body_layers(network: nn.Module) -> dict[str, nn.Linear]:
@@ -311,27 +260,35 @@ def _filled(
     refuse_incomplete(checkpoint, network, packed=True)
     where = _placement(network, devices, checkpoint)
     matrices = body_matrices(network) if quantization else set()
-    with tensor_reader(checkpoint) as fetch:
+    with tensor_reader(checkpoint) as reader:
         for path, layer in _body_layers(network).items():
             name = f"{path}.weight"
             device = where(name)
-            parts = stored_parts(name, tensors, fetch)
+            parts = stored_parts(name, tensors, reader.stored)
             if parts is None and quantization and name in matrices and tensors[name].dtype not in _QUANTISED_TYPES:
                 # On its device, because a GPU quantises a matrix much faster.
-                parts = quantise(fetch(name).to(device), quantization)
+                parts = quantise(reader.stored(name).to(device), quantization)
             if parts is not None:
-                bias = fetch(f"{path}.bias").to(device, dtype) if layer.bias is not None else None
-                _put(network, path, quantised_linear(parts, bias, device))
+                bias = reader.fetch(f"{path}.bias").to(device, dtype) if layer.bias is not None else None
+                made = quantised_linear(parts, bias, device)
+                # As it was trained: the adapter's matrices stay beside the quantised one.
+                if (added := reader.low_rank(name)) is not None:
+                    a, b, scale = added
+                    if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
+                        raise ModelError(f"{checkpoint.name}: its adapter's matrices for {path} have other shapes")
+                    made = LowRank(made, a.to(device, dtype), (b * scale).to(device, dtype))
+                _put(network, path, made)
         for name, parameter in list(network.named_parameters(remove_duplicate=False)):
             # A weight that is not stored is tied to the embedding below.
             if parameter.is_meta and name in tensors:
                 if tensors[name].dtype in _QUANTISED_TYPES:
                     raise ModelError(f"{checkpoint.name}: {name} is quantised, but its scales are missing")
-                _put(network, name, nn.Parameter(fetch(name).to(where(name), dtype), requires_grad=False))
+                _put(network, name, nn.Parameter(reader.fetch(name).to(where(name), dtype), requires_grad=False))
         for name, buffer in list(network.named_buffers()):
             _put(network, name, buffer.to(where(name)))
     if checkpoint.kind is not Kind.INTERNLM2:
-        network.tie_weights()  # type: ignore[operator]
+        if not isinstance(network, Headed):
+            network.tie_weights()  # type: ignore[operator]
         if len(devices) > 1:
             _dispatch(network)
     return network

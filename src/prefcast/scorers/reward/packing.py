@@ -64,6 +64,12 @@ class Layout:
         before = slice(*span.prefix)
         return [torch.cat((part[:, :, before], own), 2) for part, own in zip(parts, here, strict=True)]
 
+    def place(self, sequence: int, back: int) -> int:
+        """Where in the row the token of a sequence stands that is `back` tokens before its last one."""
+        span = self.spans[self.ends[sequence]]
+        own = span.stop - span.start
+        return span.stop - 1 - back if back < own or not span.prefix else span.prefix[1] - 1 - (back - own)
+
     def mask(self, index: int, device: torch.device) -> Tensor | None:
         """Which keys of prefix and span each query of a span sees; None for a span without a prefix, which is causal."""
         span = self.spans[index]

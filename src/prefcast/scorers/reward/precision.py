@@ -20,6 +20,7 @@ from prefcast.errors import MissingExtraError, ModelError
 __all__ = [
     "DTYPES",
     "Int8Linear",
+    "LowRank",
     "NF4Linear",
     "OneDNNLinear",
     "compute_dtype",
@@ -96,6 +97,23 @@ class Int8Linear(nn.Module):
         # The scale is applied before the product, which would overflow float16 otherwise.
         weight = self.weight.to(x.dtype) * (self.scale / 127).to(x.dtype)[:, None]
         return linear(x, weight, self.bias)
+
+
+class LowRank(nn.Module):
+    """A layer with a LoRA adapter beside it: layer(x) + B A x."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, layer: nn.Module, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("a", a)
+        self.register_buffer("b", b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out + linear(linear(x, self.a), self.b)
 
 
 class OneDNNLinear(nn.Module):

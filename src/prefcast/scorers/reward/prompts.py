@@ -21,7 +21,7 @@ from prefcast.scorers.reward.text import Message, TextEncoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatTemplate", "PairTemplate", "chat_template", "pair_template", "template_day"]
+__all__ = ["ChatTemplate", "PairTemplate", "chat_template", "known_templates", "pair_template", "template_day"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Texts that no template has.
@@ -194,6 +194,11 @@ class PairTemplate:
         rendered = self._chat_template.render([{"role": "user", "content": text}], asks=True)
         first = self._tokenizer.bos_token
         return rendered.replace(first, "") if first and not bos else rendered
+
+
+def known_templates() -> list[str]:
+    """The names of the templates for both answers of a pair."""
+    return sorted(each.stem for each in _TEMPLATES.glob("*.jinja"))
 
 
 def pair_template(

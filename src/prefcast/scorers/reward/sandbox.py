@@ -107,8 +107,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in _REFUSED:
             self.filters.pop(name, None)
         self.filters["tojson"] = _json
-        self.filters = {name: self._metered(name, each) for name, each in self.filters.items()}  # type: ignore[arg-type]
-        self.tests = {name: self._metered(name, each) for name, each in self.tests.items()}
+        filters: dict[str, Any] = dict(self.filters)
+        tests: dict[str, Any] = dict(self.tests)
+        self.filters = {name: self._metered(name, each) for name, each in filters.items()}
+        self.tests = {name: self._metered(name, each) for name, each in tests.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         # The one place that every template passes between reading and compiling.

@@ -28,7 +28,7 @@ from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.devices import parse_devices, threads_each
 from prefcast.scorers.reward.engine import Engine, Group, Scores, free_memory, load_engine
 from prefcast.scorers.reward.limit import TokenBudget
-from prefcast.scorers.reward.loading import packs
+from prefcast.scorers.reward.networks import packs
 from prefcast.scorers.reward.packing import packed_size
 from prefcast.scorers.reward.precision import compute_dtype
 from prefcast.scorers.reward.prompts import chat_template, template_day
@@ -44,7 +44,6 @@ _BATCH_TOKENS_CPU, _BATCH_TOKENS_GPU = 2048, 16_384
 _FORMAT = 1
 # Raise this number when the same model gives other scores than before.
 _COMPUTATION = 2
-TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
 _NOT_FINITE = "the model gave a score that is not finite"
 
 
@@ -195,7 +194,7 @@ class RewardScorer(Scorer):
             results = self.engine.run([unique[place][0] for place in batch])
             # A sequence that a pair has twice was computed once.
             spread = [
-                TOO_LARGE if result is None else result[unique[place][1]]
+                result if isinstance(result, str) else result[unique[place][1]]
                 for place, result in zip(batch, results, strict=True)
             ]
             meter.advance(len(batch))
@@ -233,7 +232,9 @@ class RewardScorer(Scorer):
             if self.options.threads is not None:
                 torch.set_num_threads(self.options.threads)
             dtype, quantize = self._precision[0], self.options.quantize
-            self._engine = load_engine(self.checkpoint, self.devices, dtype, quantize, self._columns())
+            self._engine = load_engine(
+                self.checkpoint, self.devices, dtype, quantize, self._columns(), self.options.score_position
+            )
         return self._engine
 
     def prepare(self) -> None:
@@ -280,6 +281,8 @@ class RewardScorer(Scorer):
             raise ForecasterError(
                 f"{folder}: its model is no longer in {where}; say where it is: --model PATH beside --forecaster"
             )
+        if options.base is not None and not Path(options.base).is_dir():
+            raise ForecasterError(f"{folder}: the base model of its adapter is no longer in {shown_path(options.base)}")
         scorer = scorer_of(where, options)
         if scorer.fingerprint() != data["fingerprint"]:
             raise ForecasterError(f"{data['name']}: is not the model that the outcome model was fitted for")
@@ -298,6 +301,7 @@ class RewardScorer(Scorer):
             self.options.special_tokens or "literal",
             self.options.template_date,
             getattr(self, "columns", None),
+            self.options.score_position,
             [str(part) for part in self._precision],
             self._columns(),
             self.devices[0].type,

@@ -16,7 +16,8 @@ from torch import Tensor
 from prefcast.base.files import umask
 from prefcast.errors import ModelError, UsageError, shown_path
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
-from prefcast.scorers.reward.loading import body_matrices, refuse_incomplete, skeleton, tensor_reader
+from prefcast.scorers.reward.loading import body_matrices, refuse_incomplete, tensor_reader
+from prefcast.scorers.reward.networks import skeleton
 from prefcast.scorers.reward.precision import quantise
 
 __all__ = ["Stored", "quantize_checkpoint"]
@@ -54,6 +55,10 @@ def quantize_checkpoint(model: str, folder: Path, quantization: str) -> Stored:
     the names that bitsandbytes uses. After an error there is no folder. Raises UsageError and ModelError.
     """
     checkpoint = open_checkpoint(model)
+    if checkpoint.adapter is not None:
+        raise UsageError(
+            f"{checkpoint.name}: is a LoRA adapter; quantise its base model, and name that one with --base"
+        )
     if checkpoint.quantization:
         raise UsageError(f"{checkpoint.name}: is stored as {checkpoint.quantization} already")
     shown = shown_path(folder)
@@ -80,12 +85,12 @@ def _tensors(checkpoint: Checkpoint, quantization: str) -> Iterator[dict[str, Te
     refuse_incomplete(checkpoint, network)
     matrices = body_matrices(network)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tensor_reader(checkpoint) as fetch:
+    with tensor_reader(checkpoint) as reader:
         for name in checkpoint.tensors:
             if name not in matrices:
-                yield {name: fetch(name)}
+                yield {name: reader.stored(name)}
                 continue
-            parts = quantise(fetch(name).to(device), quantization)
+            parts = quantise(reader.stored(name).to(device), quantization)
             stem = name.removesuffix("weight")
             yield {
                 f"{stem}SCB" if part == "SCB" else f"{name}.{part}" if part else name: value.contiguous().cpu()

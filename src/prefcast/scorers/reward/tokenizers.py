@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from prefcast.errors import ModelError
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
-from prefcast.scorers.reward.loading import one_line, quiet
+from prefcast.scorers.reward.networks import config_of, one_line, quiet
 from prefcast.scorers.reward.patience import check_growth
 from prefcast.scorers.reward.sentencepiece import build_tokenizer
 
@@ -33,7 +33,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase, Tok
 
     with quiet():
         if checkpoint.kind is Kind.INTERNLM2:
-            backend = build_tokenizer(checkpoint.folder)
+            backend = build_tokenizer(checkpoint.tokenizer_folder)
             tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
             # A copy, because transformers may add tokens to the backend that it gets.
             copy = Tokenizer.from_str(backend.to_str())
@@ -42,10 +42,14 @@ def load_tokenizer(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase, Tok
                 tokenizer_object=copy, chat_template=template, **tokens
             )
             return own, backend
-        check_growth(checkpoint.folder, checkpoint.name)
+        check_growth(checkpoint.tokenizer_folder, checkpoint.name)
+        config = config_of(checkpoint)
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                checkpoint.folder, trust_remote_code=checkpoint.kind is Kind.CUSTOM, local_files_only=True
+                checkpoint.tokenizer_folder,
+                config=config,
+                trust_remote_code=checkpoint.kind is Kind.CUSTOM,
+                local_files_only=True,
             )
         except Exception as error:
             # The tokenizers of transformers raise exceptions of many types.

@@ -7,28 +7,27 @@ import math
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prefcast.errors import ModelError, excerpt
+from prefcast.scorers.reward.files import read_object
 
-__all__ = ["BYTES", "SIDE_TENSOR", "TensorInfo", "quantisable", "tensors_of"]
+__all__ = ["BYTES", "HEAD", "SIDE_TENSOR", "TensorInfo", "quantisable", "read_header", "tensors_of"]
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
-_LONGEST_HEADER = 100_000_000
+# Files of an adapter, which are no weights of the model beside them.
+ADAPTER_FILES = re.compile(r"adapter_model.*\.safetensors")
+# A model of 60,000 tensors has a header of 8 MB.
+_LONGEST_HEADER = 16 * 1024 * 1024
+_MOST_AXES = 8
+_CHUNK = 1024 * 1024
 BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "F32": 4,
-    "I32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
 }
 # Heads, embeddings and norms are not quantised; the matrices between them are.
 _NOT_QUANTISED = re.compile(
@@ -36,17 +35,24 @@ _NOT_QUANTISED = re.compile(
 )
 # The scales and tables of a quantised matrix.
 SIDE_TENSOR = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|quant_state")
+# The names of weights that stand for a trained output layer, whatever the family. A language model's own is not one.
+HEAD = re.compile(
+    r"(?!lm_head)(?:model\.)?(?:\w*head\w*|score\w*|classif\w*|regress\w*|reward\w*|value\w*|critic\w*|ranking\w*|gating\w*)\."
+)
+# What peft puts before every name of a model that it wraps.
+_WRAPPED = "base_model.model."
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a weights file: the file, its type as safetensors names it, its shape, and its first byte in the
-    file."""
+    """A tensor in a weights file: the file, its type as safetensors names it, its shape, its first byte in the file, and
+    its name there."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    key: str = field(default="", compare=False)
 
     @property
     def size(self) -> int:
@@ -63,49 +69,144 @@ def quantisable(name: str, shape: Sequence[int]) -> bool:
 
 
 def tensors_of(folder: Path, name: str) -> dict[str, TensorInfo]:
-    """Every tensor of the weights in `folder`, by name.
+    """Every tensor of the weights in `folder`, by name: those of the model, and of a head in a file beside it.
 
     Raises ModelError, which calls the model `name`.
     """
-    files = [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        try:
-            where = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = [folder / file for file in sorted(set(where.values()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{name}: {INDEX} cannot be read: {error}") from None
-        if any(file.parent.resolve() != folder.resolve() for file in files):
-            raise ModelError(f"{name}: {INDEX} names files outside the folder")
-    elif not files[0].exists():
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        pickle = "".join(
-            f"; {other} is a pickle, which can run code: convert it (safetensors.torch.save_file)"
-            for other in others[:1]
+    files = _weight_files(folder, name)
+    found: dict[str, TensorInfo] = {}
+    for file in files:
+        for key, tensor in read_header(file, name).items():
+            if key in found:
+                raise ModelError(f"{name}: {found[key].file.name} and {file.name} both have {excerpt(key)}")
+            found[key] = tensor
+    if found and all(key.startswith(_WRAPPED) for key in found):
+        found = {key.removeprefix(_WRAPPED): tensor for key, tensor in found.items()}
+    if loose := next((key for key in found if ".lora_" in key or ".base_layer." in key), None):
+        raise ModelError(
+            f"{name}: holds a LoRA adapter that is not merged ({excerpt(loose)}); merge it (peft: merge_and_unload, then "
+            "save_pretrained), or save the adapter alone (save_pretrained of the peft model)"
         )
-        raise ModelError(f"{name}: no .safetensors weights in the folder{pickle}")
-    return {key: tensor for file in files for key, tensor in _header(file, name).items()}
+    found |= _beside(folder, files, found, name)
+    return found
 
 
-def _header(file: Path, name: str) -> dict[str, TensorInfo]:
-    """The header of a safetensors file: 8 bytes of length, then JSON."""
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    # As transformers: one file is preferred over an index, which may be older.
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        where = read_object(folder / INDEX, name).get("weight_map")
+        if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+            raise ModelError(f"{name}: {INDEX} cannot be read: its weight_map must name a file for each weight")
+        names = sorted(set(where.values()))
+        # A name without a folder cannot lead out of it; the files themselves may be links, as in the hub's cache.
+        if any(file != Path(file).name or "\0" in file for file in names):
+            raise ModelError(f"{name}: {INDEX} names files outside the folder")
+        return [folder / file for file in names]
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if not ADAPTER_FILES.fullmatch(file.name) and "head" not in file.name]
+    if not files:
+        raise ModelError(f"{name}: no .safetensors weights in the folder{_other_weights(folder)}")
+    return files
+
+
+def _other_weights(folder: Path) -> str:
+    """What else a folder without safetensors holds, and what to do about it."""
+    if list(folder.glob("*.gguf")):
+        return "; GGUF files are not read: take the model's original folder"
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if not pickles:
+        return ""
+    return f"; {excerpt(pickles[0])} is a pickle, which can run code: {to_convert(pickles[0])}"
+
+
+def to_convert(pickle: str) -> str:
+    """The command that turns a pickle of weights into safetensors, without running its code."""
+    stem = pickle.rpartition(".")[0].replace("pytorch_model", "model")
+    if not re.fullmatch(r"[\w.-]+", pickle):
+        return "convert it with safetensors.torch.save_file"
+    return (
+        'convert it where you trust it: python -c "import torch; from safetensors.torch import save_file; save_file({name: '
+        f"each.clone() for name, each in torch.load('{pickle}', weights_only=True).items()}}, '{stem}.safetensors')\""
+    )
+
+
+def _beside(folder: Path, files: Sequence[Path], found: dict[str, TensorInfo], name: str) -> dict[str, TensorInfo]:
+    """The tensors of heads in files beside the weights, as LLaMA-Factory's value_head.safetensors."""
+    heads: dict[str, TensorInfo] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        # Shards beside the weights are an older state of them.
+        if file in files or ADAPTER_FILES.fullmatch(file.name) or re.fullmatch(r"model-\d+-of-\d+", file.stem):
+            continue
+        for key, tensor in read_header(file, name).items():
+            if not HEAD.match(key):
+                continue
+            other = heads.get(key, found.get(key))
+            if other is not None and not _same(tensor, other):
+                raise ModelError(f"{name}: {other.file.name} and {file.name} have different weights {excerpt(key)}")
+            heads[key] = tensor
+    for file in sorted(folder.glob("*head*.bin")):
+        if not file.with_suffix(".safetensors").exists():
+            raise ModelError(
+                f"{name}: {file.name} beside the weights is a pickle, which can run code: {to_convert(file.name)}"
+            )
+    return heads
+
+
+def _same(one: TensorInfo, other: TensorInfo) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.offset)
+        second.seek(other.offset)
+        return all(
+            first.read(min(left, _CHUNK)) == second.read(min(left, _CHUNK)) for left in range(one.bytes, 0, -_CHUNK)
+        )
+
+
+def read_header(file: Path, name: str) -> dict[str, TensorInfo]:
+    """The header of a safetensors file: 8 bytes of length, then JSON. Raises ModelError, which calls the model `name`."""
     try:
+        if not file.is_file() and file.exists():
+            raise ValueError("it is not a file")
+        size = file.stat().st_size
         with file.open("rb") as data:
-            (length,) = struct.unpack("<Q", data.read(8))
+            start = data.read(8)
+            if len(start) < 8:
+                raise ValueError("it ends too early")
+            (length,) = struct.unpack("<Q", start)
             if length > _LONGEST_HEADER:
                 raise ValueError("its header is too long")
             header = json.loads(data.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if file.stat().st_size < 8 + length + end:
-            raise ValueError("it ends too early")
-        if unknown := {str(entry["dtype"]) for entry in header.values()} - set(BYTES):
-            raise ValueError(f"the type {excerpt(unknown.pop())} is not known")
+        if not isinstance(header, dict):
+            raise ValueError("its header is not a JSON object")
         return {
-            key: TensorInfo(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for key, entry in header.items()
+            key: _tensor(file, key, entry, 8 + length, size) for key, entry in header.items() if key != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except RecursionError:
+        raise ModelError(f"{name}: {file.name} cannot be read: its header is nested too deeply") from None
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{name}: {file.name} cannot be read: {reason}") from None
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
+
+
+def _tensor(file: Path, key: str, entry: Any, start: int, size: int) -> TensorInfo:
+    """What a header says of one tensor. Raises ValueError for what cannot be."""
+    said: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype, shape, place = said.get("dtype"), said.get("shape", ()), said.get("data_offsets", ())
+    sound = _counts(shape) and _counts(place) and len(place) == 2 and len(shape) <= _MOST_AXES
+    if not isinstance(dtype, str) or not sound:
+        raise ValueError(f"its header does not describe the tensor {excerpt(key)}")
+    if dtype not in BYTES:
+        raise ValueError(f"the type {excerpt(dtype)} is not known")
+    found = TensorInfo(file, dtype, tuple(shape), start + place[0], key)
+    if place[1] - place[0] != found.bytes:
+        raise ValueError(f"the tensor {excerpt(key)} has not as many bytes as its shape says")
+    if start + place[1] > size:
+        raise ValueError("it ends too early")
+    return found
