@@ -26,10 +26,13 @@ from conftest import (
     Start,
     kaggle_row,
     labelled,
+    said_by,
     wait_for,
     write_csv,
     write_jsonl,
 )
+from prefcast.base import files
+from prefcast.base.files import atomic_file
 
 
 @pytest.mark.parametrize(
@@ -186,11 +189,20 @@ def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
     return process
 
 
+def writes(process: subprocess.Popen[str], folder: Path) -> bool:
+    """Whether a process has an output in work: a file without a name, or a hidden one."""
+    for number in Path(f"/proc/{process.pid}/fd").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            if (held := os.readlink(number)).startswith(f"{folder}/") and held.endswith(" (deleted)"):  # noqa: PTH115
+                return True
+    return any(folder.glob(".prefcast-*"))
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_leaves_no_half_output(start: Start, tmp_path: Path, name: str) -> None:
     """And without a store nothing at all; tests/test_runs.py has those with one."""
     process = endless(start, "-o", "out.csv", "--no-store")
-    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
+    wait_for(lambda: writes(process, tmp_path), process)
     process.send_signal(getattr(signal, name))
     said = process.communicate()[1]
     assert process.returncode == 128 + getattr(signal, name)
@@ -201,7 +213,7 @@ def test_a_signal_leaves_no_half_output(start: Start, tmp_path: Path, name: str)
 def test_what_the_parent_ignores_stays_ignored(start: Start, tmp_path: Path) -> None:
     shell = ("/bin/sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh", *PREFCAST)
     process = endless(partial(start, program=shell), "-o", "out.csv", "--no-store")
-    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
+    wait_for(lambda: writes(process, tmp_path), process)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == ""
@@ -260,3 +272,93 @@ def test_help_is_the_page_in_the_docs() -> None:
         assert made == page
     # Another Typer may lay it out in another way; the verbs and the options are the same all the same.
     assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", made)) == set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", page))
+
+
+# What a shell may do to a program: streams that are closed, and signals at any moment
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("more", [("-o", "out.csv"), ("-o", "out.parquet")])
+def test_streams_that_are_closed_do_not_lose_the_output(
+    start: Start, tmp_path: Path, streams: str, more: tuple[str, str]
+) -> None:
+    shell = ("/bin/sh", "-c", f'exec "$@" {streams}', "sh", *PREFCAST)
+    said, errors = start("predict", EXAMPLES, *SURFACE, *more, program=shell).communicate()
+    assert said == ""
+    whole = start("predict", EXAMPLES, *SURFACE, "-o", f"whole-{more[1]}", "--no-store")
+    whole.communicate()
+    assert (tmp_path / more[1]).read_bytes() == (tmp_path / f"whole-{more[1]}").read_bytes()
+    assert "Traceback" not in errors
+
+
+# A module whose import is hit by SIGINT: a plain one, and one that makes another error of it, as extensions in C do.
+IMPORTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000): pass
+            except BaseException:
+                if {lost!r}:
+                    raise ImportError("initialization failed") from None
+                raise
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["prefcast", *sys.argv[1:]]
+from prefcast.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "prefcast.cli.serving", "prefcast.pairs.formats", "numpy"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_sigint_within_an_import(start: Start, tmp_path: Path, module: str, lost: bool) -> None:
+    code = IMPORTED.format(module=module, lost=lost)
+    process = start("predict", EXAMPLES, *SURFACE, "-o", "out.csv", "--no-store", program=(sys.executable, "-c", code))
+    said = process.communicate()[1]
+    assert (process.returncode, said.count("\n")) == (130, 1)
+    assert said.startswith("prefcast: stopped by SIGINT")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_module_obeys_before_it_is_imported(tmp_path: Path) -> None:
+    """`python -m prefcast.cli` sets its handler while the package is imported, and a library that imports it does not."""
+    code = "import runpy, sys, signal\nsys.argv[0] = {!r}\nimport prefcast.cli\nprint(signal.getsignal(signal.SIGINT))"
+    assert "_stop" in said_by(code.format("-m"))
+    assert "_stop" not in said_by(code.format("x"))
+
+
+def test_a_killed_merge_leaves_nothing(start: Start, tmp_path: Path) -> None:
+    """And what an older version or another disk left goes with the next output in the folder, whatever its name."""
+    process = endless(start, "-o", "out.csv", "--no-store")
+    wait_for(lambda: writes(process, tmp_path), process)
+    process.kill()
+    process.communicate()
+    if hasattr(os, "O_TMPFILE"):
+        assert not any(tmp_path.iterdir())
+    (tmp_path / ".prefcast-0123-abcd.part").write_bytes(b"half")
+    with atomic_file(tmp_path / "other.csv") as file:
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.csv"]
+
+
+@pytest.mark.parametrize("way", ["nameless", "named", "copied"])
+def test_a_file_that_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "named":
+        monkeypatch.setattr(files, "_nameless", lambda folder: None)
+    if way == "copied":
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    for content in (b"first", b"second"):
+        with atomic_file(tmp_path / "out") as file:
+            file.write(content)
+        assert (tmp_path / "out").read_bytes() == content
+        (tmp_path / "out").chmod(0o640)
+    with suppress(ZeroDivisionError), atomic_file(tmp_path / "out") as file:
+        file.write(b"third")
+        raise ZeroDivisionError
+    assert ((tmp_path / "out").read_bytes(), (tmp_path / "out").stat().st_mode & 0o777) == (b"second", 0o640)
+    assert len(list(tmp_path.iterdir())) == 1

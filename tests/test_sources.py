@@ -21,7 +21,6 @@ from prefcast.fitting import fit
 from prefcast.forecasts.scores import score_blocks
 from prefcast.measuring.ranking.votes import read_board_votes
 from prefcast.pairs import Outcome, Pair
-from prefcast.pairs.formats import containers
 from prefcast.pairs.formats.labels import label_values_of
 from prefcast.pairs.formats.saved import read_saved
 
@@ -152,16 +151,6 @@ def test_a_json_array(tmp_path: Path, indent: int | None, ending: str) -> None:
 
 def test_json_lines_may_end_in_json(tmp_path: Path) -> None:
     assert len(list(read_pairs(write_jsonl(tmp_path / "p.json", numbered(0, 3))))) == 3
-
-
-def test_an_object_that_is_too_large_is_a_fault_of_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "_OBJECT_CHARACTERS", 1 << 17)
-    rows = [kaggle_row(1), kaggle_row(2, a=('"{[\\]}' * 60_000,)), kaggle_row(3)]
-    (tmp_path / "p.json").write_text(json.dumps(rows))
-    with open_pairs(tmp_path / "p.json") as file:
-        first, error, last = file
-    assert (first.id, last.id) == (1, 3)
-    assert "row 2: has more than 131,072 characters" in str(error)
 
 
 def test_an_array_is_read_in_little_memory(tmp_path: Path) -> None:

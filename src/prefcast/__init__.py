@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+# Not from typing, whose import takes longer than the rest: Ctrl-C is obeyed from the import of prefcast.cli on.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from prefcast.errors import PrefcastError
     from prefcast.fitting import fit
     from prefcast.forecasts.forecaster import Forecaster, load_forecaster

@@ -35,8 +35,15 @@ def excerpt(value: object, limit: int = _EXCERPT) -> str:
     if isinstance(value, str):
         shown = repr(value[:limit])
         return shown if len(value) <= limit else f"{shown[:-1]}...{shown[-1]}"
-    shown = printable(repr(value))
+    shown = printable(_repr(value)[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[:limit]}..."
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        return f"a value of type {type(value).__name__}"
 
 
 def printable(text: str) -> str:

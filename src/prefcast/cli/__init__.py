@@ -2,79 +2,58 @@
 
 Exit status 0: done; 2: a fault of the call, the file or the machine, nothing written; 3: done, but rows failed; 128 and
 the signal's number (130, 143, 129): stopped by it.
+
+Importing the program takes a while. So this module imports little: Ctrl-C is obeyed in that time too.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 
-# The verbs add themselves to the program.
-from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, running, serving, storing, training  # noqa: F401
-from prefcast.cli.shared import app, say
-from prefcast.errors import PrefcastError
-from prefcast.runs.stopping import SIGNALS
-
-__all__ = ["app", "main"]
-
-# The verbs that most people need come first; a verb that is not named here comes last.
-_ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "compare", "score")
-app.registered_commands.sort(
-    key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
-)
+__all__ = ["main"]
 
 
 def _stop(number: int, frame: object) -> None:
-    # Cleaning up is not to be interrupted by a second one.
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
-    raise SystemExit(128 + number)
+    # Nothing has been begun, and an exception might end inside an import that goes on.
+    try:
+        os.write(2, f"prefcast: stopped by {signal.Signals(number).name}\n".encode())
+    finally:
+        os._exit(128 + number)
 
 
-class _OneLine(logging.Handler):
-    """Warnings of the library, one line each."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+def _obey() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
 
 
-def _forget_output() -> None:
-    """Drop what standard output still holds: Python would try to write it once more at the end."""
-    # Standard output may be closed, or no file.
-    with suppress(AttributeError, OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_streams() -> None:
+    """A stream that is closed (`>&-`) becomes the null device: otherwise an output file would get its number, and what is
+    printed would land there. Standard input stays None: its reader says that it is closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def main() -> None:
-    """The entry point: a fault that the user can correct is one line and status 2, never a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.getLogger("prefcast").addHandler(_OneLine(logging.WARNING))
-    # As an exception a signal lets temporary files be removed.
-    for each in SIGNALS:
-        # A signal that the parent process ignores (nohup, a job in the background) stays ignored.
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, _stop)
-    try:
-        try:
-            app()
-        finally:
-            # An error at the interpreter's end would not give our exit status.
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except PrefcastError as error:
-        say("; ".join([str(error), *getattr(error, "__notes__", [])]))
-        raise SystemExit(2) from None
-    except BrokenPipeError:
-        # The reader of the pipe has gone.
-        _forget_output()
-        raise SystemExit(1) from None
-    except OSError as error:
-        _forget_output()
-        say(f"{error.filename or 'writing'}: {error.strerror or error}")
-        raise SystemExit(2) from None
+    """The entry point."""
+    _obey()
+    _open_streams()
+    from prefcast.cli.program import run
+
+    run()
+
+
+# `python -m prefcast.cli` imports this package first, and main() a little later.
+if sys.argv[:1] == ["-m"]:
+    _obey()

@@ -53,7 +53,7 @@ def best(
     first: object = None
     with (
         ready(resolve(choosing.choice()), keeping.running()) as chosen,
-        CandidateFile(file, reading.mapping, reading.cells) as read,
+        CandidateFile(file, reading.mapping, reading.cells, max_row=reading.max_row) as read,
         progress(read) as show,
         nullcontext(ChoiceTable(sys.stdout))
         if output is None

@@ -98,7 +98,10 @@ def parts_run(asked: Asked, forecaster: Forecaster) -> RunReport:
     from prefcast.runs.stopping import Interrupted, Stopping
 
     source, target = Folder.of(asked.pairs), Folder.of(str(asked.output))
-    parts = Parts(source, target, asked.reading.mapping, asked.reading.cells, asked.on_error, asked.with_text)
+    reading = asked.reading
+    parts = Parts(
+        source, target, reading.mapping, reading.cells, asked.on_error, asked.with_text, max_row=reading.max_row
+    )
     if f"{target.shown}/".startswith(f"{source.shown}/"):
         raise UsageError(f"{target.shown}: lies in the input; write the parts to another folder")
     with _cluster(asked, forecaster) as (pool, spec), bar() as draw, Stopping():

@@ -72,6 +72,7 @@ def fit(
             columns=reading.mapping,
             cells=reading.cells,
             label_values=reading.labels,
+            max_row=reading.max_row,
             options=reward.options,
             more=reward.more,
             running=keeping.running(),

@@ -65,7 +65,7 @@ def predict(
     train = (
         None
         if rehearse is None
-        else rehearsal_rows(pairs, str(rehearse), reading.mapping, reading.cells, reading.labels)
+        else rehearsal_rows(pairs, str(rehearse), reading.mapping, reading.cells, reading.labels, reading.max_row)
     )
     chosen = resolve(choosing.choice(scores))
     rehearsal: Rehearsal | None = None

@@ -241,7 +241,10 @@ def compare(
     join = JoinReport()
     with ExitStack() as stack:
         chosen = stack.enter_context(ready(resolve(choosing.choice(scores)), keeping.running()))
-        files = [stack.enter_context(AnswerFile(name, reading.mapping, reading.cells)) for name in (left, right)]
+        files = [
+            stack.enter_context(AnswerFile(name, reading.mapping, reading.cells, max_row=reading.max_row))
+            for name in (left, right)
+        ]
         show = stack.enter_context(progress(files[1]))
         writer = None if output is None else stack.enter_context(open_writer(output, with_text=with_text))
         found = compare_pairs(

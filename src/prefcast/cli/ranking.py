@@ -80,6 +80,7 @@ def rank(
             of=of,
             columns=None if source is not file else reading.mapping,
             label_values=None if source is not file else reading.labels,
+            max_row=reading.max_row,
             min_votes=min_votes,
             repeats=repeats,
             seed=seed,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.cli.verbs import argument, option
 from prefcast.errors import UsageError
 from prefcast.scorers.reward import Options
@@ -67,6 +68,10 @@ class Reading:
     label_values: str | None = option(
         "What your own labels in the columns winner and label mean: a, b or tie, as in 'A>B=a,B>A=b,A=B=tie'.",
         "VALUE=a|b|tie,...",
+    )
+
+    max_row: int = option(
+        "The most megabytes that a row may have; a larger one is that row's error.", "MB", default=MAX_ROW, least=1
     )
 
     @property

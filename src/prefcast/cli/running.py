@@ -81,6 +81,7 @@ def done(
             "columns": asked.reading.columns,
             "cells": asked.reading.cells,
             "label values": asked.reading.label_values,
+            "megabytes of a row": asked.reading.max_row,
         }
         shard = None if asked.long.shard is None else ShardOf.parse(asked.long.shard)
         write = opened_output or (lambda: open_output(str(asked.output), job.header, with_text=asked.with_text))

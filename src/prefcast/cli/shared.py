@@ -90,7 +90,9 @@ def opened(pairs: str, reading: Reading) -> PairFile:
     from prefcast.pairs.formats import open_pairs
 
     check_input(pairs)
-    file = open_pairs(pairs, columns=reading.mapping, cells=reading.cells, label_values=reading.labels)
+    file = open_pairs(
+        pairs, columns=reading.mapping, cells=reading.cells, label_values=reading.labels, max_row=reading.max_row
+    )
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
     return file

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FitError, RowError, UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
@@ -81,6 +82,7 @@ def fit(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
     options: Any = None,
     more: Sequence[str] = (),
     running: Running | None = None,
@@ -113,7 +115,7 @@ def fit(
                 names = models or [DEFAULT]
                 members = _resolved(names, budget, options, more)
             members = [(stack.enter_context(ready_scorer(scorer, running))[0], read) for scorer, read in members]
-            with opened_pairs(source, columns, cells, label_values) as pairs:
+            with opened_pairs(source, columns, cells, label_values, max_row) as pairs:
                 if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
                     raise UsageError(f"{pairs.name}: nothing to fit: the file has no label columns ({LABEL_COLUMNS})")
                 gathered.of_pairs(pairs, members, names, progress)
@@ -126,7 +128,7 @@ def fit(
         forecaster = _forecaster(found, members)
         interval = None
         if target is not None:
-            with opened_pairs(target, columns, cells, label_values) as pairs:
+            with opened_pairs(target, columns, cells, label_values, max_row) as pairs:
                 check_share(found.shares[Outcome.TIE])
                 ties = drawn_ties(forecaster, pairs)
                 interval = share_of_ties(ties, labelled_ties(found, gathered.evidence, seed), seed)

@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 
 # The exchange of A and B is tried on so many rows, which is enough to detect a dependence on the order.
 SWAPPED = 256
+# All of them are held; fewer where they are very long.
+_SWAPPED_CHARACTERS = 64_000_000
 _LENGTH_PENALTY = np.array([1.0, 0.1, 1.0])
 
 
@@ -60,6 +62,7 @@ class Measured:
         self._against, self._most = against, surprises
         self._largest: list[tuple[float, int, Pair, list[float]]] = []
         self._swapped: list[tuple[Pair, Floats]] = []
+        self._swapped_characters = 0
         self._texts, self._resampled = True, "rows"
         self.swap: Swap | None = None
         self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
@@ -96,8 +99,11 @@ class Measured:
             new = zip(row_log_loss(p, y).tolist(), numbers, pairs, p.tolist(), strict=True)
             self._largest = nlargest(self._most, [*self._largest, *new])
         self._append([pair.id for pair in pairs], p, y, keys, np.column_stack([lengths, codes]))
-        if len(self._swapped) < SWAPPED:
-            self._swapped += list(zip(pairs, p, strict=True))[: SWAPPED - len(self._swapped)]
+        for pair, each in zip(pairs, p, strict=True):
+            if len(self._swapped) == SWAPPED or self._swapped_characters > _SWAPPED_CHARACTERS:
+                break
+            self._swapped.append((pair, each))
+            self._swapped_characters += pair.characters
 
     def add_rows(self, block: SavedForecasts | GivenScores, used: NDArray[np.bool_], p: Floats) -> None:
         """Collect the probabilities (m, 3) of the m rows of a block that are `used` (n,); the rows have no texts."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.resolve import Choice, check_columns, resolve
@@ -35,13 +36,14 @@ def measured_forecasts(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
     progress: Progress | None = None,
     surprises: int = 0,
     against: tuple[str, SavedForecasts] | None = None,
 ) -> Measured:
     """Forecast labelled pairs and collect the forecasts, and try the exchange of A and B on some rows."""
     measured, tally = Measured(surprises=surprises, against=against), Tally()
-    with opened_pairs(source, columns, cells, label_values) as pairs:
+    with opened_pairs(source, columns, cells, label_values, max_row) as pairs:
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: the file has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
@@ -60,6 +62,7 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
     progress: Progress | None = None,
     preset: str | None = None,
     running: Running | None = None,
@@ -71,7 +74,13 @@ def evaluate(
     choice = Choice(model, forecaster, budget=budget, preset=preset)
     with ready(resolve(choice), running) as chosen:
         return measured_forecasts(
-            source, chosen, columns=columns, cells=cells, label_values=label_values, progress=progress
+            source,
+            chosen,
+            columns=columns,
+            cells=cells,
+            label_values=label_values,
+            max_row=max_row,
+            progress=progress,
         ).evaluation()
 
 

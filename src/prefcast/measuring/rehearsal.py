@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.measuring.collected import Measured
@@ -31,7 +32,12 @@ class Rehearsal(Measured):
 
 
 def rehearsal_rows(
-    stub: str, train: str, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
+    stub: str,
+    train: str,
+    columns: Mapping[str, str] | None,
+    cells: str,
+    label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
 ) -> Iterable[Pair | RowError] | None:
     """The first 1,000 rows of `train` if `stub` has exactly three rows, as the competition's public test file has;
     otherwise None.
@@ -40,11 +46,11 @@ def rehearsal_rows(
     """
     if stub == "-":
         raise UsageError("--rehearse reads the input twice, and standard input can be read only once; name a file")
-    labelled = open_pairs(train, columns=columns, cells=cells, label_values=label_values)
+    labelled = open_pairs(train, columns=columns, cells=cells, label_values=label_values, max_row=max_row)
     if not labelled.may_have_labels:
         labelled.close()
         raise UsageError(f"{labelled.name}: a rehearsal needs labels ({LABEL_COLUMNS})")
-    with open_pairs(stub, columns=columns, cells=cells) as file:
+    with open_pairs(stub, columns=columns, cells=cells, max_row=max_row) as file:
         rows = sum(1 for _ in islice(file, _STUB_ROWS + 1))
     if rows != _STUB_ROWS:
         labelled.close()

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs.formats import PairFile, open_pairs
 from prefcast.pairs.formats.memory import kind_of_table
@@ -29,7 +30,11 @@ def _checked(pairs: Iterable[Any]) -> Iterator[Pair | RowError]:
 
 
 def opened_pairs(
-    source: Any, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
+    source: Any,
+    columns: Mapping[str, str] | None,
+    cells: str,
+    label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
 ) -> PairFile | AbstractContextManager[Iterator[Pair | RowError]]:
     """Pairs of whatever the library takes: what `open_pairs` takes, pairs, or a PairFile."""
     if isinstance(source, PairFile):
@@ -40,7 +45,7 @@ def opened_pairs(
         source = [] if first is None else chain([first], items)
         if not isinstance(first, Mapping | str | os.PathLike):
             return nullcontext(_checked(source))
-    return open_pairs(source, columns=columns, cells=cells, label_values=label_values)
+    return open_pairs(source, columns=columns, cells=cells, label_values=label_values, max_row=max_row)
 
 
 class Tabular(Protocol):

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import RowError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer, open_writer
@@ -122,6 +123,7 @@ def predict(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
     on_error: str = "keep",
     preset: str | None = None,
     running: Running | None = None,
@@ -134,11 +136,14 @@ def predict(
     forecast in the same order (a pandas data frame keeps its index).
 
     `model` names a built-in forecaster (default `embedded`) or, with `preset="notebook"`, a reward model; `forecaster` is a
-    Forecaster or its folder. `running` says how it is done: by default evidence is kept in the evidence store. Raises
+    Forecaster or its folder. `max_row` is the most megabytes that a row may have. `running` says how it is done: by default evidence is kept in the evidence store. Raises
     PrefcastError.
     """
     choice = Choice(model, forecaster, budget=budget, preset=preset)
-    with opened_pairs(source, columns, cells, label_values) as pairs, ready(resolve(choice), running) as chosen:
+    with (
+        opened_pairs(source, columns, cells, label_values, max_row) as pairs,
+        ready(resolve(choice), running) as chosen,
+    ):
         forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error)))
     table = table_like(source, forecasts)
     return forecasts if table is None else table

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from prefcast.base.processes import CRASHED, TOO_SLOW
@@ -41,13 +41,13 @@ class Log:
         if self.as_json:
             self.event("message", text=printable(text))
         else:
-            print(f"prefcast: {printable(text)}", file=sys.stderr, flush=True)
+            _write(f"prefcast: {printable(text)}")
 
     def event(self, name: str, **fields: Any) -> None:
         """An event, with `as_json`; nothing otherwise."""
         if self.as_json:
             now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-            print(json.dumps({"event": name, "time": f"{now}Z", **fields}), file=sys.stderr, flush=True)
+            _write(json.dumps({"event": name, "time": f"{now}Z", **fields}))
 
     def tell(self, name: str, text: str, **fields: Any) -> None:
         """An event with `as_json`; otherwise the line of text that says the same."""
@@ -55,6 +55,12 @@ class Log:
             self.event(name, **fields)
         else:
             self.say(text)
+
+
+def _write(line: str) -> None:
+    # Nobody may read the messages; the work goes on.
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Watch:

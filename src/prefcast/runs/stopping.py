@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["SIGNALS", "Interrupted", "Stopping"]
+__all__ = ["SIGNALS", "Interrupted", "Stopping", "begin", "stopped", "stopped_by"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # How long a piece in flight may take: batch schedulers seldom wait longer than half a minute after SIGTERM.
@@ -21,6 +21,28 @@ class Interrupted(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.name = signal.Signals(number).name
+
+
+_last = 0
+
+
+def stopped(number: int) -> None:
+    """Note that a signal ends the process. From now on it is alone: cleaning up is not to be interrupted by another one."""
+    global _last  # noqa: PLW0603 - a process has one
+    _last = number
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def begin() -> None:
+    """Forget an earlier signal, where one process runs the program several times."""
+    global _last  # noqa: PLW0603
+    _last = 0
+
+
+def stopped_by() -> int:
+    """The number of the signal that ends the process; 0 if none does. An import may lose the exception of a signal."""
+    return _last
 
 
 class Stopping:
@@ -81,6 +103,6 @@ class Stopping:
 
     def _raise(self, number: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for each in self._old:
-            signal.signal(each, signal.SIG_IGN)
+        stopped(number)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         raise Interrupted(number)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.files import atomic_file, checked_ending
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import RowError, UsageError, excerpt, printable
 from prefcast.forecasts.outputs import quoted
 from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
@@ -115,6 +116,7 @@ def rank(
     of: str | None = None,
     columns: Mapping[str, str] | None = None,
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
     min_votes: int = 0,
     repeats: int = REPEATS,
     seed: int = 0,
@@ -136,7 +138,7 @@ def rank(
         raise UsageError(f"repeats is {repeats}; expected at least 1 draw")
     if min_votes < 0:
         raise UsageError(f"min_votes is {min_votes}; expected 0 or more")
-    whole = read_board_votes(source, of=of, columns=columns, label_values=label_values)
+    whole = read_board_votes(source, of=of, columns=columns, label_values=label_values, max_row=max_row)
     votes = _enough(whole, min_votes)
     if len(votes.models) < 2:
         raise UsageError(f"fewer than two models have {min_votes} votes or more; a leaderboard needs two")

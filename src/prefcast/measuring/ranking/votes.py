@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs import Outcome, clean, group_key
 from prefcast.pairs.formats.fields import Fault, Record, absent
@@ -138,6 +139,7 @@ def read_board_votes(
     of: str | None = None,
     columns: Mapping[str, str] | None = None,
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
 ) -> Votes:
     """The votes (or forecasts) of a file (`-` is standard input), a folder, a table, or records in memory.
 
@@ -151,7 +153,7 @@ def read_board_votes(
     """
     if of is not None and of not in SOURCES:
         raise UsageError(f"unknown source {of!r}; there are {', '.join(SOURCES)}")
-    with _Reader(source, columns) as reader:
+    with _Reader(source, columns, max_row=max_row) as reader:
         reader.choose(of, Labels(label_values))
         return reader.read()
 

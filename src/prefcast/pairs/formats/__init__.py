@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError
 from prefcast.pairs import Outcome, Pair, clean
 from prefcast.pairs.formats.containers import PARQUET
@@ -32,9 +33,11 @@ class PairFile(Table):
         columns: Mapping[str, str] | None = None,
         cells: str = "json",
         label_values: Mapping[str, str] | None = None,
+        *,
+        max_row: int = MAX_ROW,
     ) -> None:
         self._labels = Labels(label_values)
-        super().__init__(source, columns, cells, fields=all_columns())
+        super().__init__(source, columns, cells, fields=all_columns(), max_row=max_row)
 
     def _find(self) -> None:
         self.shape = self._shape()
@@ -98,21 +101,24 @@ def open_pairs(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
 ) -> PairFile:
     """Open pairs and find their shape; see PairFile.
 
     `source` is a path (`-` is standard input), a folder of files or a list of paths, which are read as one file, a
     pandas or polars data frame, an Arrow table, a datasets.Dataset, or an iterable of dicts. `columns` maps our names to the
     file's: {"prompt": "question"}. `cells` says what a text cell holds: `json`, an array of strings, or `text`, one turn as
-    it is. `label_values` says what the file's own labels mean: {"A>B": "a", "B>A": "b", "A=B": "tie"}. Raises FileError or
-    UsageError.
+    it is. `label_values` says what the file's own labels mean: {"A>B": "a", "B>A": "b", "A=B": "tie"}. `max_row` is the most
+    megabytes that a row may have. Raises FileError or UsageError.
     """
-    return PairFile(source, columns, cells, label_values)
+    return PairFile(source, columns, cells, label_values, max_row=max_row)
 
 
-def open_parquet(stream: Any, name: str, *, columns: Mapping[str, str] | None = None, cells: str = "json") -> PairFile:
+def open_parquet(
+    stream: Any, name: str, *, columns: Mapping[str, str] | None = None, cells: str = "json", max_row: int = MAX_ROW
+) -> PairFile:
     """As `open_pairs`, of a Parquet file called `name` that is open already, on whatever filesystem."""
-    return PairFile(Opened(name, stream, 0, "", PARQUET, stream), columns, cells)
+    return PairFile(Opened(name, stream, 0, "", PARQUET, stream), columns, cells, max_row=max_row)
 
 
 def read_pairs(
@@ -121,13 +127,14 @@ def read_pairs(
     columns: Mapping[str, str] | None = None,
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
+    max_row: int = MAX_ROW,
 ) -> Iterator[Pair]:
     """The pairs of what `open_pairs` opens, one at a time.
 
     The first row at fault raises its RowError; a fault of the file raises FileError. Use `open_pairs` to go on
     past rows at fault.
     """
-    with open_pairs(source, columns=columns, cells=cells, label_values=label_values) as file:
+    with open_pairs(source, columns=columns, cells=cells, label_values=label_values, max_row=max_row) as file:
         for item in file:
             if isinstance(item, RowError):
                 raise item

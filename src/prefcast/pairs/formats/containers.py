@@ -6,25 +6,25 @@ pairs.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from prefcast.errors import FileError, RowError, excerpt, printable
-from prefcast.pairs.formats.fields import json_problem
+from prefcast.errors import FileError, RowError, excerpt
+from prefcast.pairs.formats.fields import DECODER, json_problem, parsed
+from prefcast.pairs.formats.parquet import read_parquet
+from prefcast.pairs.formats.rows import Bounds, Record, Row, size_of
+from prefcast.pairs.formats.separated import read_separated
 from prefcast.pairs.formats.streams import BOM, Opened, lines, spooled, texts
 
-__all__ = ["CONTAINERS", "EXPECTED", "PARQUET", "Container", "Row", "container_of", "named", "no_duplicates", "peeked"]
-
-Record = dict[str, Any]
-Row = tuple[int, Record | RowError]
+__all__ = ["CONTAINERS", "EXPECTED", "PARQUET", "Container", "container_of", "named", "peeked"]
 
 PARQUET = b"PAR1"
 _ARCHIVES = {
@@ -37,13 +37,12 @@ _ARCHIVES = {
     b"\x1f\x8b": "compressed twice",
 }
 EXPECTED = "CSV, TSV, JSON Lines, a JSON array or Parquet, plain, .gz or .zst"
-_PARQUET_ROWS = 256
 # The first records tell the columns where there is no schema. A later record that lacks a field is a fault of its row.
 _OBJECTS = 16
 # A file whose first thousand lines hold no JSON object is not a JSON Lines file with a bad row.
 _PATIENCE = 1000
-# The most characters that an object of a JSON array may have: the parser needs the whole object in memory.
-_OBJECT_CHARACTERS = 1 << 26
+# To look for the nearest name among millions would take minutes.
+_COLUMNS = 10_000
 # A number or a word that is cut off is no longer than this. An error further from the end of the text is a real error.
 _CUT = 32
 
@@ -55,14 +54,18 @@ class Container:
 
     title: str
     endings: tuple[str, ...]
-    read: Callable[[BinaryIO, str], tuple[list[str], Iterator[Row]]]
+    read: Callable[[BinaryIO, str, Bounds], tuple[list[str], Iterator[Row]]]
     textual: bool = False
     loose: bool = False
     seeking: bool = False
 
-    def rows(self, opened: Opened, stack: ExitStack) -> tuple[list[str], Iterator[Row]]:
+    def rows(self, opened: Opened, stack: ExitStack, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
         """The columns and rows of a file that is open. Raises FileError."""
-        return self.read(spooled(opened, stack) if self.seeking else opened.stream, opened.name)
+        stream = spooled(opened, stack, bounds) if self.seeking else opened.stream
+        columns, rows = self.read(stream, opened.name, bounds)
+        if len(columns) > _COLUMNS:
+            raise FileError(opened.name, f"has {len(columns):,} columns; expected at most {_COLUMNS:,}")
+        return columns, rows
 
 
 def named(path: str | os.PathLike[str]) -> Container | None:
@@ -89,54 +92,6 @@ def container_of(opened: Opened) -> Container:
     return found
 
 
-def _separated(stream: BinaryIO, name: str, delimiter: str) -> tuple[list[str], Iterator[Row]]:
-    # The module's limit is process-wide; cells of many megabytes are ordinary here.
-    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    reader = csv.reader(lines(stream, name), delimiter=delimiter, strict=True)
-    try:
-        header = next(filter(None, reader), None)
-    except csv.Error as error:
-        raise _csv_fault(error, name) from None
-    if header is None:
-        raise FileError(name, "the file is empty; expected a header and rows")
-    if any("\0" in column for column in header):
-        raise FileError(name, f"is not text (a tar archive?); expected {EXPECTED}")
-    no_duplicates(header, name)
-    return header, _separated_rows(reader, header, name)
-
-
-def _separated_rows(reader: Iterable[list[str]], header: list[str], name: str) -> Iterator[Row]:
-    number = 0
-    try:
-        for number, cells in enumerate(filter(None, reader), 1):
-            if len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            else:
-                problem = f"has {len(cells)} cells where the header has {len(header)}"
-                yield number, RowError(name, number, "", f"{problem}; a comma or quote in a text may not be escaped")
-    except csv.Error as error:
-        raise _csv_fault(error, name, number + 1) from None
-
-
-def _csv_fault(error: csv.Error, name: str, row: int | None = None) -> FileError:
-    found = str(error)
-    if "end of data" in found:
-        found = "a quoted cell that never ends"
-    elif "new-line character" in found:
-        found = "a carriage return outside quotes"
-    problem = f"not valid CSV: {printable(found)}; nothing after it can be told apart"
-    return FileError(name, problem, row)
-
-
-def no_duplicates(columns: list[str], name: str) -> None:
-    """Raises FileError if a column appears twice. Columns without a name, which Excel leaves, do not count."""
-    seen: set[str] = set()
-    for column in columns:
-        if column and column in seen:
-            raise FileError(name, f"column {excerpt(column)} appears twice; each name must be unique")
-        seen.add(column)
-
-
 def peeked(rows: Iterator[Row], name: str, what: str = "lines") -> tuple[list[str], Iterator[Row]]:
     """The columns of the first objects, and all rows again. Raises FileError."""
     first: list[Row] = []
@@ -157,18 +112,24 @@ def peeked(rows: Iterator[Row], name: str, what: str = "lines") -> tuple[list[st
     return list(columns), itertools.chain(first, rows)
 
 
-def _json_lines(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
-    return peeked(_line_rows(stream, name), name)
+def _json_lines(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
+    return peeked(_line_rows(stream, name, bounds), name)
 
 
-def _line_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _line_rows(stream: BinaryIO, name: str, bounds: Bounds) -> Iterator[Row]:
     number = 0
-    for line in lines(stream, name):
+    parts = lines(stream, name, bounds.row + 1)
+    for line in parts:
         if not line.strip():
             continue
         number += 1
+        # The last character of a part that was cut may lack up to three bytes.
+        if not line.endswith("\n") and size_of(line) > bounds.row - 3:
+            _skip_line(parts, name, number, bounds)
+            yield number, bounds.large_row(name, number)
+            continue
         try:
-            value = json.loads(line)
+            value = parsed(line)
         except (ValueError, RecursionError) as error:
             problem = f"{json_problem(error)}, found {excerpt(line.strip())}; expected one JSON object a line"
             yield number, RowError(name, number, "", problem)
@@ -176,26 +137,41 @@ def _line_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
             yield number, value if type(value) is dict else _no_object(value, name, number)
 
 
+def _skip_line(parts: Iterator[str], name: str, number: int, bounds: Bounds) -> None:
+    skipped = bounds.row
+    for part in parts:
+        skipped += size_of(part)
+        if part.endswith("\n"):
+            return
+        if skipped > bounds.once:
+            raise bounds.large(name, "has", bounds.once, number)
+
+
 def _no_object(value: Any, name: str, number: int) -> RowError:
     found = "a JSON array" if isinstance(value, list) else excerpt(value)
     return RowError(name, number, "", f"{found} where a JSON object is expected")
 
 
-def _json_array(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
-    return peeked(_Array(stream, name).rows(), name, "items")
+def _json_array(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
+    return peeked(_Array(stream, name, bounds).rows(), name, "items")
 
 
 class _Array:
     """The items of one JSON array. Of its text no more is held than the item at hand and what was read with it."""
 
     _SPACE = re.compile(r"[ \t\n\r]*")
-    _MARK = re.compile(r'["\\\[\]{}]')
+    # A quote, or a run of brackets.
+    _MARK = re.compile(r'"|[\[{]++|[\]}]++')
+    # Texts, and brackets with none within, that are closed again.
+    _WHOLE = re.compile(
+        r"""(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|\[[^"\[\]{}]*+\]|\{[^"\[\]{}]*+\})*+""", re.DOTALL
+    )
+    _QUOTED = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(self, stream: BinaryIO, name: str, bounds: Bounds) -> None:
         self._texts = texts(stream, name)
-        self._name = name
+        self._name, self._bounds = name, bounds
         self._text, self._at, self._ended = "", 0, False
-        self._decode = json.JSONDecoder().raw_decode
 
     def _more(self, least: int = 1) -> bool:
         """Read `least` further characters, if there are any."""
@@ -243,15 +219,14 @@ class _Array:
             raise self._ends(number, "the array never ends")
         while True:
             try:
-                value, end = self._decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _CUT
                 held = len(self._text) - self._at
-                if cut and held > _OBJECT_CHARACTERS:
+                if cut and held > self._bounds.row:
                     self._skip(number)
-                    problem = f"has more than {_OBJECT_CHARACTERS:,} characters; in an array no object may have more"
-                    return RowError(self._name, number, "", f"{problem} (JSON Lines and Parquet have no such limit)")
-                if cut and self._more(min(held, _OBJECT_CHARACTERS + 1 - held)):
+                    return self._bounds.large_row(self._name, number)
+                if cut and self._more(min(held, self._bounds.row + 1 - held)):
                     continue
                 found = excerpt(self._text[self._at : self._at + 80])
                 raise self._ends(number, f"{error.msg}, found {found}; nothing after it can be told apart") from None
@@ -261,66 +236,55 @@ class _Array:
             # The text may end in the middle of a number.
             if end == len(self._text) and self._more():
                 continue
+            large = end - self._at > self._bounds.row // 4 and size_of(self._text[self._at : end]) > self._bounds.row
             self._at = end
+            if large:
+                return self._bounds.large_row(self._name, number)
             return value if isinstance(value, dict) else _no_object(value, self._name, number)
 
     def _skip(self, number: int) -> None:
         """Go past an item without parsing it."""
         if self._text[self._at] not in '"[{':
             raise self._ends(number, "a number too long to read")
-        depth, quoted = 0, False
+        depth, quoted, skipped = 0, False, 0
         while True:
-            found = self._MARK.search(self._text, self._at)
-            if found is None:
-                self._at = len(self._text)
-                if not self._more():
-                    raise self._ends(number, "the array never ends")
-                continue
-            sign, self._at = found[0], found.end()
-            if sign == "\\":
-                if self._at == len(self._text):
-                    self._more()
+            if quoted:
+                self._at = cast(re.Match[str], self._QUOTED.match(self._text, self._at)).end()
+                if quoted := not self._text.startswith('"', self._at):
+                    # The next part may complete an escape.
+                    skipped += self._refilled(number, skipped)
+                    continue
                 self._at += 1
-            elif sign == '"':
-                quoted = not quoted
-            elif not quoted:
-                depth += 1 if sign in "[{" else -1
-            if not quoted and depth <= 0:
-                return
+                if not depth:
+                    return
+            if depth:
+                self._at = cast(re.Match[str], self._WHOLE.match(self._text, self._at)).end()
+            if (found := self._MARK.search(self._text, self._at)) is None:
+                self._at = len(self._text)
+                skipped += self._refilled(number, skipped)
+            elif found[0] == '"':
+                self._at, quoted = found.end(), True
+            elif found[0][0] in "[{":
+                self._at, depth = found.end(), depth + len(found[0])
+            else:
+                closed = min(depth, len(found[0]))
+                self._at, depth = found.start() + closed, depth - closed
+                if not depth:
+                    return
 
-
-def _parquet(stream: BinaryIO, name: str) -> tuple[list[str], Iterator[Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(stream)
-        columns = list(file.schema_arrow.names)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise FileError(name, f"not a readable Parquet file, perhaps truncated: {_first_line(error)}") from None
-    no_duplicates(columns, name)
-
-    def rows() -> Iterator[Row]:
-        number = 0
-        try:
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise FileError(name, f"the Parquet data are damaged after row {number}: {_first_line(error)}") from None
-
-    return columns, rows()
-
-
-def _first_line(error: BaseException) -> str:
-    return excerpt(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)[1:-1]
+    def _refilled(self, number: int, skipped: int) -> int:
+        """Read on within an item that is skipped; returns how much was read."""
+        if not self._more():
+            raise self._ends(number, "the array never ends")
+        if skipped > self._bounds.once:
+            raise self._bounds.large(self._name, "has", self._bounds.once, number)
+        return len(self._text)
 
 
 CONTAINERS = {
-    "csv": Container("CSV", (".csv",), lambda stream, name: _separated(stream, name, ","), textual=True),
-    "tsv": Container("TSV", (".tsv",), lambda stream, name: _separated(stream, name, "\t"), textual=True),
+    "csv": Container("CSV", (".csv",), read_separated, textual=True),
+    "tsv": Container("TSV", (".tsv",), partial(read_separated, delimiter="\t"), textual=True),
     "jsonl": Container("JSON Lines", (".jsonl", ".ndjson"), _json_lines, loose=True),
     "json": Container("JSON array", (".json",), _json_array, loose=True),
-    "parquet": Container("Parquet", (".parquet",), _parquet, seeking=True),
+    "parquet": Container("Parquet", (".parquet",), read_parquet, seeking=True),
 }

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from prefcast.errors import excerpt
 from prefcast.pairs import clean
 
-__all__ = ["Fault", "Record", "absent", "as_number", "cell", "json_problem", "kind", "number", "present", "text_list"]
+__all__ = [
+    "DECODER",
+    "Fault",
+    "Record",
+    "absent",
+    "as_number",
+    "cell",
+    "json_problem",
+    "kind",
+    "number",
+    "parsed",
+    "present",
+    "text_list",
+]
 
 Record = Mapping[str, Any]
 
@@ -32,14 +46,33 @@ def cell(record: Record, field: str) -> Any:
     if not value.strip():
         raise Fault(field, "is empty; expected a JSON array")
     try:
-        return json.loads(value)
+        return parsed(value)
     except (ValueError, RecursionError) as error:
         problem = f"is {json_problem(error)}, found {excerpt(value)}; expected a JSON array"
         raise Fault(field, problem) from None
 
 
+class _TwiceError(ValueError):
+    """An object has a field twice: readers of JSON do not agree on which of the two counts."""
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        twice = Counter(name for name, _ in members).most_common(1)[0][0]
+        raise _TwiceError(f"an object has the field {excerpt(twice)} twice")
+    return found
+
+
+# An object in which a field stands twice is a ValueError.
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+parsed = DECODER.decode
+
+
 def json_problem(error: ValueError | RecursionError) -> str:
     """What the decoder found and where in the text; never the text itself."""
+    if isinstance(error, _TwiceError):
+        return f"not usable JSON: {error}"
     if isinstance(error, json.JSONDecodeError):
         return f"not valid JSON: {error.msg} at character {error.pos}"
     what = "nested too deeply" if isinstance(error, RecursionError) else "a number too long to read"

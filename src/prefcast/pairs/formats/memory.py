@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from prefcast.errors import RowError, UsageError, excerpt
-from prefcast.pairs.formats.containers import Row, no_duplicates, peeked
+from prefcast.pairs.formats.arrow import arrow_rows
+from prefcast.pairs.formats.containers import peeked
+from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates
 
 __all__ = ["NAME", "kind_of_table", "plain_rows", "table_rows"]
 
@@ -23,26 +25,42 @@ NAME = "table"
 _BATCH = 256
 
 
-_Records = Iterable[dict[str, Any]]
-_Read = Callable[[Any], tuple[list[str], _Records]]
+_Read = Callable[[Any, Bounds], tuple[list[str], Iterator[Row]]]
 
 
-def _pandas(frame: Any) -> tuple[list[str], _Records]:
+def _pandas(frame: Any, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
     names = [str(name) for name in frame.columns]
     rows = frame.itertuples(index=False, name=None)
-    return names, (dict(zip(names, map(_plain, row), strict=True)) for row in rows)
+    return names, enumerate((dict(zip(names, map(_plain, row), strict=True)) for row in rows), 1)
 
 
-def _in_batches(columns: Any, batches: Iterable[Any], convert: str) -> tuple[list[str], _Records]:
-    return list(columns), chain.from_iterable(getattr(batch, convert)() for batch in batches)
+def _polars(frame: Any, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
+    def used() -> Iterator[dict[str, Any]]:
+        names = [name for name in frame.columns if bounds.columns is None or name in bounds.columns]
+        yield from chain.from_iterable(part.to_dicts() for part in frame.select(names).iter_slices(_BATCH))
+
+    return list(frame.columns), enumerate(used(), 1)
+
+
+def _arrow(table: Any, bounds: Bounds, batches: Callable[[Any], Iterable[Any]]) -> tuple[list[str], Iterator[Row]]:
+    def used() -> Iterator[Any]:
+        names = [name for name in table.column_names if bounds.columns is None or name in bounds.columns]
+        for part in batches(table):
+            yield from part.select(names).to_batches()
+
+    return list(table.column_names), arrow_rows(used(), NAME, bounds)
+
+
+def _slices(table: Any) -> Iterator[Any]:
+    return (table.slice(start, _BATCH) for start in range(0, table.num_rows, _BATCH))
 
 
 # Of each library: the name of its table and how it is read.
 _TABLES: dict[str, tuple[str, _Read]] = {
     "pandas": ("DataFrame", _pandas),
-    "pyarrow": ("Table", lambda t: _in_batches(t.column_names, t.to_batches(max_chunksize=_BATCH), "to_pylist")),
-    "polars": ("DataFrame", lambda t: _in_batches(t.columns, t.iter_slices(_BATCH), "to_dicts")),
-    "datasets": ("Dataset", lambda t: _in_batches(t.column_names, t.with_format("arrow").iter(_BATCH), "to_pylist")),
+    "pyarrow": ("Table", lambda table, bounds: _arrow(table, bounds, _slices)),
+    "polars": ("DataFrame", _polars),
+    "datasets": ("Dataset", lambda table, bounds: _arrow(table, bounds, lambda t: t.with_format("arrow").iter(_BATCH))),
 }
 
 
@@ -54,12 +72,12 @@ def kind_of_table(source: Any) -> str | None:
     return None
 
 
-def table_rows(source: Any) -> tuple[list[str], Iterator[Row]] | None:
+def table_rows(source: Any, bounds: Bounds) -> tuple[list[str], Iterator[Row]] | None:
     """The columns and rows of a table; None if `source` is none. Raises FileError and UsageError."""
     if (library := kind_of_table(source)) is not None:
-        columns, records = _TABLES[library][1](source)
+        columns, rows = _TABLES[library][1](source, bounds)
         no_duplicates(columns, NAME)
-        return columns, enumerate(records, 1)
+        return columns, rows
     if isinstance(source, Mapping):
         names = ", ".join(excerpt(name, 20) for name in list(source)[:3])
         raise UsageError(f"expected a table or an iterable of rows, found a mapping; pass one of its values ({names})")

@@ -11,9 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, UsageError, excerpt, shown_path
-from prefcast.pairs.formats.containers import CONTAINERS, Container, Row, container_of, named
+from prefcast.pairs.formats.containers import CONTAINERS, Container, container_of, named
 from prefcast.pairs.formats.memory import NAME, plain_rows, table_rows
+from prefcast.pairs.formats.rows import Bounds, Row
 from prefcast.pairs.formats.streams import Opened, open_bytes
 
 __all__ = ["Records"]
@@ -41,12 +43,13 @@ class Records:
 
     A source is a path (`-` is standard input), a folder, an iterable of paths, a table, an iterable of mappings, or a file
     that somebody else opened and closes. It is read as far as the columns: those of the header, of the schema or of the
-    first objects. In a `textual` source every cell is a text; in a `loose` one later rows may have more columns. Close
+    first objects. No row may have more than `max_row` megabytes. In a `textual` source every cell is a text; in a `loose` one later rows may have more columns. Close
     it, or use it in a `with` block. Raises FileError and UsageError.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, max_row: int = MAX_ROW) -> None:
         self.name = NAME
+        self.bounds = Bounds(max_row)
         self.textual = self.loose = False
         self._size = 0
         self._file: _File | None = None
@@ -61,7 +64,7 @@ class Records:
             self._use(source)
         elif _is_path(source):
             paths = [source]
-        elif (found := table_rows(source)) is None:
+        elif (found := table_rows(source, self.bounds)) is None:
             if not isinstance(source, Iterable):
                 raise UsageError(f"expected a path, pairs or a table, found {excerpt(source)}")
             items = iter(source)
@@ -99,7 +102,7 @@ class Records:
 
     def _use(self, opened: Opened, stack: ExitStack | None = None, before: int = 0) -> _File:
         kind = container_of(opened)
-        file = _File(opened, kind, *kind.rows(opened, stack or self._stack), before)
+        file = _File(opened, kind, *kind.rows(opened, stack or self._stack, self.bounds), before)
         if self._file is None:
             self.name, self.columns, self.records = file.name, file.columns, file.rows
             self.textual, self.loose, self._size = kind.textual, kind.loose, opened.size

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
 
 from prefcast.errors import FileError, excerpt, shown_path
+from prefcast.pairs.formats.rows import Bounds
 
 __all__ = ["BOM", "Opened", "lines", "open_bytes", "opened_stream", "spooled", "texts"]
 
@@ -120,19 +120,23 @@ class _Bytes(io.RawIOBase):
             raise FileError(self._name, what) from None
 
 
-def spooled(opened: Opened, stack: ExitStack) -> BinaryIO:
-    """The bytes as a stream that can seek. What cannot seek goes through a temporary file."""
+def spooled(opened: Opened, stack: ExitStack, bounds: Bounds) -> BinaryIO:
+    """The bytes as a stream that can seek. What cannot seek goes through a temporary file. Raises FileError."""
     if opened.stream.seekable():
         return opened.stream
     spool = stack.enter_context(TemporaryFile())  # noqa: SIM115 - the stack closes it
-    shutil.copyfileobj(opened.stream, spool, 1 << 20)
+    while block := opened.stream.read(1 << 20):
+        if spool.tell() + len(block) > bounds.file:
+            what = "unpacked it takes" if opened.compression else "read from a pipe it takes"
+            raise bounds.large(opened.name, what, bounds.file)
+        spool.write(block)
     spool.seek(0)
     return cast(BinaryIO, spool)
 
 
-def lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines with their ends, decoded. A line feed never lies inside a UTF-8 sequence."""
-    return _decoded(iter(stream), name, " (line {})")
+def lines(stream: BinaryIO, name: str, most: int) -> Iterator[str]:
+    """The lines with their ends, decoded. A line of more than `most` bytes comes in several parts."""
+    return _decoded(iter(lambda: stream.readline(most), b""), name, " (line {})")
 
 
 def texts(stream: BinaryIO, name: str) -> Iterator[str]:
@@ -144,7 +148,8 @@ def _decoded(pieces: Iterator[bytes], name: str, where: str) -> Iterator[str]:
     first = next(pieces, b"")
     raw = first.removeprefix(BOM)
     offset, rest = len(first) - len(raw), b""
-    for number, piece in enumerate(chain((raw,), pieces), 1):
+    number = 1
+    for piece in chain((raw,), pieces):
         raw, rest = (rest + piece, b"") if rest else (piece, rest)
         try:
             text = raw.decode()
@@ -156,6 +161,7 @@ def _decoded(pieces: Iterator[bytes], name: str, where: str) -> Iterator[str]:
             text, rest = raw[: error.start].decode(), raw[error.start :]
             offset -= len(rest)
         offset += len(raw)
+        number += text.endswith("\n")
         yield text
     if rest:
         raise fault

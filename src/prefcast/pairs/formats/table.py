@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError, UsageError, excerpt
 from prefcast.pairs import clean
 from prefcast.pairs.formats.fields import Fault, Record, cell, present, text_list
@@ -21,6 +22,7 @@ from prefcast.pairs.formats.records import Records
 
 __all__ = ["CELLS", "Table"]
 
+_BLOCK_CHARACTERS = 16_000_000
 CELLS = ("json", "text")
 # Ids of these types are kept as their text.
 _ID_TYPES = (float, Decimal, date, UUID)
@@ -43,17 +45,19 @@ class Table(Records):
         cells: str = "json",
         *,
         fields: Sequence[str] | None = None,
+        max_row: int = MAX_ROW,
     ) -> None:
         if cells not in CELLS:
             raise UsageError(f"unknown cells {cells!r}; there are {', '.join(CELLS)}")
         self.plain = cells == "text"
-        super().__init__(source)
+        super().__init__(source, max_row)
         try:
             self.fields = fields or self.fields
             self._mapping = self._checked(mapping or {})
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
             self.has_id = "id" in self.names
             self._read = self._needs_id = False
+            self.bounds.columns = {self._mapping.get(field, field) for field in self.fields}
             self._find()
         except BaseException:
             self.close()
@@ -166,9 +170,19 @@ class Table(Records):
 
     def blocks(self, size: int) -> Iterator[tuple[list[int], list[str], list[Record]]]:
         """As `identified`, some rows at a time and ids as text, for files where a row that cannot be read is a fault of the
-        file: (rows, ids, records)."""
+        file: (rows, ids, records). A block is shorter where its texts are long."""
         found = self.identified()
-        while block := list(islice(found, size)):
+
+        def next_block() -> Iterator[tuple[int, str | int, Record | RowError]]:
+            held = 0
+            for item in islice(found, size):
+                yield item
+                record = item[2]
+                held += 0 if isinstance(record, RowError) else sum(map(_characters, record.values()))
+                if held > _BLOCK_CHARACTERS:
+                    return
+
+        while block := list(next_block()):
             rows, ids, records = zip(*block, strict=True)
             if RowError in map(type, records):
                 bad = next(record for record in records if isinstance(record, RowError))
@@ -215,6 +229,11 @@ class Table(Records):
         if isinstance(problem, Fault):
             problem = f"{self.own_name(problem.field)} {problem.problem}".lstrip()
         return FileError(name, problem, number)
+
+
+def _characters(value: Any) -> int:
+    """How long a text is, or the texts of a list."""
+    return len(value) if isinstance(value, str) else sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def _nearest(name: str, names: Iterable[str]) -> str | None:

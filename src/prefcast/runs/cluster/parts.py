@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from prefcast.base.limits import MAX_ROW
 from prefcast.errors import (
     FileError,
     PrefcastError,
@@ -95,6 +96,7 @@ class Parts:
     cells: str
     on_error: str = "keep"
     with_text: bool = False
+    max_row: int = MAX_ROW
 
 
 @contextmanager
@@ -217,6 +219,7 @@ def _prepare(parts: Parts, header: Mapping[str, Any], todo: Mapping[str, list[in
                 "columns": dict(parts.columns) or None,
                 "cells": parts.cells,
                 "texts": parts.with_text,
+                "megabytes of a row": parts.max_row,
             }
         )
     )
@@ -319,7 +322,7 @@ class PartScorer:
             out = Path(room) / "part.parquet"
             writer = open_output(out, job.header, with_text=parts.with_text)
             with files.open_input_file(path) as raw, writer as sink:
-                file = open_parquet(raw, shown, columns=parts.columns, cells=parts.cells)
+                file = open_parquet(raw, shown, columns=parts.columns, cells=parts.cells, max_row=parts.max_row)
                 with closing(file):
                     report = run_to(sink, file, job, on_error=parts.on_error, watch=watch)
             target, folder = self._target
