@@ -227,7 +227,8 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "float8"}, "unknown dtype 'float8'; there are float32, float16, bfloat16"),
     ({"batch_tokens": 0}, "--batch-tokens must be at least 1"),
     ({"labels": ["a", "b"]}, "is of the kind InternLM2 reward model; labels are for pair classifiers"),
-    ({"template": "lmsys"}, "uses its own chat template"),
+    ({"template": "lmsys"}, "there are chatml, human-assistant, or name a Jinja file"),
+    ({"template_date": "2026-11-28"}, "writes no date"),
     ({"policy": "first"}, "unknown policy 'first'"),
     ({"special_tokens": "parsed"}, "unknown special_tokens 'parsed'"),
 ]
