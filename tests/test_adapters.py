@@ -203,7 +203,7 @@ def test_an_adapter_beside_its_model(tmp_path: Path) -> None:
     # Another base is named: which of the two is meant?
     save_adapter(base, "owner/base", weights | {"base_model.model.score.weight": HEAD})
     with pytest.raises(
-        ModelError, match="its base model is not here|holds a whole model and a LoRA adapter of another"
+        ModelError, match=r"its base model is not here|holds a whole model and a LoRA adapter of another"
     ):
         load_scorer(base)
     np.testing.assert_allclose(load_scorer(base, base=base).score(CHATS), expected, rtol=1e-6, atol=1e-5)

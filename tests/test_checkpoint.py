@@ -150,6 +150,7 @@ def damaged(folder: Path, how: str) -> None:
         store(folder, {"a": torch.zeros(2), "b": torch.zeros(2)}, shards=2)
         (folder / "model-00002-of-00002.safetensors").unlink()
     elif how == "outside":
+        weights.unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
 
 

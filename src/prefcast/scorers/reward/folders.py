@@ -23,7 +23,7 @@ def folder_of(model: str | os.PathLike[str], trust_remote_code: bool = False) ->
         if path.exists():
             raise UsageError(f"{shown_path(model)}: is a file; name the folder that holds config.json and the weights")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{shown_path(model)}: {error}") from None
+        raise UsageError(f"{shown_path(model)}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(model, str) or not is_hub_id(model):
         raise UsageError(
             f"{shown_path(model)}: no such folder; name a folder with a model, or a hub id like owner/name"

@@ -23,6 +23,7 @@ from prefcast.scorers.reward.networks import one_line, packs, trained_padding
 from prefcast.scorers.reward.prompts import ChatTemplate, PairTemplate, known_templates, pair_template
 from prefcast.scorers.reward.scorer import RewardScorer
 from prefcast.scorers.reward.text import Message, TextEncoder, checked, conversations
+from prefcast.scorers.reward.tokenizers import check_ids
 
 __all__ = ["CausalScorer", "PairScorer", "PointwiseScorer", "build_scorer", "checkpoint_for"]
 
@@ -266,8 +267,9 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     except Exception as error:
         # A damaged config.json may raise any exception.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
-    _check_tokenizer(scorer)
-    _say_position(scorer)
+    trial = [ids for ids in scorer._group(TRIAL).ids if len(ids)]
+    check_ids(checkpoint, [int(ids.max()) for ids in trial])
+    _say_position(scorer, {int(ids[-1]) for ids in trial})
     if isinstance(scorer, PointwiseScorer) and scorer.two_texts and packs(checkpoint):
         _log.warning(
             "%s: has no chat template; question and answer are joined as its tokenizer joins two texts (--template sets one)",
@@ -285,24 +287,11 @@ def checkpoint_for(model: str | os.PathLike[str], options: Options) -> Checkpoin
     return replace(found, kind=decided(found.kind, options.kind, named, found.name))
 
 
-def _check_tokenizer(scorer: RewardScorer) -> None:
-    """Raise ModelError for a tokenizer with tokens that the embedding lacks. A padding token is never read."""
-    checkpoint, size = scorer.checkpoint, scorer.checkpoint.text_config.get("vocab_size")
-    ids = set(scorer.tokenizer.get_vocab().values()) - {scorer.tokenizer.pad_token_id}
-    largest = max(ids, default=0)
-    if isinstance(size, int) and largest >= size:
-        raise ModelError(
-            f"{checkpoint.name}: its tokenizer has tokens up to number {largest}, but its embedding has only {size} rows; the "
-            "tokenizer belongs to another model"
-        )
-
-
-def _say_position(scorer: RewardScorer) -> None:
+def _say_position(scorer: RewardScorer, ends: set[int]) -> None:
     """Tell once where the token that was trained to be scored is not the last one."""
     if scorer.options.score_position != "trained":
         return
     padding = trained_padding(scorer.checkpoint)
-    ends = {int(ids[-1]) for ids in scorer._group(TRIAL).ids}
     if padding in ends:
         _log.warning(
             "%s: its texts end with its padding token %s; it was trained to score the token before that, and so it is scored "

@@ -136,7 +136,7 @@ def head_layers(network: nn.Module) -> list[nn.Linear] | None:
 
 def config_of(checkpoint: Checkpoint) -> Any:
     """The configuration of transformers. Raises ModelError."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     with quiet():
@@ -149,7 +149,10 @@ def config_of(checkpoint: Checkpoint) -> Any:
             family = said.get("model_type")
             if not isinstance(family, str) or family not in CONFIG_MAPPING:
                 raise ModelError(f"{checkpoint.name}: transformers does not know the model_type {excerpt(family)}")
-            return CONFIG_MAPPING[family].from_dict(said)
+            made = CONFIG_MAPPING[family].from_dict(said)
+            if not isinstance(made.get_text_config(), PreTrainedConfig):
+                raise ModelError(f"{checkpoint.name}: the text_config in config.json is not an object")
+            return made
         except ModelError:
             raise
         except Exception as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefcast.errors import ModelError, excerpt
+from prefcast.errors import ModelError, excerpt, printable
 from prefcast.scorers.reward.files import read_object
 
 __all__ = ["BYTES", "HEAD", "SIDE_TENSOR", "TensorInfo", "quantisable", "read_header", "tensors_of"]
@@ -101,8 +101,8 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
             raise ModelError(f"{name}: {INDEX} cannot be read: its weight_map must name a file for each weight")
         names = sorted(set(where.values()))
         # A name without a folder cannot lead out of it; the files themselves may be links, as in the hub's cache.
-        if any(file != Path(file).name or "\0" in file for file in names):
-            raise ModelError(f"{name}: {INDEX} names files outside the folder")
+        if any(file != Path(file).name or "\0" in file or len(file) > 255 for file in names):
+            raise ModelError(f"{name}: {INDEX} names files outside the folder, or no files")
         return [folder / file for file in names]
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if not ADAPTER_FILES.fullmatch(file.name) and "head" not in file.name]
@@ -185,10 +185,10 @@ def read_header(file: Path, name: str) -> dict[str, TensorInfo]:
             key: _tensor(file, key, entry, 8 + length, size) for key, entry in header.items() if key != "__metadata__"
         }
     except RecursionError:
-        raise ModelError(f"{name}: {file.name} cannot be read: its header is nested too deeply") from None
+        raise ModelError(f"{name}: {printable(file.name)} cannot be read: its header is nested too deeply") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{name}: {file.name} cannot be read: {reason}") from None
+        raise ModelError(f"{name}: {printable(file.name)} cannot be read: {reason}") from None
 
 
 def _counts(value: Any) -> bool:
