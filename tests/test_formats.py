@@ -268,7 +268,7 @@ def test_arena_exports(tmp_path: Path, container: str) -> None:
     writers: dict[str, Any] = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
     path = writers[container](tmp_path / f"p.{container}", [row])
     turns = (Turn("Be kind.\n\nu1", "a1", "b1"), Turn("u2", "a2", "b2"))
-    assert list(read_pairs(path)) == [Pair(turns, 1, Outcome.B, "x", "y", row=1)]
+    assert list(read_pairs(path)) == [Pair(turns, "q", Outcome.B, "x", "y", row=1)]
 
 
 def test_content_as_text_parts(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Reading:
         choices=("json", "text"),
     )
     label_values: str | None = option(
-        "What your own labels in the columns winner and label mean: a, b or tie, as in 'A>B=a,B>A=b,A=B=tie'.",
+        "What your own labels in the columns winner and label mean: a, b or tie, as in 'left=a,right=b,same=tie'.",
         "VALUE=a|b|tie,...",
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefcast.errors import FileError, RowError
+from prefcast.errors import FileError, RowError, excerpt
 from prefcast.pairs import Outcome, Pair, clean
 from prefcast.pairs.formats.containers import PARQUET
+from prefcast.pairs.formats.datasets import PAIRS, Dataset, dataset_of
 from prefcast.pairs.formats.fields import Fault, Record
 from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts
 from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns, swapped_by
@@ -25,6 +26,8 @@ class PairFile(Table):
     """
 
     shape: Shape
+    # The public dataset that the columns are of, if prefcast knows it.
+    dataset: Dataset | None = None
 
     def __init__(
         self,
@@ -33,8 +36,17 @@ class PairFile(Table):
         cells: str = "json",
         label_values: Mapping[str, str] | None = None,
     ) -> None:
-        self._labels = Labels(label_values)
         super().__init__(source, columns, cells, fields=all_columns())
+        usual = {} if self.dataset is None else self.dataset.labels
+        self._labels = Labels(label_values or usual)
+
+    def _known(self, given: dict[str, str]) -> dict[str, str]:
+        found = dataset_of(PAIRS, self.columns, given)
+        if found is None:
+            return given
+        self.dataset, mapping = found
+        self.plain = self.plain or bool(self.dataset.title)
+        return mapping
 
     def _find(self) -> None:
         self.shape = self._shape()
@@ -57,6 +69,8 @@ class PairFile(Table):
             raise FileError(
                 self.name, f"its cells are separated by {separator!r}; expected commas (or tabs, in a .tsv)"
             )
+        if problem := self._no_pairs():
+            raise FileError(self.name, f"{problem} (--columns maps your own names)")
         best = max(SHAPES.values(), key=lambda shape: self.nearness(shape.needs))
         if not self.nearness(best.needs):
             expected = "; or ".join(", ".join(shape.needs) for shape in SHAPES.values())
@@ -64,10 +78,29 @@ class PairFile(Table):
             raise FileError(self.name, f"{problem} (--columns maps your own names)")
         raise self.missing(next(column for column in best.needs if column not in self.names))
 
+    def _no_pairs(self) -> str:
+        """What a file that has answers and no pairs holds, and the verb that reads it."""
+        many = next((name for name in ("responses", "answers", "completions") if name in self.names), None)
+        one = next(
+            (name for name in ("response", "messages", "conversations", "conversation") if name in self.names), None
+        )
+        expected = "expected two answers, such as response_a and response_b"
+        if any(name.startswith(("response_", "conversation_")) for name in self.names):
+            return ""  # a pair with a column missing
+        if many is not None:
+            return (
+                f"holds several answers to each prompt, in {excerpt(many)}; {expected}; prefcast best reads it as it is"
+            )
+        if one is not None:
+            verbs = "prefcast compare joins it with another system's, prefcast score gives each answer a score"
+            return f"holds one answer to each prompt, in {excerpt(one)}; {expected}; {verbs}"
+        return ""
+
     @property
     def description(self) -> str:
         """What was found, in words: "Kaggle pairs (prompt, response_a, response_b), CSV, gzip"."""
-        return ", ".join(filter(None, (self.shape.title, self.container)))
+        known = None if self.dataset is None else self.dataset.description
+        return ", ".join(filter(None, (known or self.shape.title, self.container)))
 
     def __iter__(self) -> Iterator[Pair | RowError]:
         for row, id, record in self.identified():
@@ -103,7 +136,7 @@ def open_pairs(
     `source` is a path (`-` is standard input), a folder of files or a list of paths, which are read as one file, a
     pandas or polars data frame, an Arrow table, a datasets.Dataset, or an iterable of dicts. `columns` maps our names to the
     file's: {"prompt": "question"}. `cells` says what a text cell holds: `json`, an array of strings, or `text`, one turn as
-    it is. `label_values` says what the file's own labels mean: {"A>B": "a", "B>A": "b", "A=B": "tie"}. Raises FileError or
+    it is. `label_values` says what the file's own labels mean: {"left": "a", "right": "b", "same": "tie"}. Raises FileError or
     UsageError.
     """
     return PairFile(source, columns, cells, label_values)

@@ -50,7 +50,7 @@ class Table(Records):
         super().__init__(source)
         try:
             self.fields = fields or self.fields
-            self._mapping = self._checked(mapping or {})
+            self._mapping = self._known(self._checked(mapping or {}))
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
             self.has_id = "id" in self.names
             self._read = self._needs_id = False
@@ -58,6 +58,10 @@ class Table(Records):
         except BaseException:
             self.close()
             raise
+
+    def _known(self, given: dict[str, str]) -> dict[str, str]:
+        """The mapping of a dataset that a reader knows by its columns; otherwise the `given` one."""
+        return given
 
     def _find(self) -> None:
         """Check that a reader's columns are there; raises FileError."""
