@@ -39,6 +39,8 @@ def score(
 ) -> None:
     """Write the raw scores of a model, without an outcome model.
 
+    PAIRS may also hold single answers (prompt and response): a pointwise reward model gives each of them one score.
+
     If the run is stopped or killed, give the same command again to continue it (docs/runs.md).
 
     \b

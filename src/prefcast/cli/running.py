@@ -70,11 +70,16 @@ def done(
         with closing(forecaster.scorer):
             return parts_run(asked, forecaster)
     with (
-        opened(asked.pairs, asked.reading) as file,
+        opened(asked.pairs, asked.reading, single=asked.verb == "score") as file,
         placed(asked, forecaster) as (scorer, store),
         progress(file) as show,
     ):
-        job = job_of(asked.verb, replace(forecaster, scorer=scorer))
+        if file.single and not scorer.pointwise:
+            problem = f"holds single answers, and {forecaster.scorer.name} compares two"
+            raise UsageError(
+                f"{file.name}: {problem}; only a pointwise reward model gives each answer a score of its own"
+            )
+        job = job_of(asked.verb, replace(forecaster, scorer=scorer), single=file.single)
         facts = {
             "input": file.name if rows is None else f"a rehearsal for {file.name}",
             "columns": asked.reading.columns,

@@ -76,12 +76,13 @@ def check_with_text(output: object, with_text: bool, endings: str = "FILE.jsonl 
         raise UsageError(f"--with-text needs an output file (-o {endings})")
 
 
-def opened(pairs: str, reading: Reading) -> PairFile:
-    """The file of pairs, opened. A line says what its format means, where that needs one."""
+def opened(pairs: str, reading: Reading, *, single: bool = False) -> PairFile:
+    """The file of pairs, or with `single` perhaps of single answers, opened. A line says what its format means, where that
+    needs one."""
     from prefcast.pairs.formats import open_pairs
 
     check_input(pairs)
-    file = open_pairs(pairs, columns=reading.mapping, cells=reading.cells, label_values=reading.labels)
+    file = open_pairs(pairs, columns=reading.mapping, cells=reading.cells, label_values=reading.labels, single=single)
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
     return file

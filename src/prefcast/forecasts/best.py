@@ -54,6 +54,12 @@ class AnswerRanking:
     def best(self) -> int:
         return self.order[0]
 
+    def right(self, among: frozenset[int]) -> float:
+        """The share of the answers of the highest strength that are `among` those that people found best: 1 or 0 unless
+        several have it."""
+        first = [position for position in self.order if self.strengths[position] == self.strengths[self.best]]
+        return sum(position in among for position in first) / len(first)
+
 
 def answer_pairs(
     prompt: str | Sequence[str], responses: Sequence[str | Sequence[str]], *, id: str | int = 0, row: int = 0
@@ -107,6 +113,14 @@ class Choice:
     def ids(self) -> list[str | int]:
         return [self.id]
 
+    @property
+    def right(self) -> float | None:
+        """Whether the choice is one of the answers that people found best: 1 or 0, or a share where several answers have
+        the highest strength. None where the file does not say, or the choice failed."""
+        if self.ranking is None or self.candidates is None or not self.candidates.right:
+            return None
+        return self.ranking.right(self.candidates.right)
+
     def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
         """The one record of the .jsonl file: positions counted from 0, `pairwise` in the order of itertools.combinations."""
         ranking, candidates = self.ranking, self.candidates
@@ -119,6 +133,7 @@ class Choice:
             "strengths": None if ranking is None else ranking.strengths.tolist(),
             "pairwise": None if ranking is None else list(_pairwise(ranking)),
             "truncated": self.truncated,
+            "right": self.right,
             "error": None if self.error is None else str(self.error),
         }
         if with_text:
@@ -185,6 +200,7 @@ def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False)
         "strength",
         "responses",
         "truncated",
+        "right",
         "error",
         *(("prompt", "response") if with_text else ()),
     )

@@ -16,13 +16,14 @@ from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import GivenScores
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
-from prefcast.measuring.metrics.slices import KINDS, Slicer
+from prefcast.measuring.metrics.slices import Slicer
 from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.outcomes.statistics.likelihood import Folded, cross_fitted
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Truncation
+from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts
 from prefcast.pairs.pair import group_key
@@ -50,17 +51,26 @@ class Measured:
     """Collects forecasts with their labels and measures them.
 
     `surprises` is the number of rows with the largest log loss to keep. `against` is another forecast of the same rows,
-    which are matched by id.
+    which are matched by id. `by` is a file whose kept column is a kind of rows (`PairFile.keep`).
     """
 
-    def __init__(self, *, surprises: int = 0, against: tuple[str, SavedForecasts] | None = None) -> None:
-        self._slicer, self._length = Slicer(), LengthScorer()
-        of_texts = ["length", *(f"slice:{kind}" for kind in KINDS)]
+    def __init__(
+        self,
+        *,
+        surprises: int = 0,
+        against: tuple[str, SavedForecasts] | None = None,
+        by: PairFile | None = None,
+    ) -> None:
+        self._kept = {} if by is None else by.kept
+        self._slicer, self._length = Slicer(None if by is None else by.kept_column), LengthScorer()
+        of_texts = ["length", *(f"slice:{kind}" for kind in self._slicer.kinds)]
         self._table = Columns([*MeasuredRows.COLUMNS, *of_texts, *(f"other_{name}" for name in NAMES)])
         self._against, self._most = against, surprises
         self._largest: list[tuple[float, int, Pair, list[float]]] = []
         self._swapped: list[tuple[Pair, Floats]] = []
         self._texts, self._resampled = True, "rows"
+        # The forecaster says only which answer it prefers: it has no outcome model.
+        self.by_margin = False
         self.swap: Swap | None = None
         self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
         self.first_error: RowError | None = None
@@ -89,7 +99,8 @@ class Measured:
             return
         y = np.array([pair.outcome for pair in pairs], dtype=np.int64)
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
-        codes = np.array([*map(self._slicer.codes, pairs, truncations or repeat(None))])
+        values = [self._kept.pop(pair.row, None) for pair in pairs]
+        codes = np.array([*map(self._slicer.codes, pairs, truncations or repeat(None), values)])
         lengths = self._length.evidence(pairs).margin
         if self._most:
             numbers = range(-len(self._table), -len(self._table) - len(pairs), -1)
@@ -105,7 +116,7 @@ class Measured:
         self._texts, self._resampled = False, "rows" if block.keys is None else "prompts"
         self.rows += len(block.ids)
         ids = [block.ids[row] for row in np.flatnonzero(used)]
-        self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(KINDS)), -1.0))
+        self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(self._slicer.kinds)), -1.0))
 
     def _append(
         self, ids: Sequence[str | int], p: Floats, y: NDArray[np.int64], keys: NDArray[np.uint64], of_texts: Floats
@@ -149,6 +160,7 @@ class Measured:
             failed=self.failed,
             unlabelled=self.unlabelled,
             truncated=self.truncated,
+            by_margin=self.by_margin,
         )
 
 

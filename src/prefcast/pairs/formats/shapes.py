@@ -27,7 +27,7 @@ from prefcast.pairs.formats.messages import (
     transcript,
 )
 
-__all__ = ["SHAPES", "Shape", "all_columns", "swapped_by"]
+__all__ = ["SHAPES", "SINGLE", "Shape", "all_columns", "swapped_by"]
 
 Texts = tuple[Turn, ...]
 
@@ -108,6 +108,19 @@ def _parting(turns: Conversation, last: int) -> Conversation:
     prompt, answer = turns[last]
     later = (f"\n\nHuman: {said}\n\nAssistant: {reply}" for said, reply in turns[last + 1 :])
     return [*turns[:last], (prompt, "".join((answer, *later)))]
+
+
+def _read_single(record: Record, plain: bool) -> Texts:
+    """The turns of one answer, which stands in the places of both."""
+    if are_messages(_structured(record, "prompt")) or isinstance(record.get("response"), dict):
+        turns = _completion(record, "response")
+    else:
+        prompts, responses = (_turns(record, field, plain) for field in ("prompt", "response"))
+        if len(prompts) != len(responses) or not prompts:
+            problem = f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one"
+            raise Fault("response", problem)
+        turns = list(zip(prompts, responses, strict=True))
+    return tuple(Turn(prompt, response, response) for prompt, response in turns)
 
 
 def _messages(record: Record, field: str) -> Conversation:
@@ -238,7 +251,11 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def all_columns() -> Sequence[str]:
+# Only `prefcast score` reads it: it gives each answer a score.
+SINGLE = Shape("single", "single answers (prompt, response)", ("prompt", "response"), _read_single, ())
+
+
+def all_columns(*, single: bool = False) -> Sequence[str]:
     """Every column name that some shape knows."""
-    shapes = SHAPES.values()
+    shapes = [*SHAPES.values(), *([SINGLE] if single else [])]
     return list(dict.fromkeys(chain(["id"], *((*each.needs, *each.optional, *each.models) for each in shapes))))
