@@ -65,7 +65,7 @@ def best(
         else open_choice_writer(output, with_text=with_text) as opened,
     ):
         writer: Any = opened
-        for choice in choices(read, chosen):
+        for choice in choices(read, chosen, show):
             if choice.error is not None:
                 if on_error == "stop":
                     raise choice.error

@@ -212,7 +212,7 @@ def _measured(
     ):
         measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
     say_restored(measured.restored, measured.rows)
-    say_truncated(measured.truncated, measured.rows, chosen)
+    say_truncated(measured.truncated or 0, measured.rows, chosen)
     return choice.title, measured
 
 

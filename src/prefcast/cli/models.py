@@ -146,11 +146,10 @@ def show(
     The weights of a checkpoint are not loaded, and its code is not run.
     """
     from prefcast.report.descriptions import checkpoint_text, scorer_text
-    from prefcast.scorers.registry import scorer_infos
+    from prefcast.scorers.registry import find_scorer, scorer_infos
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
-    infos = scorer_infos()
-    if model in infos:
-        print(scorer_text(infos[model]))
+    if model in scorer_infos() or ("/" not in model and not Path(model).exists()):
+        print(scorer_text(find_scorer(model)))
     else:
         print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code)))

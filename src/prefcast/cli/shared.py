@@ -115,6 +115,9 @@ class HowFar(Protocol):
     @property
     def progress(self) -> tuple[int, int]: ...
 
+    @property
+    def rows_read(self) -> int: ...
+
 
 Draw = Callable[[str, int, float | None], object]
 
@@ -141,13 +144,13 @@ def progress(file: HowFar) -> Iterator[Callable[[int], None] | None]:
         if draw is None:
             yield None
             return
-        size = file.progress[1]
 
         def show(done: int) -> None:
-            read = file.progress[0]
-            # The total is estimated from the bytes that were read so far; the size of standard input is unknown.
-            draw(f"{done} rows", done, done * size / read if read and size else None)
+            read, size = file.progress
+            # The total is estimated from what was read so far; the size of standard input is unknown.
+            draw(f"{done} rows", done, max(done, file.rows_read * size / read) if read and size else None)
 
+        show(0)
         yield show
 
 

@@ -48,7 +48,16 @@ def argument(help: str, metavar: str, *, default: Any = MISSING) -> Any:
 
 
 class _Command(TyperCommand):
-    """A command whose help shows its options by panel, the most needed panel first."""
+    """A command whose help shows its options by panel, the most needed panel first. An option with one value may be given
+    once: the first of two would be dropped without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(args=list(args))[2]
+        options = [each for each in given if each.param_type_name == "option" and not (each.multiple or each.is_flag)]
+        for number, option in enumerate(options):
+            if option in options[:number]:
+                ctx.fail(f"{max(option.opts, key=len)} is there twice; it takes one value")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}

@@ -7,7 +7,7 @@ counts. A Bradley-Terry model is for votes. Forecasts are not votes, and would n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -23,6 +23,7 @@ from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair, Turn, clean
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.pairs.formats.labels import WINNERS
+from prefcast.scorers.base import Meter
 
 __all__ = [
     "AnswerRanking",
@@ -151,8 +152,16 @@ def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
         yield {"a": i, "b": j, WINNERS[0]: a, WINNERS[1]: b, WINNERS[2]: tie}
 
 
-def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
-    """The choice for each prompt, in their order."""
+def choices(
+    items: Iterable[Candidates | RowError], forecaster: Forecaster, progress: Callable[[int], None] | None = None
+) -> Iterator[Choice]:
+    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done."""
+    done = 0
+
+    def chosen(piece: Sequence[Candidates | RowError], pairs: int) -> Iterator[Choice]:
+        follow = None if progress is None else lambda within: progress(done + within * len(piece) // max(pairs, 1))
+        return _chosen(piece, forecaster, Meter(follow))
+
     piece: list[Candidates | RowError] = []
     size = 0
     for item in items:
@@ -160,19 +169,20 @@ def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> I
         if isinstance(item, Candidates):
             size += len(item.responses) * (len(item.responses) - 1) // 2
         if size >= _PIECE or len(piece) >= _PIECE:
-            yield from _chosen(piece, forecaster)
+            yield from chosen(piece, size)
+            done += len(piece)
             piece, size = [], 0
-    yield from _chosen(piece, forecaster)
+    yield from chosen(piece, size)
 
 
-def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
+def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
     pairs = [
         pair
         for item in piece
         if isinstance(item, Candidates)
         for pair in answer_pairs(item.prompt, item.responses, id=item.id, row=item.row)
     ]
-    forecasts = iter(forecaster.forecast(pairs))
+    forecasts = iter(forecaster.forecast(pairs, meter))
     for item in piece:
         if isinstance(item, RowError):
             yield Choice(item.id, None, None, 0, item)

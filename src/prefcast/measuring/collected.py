@@ -22,7 +22,6 @@ from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.outcomes.statistics.likelihood import Folded, cross_fitted
 from prefcast.pairs import Outcome, Pair
-from prefcast.pairs.budget import Truncation
 from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts
@@ -72,7 +71,9 @@ class Measured:
         # The forecaster says only which answer it prefers: it has no outcome model.
         self.by_margin = False
         self.swap: Swap | None = None
-        self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
+        self.rows = self.failed = self.unlabelled = self.restored = 0
+        # None: the file of forecasts does not say.
+        self.truncated: int | None = 0
         self.first_error: RowError | None = None
 
     def add(self, forecasts: Forecasts) -> None:
@@ -89,18 +90,18 @@ class Measured:
                 pairs.append(pair)
         self.rows += len(forecasts)
         self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
-        truncations = [forecasts.truncations[index] for index in good]
-        self.truncated += sum(each is not None and each.truncated for each in truncations)
-        self.add_pairs(pairs, forecasts.probabilities[good], truncations)
+        cuts = [forecasts.truncations[index] for index in good]
+        self.add_pairs(pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts])
 
-    def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncations: Sequence[Truncation | None] = ()) -> None:
-        """Collect the probabilities (n, 3) of labelled pairs, perhaps with the truncations of the pairs."""
+    def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncated: Sequence[bool] | None) -> None:
+        """Collect the probabilities (n, 3) of labelled pairs, and whether only a part of each was read, if that is known."""
+        self._count_truncated(truncated)
         if not pairs:
             return
         y = np.array([pair.outcome for pair in pairs], dtype=np.int64)
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
         values = [self._kept.pop(pair.row, None) for pair in pairs]
-        codes = np.array([*map(self._slicer.codes, pairs, truncations or repeat(None), values)])
+        codes = np.array([*map(self._slicer.codes, pairs, repeat(None) if truncated is None else truncated, values)])
         lengths = self._length.evidence(pairs).margin
         if self._most:
             numbers = range(-len(self._table), -len(self._table) - len(pairs), -1)
@@ -113,10 +114,16 @@ class Measured:
     def add_rows(self, block: SavedForecasts | GivenScores, used: NDArray[np.bool_], p: Floats) -> None:
         """Collect the probabilities (m, 3) of the m rows of a block that are `used` (n,); the rows have no texts."""
         keys = np.arange(self.rows, self.rows + len(block.ids), dtype=np.uint64) if block.keys is None else block.keys
+        if isinstance(block, SavedForecasts):
+            self._count_truncated(None if block.truncated is None else block.truncated[used].tolist())
         self._texts, self._resampled = False, "rows" if block.keys is None else "prompts"
         self.rows += len(block.ids)
         ids = [block.ids[row] for row in np.flatnonzero(used)]
         self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(self._slicer.kinds)), -1.0))
+
+    def _count_truncated(self, truncated: Sequence[bool] | None) -> None:
+        known = self.truncated is not None and truncated is not None
+        self.truncated = (self.truncated or 0) + sum(truncated or ()) if known else None
 
     def _append(
         self, ids: Sequence[str | int], p: Floats, y: NDArray[np.int64], keys: NDArray[np.uint64], of_texts: Floats

@@ -113,6 +113,11 @@ def measured_predictions(
         predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
         waiting: list[Pair] = []
         found: list[int] = []
+
+        def collect() -> None:
+            cut = None if predictions.truncated is None else predictions.truncated[found].tolist()
+            measured.add_pairs(waiting, predictions.probabilities[found], cut)
+
         for item in file:
             measured.rows += 1
             if isinstance(item, RowError):
@@ -131,9 +136,9 @@ def measured_predictions(
                 waiting.append(item)
                 found.append(index)
                 if len(waiting) >= SWAPPED:
-                    measured.add_pairs(waiting, predictions.probabilities[found])
+                    collect()
                     waiting, found = [], []
-        measured.add_pairs(waiting, predictions.probabilities[found])
+        collect()
     if swapped is not None:
         measured.swap = swap_of(predictions.probabilities, swapped.rows_of(predictions.ids))
     return measured

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.measuring.collected import Measured
 from prefcast.pairs import Pair
-from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.formats import PairFile, open_pairs
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.runs.loop import Sink
 
 __all__ = ["Rehearsal", "rehearsal_rows"]
 
 _STUB_ROWS, _REHEARSED_ROWS = 3, 1000
+
+
+class RehearsedRows:
+    """The first 1,000 rows of a file, and how far they have been read, in rows."""
+
+    def __init__(self, file: PairFile) -> None:
+        self._file, self._read = file, 0
+
+    def __iter__(self) -> Iterator[Pair | RowError]:
+        with self._file as file:
+            for item in islice(file, _REHEARSED_ROWS):
+                self._read += 1
+                yield item
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How much was read, of how much: of rows, or of bytes where the file has fewer rows than a rehearsal takes."""
+        read, size = self._file.progress
+        rows = _REHEARSED_ROWS if not read else min(_REHEARSED_ROWS, max(self._read, round(self._read * size / read)))
+        return self._read, rows
+
+    @property
+    def rows_read(self) -> int:
+        return self._read
 
 
 class Rehearsal(Measured):
@@ -32,7 +56,7 @@ class Rehearsal(Measured):
 
 def rehearsal_rows(
     stub: str, train: str, columns: Mapping[str, str] | None, cells: str, label_values: Mapping[str, str] | None = None
-) -> Iterable[Pair | RowError] | None:
+) -> RehearsedRows | None:
     """The first 1,000 rows of `train` if `stub` has exactly three rows, as the competition's public test file has;
     otherwise None.
 
@@ -50,8 +74,4 @@ def rehearsal_rows(
         labelled.close()
         return None
 
-    def rows_of() -> Iterator[Pair | RowError]:
-        with labelled as file:
-            yield from islice(file, _REHEARSED_ROWS)
-
-    return rows_of()
+    return RehearsedRows(labelled)

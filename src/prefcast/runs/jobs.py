@@ -68,12 +68,12 @@ def job_of(verb: str, forecaster: Forecaster, *, single: bool = False) -> Job:
 
 
 def open_output(
-    path: str | os.PathLike[str], header: Mapping[str, Any], *, with_text: bool
+    path: str | os.PathLike[str], header: Mapping[str, Any], *, with_text: bool, winner: bool = False
 ) -> AbstractContextManager[Sink]:
-    """A writer for the output of a job with that header. Raises UsageError."""
+    """A writer for the output of a job with that header; `winner` is for a submission. Raises UsageError."""
     if header["verb"] == "score":
         return open_score_writer(path, header["numbers"])
-    return open_writer(path, with_text=with_text)
+    return open_writer(path, with_text=with_text, winner=winner)
 
 
 def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:

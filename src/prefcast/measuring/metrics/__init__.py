@@ -132,7 +132,8 @@ class Evaluation:
     """The `scores` of a forecast on `n` labelled rows, and those of the `baselines` on the same rows.
 
     The intervals are from resampling `groups` units; `resampled` says whether these are first prompts or rows. `failed`
-    rows had no forecast and `unlabelled` rows no label; neither is in the figures. `confusion[i][j]` is the number of
+    rows had no forecast and `unlabelled` rows no label; neither is in the figures. `truncated` of the rows were read only
+    in part; None if a file of forecasts does not say. `confusion[i][j]` is the number of
     rows with outcome i whose likeliest outcome was j. `margins` are histograms of log(P(A) / P(B)) by outcome over the
     edges HISTOGRAM; values outside are in the first and last bin. With `by_margin` the model has no outcome model: only
     the pairwise accuracies mean something.
@@ -151,7 +152,7 @@ class Evaluation:
     order_swap: Swap | None = None
     failed: int = 0
     unlabelled: int = 0
-    truncated: int = 0
+    truncated: int | None = 0
     resampled: str = "rows"
     by_margin: bool = False
 

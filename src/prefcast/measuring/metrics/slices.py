@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prefcast.pairs import Pair
-from prefcast.pairs.budget import Truncation
 from prefcast.scorers.surface.features import is_code, read_texts
 
 __all__ = ["KINDS", "Slicer"]
@@ -39,8 +38,9 @@ class Slicer:
         """For each kind, the name of each code."""
         return {kind: list(codes) for kind, codes in self._codes.items()}
 
-    def codes(self, pair: Pair, truncation: Truncation | None, value: str | None = None) -> list[float]:
-        """The codes of a row in the order of `kinds`; -1 if a kind does not apply to it. `value` is that of one's own kind."""
+    def codes(self, pair: Pair, truncated: bool | None, value: str | None = None) -> list[float]:
+        """The codes of a row in the order of `kinds`; -1 if a kind does not apply to it. `truncated` says
+        whether only a part was read, if that is known. `value` is that of one's own kind."""
         prompt = read_texts(pair.prompt)
         a, b = (sum(map(len, texts)) for texts in (pair.response_a, pair.response_b))
         short, long = sorted((a, b))
@@ -55,7 +55,7 @@ class Slicer:
             self._code("language of the prompt", prompt.language or "not told"),
             0.0 if is_code(prompt) else 1.0,
             0.0 if empty else 1.0 if pair.response_a == pair.response_b else 2.0,
-            -1.0 if truncation is None else float(truncation.truncated),
+            -1.0 if truncated is None else float(truncated),
             -1.0 if models is None else self._code("models", models),
             *([] if self._by is None else [-1.0 if value is None else self._code(self._by, value)]),
         ]

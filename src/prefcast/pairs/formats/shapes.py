@@ -27,12 +27,13 @@ from prefcast.pairs.formats.messages import (
     transcript,
 )
 
-__all__ = ["SHAPES", "SINGLE", "Shape", "all_columns", "swapped_by"]
+__all__ = ["CELLS_HINT", "SHAPES", "SINGLE", "Shape", "all_columns", "swapped_by"]
 
 Texts = tuple[Turn, ...]
 
 # The beginning of a message list, in JSON or in Python's notation (which pandas writes into a CSV, and nobody can read).
 _MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+CELLS_HINT = " (if the cells are plain text: --cells text)"
 _ORDER_SEED = b"prefcast 0"
 
 
@@ -131,7 +132,7 @@ def _turns(record: Record, field: str, plain: bool) -> list[str]:
     value = present(record, field)
     if isinstance(value, str) and not plain:
         if not value.lstrip().startswith("["):
-            expected = "expected a JSON array of strings, one a turn (if the cells are plain text: --cells text)"
+            expected = f"expected a JSON array of strings, one a turn{CELLS_HINT}"
             raise Fault(field, f"is {excerpt(value) if value.strip() else 'empty'}; {expected}")
         value = cell(record, field)
     return text_list(value, field)

@@ -54,6 +54,7 @@ class Table(Records):
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
             self.has_id = "id" in self.names
             self._read = self._needs_id = False
+            self.rows_read = 0
             self._find()
         except BaseException:
             self.close()
@@ -124,11 +125,10 @@ class Table(Records):
         if self._read:
             raise UsageError(f"{self.name}: was read already; open it again")
         self._read = True
-        if self._mapping:
-            for row, record in self.records:
-                yield row, record if isinstance(record, RowError) else self._renamed(record)
-        else:
-            yield from self.records
+        mapped = bool(self._mapping)
+        for row, record in self.records:
+            self.rows_read += 1
+            yield row, self._renamed(record) if mapped and not isinstance(record, RowError) else record
 
     def identified(self, *, runs: bool = False) -> Iterator[tuple[int, str | int, Record | RowError]]:
         """The rows with their ids (row numbers where there is no such column), each only once. With `runs`,
