@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prefcast.measuring.metrics.languages import prompt_language
 from prefcast.pairs import Pair
 from prefcast.scorers.surface.features import is_code, read_texts
 
@@ -52,7 +53,7 @@ class Slicer:
             float(min(len(pair.turns), 3) - 1),
             0.0 if a + b < 1000 else 1.0 if a + b <= 4000 else 2.0,
             0.0 if long <= 1.25 * short else 1.0 if long <= 2 * short else 2.0,
-            self._code("language of the prompt", prompt.language or "not told"),
+            self._code("language of the prompt", prompt_language(prompt) or "not told"),
             0.0 if is_code(prompt) else 1.0,
             0.0 if empty else 1.0 if pair.response_a == pair.response_b else 2.0,
             -1.0 if truncated is None else float(truncated),
