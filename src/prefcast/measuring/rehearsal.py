@@ -22,17 +22,20 @@ class RehearsedRows:
     """The first 1,000 rows of a file, and how far they have been read, in rows."""
 
     def __init__(self, file: PairFile) -> None:
-        self._file, self._read = file, 0
+        self._file, self._read, self._ended = file, 0, False
 
     def __iter__(self) -> Iterator[Pair | RowError]:
         with self._file as file:
             for item in islice(file, _REHEARSED_ROWS):
                 self._read += 1
                 yield item
+        self._ended = True
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How much was read, of how much: of rows, or of bytes where the file has fewer rows than a rehearsal takes."""
+        """How many rows were read, of how many."""
+        if self._ended:
+            return self._read, self._read
         read, size = self._file.progress
         rows = _REHEARSED_ROWS if not read else min(_REHEARSED_ROWS, max(self._read, round(self._read * size / read)))
         return self._read, rows
