@@ -269,7 +269,7 @@ def test_arena_exports(tmp_path: Path, container: str) -> None:
     path = writers[container](tmp_path / f"p.{container}", [row])
     turns = (Turn("u1", "a1", "b1"), Turn("u2", "a2", "b2"))
     (pair,) = read_pairs(path)
-    assert pair == Pair(turns, 1, Outcome.B, "x", "y", row=1, system="Be kind.")
+    assert pair == Pair(turns, "q", Outcome.B, "x", "y", row=1, system="Be kind.")
     assert pair.joined().prompt == ("Be kind.\n\nu1", "u2")
 
 

@@ -143,7 +143,7 @@ def test_a_length_baseline_that_cannot_know_its_own_row() -> None:
         Pair(pair.turns, row, outcome)
         for row, (pair, outcome) in enumerate(zip(noise, map(prefcast.Outcome, y), strict=True))
     ]
-    measured.add_pairs(pairs, np.full((300, 3), 1 / 3))
+    measured.add_pairs(pairs, np.full((300, 3), 1 / 3), None)
     found = measured.evaluation(repeats=50)
     assert found.baselines["length"].log_loss.value > found.baselines["class_prior"].log_loss.value - 0.005
     # And lengths that decide are found.
@@ -152,7 +152,7 @@ def test_a_length_baseline_that_cannot_know_its_own_row() -> None:
         for row, pair in enumerate(noise)
     ]
     measured = Measured()
-    measured.add_pairs(pairs, np.full((300, 3), 1 / 3))
+    measured.add_pairs(pairs, np.full((300, 3), 1 / 3), None)
     assert measured.evaluation(repeats=50).baselines["length"].log_loss.value < 0.5
 
 
@@ -169,7 +169,7 @@ def test_slices_add_up_and_small_ones_are_marked() -> None:
         assert gain == pytest.approx(found.baselines["class_prior"].gain.value, abs=1e-9)
     assert all(part.small for part in found.slices)
     measured = Measured()
-    measured.add_pairs(PAIRS * 3, np.tile(prefcast.predict(PAIRS, model="surface").probabilities, (3, 1)))
+    measured.add_pairs(PAIRS * 3, np.tile(prefcast.predict(PAIRS, model="surface").probabilities, (3, 1)), None)
     parts = measured.evaluation(repeats=20).slices
     assert all(part.small == (part.n < 100) for part in parts)
     assert any(not part.small for part in parts)
@@ -387,7 +387,7 @@ def test_surprises_are_the_worst_rows() -> None:
     measured = Measured(surprises=5)
     p = prefcast.predict(PAIRS, model="surface").probabilities
     for start in range(0, 42, 10):
-        measured.add_pairs(PAIRS[start : start + 10], p[start : start + 10])
+        measured.add_pairs(PAIRS[start : start + 10], p[start : start + 10], None)
     losses = row_log_loss(p, np.array([pair.outcome for pair in PAIRS]))
     assert [each.log_loss for each in measured.surprises] == sorted(losses.tolist(), reverse=True)[:5]
     assert measured.surprises[0].pair is PAIRS[int(losses.argmax())]

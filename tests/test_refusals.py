@@ -136,9 +136,7 @@ def test_the_input_is_not_written_over(refused: Run, command: str) -> None:
     [
         "predict pairs.jsonl --model REWARD -o out.csv",
         "explain pairs.jsonl --id 1 --model REWARD",
-        "evaluate pairs.jsonl --model REWARD",
         "report pairs.jsonl --model REWARD -o out.html",
-        "best candidates.jsonl --model REWARD",
         "compare left.jsonl right.jsonl --model REWARD",
     ],
 )

@@ -79,7 +79,7 @@ def read(page: str) -> Reader:
 
 def measured(pairs: list[Pair], seed: int = 0, surprises: int = 20) -> Measured:
     found = Measured(surprises=surprises)
-    found.add_pairs(pairs, np.random.default_rng(seed).dirichlet([2, 2, 2], len(pairs)))
+    found.add_pairs(pairs, np.random.default_rng(seed).dirichlet([2, 2, 2], len(pairs)), None)
     return found
 
 

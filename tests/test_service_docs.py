@@ -12,6 +12,7 @@ from dataclasses import fields
 import pytest
 
 from conftest import ROOT, said_by
+from prefcast import Pair, load_forecaster
 from prefcast.service.limits import Limits
 from prefcast.service.openapi import EXAMPLES
 from prefcast.service.reading import _MOST_FIELDS, _MOST_VALUES
@@ -76,6 +77,13 @@ def test_the_answer_that_is_shown_has_the_fields_of_the_answer(server: Server) -
     (shown,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     answer = server.forecast(prompt="Why is the sky blue?", response_a="Rayleigh scattering.", response_b="No idea.")
     assert re.findall(r'"(\w+)":', re.sub(r"\{[^{}]*\}", "{}", shown[1:])) == list(answer)
+    # The page shows the default forecaster's answer, in two decimals.
+    pair = Pair.of("Why is the sky blue?", "Rayleigh scattering.", "No idea.")
+    forecast = load_forecaster().forecast([pair])[0]
+    assert forecast.interval is not None
+    a, b, tie = forecast.probabilities
+    expected = [a, b, tie, 0.95, *forecast.interval[0], forecast.margin, forecast.tie]
+    assert re.findall(r"-?\d+\.\d+", shown) == [f"{number:.2f}" for number in expected]
 
 
 def test_every_refusal_is_in_its_table() -> None:

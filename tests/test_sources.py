@@ -24,7 +24,7 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats.labels import label_values_of
 from prefcast.pairs.formats.saved import read_saved
 
-VALUES = {"A>B": "a", "B>A": "b", "A=B": "tie"}
+VALUES = {"left": "a", "right": "b", "same": "tie"}
 SIGNS = tuple(VALUES)
 
 
@@ -239,7 +239,7 @@ def test_a_label_column(tmp_path: Path, value: Any, outcome: Outcome | None) -> 
 
 @pytest.mark.parametrize("column", ["winner", "label"])
 def test_values_of_ones_own(tmp_path: Path, column: str) -> None:
-    rows = [kaggle_row(number, **{column: sign}) for number, sign in enumerate([*SIGNS, " a>b "])]
+    rows = [kaggle_row(number, **{column: sign}) for number, sign in enumerate([*SIGNS, " LEFT "])]
     path = write_csv(tmp_path / "p.csv", rows)
     assert [pair.outcome for pair in read_pairs(path, label_values=VALUES)] == [*Outcome, Outcome.A]
     with open_pairs(path) as file:
@@ -263,17 +263,17 @@ def test_values_of_ones_own_in_every_reader(tmp_path: Path) -> None:
     scores = write_csv(tmp_path / "s.csv", [{**row, "score_a": 1, "score_b": 0} for row in rows])
     (block,) = score_blocks(scores, label_values=VALUES)
     assert block.labels.tolist() == [0, 1, 2]
-    with pytest.raises(FileError, match="row 1: label is 'A>B'; expected 0"):
+    with pytest.raises(FileError, match="row 1: label is 'left'; expected 0"):
         list(score_blocks(scores))
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("A>B=a, B>A=b,A=B=tie", VALUES),
+        ("left=a, right=b,same=tie", VALUES),
         ("1=a", {"1": "a"}),
         (None, {}),
-        ("A>B", "is not of the form"),
+        ("left", "is not of the form"),
         ("=a", "is not of the form"),
         ("x=a,x=b", "'x' is there twice"),
     ],
@@ -292,7 +292,7 @@ def test_verbs_take_label_values(prefcast: Run, tmp_path: Path) -> None:
         for n in range(60)
     ]
     write_jsonl(tmp_path / "p.jsonl", rows)
-    values = ("--label-values", "A>B=a,B>A=b,A=B=tie")
+    values = ("--label-values", "left=a,right=b,same=tie")
     for command in (
         ("evaluate", "p.jsonl", "--model", "length"),
         ("report", "p.jsonl", "--model", "length", "-o", "r.html"),
@@ -302,8 +302,11 @@ def test_verbs_take_label_values(prefcast: Run, tmp_path: Path) -> None:
     ):
         done = prefcast(*command, *values)
         assert done.returncode == 0, done.stderr
-    done = prefcast("rank", "p.jsonl", "--label-values", "A>B=c")
-    assert (done.returncode, done.stderr) == (2, "prefcast: label values: 'A>B' is to mean 'c'; expected a, b or tie\n")
+    done = prefcast("rank", "p.jsonl", "--label-values", "left=c")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "prefcast: label values: 'left' is to mean 'c'; expected a, b or tie\n",
+    )
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

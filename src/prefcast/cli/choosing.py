@@ -31,15 +31,19 @@ def best(
     """Choose the best of several responses to each prompt (best of n), by forecasts of every two of them.
 
     A row has a prompt and its responses (a list), or a row is one response, with prompt, response and perhaps id. The best
-    response has the highest mean of P(wins) + P(tie) / 2 against the others. Positions are counted from 0.
+    response has the highest mean of P(wins) + P(tie) / 2 against the others. With a reward model to which no outcome model was
+    fitted, that is the share of the others that score lower. Positions are counted from 0.
 
     \b
     Examples:
       prefcast best samples.jsonl -o best.jsonl --with-text
       prefcast best samples.csv --cells text --model surface
     """
+    import numpy as np
+
     from prefcast.forecasts.best import choice_kind, choices, open_choice_writer
     from prefcast.forecasts.resolve import resolve
+    from prefcast.outcomes.statistics.bootstrap import group_keys, weighted_mean
     from prefcast.pairs.formats.candidates import CandidateFile
     from prefcast.report.forecasts import ChoiceTable
     from prefcast.runs.ready import ready
@@ -51,8 +55,9 @@ def best(
     check_input(file)
     rows = failed = truncated = 0
     first: object = None
+    right: list[float] = []
     with (
-        ready(resolve(choosing.choice()), keeping.running()) as chosen,
+        ready(resolve(choosing.choice(), by_margin=True), keeping.running()) as chosen,
         CandidateFile(file, reading.mapping, reading.cells, max_row=reading.max_row) as read,
         progress(read) as show,
         nullcontext(ChoiceTable(sys.stdout))
@@ -60,7 +65,7 @@ def best(
         else open_choice_writer(output, with_text=with_text) as opened,
     ):
         writer: Any = opened
-        for choice in choices(read, chosen):
+        for choice in choices(read, chosen, show):
             if choice.error is not None:
                 if on_error == "stop":
                     raise choice.error
@@ -68,9 +73,14 @@ def best(
                 first = first or choice.error
             rows += 1
             truncated += choice.truncated > 0
+            right += [] if choice.right is None else [choice.right]
             writer.write(choice)
             if show is not None:
                 show(rows)
+    if right:
+        share = weighted_mean(np.array(right), np.ones(len(right)), group_keys(None, len(right)))
+        sure = f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}] of {len(right)} prompts"
+        say(f"the choice is an answer that people found best in {sure}")
     if truncated:
         say(f"{truncated} of {rows} prompts have responses that were truncated ({chosen.budget})")
     end_failed(failed, f"{failed} of {rows} prompts failed and have no best response; the first: {first}")

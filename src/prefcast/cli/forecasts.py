@@ -8,8 +8,20 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcast.cli.requests import ON_ERROR, PAIRS, SCORES, WITH_TEXT, Asked, Choosing, Keeping, LongRun, Reading
-from prefcast.cli.running import check_run, done, say_done
+from prefcast.cli.requests import (
+    ALLOW_ALL_FAILED,
+    ON_ERROR,
+    PAIRS,
+    SCORES,
+    SUBMISSION,
+    WITH_TEXT,
+    Asked,
+    Choosing,
+    Keeping,
+    LongRun,
+    Reading,
+)
+from prefcast.cli.running import check_run, done, is_submission, say_done
 from prefcast.cli.shared import app, check_with_text, end_failed, opened, progress, say
 from prefcast.cli.verbs import MISSING, option, verb
 from prefcast.errors import UsageError, printable
@@ -31,6 +43,8 @@ def predict(
     scores: Path | None = SCORES,
     on_error: str = ON_ERROR,
     with_text: bool = WITH_TEXT,
+    submission: str = SUBMISSION,
+    allow_all_failed: bool = ALLOW_ALL_FAILED,
     rehearse: Path | None = option(
         "If PAIRS is the competition's stub of three rows, forecast the first 1,000 rows of this labelled file instead, and measure.",
         "TRAIN",
@@ -58,10 +72,13 @@ def predict(
     from prefcast.report.measurements import evaluation_text
 
     check_with_text(output, with_text)
-    asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text)
+    winner = submission == "winner"
+    asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text, allow_all_failed)
     check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
     if rehearse is not None and long.shard is not None:
         raise UsageError("--rehearse and --shard exclude each other")
+    if winner and not is_submission(asked.path):
+        raise UsageError("--submission winner is for an output that ends in .csv")
     train = (
         None
         if rehearse is None
@@ -73,7 +90,11 @@ def predict(
     @contextmanager
     def opened_output() -> Iterator[Sink]:
         nonlocal rehearsal
-        out = nullcontext(TableWriter(sys.stdout)) if output is None else open_writer(output, with_text=with_text)
+        out = (
+            nullcontext(TableWriter(sys.stdout))
+            if output is None
+            else open_writer(output, with_text=with_text, winner=winner)
+        )
         with out as writer:
             rehearsal = None if train is None else Rehearsal(writer)
             yield rehearsal or writer
@@ -117,16 +138,20 @@ def explain(
 
 @verb(app)
 def check(*, pairs: str = PAIRS, reading: Reading) -> None:
-    """Read a file and show its format, rows, turns, labels, every fault, and how long a forecast would take here.
+    """Read a file and show its format, rows, turns, labels, faults, and how long a forecast would take here.
+
+    Faults of one kind are shown once, with their number and their first rows.
 
     \b
     Example:
       prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
     """
     from prefcast.forecasts.check import inspect
-    from prefcast.report.descriptions import inspection_text
+    from prefcast.report.descriptions import fault_lines, inspection_text
 
     with opened(pairs, reading) as file, progress(file) as show:
-        found = inspect(file, on_fault=lambda error: print(printable(str(error))), progress=show)
+        found = inspect(file, progress=show)
+    for line in fault_lines(found.faults):
+        print(printable(line))
     print(inspection_text(found))
     end_failed(found.failed)

@@ -26,6 +26,7 @@ from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.measuring.collected import Measured
+    from prefcast.pairs.formats import PairFile
 
 _SURPRISES = 20
 _FAILED = "{} rows failed and are not in the figures; prefcast check names them"
@@ -41,6 +42,7 @@ class Measuring:
         "Measure these forecasts (a submission or predictions file) instead of making them.", "FILE"
     )
     against: Path | None = option("Compare with these forecasts of the same rows, by id.", "FILE")
+    by: str | None = option("Show the figures for each value of this column of LABELLED too.", "COLUMN")
     repeats: int = option("Bootstrap repeats.", default=1000, least=100)
     choosing: Choosing
     reading: Reading
@@ -65,6 +67,9 @@ def evaluate(
 ) -> None:
     """Measure forecasts on labelled pairs, next to forecasts that anyone can make.
 
+    A reward model, or a file of scores, to which no outcome model was fitted is measured by pairwise accuracy alone: how
+    often the preferred answer has the higher score.
+
     \b
     Examples:
       prefcast evaluate train.csv --slices
@@ -75,12 +80,12 @@ def evaluate(
 
     _check_swapped(swapped, measuring)
     check_outputs([json_output], [labelled, swapped, *measuring.files], "the figures")
-    title, measured = _measured(labelled, measuring, swapped=swapped)
+    title, measured = _measured(labelled, measuring, swapped=swapped, by_margin=True)
     evaluation = measured.evaluation(repeats=measuring.repeats)
     if json_output is not None:
         write_json(evaluation.to_dict(), json_output)
     if json_output != "-":
-        print(evaluation_text(evaluation, title, slices=slices))
+        print(evaluation_text(evaluation, title, slices=slices or measuring.by is not None))
     end_failed(evaluation.failed, _FAILED.format(evaluation.failed))
 
 
@@ -160,7 +165,12 @@ def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
 
 
 def _measured(
-    labelled: str | None, measuring: Measuring, *, swapped: Path | None = None, surprises: int = 0
+    labelled: str | None,
+    measuring: Measuring,
+    *,
+    swapped: Path | None = None,
+    surprises: int = 0,
+    by_margin: bool = False,
 ) -> tuple[str, Measured]:
     """What the options name, measured, and what the forecasts are called."""
     from prefcast.forecasts.resolve import for_scores, resolve
@@ -170,6 +180,8 @@ def _measured(
 
     reading, predictions, scores = measuring.reading, measuring.predictions, measuring.scores
     choice = measuring.choosing.choice(None if labelled is None else scores)
+    if measuring.by is not None and labelled is None:
+        raise UsageError("--by names a column of the file of labelled pairs; name that file as well")
     other = None if measuring.against is None else (measuring.against.name, read_saved(measuring.against))
     if predictions is not None:
         if scores is not None:
@@ -180,7 +192,7 @@ def _measured(
             )
         measured = measured_predictions(
             predictions,
-            None if labelled is None else opened(labelled, reading),
+            None if labelled is None else _opened_by(labelled, measuring),
             surprises=surprises,
             against=other,
             swapped=None if swapped is None else read_saved(swapped),
@@ -191,18 +203,28 @@ def _measured(
         if scores is None:
             raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
         # The scores hold the labels: they are read a block at a time, and never all held.
-        return scores.name, measured_scores(
-            scores, for_scores(resolve(choice)), against=other, label_values=reading.labels
-        )
+        fitted = None if by_margin and choice.empty else for_scores(resolve(choice))
+        return scores.name, measured_scores(scores, fitted, against=other, label_values=reading.labels)
     with (
-        opened(labelled, reading) as file,
+        _opened_by(labelled, measuring) as file,
         progress(file) as show,
-        ready(resolve(choice), measuring.keeping.running()) as chosen,
+        ready(resolve(choice, by_margin=by_margin), measuring.keeping.running()) as chosen,
     ):
         measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
     say_restored(measured.restored, measured.rows)
-    say_truncated(measured.truncated, measured.rows, chosen)
+    say_truncated(measured.truncated or 0, measured.rows, chosen)
     return choice.title, measured
+
+
+def _opened_by(labelled: str, measuring: Measuring) -> PairFile:
+    file = opened(labelled, measuring.reading)
+    if measuring.by is not None:
+        try:
+            file.keep(measuring.by)
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
 @verb(app)

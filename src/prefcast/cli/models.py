@@ -39,6 +39,8 @@ def score(
 ) -> None:
     """Write the raw scores of a model, without an outcome model.
 
+    PAIRS may also hold single answers (prompt and response): a pointwise reward model gives each of them one score.
+
     If the run is stopped or killed, give the same command again to continue it (docs/runs.md).
 
     \b
@@ -145,11 +147,10 @@ def show(
     The weights of a checkpoint are not loaded, and its code is not run.
     """
     from prefcast.report.descriptions import checkpoint_text, scorer_text
-    from prefcast.scorers.registry import scorer_infos
+    from prefcast.scorers.registry import find_scorer, scorer_infos
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
-    infos = scorer_infos()
-    if model in infos:
-        print(scorer_text(infos[model]))
+    if model in scorer_infos() or ("/" not in model and not Path(model).exists()):
+        print(scorer_text(find_scorer(model)))
     else:
         print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code, base=base)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ def rank(
         "--from",
         choices=("forecasts", "votes"),
     ),
+    where: list[str] | None = option(
+        "Count only the rows with this value in this column; may be given several times.", "COLUMN=VALUE"
+    ),
+    anchor: str | None = option("Move all ratings so that this model has this one.", "MODEL=RATING"),
     output: Path | None = option("The leaderboard as .csv or .jsonl.", "FILE", "-o"),
     plot: Path | None = option("Ratings and win rates as a plot: .svg, .png or .pdf.", "FILE"),
     matrix: Path | None = option(
@@ -42,7 +47,7 @@ def rank(
     """Rank the models of a file by votes or forecasts: ratings with 95 % intervals, from a Bradley-Terry model with
     ties.
 
-    Ratings are Elo points with a mean of 1000. Intervals and ranges of ranks hold 95 % of the draws of a bootstrap
+    Ratings are Elo points with a mean of 1000, unless --anchor fixes one of them. Intervals and ranges of ranks hold 95 % of the draws of a bootstrap
     over first prompts (over rows where there is no prompt column: give forecasts their texts, --with-text). Of
     forecasts, intervals tell what other prompts would change, not how far the forecaster is from people.
 
@@ -51,6 +56,7 @@ def rank(
       prefcast rank votes.csv
       prefcast rank votes.csv.gz -o leaderboard.csv --plot leaderboard.svg
       prefcast rank pairs.csv --model embedded
+      prefcast rank battles.jsonl --where anony=true --where language=English --anchor mixtral-8x7b=1114
     """
     from prefcast.measuring.ranking import matrix_kind, standings_kind, write_matrix, write_standings
     from prefcast.measuring.ranking import rank as ranked
@@ -66,12 +72,17 @@ def rank(
         plot_kind(plot)
     check_outputs([output, plot, matrix, json_output], [file], "the leaderboard")
     check_input(file)
+    chosen_rows, fixed = _where(where or []), _anchor(anchor)
     choice = choosing.choice()
     with ExitStack() as stack:
         source: Any = file
         if choice.model is not None or choice.forecaster is not None:
             if of == "votes":
                 raise UsageError("--model ranks by forecasts; leave out --from votes")
+            if chosen_rows:
+                raise UsageError(
+                    "--where chooses rows of a file of votes or forecasts; leave out --model and --forecaster"
+                )
             source, of = _forecast(stack, file, choosing, reading, keeping), "forecasts"
         elif not choice.empty:
             raise UsageError("options of a model go with --model or --forecaster")
@@ -81,6 +92,8 @@ def rank(
             columns=None if source is not file else reading.mapping,
             label_values=None if source is not file else reading.labels,
             max_row=reading.max_row,
+            where=chosen_rows,
+            anchor=fixed,
             min_votes=min_votes,
             repeats=repeats,
             seed=seed,
@@ -98,6 +111,30 @@ def rank(
     if json_output != "-":
         print(leaderboard_text(board))
     end_failed(board.faults, f"{board.faults} rows are at fault and not in the ratings; the first: {board.first_fault}")
+
+
+def _where(parts: list[str]) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for part in parts:
+        column, equals, value = part.partition("=")
+        if not equals or not column.strip():
+            raise UsageError(f"--where: {part!r} is not of the form COLUMN=VALUE, like anony=true")
+        if column.strip() in chosen:
+            raise UsageError(f"--where: {column.strip()!r} is there twice")
+        chosen[column.strip()] = value
+    return chosen
+
+
+def _anchor(text: str | None) -> tuple[str, float] | None:
+    from prefcast.pairs.formats.fields import as_number
+
+    if text is None:
+        return None
+    model, _, rating = text.rpartition("=")
+    number = as_number(rating)
+    if not model or not isfinite(number):
+        raise UsageError(f"--anchor: {text!r} is not of the form MODEL=RATING, like mixtral-8x7b=1114")
+    return model, number
 
 
 def _forecast(

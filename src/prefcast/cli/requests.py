@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from prefcast.runs.ready import Running
 
 __all__ = [
+    "ALLOW_ALL_FAILED",
     "BUDGET",
     "JSON_OUTPUT",
     "LOG_KIND",
     "ON_ERROR",
     "PAIRS",
     "SCORES",
+    "SUBMISSION",
     "WITH_TEXT",
     "Asked",
     "Choosing",
@@ -41,6 +43,14 @@ ON_ERROR = option(
     "What to do when a row fails: keep the row, with its error (exit status 3), or stop the run (2).",
     default="keep",
     choices=("keep", "stop"),
+)
+ALLOW_ALL_FAILED = option(
+    "Write a submission (.csv) even if every row failed. It then holds nothing but the class prior.", default=False
+)
+SUBMISSION = option(
+    "What a submission (.csv) holds: the three probabilities, or the likelier winner, model_a or model_b (WSDM).",
+    default="probabilities",
+    choices=("probabilities", "winner"),
 )
 WITH_TEXT = option("Write the texts too, to a .jsonl or .parquet output.", default=False)
 BUDGET = option(
@@ -66,7 +76,7 @@ class Reading:
         choices=("json", "text"),
     )
     label_values: str | None = option(
-        "What your own labels in the columns winner and label mean: a, b or tie, as in 'A>B=a,B>A=b,A=B=tie'.",
+        "What your own labels in the columns winner and label mean: a, b or tie, as in 'left=a,right=b,same=tie'.",
         "VALUE=a|b|tie,...",
     )
 
@@ -209,6 +219,7 @@ class Asked:
     long: LongRun
     on_error: str
     with_text: bool = False
+    allow_all_failed: bool = False
 
     @property
     def path(self) -> Path | None:

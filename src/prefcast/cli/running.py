@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefcast.cli.clusters import check_engine, parts_asked, parts_run, placed
-from prefcast.cli.requests import Asked
+from prefcast.cli.requests import ALLOW_ALL_FAILED, SUBMISSION, Asked
 from prefcast.cli.shared import (
     LOG,
     app,
@@ -27,12 +27,11 @@ from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from prefcast.errors import RowError
     from prefcast.forecasts.forecaster import Forecaster
-    from prefcast.pairs import Pair
+    from prefcast.measuring.rehearsal import RehearsedRows
     from prefcast.runs.loop import RunReport, Sink
 
-__all__ = ["check_run", "done", "merge", "say_done"]
+__all__ = ["check_run", "done", "is_submission", "merge", "say_done"]
 
 _LONG = 60.0
 
@@ -57,7 +56,7 @@ def check_run(asked: Asked, *inputs: Path | None, what: str, **local: object) ->
 def done(
     asked: Asked,
     forecaster: Forecaster,
-    rows: Iterable[Pair | RowError] | None = None,
+    rows: RehearsedRows | None = None,
     opened_output: Callable[[], AbstractContextManager[Sink]] | None = None,
 ) -> RunReport:
     """One attempt at the run. `rows` are forecast in the place of the file's; `opened_output` gives the writer where it
@@ -71,11 +70,16 @@ def done(
         with closing(forecaster.scorer):
             return parts_run(asked, forecaster)
     with (
-        opened(asked.pairs, asked.reading) as file,
+        opened(asked.pairs, asked.reading, single=asked.verb == "score") as file,
         placed(asked, forecaster) as (scorer, store),
-        progress(file) as show,
+        progress(rows or file) as show,
     ):
-        job = job_of(asked.verb, replace(forecaster, scorer=scorer))
+        if file.single and not scorer.pointwise:
+            problem = f"holds single answers, and {forecaster.scorer.name} compares two"
+            raise UsageError(
+                f"{file.name}: {problem}; only a pointwise reward model gives each answer a score of its own"
+            )
+        job = job_of(asked.verb, replace(forecaster, scorer=scorer), single=file.single)
         facts = {
             "input": file.name if rows is None else f"a rehearsal for {file.name}",
             "columns": asked.reading.columns,
@@ -85,16 +89,22 @@ def done(
         }
         shard = None if asked.long.shard is None else ShardOf.parse(asked.long.shard)
         write = opened_output or (lambda: open_output(str(asked.output), job.header, with_text=asked.with_text))
-        watch = Watch(LOG, show, lambda: file.progress, 1.0 if shard is None else 1 / shard.count)
+        no_priors = asked.verb == "predict" and not asked.allow_all_failed and is_submission(asked.path)
+        watch = Watch(LOG, show, lambda: (rows or file).progress, 1.0 if shard is None else 1 / shard.count)
         return attempt(
             job,
             file if rows is None else rows,
-            Target(write, asked.path, shard, asked.with_text, facts),
+            Target(write, asked.path, shard, asked.with_text, facts, no_priors),
             log=LOG,
             watch=watch,
             on_error=asked.on_error,
             store=store,
         )
+
+
+def is_submission(path: Path | None) -> bool:
+    """Whether an output is a Kaggle submission."""
+    return path is not None and path.suffix.lower() == ".csv"
 
 
 def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | None = None, got: str = "") -> None:
@@ -147,6 +157,8 @@ def _figures(report: RunReport) -> str:
 def merge(
     shards: list[Path] = argument("All shards of one run, in any order.", "SHARDS..."),
     output: Path = option(".csv, .jsonl or .parquet: what one run would have written.", None, "-o", default=MISSING),
+    submission: str = SUBMISSION,
+    allow_all_failed: bool = ALLOW_ALL_FAILED,
 ) -> None:
     """Join the shards of a run (--shard I/N) into the output that one run would have written, byte for byte.
 
@@ -158,10 +170,14 @@ def merge(
       prefcast merge out.csv.shard-* -o out.csv
     """
     from prefcast.forecasts.predictions import output_kind
+    from prefcast.runs.attempt import refuse_priors
     from prefcast.runs.jobs import open_output
     from prefcast.runs.shards import open_shards, rows_of
 
     output_kind(output)
+    winner = submission == "winner"
+    if winner and not is_submission(output):
+        raise UsageError("--submission winner is for an output that ends in .csv")
     found = open_shards(shards)
     rows = failed = 0
     first: object = None
@@ -169,13 +185,15 @@ def merge(
         for shard in found:
             stack.callback(shard.close)
         header = found[0].header
-        writer: Any = stack.enter_context(open_output(output, header, with_text=bool(header["texts"])))
+        writer: Any = stack.enter_context(open_output(output, header, with_text=bool(header["texts"]), winner=winner))
         for piece in rows_of(found):
             rows += len(piece)
             errors = [row["error"] for row in piece.rows if row["error"] is not None]
             failed += len(errors)
             first = first or next(iter(errors), None)
             writer.write(piece)
+        if header["verb"] == "predict" and is_submission(output) and not allow_all_failed and failed:
+            refuse_priors(printable(str(output)), rows, failed, first)
     if sys.stderr.isatty():
         say(f"{rows} rows of {len(found)} shards in {printable(str(output))}")
     end_failed(failed, f"{failed} of {rows} rows failed; the first: {first}")

@@ -85,13 +85,19 @@ def check_with_text(output: object, with_text: bool, endings: str = "FILE.jsonl 
         raise UsageError(f"--with-text needs an output file (-o {endings})")
 
 
-def opened(pairs: str, reading: Reading) -> PairFile:
-    """The file of pairs, opened. A line says what its format means, where that needs one."""
+def opened(pairs: str, reading: Reading, *, single: bool = False) -> PairFile:
+    """The file of pairs, or with `single` perhaps of single answers, opened. A line says what its format means, where that
+    needs one."""
     from prefcast.pairs.formats import open_pairs
 
     check_input(pairs)
     file = open_pairs(
-        pairs, columns=reading.mapping, cells=reading.cells, label_values=reading.labels, max_row=reading.max_row
+        pairs,
+        columns=reading.mapping,
+        cells=reading.cells,
+        label_values=reading.labels,
+        max_row=reading.max_row,
+        single=single,
     )
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
@@ -125,6 +131,9 @@ class HowFar(Protocol):
     @property
     def progress(self) -> tuple[int, int]: ...
 
+    @property
+    def rows_read(self) -> int: ...
+
 
 Draw = Callable[[str, int, float | None], object]
 
@@ -151,13 +160,13 @@ def progress(file: HowFar) -> Iterator[Callable[[int], None] | None]:
         if draw is None:
             yield None
             return
-        size = file.progress[1]
 
         def show(done: int) -> None:
-            read = file.progress[0]
-            # The total is estimated from the bytes that were read so far; the size of standard input is unknown.
-            draw(f"{done} rows", done, done * size / read if read and size else None)
+            read, size = file.progress
+            # The total is estimated from what was read so far; the size of standard input is unknown.
+            draw(f"{done} rows", done, max(done, file.rows_read * size / read) if read and size else None)
 
+        show(0)
         yield show
 
 

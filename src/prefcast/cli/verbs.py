@@ -51,7 +51,7 @@ def argument(help: str, metavar: str, *, default: Any = MISSING) -> Any:
 
 class _Command(TyperCommand):
     """A command whose help shows its options by panel, the most needed panel first. It accepts the names that options had
-    in earlier versions."""
+    in earlier versions. An option with one value may be given once: the first of two would be dropped without a word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {flag for param in self.params for flag in param.opts}
@@ -63,6 +63,11 @@ class _Command(TyperCommand):
                 typer.echo(f"{old} is {f'now {new}' if new else 'the default now'}", err=True)
             renamed = [_RENAMED.get(arg, arg) for arg in args[:end]]
             args = [arg for arg in renamed if arg is not None] + args[end:]
+        given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])
+        options = [each for each in given if each.param_type_name == "option" and not (each.multiple or each.is_flag)]
+        for number, option in enumerate(options):
+            if option in options[:number]:
+                ctx.fail(f"{max(option.opts, key=len)} is there twice; it takes one value")
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -7,7 +7,7 @@ counts. A Bradley-Terry model is for votes. Forecasts are not votes, and would n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -23,6 +23,7 @@ from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair, Turn, clean
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.pairs.formats.labels import WINNERS
+from prefcast.scorers.base import Meter
 
 __all__ = [
     "AnswerRanking",
@@ -53,6 +54,12 @@ class AnswerRanking:
     @property
     def best(self) -> int:
         return self.order[0]
+
+    def right(self, among: frozenset[int]) -> float:
+        """The share of the answers of the highest strength that are `among` those that people found best: 1 or 0 unless
+        several have it."""
+        first = [position for position in self.order if self.strengths[position] == self.strengths[self.best]]
+        return sum(position in among for position in first) / len(first)
 
 
 def answer_pairs(
@@ -116,6 +123,14 @@ class Choice:
     def ids(self) -> list[str | int]:
         return [self.id]
 
+    @property
+    def right(self) -> float | None:
+        """Whether the choice is one of the answers that people found best: 1 or 0, or a share where several answers have
+        the highest strength. None where the file does not say, or the choice failed."""
+        if self.ranking is None or self.candidates is None or not self.candidates.right:
+            return None
+        return self.ranking.right(self.candidates.right)
+
     def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
         """The one record of the .jsonl file: positions counted from 0, `pairwise` in the order of itertools.combinations."""
         ranking, candidates = self.ranking, self.candidates
@@ -128,6 +143,7 @@ class Choice:
             "strengths": None if ranking is None else ranking.strengths.tolist(),
             "pairwise": None if ranking is None else list(_pairwise(ranking)),
             "truncated": self.truncated,
+            "right": self.right,
             "error": None if self.error is None else str(self.error),
         }
         if with_text:
@@ -145,8 +161,16 @@ def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
         yield {"a": i, "b": j, WINNERS[0]: a, WINNERS[1]: b, WINNERS[2]: tie}
 
 
-def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
-    """The choice for each prompt, in their order."""
+def choices(
+    items: Iterable[Candidates | RowError], forecaster: Forecaster, progress: Callable[[int], None] | None = None
+) -> Iterator[Choice]:
+    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done."""
+    done = 0
+
+    def chosen(piece: Sequence[Candidates | RowError], pairs: int) -> Iterator[Choice]:
+        follow = None if progress is None else lambda within: progress(done + within * len(piece) // max(pairs, 1))
+        return _chosen(piece, forecaster, Meter(follow))
+
     piece: list[Candidates | RowError] = []
     size = 0
     for item in items:
@@ -154,12 +178,13 @@ def choices(items: Iterable[Candidates | RowError], forecaster: Forecaster) -> I
         if isinstance(item, Candidates):
             size += len(item.responses) * (len(item.responses) - 1) // 2
         if size >= _PIECE or len(piece) >= _PIECE:
-            yield from _chosen(piece, forecaster)
+            yield from chosen(piece, size)
+            done += len(piece)
             piece, size = [], 0
-    yield from _chosen(piece, forecaster)
+    yield from chosen(piece, size)
 
 
-def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> Iterator[Choice]:
+def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
     pairs = [
         pair
         for item in piece
@@ -168,7 +193,7 @@ def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster) -> I
             item.prompt, item.responses, id=item.id, row=item.row, system=item.system, reference=item.reference
         )
     ]
-    forecasts = iter(forecaster.forecast(pairs))
+    forecasts = iter(forecaster.forecast(pairs, meter))
     for item in piece:
         if isinstance(item, RowError):
             yield Choice(item.id, None, None, 0, item)
@@ -196,6 +221,7 @@ def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False)
         "strength",
         "responses",
         "truncated",
+        "right",
         "error",
         *(("prompt", "response") if with_text else ()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,9 +16,45 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import PairFile
 from prefcast.scorers.registry import DEFAULT
 
-__all__ = ["Inspection", "inspect"]
+__all__ = ["FaultKind", "Inspection", "inspect"]
 
 _SAMPLE = 256
+# So many kinds of faults are told apart, and so many rows of each are named.
+_KINDS, _ROWS = 50, 6
+# What differs between faults of one kind: quoted texts and numbers.
+_VARIES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """Faults of one kind: the first of them, how many there are, and the first rows that have one."""
+
+    first: RowError
+    count: int
+    rows: tuple[int, ...]
+
+    def with_row(self, error: RowError) -> FaultKind:
+        rows = self.rows if len(self.rows) == _ROWS else (*self.rows, error.row)
+        return FaultKind(self.first, self.count + 1, rows)
+
+
+class _Faults:
+    """Gathers faults by their kind, which is the field and the problem without what differs from row to row."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str, str], FaultKind] = {}
+
+    def add(self, error: RowError) -> None:
+        kind = error.file, error.field, _VARIES.sub("", error.problem)
+        if kind not in self._kinds and len(self._kinds) == _KINDS:
+            kind = "", "", ""  # the rest, which is not told apart
+        found = self._kinds.get(kind, FaultKind(error, 0, ()))
+        self._kinds[kind] = found.with_row(error)
+
+    @property
+    def found(self) -> tuple[FaultKind, ...]:
+        """The kinds in the order in which they came."""
+        return tuple(self._kinds.values())
 
 
 @dataclass(frozen=True)
@@ -25,7 +62,7 @@ class Inspection:
     """The contents of a file.
 
     `turns` counts pairs by number of turns, `labels` by outcome (None: no label). `truncated` counts the pairs that the default
-    budget would cut. `seconds` is an estimate of the time to read and forecast the file on this machine with the default model.
+    budget would cut. `faults` are those of rows, by kind. `seconds` is an estimate of the time to read and forecast the file on this machine with the default model.
     It is made from `rate`, the pairs per second of a sample.
     """
 
@@ -44,15 +81,11 @@ class Inspection:
     model: str
     rate: float
     seconds: float
+    faults: tuple[FaultKind, ...] = ()
 
 
-def inspect(
-    file: PairFile, *, on_fault: Callable[[RowError], None], progress: Callable[[int], None] | None = None
-) -> Inspection:
-    """Read all of `file`, and call `on_fault` with each row at fault.
-
-    Raises FileError for a fault of the file.
-    """
+def inspect(file: PairFile, *, progress: Callable[[int], None] | None = None) -> Inspection:
+    """Read all of `file`. Raises FileError for a fault of the file."""
     forecaster = load_forecaster()
     rows = failed = truncated = 0
     turns: Counter[int] = Counter()
@@ -61,6 +94,7 @@ def inspect(
     bins: Counter[int] = Counter()
     longest = 0
     sample: list[Pair] = []
+    faults = _Faults()
     start = time.perf_counter()
     for item in file:
         rows += 1
@@ -68,7 +102,7 @@ def inspect(
             progress(rows)
         if isinstance(item, RowError):
             failed += 1
-            on_fault(item)
+            faults.add(item)
             continue
         characters = item.characters
         turns[len(item.turns)] += 1
@@ -102,6 +136,7 @@ def inspect(
         model=DEFAULT,
         rate=rate,
         seconds=seconds,
+        faults=faults.found,
     )
 
 

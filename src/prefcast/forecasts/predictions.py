@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import RowError, UsageError, printable
+from prefcast.errors import RowError, UsageError, printable, shown_path
 from prefcast.forecasts.outputs import (
     ENDINGS,
     Recordable,
@@ -177,16 +177,20 @@ def _bar(probability: float) -> str:
 
 
 @contextmanager
-def open_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> Iterator[Writer]:
-    """A writer for `path`: a Kaggle submission (.csv), or all that is known of each row (.jsonl, .parquet).
+def open_writer(path: str | os.PathLike[str], *, with_text: bool = False, winner: bool = False) -> Iterator[Writer]:
+    """A writer for `path`: a submission (.csv), or all that is known of each row (.jsonl, .parquet). A submission has the three
+    probabilities, or with `winner` the likelier of model_a and model_b, as the competition WSDM wants it.
 
     The file appears whole or not at all. Raises UsageError.
     """
     kind = output_kind(path)
     if with_text and kind == ".csv":
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
-    with opened_writer(path, kind, ("id", *WINNERS), NUMBERS, with_text=with_text) as writer:
-        yield _Submission(writer) if kind == ".csv" else writer
+    if winner and kind != ".csv":
+        raise UsageError(f"{shown_path(path)}: a submission of winners is a .csv; the other kinds have everything")
+    columns = ("id", "winner") if winner else ("id", *WINNERS)
+    with opened_writer(path, kind, columns, NUMBERS, with_text=with_text) as writer:
+        yield _Submission(writer, winner) if kind == ".csv" else writer
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,24 @@ class _Submission:
     """Writes forecasts without their uncertainty, which a submission does not hold and which takes time to compute."""
 
     writer: Writer
+    winner: bool = False
 
     def write(self, rows: Recordable) -> None:
-        self.writer.write(replace(rows, link=None, spread=None) if isinstance(rows, Forecasts) else rows)
+        bare = replace(rows, link=None, spread=None) if isinstance(rows, Forecasts) else rows
+        self.writer.write(_Winners(bare) if self.winner else bare)
+
+
+@dataclass(frozen=True)
+class _Winners:
+    """The likelier winner of each row. Where both are equally likely, it is A."""
+
+    rows: Recordable
+
+    @property
+    def ids(self) -> list[str | int]:
+        return self.rows.ids
+
+    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
+        for record in self.rows.records():
+            a, b = record[WINNERS[0]], record[WINNERS[1]]
+            yield {"id": record["id"], "winner": "model_b" if b > a else "model_a"}

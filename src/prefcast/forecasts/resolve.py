@@ -11,6 +11,7 @@ from typing import Any
 from prefcast.errors import UsageError, excerpt, shown_path
 from prefcast.forecasts.forecaster import Forecaster, built_in, load_forecaster
 from prefcast.forecasts.scores import read_scores
+from prefcast.outcomes.models import MarginSign
 from prefcast.pairs.budget import WHOLE, Budget, parse_budget
 from prefcast.scorers.base import Scorer
 from prefcast.scorers.options import given, options_of_text, which
@@ -48,6 +49,8 @@ class Choice:
             return os.path.basename(self.model.rstrip("/")) or self.model  # noqa: PTH119 - a hub id is no path
         if isinstance(self.forecaster, str | os.PathLike):
             return os.path.basename(os.fspath(self.forecaster).rstrip("/"))  # noqa: PTH119
+        if self.scores is not None and self.forecaster is None:
+            return os.path.basename(os.fspath(self.scores))  # noqa: PTH119
         return DEFAULT
 
     @property
@@ -57,10 +60,11 @@ class Choice:
         return named == (None,) * 4 and not self.more and (self.options is None or not given(self.options))
 
 
-def resolve(choice: Choice | None = None) -> Forecaster:
+def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecaster:
     """The forecaster of a choice, or the default forecaster.
 
-    Raises UsageError for a model without an outcome model, because its scores alone do not give probabilities.
+    Raises UsageError for a model without an outcome model, because its scores alone do not give probabilities; with
+    `by_margin` the sign of its margin says which answer it prefers, and so does that of scores without a forecaster.
     """
     choice = choice or Choice()
     model, forecaster = choice.model, choice.forecaster
@@ -75,6 +79,10 @@ def resolve(choice: Choice | None = None) -> Forecaster:
         info = _info(model)
         if choice.preset is not None:
             return _by_preset(model, info, choice)
+        if by_margin and choice.scores is not None:
+            raise UsageError("--scores brings the scores of the pairs, --model computes them; give one of them")
+        if by_margin:
+            return _by_margin(*resolve_scorer(choice))
         info.check(model, _options(info, choice))
         raise UsageError(
             f"{shown_path(model)}: no outcome model was fitted for it, and the scale of a reward is arbitrary: fit one "
@@ -83,6 +91,8 @@ def resolve(choice: Choice | None = None) -> Forecaster:
         )
     if choice.preset is not None:
         raise UsageError(f"--preset {choice.preset} needs a reward model: --model PATH_OR_ID")
+    if by_margin and choice.scores is not None and model is None and forecaster is None:
+        return _by_margin(read_scores(choice.scores), _parsed(choice.budget or WHOLE))
     found = forecaster if isinstance(forecaster, Forecaster) else load_forecaster(forecaster or model or DEFAULT)
     if choice.more:
         found = replace(
@@ -102,6 +112,11 @@ def resolve(choice: Choice | None = None) -> Forecaster:
             read,
         )
     return found.with_budget(read)
+
+
+def _by_margin(scorer: Scorer, budget: Budget) -> Forecaster:
+    # Without an outcome model nothing is known of ties.
+    return Forecaster(scorer, MarginSign(), budget, prior_tie=0.0)
 
 
 def for_scores(forecaster: Forecaster) -> Forecaster:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -20,9 +20,10 @@ from prefcast.pairs.formats.labels import WINNERS, Labels
 from prefcast.pairs.formats.saved import ROW_FIELDS, numbers, row_blocks
 from prefcast.pairs.formats.table import Table
 from prefcast.scorers.base import SILENT, Meter, Scorer, gathered, read_pair
-from prefcast.scorers.given import GivenScorer
+from prefcast.scorers.given import CHOSEN, GivenScorer
 
 __all__ = [
+    "SINGLE_SCORE",
     "GivenScores",
     "RawScores",
     "column_names",
@@ -31,6 +32,10 @@ __all__ = [
     "score_blocks",
     "score_pairs",
 ]
+
+
+# The one number of a single answer.
+SINGLE_SCORE = "score"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +57,16 @@ class RawScores(Rows):
 
 
 def score_pairs(
-    items: Iterable[Pair | RowError], scorer: Scorer, budget: Budget, meter: Meter = SILENT, verb: str = "score"
+    items: Iterable[Pair | RowError],
+    scorer: Scorer,
+    budget: Budget,
+    meter: Meter = SILENT,
+    verb: str = "score",
+    *,
+    single: bool = False,
 ) -> RawScores:
     """Score the part of each pair that `budget` lets through. A RowError among the items keeps its place. A pair without finite
-    evidence gets a ScoringError, which names `verb` in the place of a file."""
+    evidence gets a ScoringError, which names `verb` in the place of a file. With `single` the pairs are single answers, each beside itself, and have one score."""
     items = list(items)
     pairs = [item if isinstance(item, Pair) else None for item in items]
     errors = [item if isinstance(item, RowError) else None for item in items]
@@ -63,10 +74,14 @@ def score_pairs(
     read: dict[int, Pair] = {}
     for position, pair in enumerate(pairs):
         if pair is not None:
-            read[position], truncations[position] = read_pair(pair, budget, scorer)
-    found = scorer.evidence(list(read.values()), meter)
-    evidence = gathered(len(items), scorer.raw_names, [(list(read), found)])
+            read[position], truncations[position] = found = read_pair(pair, budget, scorer)
+            if single:
+                truncations[position] = _of_one(found[1], pair, found[0])
+    given = scorer.evidence(list(read.values()), meter)
+    evidence = gathered(len(items), scorer.raw_names, [(list(read), given)])
     columns = {**evidence.raw, "margin": evidence.margin, "tie": evidence.tie}
+    if single:
+        columns = {SINGLE_SCORE: evidence.raw["score_a"]}
     bad = ~(np.isfinite(evidence.margin) & np.isfinite(evidence.tie))
     for values in columns.values():
         values[bad] = np.nan
@@ -75,6 +90,12 @@ def score_pairs(
             problem = evidence.problems.get(position, f"the scorer {scorer.name} gave evidence that is not finite")
             errors[position] = ScoringError(verb, pair.row or position + 1, "", problem, pair.id)
     return RawScores([item.id for item in items], columns, truncations, errors, pairs)
+
+
+def _of_one(truncation: Truncation, pair: Pair, read: Pair) -> Truncation:
+    """How much was read of a single answer and its prompt, without the answer's double."""
+    total, kept = (sum(len(turn.prompt) + len(turn.response_a) for turn in each.turns) for each in (pair, read))
+    return replace(truncation, kept=min(kept, total), total=total)
 
 
 def column_names(scorer: Scorer) -> tuple[str, ...]:
@@ -89,7 +110,7 @@ def open_score_writer(path: str | os.PathLike[str], names: Sequence[str]) -> Abs
 
 
 # The columns that a file of scores may have. The first that are there count: a forecast, evidence, logits, scores of the answers.
-_SHAPES = (WINNERS, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"))
+_SHAPES = (WINNERS, ("margin",), ("logit_a", "logit_b"), ("score_a", "score_b"), CHOSEN)
 _MORE = {"margin": "tie", "logit_a": "logit_tie"}
 _NAMES = ("model_a", "model_b")
 # Rounded probabilities may be 0, which has no logarithm.
@@ -125,7 +146,8 @@ def score_blocks(
 ) -> Iterator[GivenScores]:
     """Read a file of scores, a block of rows at a time.
 
-    It has `id` and one of these: score_a and score_b (of each answer, higher is better); logit_a, logit_b and perhaps logit_tie;
+    It has `id` and one of these: score_a and score_b (of each answer, higher is better); score_chosen and score_rejected (a row
+    without a label then says that A was chosen); logit_a, logit_b and perhaps logit_tie;
     margin and perhaps tie (as `prefcast score` writes them); the three probabilities of a forecast. It may have `label` (0, 1, 2,
     or a word of `label_values`), model_a, model_b, prompt and error. Raises FileError.
     """
@@ -135,7 +157,7 @@ def score_blocks(
         if names is None:
             raise FileError(
                 table.name,
-                "has no scores; expected id and score_a, score_b, or logit_a, logit_b (and logit_tie), or margin "
+                "has no scores; expected id and score_a, score_b, or score_chosen, score_rejected, or logit_a, logit_b (and logit_tie), or margin "
                 f"(and tie), or {', '.join(WINNERS)}",
             )
         table.need("id", otherwise="scores are joined by it")
@@ -143,8 +165,13 @@ def score_blocks(
         wanted = (*names, more) if more is not None and more in table.names else names
         for block in row_blocks(table, Labels(label_values) if with_labels else None):
             values = numbers(table, block, wanted, gaps=True)
+            margin, tie = _evidence(values, wanted)
+            labels = block.labels
+            if wanted == CHOSEN:
+                labels = np.where(labels < 0, 0, labels)
+                margin = margin * np.array([1.0, -1.0, np.nan])[labels]
             models = [(_name(record.get("model_a")), _name(record.get("model_b"))) for record in block.records]
-            yield GivenScores(block.ids, *_evidence(values, wanted), block.labels, block.keys, models, wanted)
+            yield GivenScores(block.ids, margin, tie, labels, block.keys, models, wanted)
 
 
 def read_scores(path: Any) -> GivenScorer:

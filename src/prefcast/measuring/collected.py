@@ -16,13 +16,13 @@ from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import GivenScores
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
-from prefcast.measuring.metrics.slices import KINDS, Slicer
+from prefcast.measuring.metrics.slices import Slicer
 from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.outcomes.statistics.likelihood import Folded, cross_fitted
 from prefcast.pairs import Outcome, Pair
-from prefcast.pairs.budget import Truncation
+from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts
 from prefcast.pairs.pair import group_key
@@ -52,20 +52,31 @@ class Measured:
     """Collects forecasts with their labels and measures them.
 
     `surprises` is the number of rows with the largest log loss to keep. `against` is another forecast of the same rows,
-    which are matched by id.
+    which are matched by id. `by` is a file whose kept column is a kind of rows (`PairFile.keep`).
     """
 
-    def __init__(self, *, surprises: int = 0, against: tuple[str, SavedForecasts] | None = None) -> None:
-        self._slicer, self._length = Slicer(), LengthScorer()
-        of_texts = ["length", *(f"slice:{kind}" for kind in KINDS)]
+    def __init__(
+        self,
+        *,
+        surprises: int = 0,
+        against: tuple[str, SavedForecasts] | None = None,
+        by: PairFile | None = None,
+    ) -> None:
+        self._kept = {} if by is None else by.kept
+        self._slicer, self._length = Slicer(None if by is None else by.kept_column), LengthScorer()
+        of_texts = ["length", *(f"slice:{kind}" for kind in self._slicer.kinds)]
         self._table = Columns([*MeasuredRows.COLUMNS, *of_texts, *(f"other_{name}" for name in NAMES)])
         self._against, self._most = against, surprises
         self._largest: list[tuple[float, int, Pair, list[float]]] = []
         self._swapped: list[tuple[Pair, Floats]] = []
         self._swapped_characters = 0
         self._texts, self._resampled = True, "rows"
+        # The forecaster says only which answer it prefers: it has no outcome model.
+        self.by_margin = False
         self.swap: Swap | None = None
-        self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
+        self.rows = self.failed = self.unlabelled = self.restored = 0
+        # None: the file of forecasts does not say.
+        self.truncated: int | None = 0
         self.first_error: RowError | None = None
 
     def add(self, forecasts: Forecasts) -> None:
@@ -82,17 +93,18 @@ class Measured:
                 pairs.append(pair)
         self.rows += len(forecasts)
         self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
-        truncations = [forecasts.truncations[index] for index in good]
-        self.truncated += sum(each is not None and each.truncated for each in truncations)
-        self.add_pairs(pairs, forecasts.probabilities[good], truncations)
+        cuts = [forecasts.truncations[index] for index in good]
+        self.add_pairs(pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts])
 
-    def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncations: Sequence[Truncation | None] = ()) -> None:
-        """Collect the probabilities (n, 3) of labelled pairs, perhaps with the truncations of the pairs."""
+    def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncated: Sequence[bool] | None) -> None:
+        """Collect the probabilities (n, 3) of labelled pairs, and whether only a part of each was read, if that is known."""
+        self._count_truncated(truncated)
         if not pairs:
             return
         y = np.array([pair.outcome for pair in pairs], dtype=np.int64)
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
-        codes = np.array([*map(self._slicer.codes, pairs, truncations or repeat(None))])
+        values = [self._kept.pop(pair.row, None) for pair in pairs]
+        codes = np.array([*map(self._slicer.codes, pairs, repeat(None) if truncated is None else truncated, values)])
         lengths = self._length.evidence(pairs).margin
         if self._most:
             numbers = range(-len(self._table), -len(self._table) - len(pairs), -1)
@@ -108,10 +120,16 @@ class Measured:
     def add_rows(self, block: SavedForecasts | GivenScores, used: NDArray[np.bool_], p: Floats) -> None:
         """Collect the probabilities (m, 3) of the m rows of a block that are `used` (n,); the rows have no texts."""
         keys = np.arange(self.rows, self.rows + len(block.ids), dtype=np.uint64) if block.keys is None else block.keys
+        if isinstance(block, SavedForecasts):
+            self._count_truncated(None if block.truncated is None else block.truncated[used].tolist())
         self._texts, self._resampled = False, "rows" if block.keys is None else "prompts"
         self.rows += len(block.ids)
         ids = [block.ids[row] for row in np.flatnonzero(used)]
-        self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(KINDS)), -1.0))
+        self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(self._slicer.kinds)), -1.0))
+
+    def _count_truncated(self, truncated: Sequence[bool] | None) -> None:
+        known = self.truncated is not None and truncated is not None
+        self.truncated = (self.truncated or 0) + sum(truncated or ()) if known else None
 
     def _append(
         self, ids: Sequence[str | int], p: Floats, y: NDArray[np.int64], keys: NDArray[np.uint64], of_texts: Floats
@@ -155,6 +173,7 @@ class Measured:
             failed=self.failed,
             unlabelled=self.unlabelled,
             truncated=self.truncated,
+            by_margin=self.by_margin,
         )
 
 

@@ -16,6 +16,7 @@ from prefcast.forecasts.resolve import Choice, check_columns, resolve
 from prefcast.forecasts.scores import score_blocks
 from prefcast.measuring.collected import SWAPPED, Measured, swap_of
 from prefcast.measuring.metrics import Evaluation
+from prefcast.outcomes.models import MarginSign
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.formats import PairFile
@@ -42,8 +43,10 @@ def measured_forecasts(
     against: tuple[str, SavedForecasts] | None = None,
 ) -> Measured:
     """Forecast labelled pairs and collect the forecasts, and try the exchange of A and B on some rows."""
-    measured, tally = Measured(surprises=surprises, against=against), Tally()
+    tally = Tally()
     with opened_pairs(source, columns, cells, label_values, max_row) as pairs:
+        measured = Measured(surprises=surprises, against=against, by=pairs if isinstance(pairs, PairFile) else None)
+        measured.by_margin = isinstance(forecaster.outcome, MarginSign)
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: the file has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
@@ -69,10 +72,11 @@ def evaluate(
 ) -> Evaluation:
     """Forecast labelled pairs (what `predict` takes) and measure the forecasts against the labels.
 
-    Rows that fail and rows without a label are counted and left out. Raises UsageError if no row is left.
+    A reward model without an outcome model is measured by its margins: see Evaluation.by_margin. Rows that fail and rows
+    without a label are counted and left out. Raises UsageError if no row is left.
     """
     choice = Choice(model, forecaster, budget=budget, preset=preset)
-    with ready(resolve(choice), running) as chosen:
+    with ready(resolve(choice, by_margin=True), running) as chosen:
         return measured_forecasts(
             source,
             chosen,
@@ -97,8 +101,8 @@ def measured_predictions(
 
     `swapped` are forecasts of the same rows with A and B exchanged. Raises FileError if a labelled row has no forecast.
     """
-    measured = Measured(surprises=surprises, against=against)
     if labelled is None:
+        measured = Measured(surprises=surprises, against=against)
         exchanged = []
         for block in saved_blocks(path, label_values=label_values):
             with_label = block.labels >= 0
@@ -114,9 +118,15 @@ def measured_predictions(
             measured.swap = swap_of(*map(np.concatenate, zip(*exchanged, strict=True)))
         return measured
     with labelled as file:
+        measured = Measured(surprises=surprises, against=against, by=file)
         predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
         waiting: list[Pair] = []
         found: list[int] = []
+
+        def collect() -> None:
+            cut = None if predictions.truncated is None else predictions.truncated[found].tolist()
+            measured.add_pairs(waiting, predictions.probabilities[found], cut)
+
         for item in file:
             measured.rows += 1
             if isinstance(item, RowError):
@@ -135,9 +145,9 @@ def measured_predictions(
                 waiting.append(item)
                 found.append(index)
                 if len(waiting) >= SWAPPED:
-                    measured.add_pairs(waiting, predictions.probabilities[found])
+                    collect()
                     waiting, found = [], []
-        measured.add_pairs(waiting, predictions.probabilities[found])
+        collect()
     if swapped is not None:
         measured.swap = swap_of(predictions.probabilities, swapped.rows_of(predictions.ids))
     return measured
@@ -145,19 +155,23 @@ def measured_predictions(
 
 def measured_scores(
     path: str | os.PathLike[str],
-    forecaster: Forecaster,
+    forecaster: Forecaster | None,
     *,
     against: tuple[str, SavedForecasts] | None = None,
     label_values: Mapping[str, str] | None = None,
 ) -> Measured:
-    """Forecast from a file of scores with labels, and collect the forecasts."""
-    if not forecaster.scorer.brought or forecaster.scorer.members():
+    """Forecast from a file of scores with labels, and collect the forecasts. Without a forecaster the sign of the margin
+    counts."""
+    if forecaster is not None and (not forecaster.scorer.brought or forecaster.scorer.members()):
         raise UsageError("the forecaster needs the texts as well as the scores: name the file of labelled pairs")
     measured = Measured(against=against)
+    measured.by_margin = forecaster is None
+    outcome = MarginSign() if forecaster is None else forecaster.outcome
     for block in score_blocks(path, label_values=label_values):
-        check_columns(forecaster.scorer, block.columns, path)
+        if forecaster is not None:
+            check_columns(forecaster.scorer, block.columns, path)
         used = block.scored & (block.labels >= 0)
         measured.failed += int((~block.scored).sum())
         measured.unlabelled += int((block.scored & (block.labels < 0)).sum())
-        measured.add_rows(block, used, forecaster.outcome.probabilities(block.margin[used], block.tie[used]))
+        measured.add_rows(block, used, outcome.probabilities(block.margin[used], block.tie[used]))
     return measured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from prefcast.base.limits import MAX_ROW
@@ -10,13 +10,40 @@ from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.measuring.collected import Measured
 from prefcast.pairs import Pair
-from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.formats import PairFile, open_pairs
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.runs.loop import Sink
 
 __all__ = ["Rehearsal", "rehearsal_rows"]
 
 _STUB_ROWS, _REHEARSED_ROWS = 3, 1000
+
+
+class RehearsedRows:
+    """The first 1,000 rows of a file, and how far they have been read, in rows."""
+
+    def __init__(self, file: PairFile) -> None:
+        self._file, self._read, self._ended = file, 0, False
+
+    def __iter__(self) -> Iterator[Pair | RowError]:
+        with self._file as file:
+            for item in islice(file, _REHEARSED_ROWS):
+                self._read += 1
+                yield item
+        self._ended = True
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many rows were read, of how many."""
+        if self._ended:
+            return self._read, self._read
+        read, size = self._file.progress
+        rows = _REHEARSED_ROWS if not read else min(_REHEARSED_ROWS, max(self._read, round(self._read * size / read)))
+        return self._read, rows
+
+    @property
+    def rows_read(self) -> int:
+        return self._read
 
 
 class Rehearsal(Measured):
@@ -38,7 +65,7 @@ def rehearsal_rows(
     cells: str,
     label_values: Mapping[str, str] | None = None,
     max_row: int = MAX_ROW,
-) -> Iterable[Pair | RowError] | None:
+) -> RehearsedRows | None:
     """The first 1,000 rows of `train` if `stub` has exactly three rows, as the competition's public test file has;
     otherwise None.
 
@@ -56,8 +83,4 @@ def rehearsal_rows(
         labelled.close()
         return None
 
-    def rows_of() -> Iterator[Pair | RowError]:
-        with labelled as file:
-            yield from islice(file, _REHEARSED_ROWS)
-
-    return rows_of()
+    return RehearsedRows(labelled)

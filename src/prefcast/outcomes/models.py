@@ -18,7 +18,16 @@ from prefcast.errors import FitError, UsageError
 from prefcast.outcomes.statistics.likelihood import linear, maximise
 from prefcast.pairs import Outcome
 
-__all__ = ["FITTED_MODELS", "OUTCOME_MODELS", "Davidson", "Link", "NotebookRule", "OutcomeModel", "RaoKupper"]
+__all__ = [
+    "FITTED_MODELS",
+    "OUTCOME_MODELS",
+    "Davidson",
+    "Link",
+    "MarginSign",
+    "NotebookRule",
+    "OutcomeModel",
+    "RaoKupper",
+]
 
 Floats = NDArray[np.float64]
 
@@ -190,6 +199,19 @@ class NotebookRule(OutcomeModel):
         a = np.where(near, 0.00005, np.maximum(0.0, np.exp(-np.logaddexp(0.0, -margin)) - 0.0001))
         b = np.where(near, 0.00005, np.maximum(0.0, np.exp(-np.logaddexp(0.0, margin)) - 0.0001))
         return a, b, np.where(near, 0.9999, 0.0002)
+
+
+@dataclass(frozen=True)
+class MarginSign(OutcomeModel):
+    """The answer that the margin prefers, for a model without an outcome model: 1 or 0, a half where the margin is 0.
+
+    These are no probabilities: nobody fitted them. They say which answer is preferred.
+    """
+
+    kind: ClassVar[str] = "margin-sign"
+
+    def _weights(self, margin: Floats, tie: Floats) -> tuple[Floats, Floats, Floats]:
+        return (1 + np.sign(margin)) / 2, (1 - np.sign(margin)) / 2, np.zeros_like(margin)
 
 
 FITTED_MODELS: dict[str, type[FittedModel]] = {model.kind: model for model in (Davidson, RaoKupper)}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prefcast.errors import shown_path
 from prefcast.pairs import Outcome
+from prefcast.pairs.formats.shapes import CELLS_HINT
 from prefcast.report.terminal import rendered, table
 from prefcast.scorers.options import which
 
 if TYPE_CHECKING:
-    from prefcast.forecasts.check import Inspection
+    from prefcast.forecasts.check import FaultKind, Inspection
     from prefcast.scorers.info import ScorerInfo
     from prefcast.scorers.reward.checkpoint import Checkpoint
     from prefcast.scorers.store import Held
 
-__all__ = ["checkpoint_text", "inspection_text", "models_text", "scorer_text", "size_text", "store_text"]
+__all__ = ["checkpoint_text", "fault_lines", "inspection_text", "models_text", "scorer_text", "size_text", "store_text"]
 
 _SHOWN_TURNS = 6
 
@@ -51,6 +52,21 @@ def inspection_text(found: Inspection) -> str:
     if found.note:
         facts.insert(0, ("order", found.note))
     return rendered(f"{found.name}: {found.description}", table(("", ""), facts))
+
+
+def fault_lines(kinds: Iterable[FaultKind]) -> Iterator[str]:
+    """A line for each kind of fault, and one more line if some say that the cells may be plain text."""
+    plain = False
+    for kind in kinds:
+        said = str(kind.first)
+        plain |= CELLS_HINT in said
+        said = said.replace(CELLS_HINT, "")
+        if kind.count > 1:
+            rows = ", ".join(map(str, kind.rows))
+            said += f" ({kind.count:,} rows have a fault of this kind: {rows}{', ...' if kind.count > len(kind.rows) else ''})"
+        yield said
+    if plain:
+        yield "if the cells are plain text, one turn each: --cells text"
 
 
 def _duration(seconds: float) -> str:

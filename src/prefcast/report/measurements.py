@@ -45,19 +45,23 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
     scores = evaluation.scores
     baselines = [(name.replace("_", " "), base) for name, base in evaluation.baselines.items()]
     every: list[tuple[str, Scores | Baseline]] = [(title, scores), *baselines]
-    rows = [(name, str(each.log_loss), str(each.accuracy), str(each.brier_score)) for name, each in every]
-    more = [(f"gain over {name}", str(base.gain)) for name, base in baselines]
-    more += [(f"log loss where {_NAMES[name]}", str(found)) for name, found in scores.log_loss_by_outcome.items()]
-    more += [
-        ("expected calibration error", f"{scores.expected_calibration_error}, debiased"),
-        ("  plain", str(scores.expected_calibration_error_plain)),
-        ("tie recall", _or_dash(scores.tie_recall)),
-        ("AUC on decisive pairs", _or_dash(scores.auc)),
-    ]
+    pairwise = f"{_or_dash(scores.pairwise_accuracy)} on {scores.decisive} pairs whose label is no tie"
+    columns = [("log loss", "log_loss"), ("accuracy", "accuracy"), ("Brier score", "brier_score")]
+    more: list[tuple[str, str]] = []
+    if evaluation.by_margin:
+        columns = [("pairwise accuracy", "pairwise_accuracy")]
+        more.append(("pairwise accuracy", f"on {scores.decisive} pairs whose label is no tie"))
+    else:
+        if scores.decisive == evaluation.n:
+            columns.insert(1, ("pairwise accuracy", "pairwise_accuracy"))
+        else:
+            more.append(("pairwise accuracy", pairwise))
+        more += _three_outcomes(evaluation)
+    rows = [(name, *(_or_dash(getattr(each, field)) for _, field in columns)) for name, each in every]
     if evaluation.order_swap is not None:
         swap = evaluation.order_swap
-        change = f"{swap.flips:.1%} of {swap.n} favourites change; largest change {swap.largest_change:.2g}"
-        more.append(("A and B exchanged", change))
+        change = "" if evaluation.by_margin else f"; largest change {swap.largest_change:.2g}"
+        more.append(("A and B exchanged", f"{swap.flips:.1%} of {swap.n} favourites change{change}"))
     if evaluation.against is not None:
         other = evaluation.against
         more.append((f"minus {other.name}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
@@ -65,15 +69,34 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
     parts: list[str | Table] = [
         f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
         "",
-        table(("", "log loss", "accuracy", "Brier score"), rows, first_width=_FIRST),
+        table(("", *(head for head, _ in columns)), rows, first_width=_FIRST),
         "",
         table(("", ""), more),
     ]
+    if evaluation.by_margin:
+        parts.append(
+            "no outcome model was fitted to these scores, so there are no probabilities to measure (prefcast fit)"
+        )
+    elif scores.decisive == evaluation.n:
+        parts.append("no label is a tie: pairwise accuracy leaves the forecast of a tie out")
     if slices:
         parts += ["", *_slices(evaluation)]
     if evaluation.n < _FEW:
         parts += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures are uncertain"]
     return rendered(*parts)
+
+
+def _three_outcomes(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """The figures of the three probabilities, beside those of the main table."""
+    scores = evaluation.scores
+    return [
+        *((f"gain over {name.replace('_', ' ')}", str(base.gain)) for name, base in evaluation.baselines.items()),
+        *((f"log loss where {_NAMES[name]}", str(found)) for name, found in scores.log_loss_by_outcome.items()),
+        ("expected calibration error", f"{scores.expected_calibration_error}, debiased"),
+        ("  plain", str(scores.expected_calibration_error_plain)),
+        ("tie recall", _or_dash(scores.tie_recall)),
+        ("AUC on decisive pairs", _or_dash(scores.auc)),
+    ]
 
 
 def _or_dash(figure: Figure | None) -> str:
@@ -83,11 +106,22 @@ def _or_dash(figure: Figure | None) -> str:
 def _slices(evaluation: Evaluation) -> list[str | Table]:
     if not evaluation.slices:
         return ["no slices: slices need the texts; name the file of labelled pairs"]
-    rows = [
-        (f"{part.kind}: {part.name}", str(part.n), str(part.log_loss), str(part.gain), "few rows" if part.small else "")
+    head: tuple[str, ...] = ("slice", "n", "log loss", "gain over class prior", "pairwise accuracy", "of", "")
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{part.kind}: {part.name}",
+            str(part.n),
+            str(part.log_loss),
+            str(part.gain),
+            _or_dash(part.pairwise_accuracy),
+            str(part.decisive),
+            "few rows" if part.small else "",
+        )
         for part in evaluation.slices
     ]
-    made = table(("slice", "n", "log loss", "gain over class prior", ""), rows)
+    if evaluation.by_margin:
+        head, rows = (head[0], *head[4:]), [(row[0], *row[4:]) for row in rows]
+    made = table(head, rows)
     small = sum(part.small for part in evaluation.slices)
     return [made, f"{small} slices have fewer than 100 rows: their figures are uncertain"] if small else [made]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.base.files import atomic_file
-from prefcast.errors import FileError, PrefcastError, ResourceError, RowError, shown_path
+from prefcast.errors import FileError, PrefcastError, ResourceError, RowError, RunError, shown_path
 from prefcast.pairs import Pair
 from prefcast.runs.log import Log, Watch
 from prefcast.runs.loop import Job, RunReport, Sink, run_to
@@ -22,7 +22,7 @@ from prefcast.runs.shards import ShardOf, ShardWriter
 from prefcast.runs.stopping import Interrupted, Stopping
 from prefcast.scorers.store import EvidenceStore
 
-__all__ = ["Target", "attempt"]
+__all__ = ["Target", "attempt", "refuse_priors"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAITING = "stopping once the piece in flight is scored; a second signal stops at once"
@@ -32,13 +32,14 @@ _WAITING = "stopping once the piece in flight is scored; a second signal stops a
 class Target:
     """What a run writes. `open` gives the writer of the output at `path` (None: standard output). With `shard` a shard of
     the output is written instead, with the texts if `with_text`. `facts` are what the output depends on besides the job's
-    own header."""
+    own header. `no_priors`: an output that every row failed in is not written."""
 
     open: Callable[[], AbstractContextManager[Sink]]
     path: Path | None = None
     shard: ShardOf | None = None
     with_text: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    no_priors: bool = False
 
     @property
     def written(self) -> Path | None:
@@ -73,12 +74,22 @@ def attempt(
                 report = run_to(writer, rows, job, on_error=on_error, watch=watch, part=target.shard, stopping=stopping)
                 if getattr(items, "changed", False):
                     raise FileError(items.name, "changed while it was read, so nothing was written")  # type: ignore[attr-defined]
+                if target.no_priors and target.shard is None and report.failed:
+                    watch.rows_scored -= report.failed  # a row that failed has no evidence that could be kept
+                    refuse_priors(shown, report.rows, report.failed, report.first_error)
                 if isinstance(writer, ShardWriter) and isinstance(rows, _Digested):
                     writer.finish(watch.pieces_read, rows.hexdigest())
         except BaseException as error:
             _end(error, target, watch, log, keeps=store is not None and store.usable)
             raise
     return report
+
+
+def refuse_priors(output: str | None, rows: int, failed: int, first: object) -> None:
+    """Raises RunError where every row failed."""
+    if output is not None and failed == rows:
+        why = f"all {rows} rows failed, so it would hold nothing but the class prior; the first: {first}"
+        raise RunError(f"{output}: was not written: {why} (--allow-all-failed writes it all the same)")
 
 
 @contextmanager

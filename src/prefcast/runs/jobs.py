@@ -18,7 +18,7 @@ from prefcast.errors import RowError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer, open_writer
 from prefcast.forecasts.resolve import Choice, resolve
-from prefcast.forecasts.scores import column_names, open_score_writer, score_pairs
+from prefcast.forecasts.scores import SINGLE_SCORE, column_names, open_score_writer, score_pairs
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.pieces import PIECE_CHARACTERS, PIECE_ROWS
@@ -48,27 +48,33 @@ def forecasting(forecaster: Forecaster) -> Job:
     )
 
 
-def scoring(scorer: Scorer, budget: Budget) -> Job:
-    """Raw scores as a run's job."""
+def scoring(scorer: Scorer, budget: Budget, *, single: bool = False) -> Job:
+    """Raw scores as a run's job; with `single` those of single answers."""
     return Job(
-        lambda items, meter: score_pairs(items, scorer, budget, meter),
-        {"verb": "score", **_scorer_header(scorer, budget), "numbers": list(column_names(scorer))},
+        lambda items, meter: score_pairs(items, scorer, budget, meter, single=single),
+        {
+            "verb": "score",
+            **_scorer_header(scorer, budget),
+            "numbers": [SINGLE_SCORE] if single else list(column_names(scorer)),
+        },
         pieces_ahead(scorer),
     )
 
 
-def job_of(verb: str, forecaster: Forecaster) -> Job:
+def job_of(verb: str, forecaster: Forecaster, *, single: bool = False) -> Job:
     """What the verb predict or score does; score needs no outcome model."""
-    return forecasting(forecaster) if verb == "predict" else scoring(forecaster.scorer, forecaster.budget)
+    if verb == "predict":
+        return forecasting(forecaster)
+    return scoring(forecaster.scorer, forecaster.budget, single=single)
 
 
 def open_output(
-    path: str | os.PathLike[str], header: Mapping[str, Any], *, with_text: bool
+    path: str | os.PathLike[str], header: Mapping[str, Any], *, with_text: bool, winner: bool = False
 ) -> AbstractContextManager[Sink]:
-    """A writer for the output of a job with that header. Raises UsageError."""
+    """A writer for the output of a job with that header; `winner` is for a submission. Raises UsageError."""
     if header["verb"] == "score":
         return open_score_writer(path, header["numbers"])
-    return open_writer(path, with_text=with_text)
+    return open_writer(path, with_text=with_text, winner=winner)
 
 
 def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 from prefcast.errors import RowError, UsageError
@@ -171,12 +172,24 @@ def _scored(
 
     def score(number: int, first: int, piece: Items) -> _Scored:
         spent, start = Spent(), time.perf_counter()
-        meter = Meter(follow if job.ahead == 1 else None, spent)
+        meter = Meter(lambda pairs: follow(number, pairs), spent)
         result = job.score(piece, meter)
         return _Scored(number, first, len(piece), result, spent, time.perf_counter() - start)
 
-    def follow(within: int) -> None:
-        watch.done(tally.rows - tally.restored + within, tally.rows + within)
+    # How many pairs are done of each piece that is under way; the tally counts the others.
+    within: dict[int, int] = {}
+    lock = Lock()
+
+    def follow(number: int, pairs: int) -> None:
+        with lock:
+            within[number] = pairs
+            inside = sum(within.values())
+            watch.done(tally.rows - tally.restored + inside, tally.rows + inside)
+
+    def ended(scored: _Scored) -> _Scored:
+        with lock:
+            within.pop(scored.number, None)
+        return scored
 
     def mine() -> Iterator[tuple[int, int, Items]]:
         for number, piece in enumerate(watch.reading(pieces(items))):
@@ -193,14 +206,14 @@ def _scored(
         for each in mine():
             with busy():
                 found = score(*each)
-            yield found
+            yield ended(found)
         return
     threads = ThreadPoolExecutor(job.ahead, thread_name_prefix="prefcast-piece")
     under_way: deque[Future[_Scored]] = deque()
 
     def next_one() -> _Scored:
         with busy():
-            return under_way.popleft().result()
+            return ended(under_way.popleft().result())
 
     try:
         for each in mine():

@@ -17,7 +17,7 @@ from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.budget import Budget, Truncation, parse_budget
 from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, fingerprint, read_pair
-from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
+from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates, plain_covariate
 from prefcast.scorers.info import ScorerInfo
 from prefcast.scorers.options import given
 
@@ -158,7 +158,8 @@ class BlendScorer(Scorer):
             for name, value in zip(MARGIN_COVARIATES, antisymmetric, strict=True):
                 pushes.append(Push(f"link: {name}", self.weights[name] * value, 0.0, ((name, value, value),)))
             for name, value in zip(TIE_COVARIATES, symmetric, strict=True):
-                pushes.append(Push(f"link: {name}", 0.0, self.weights[name] * value, ((name, value, value),)))
+                shown = plain_covariate(name, value)
+                pushes.append(Push(f"link: {name}", 0.0, self.weights[name] * value, ((name, shown, shown),)))
         return sorted(pushes, key=lambda push: -(abs(push.margin) + abs(push.tie)))
 
     def save(self, folder: Path) -> None:

@@ -6,16 +6,24 @@ ties. A fit estimates how much each covariate matters.
 
 from __future__ import annotations
 
-from math import log1p
+from math import expm1, log1p
 
 from prefcast.pairs import Pair
 from prefcast.scorers.surface.features import read_texts, vocabulary_overlap
 
-__all__ = ["MARGIN_COVARIATES", "TIE_COVARIATES", "covariates"]
+__all__ = ["MARGIN_COVARIATES", "TIE_COVARIATES", "covariates", "plain_covariate"]
 
 # A swap of A and B negates the first ones and does not change the others.
 MARGIN_COVARIATES = ("empty",)
 TIE_COVARIATES = ("similarity", "identical", "an_empty_answer", "prompt_length", "turns")
+
+
+_LOGARITHMS = ("prompt_length", "turns")
+
+
+def plain_covariate(name: str, value: float) -> float:
+    """What an explanation shows of a covariate: a count and not its logarithm."""
+    return float(round(expm1(value))) if name in _LOGARITHMS else value
 
 
 def covariates(pair: Pair) -> tuple[tuple[float, ...], tuple[float, ...]]:

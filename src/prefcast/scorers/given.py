@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import ForecasterError, UsageError
-from prefcast.pairs import Pair
+from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.base import Cost, Evidence, Scorer
 from prefcast.scorers.info import ScorerInfo
 
-__all__ = ["GivenScorer"]
+__all__ = ["CHOSEN", "GivenScorer"]
+
+# Scores of the preferred answer and of the other one: the label of a pair says which is A.
+CHOSEN = ("score_chosen", "score_rejected")
 
 _FILE = "scores.json"
 _FORMAT = 1
+_SIDES = {Outcome.A: 1.0, Outcome.B: -1.0}
 
 
 class GivenScorer(Scorer):
@@ -77,10 +81,15 @@ class GivenScorer(Scorer):
             row = self._where.get(str(pair.id))
             if row is None:
                 problems[index] = f"its id has no scores in {self._source}"
-            elif np.isfinite(self._margin[row]):
-                margin[index], tie[index] = self._margin[row], self._tie[row]
-            else:
+            elif not np.isfinite(self._margin[row]):
                 problems[index] = f"its scores in {self._source} are missing"
+            elif self.brought == CHOSEN and pair.outcome not in _SIDES:
+                problems[index] = (
+                    f"has no label that says which answer was chosen; {self._source} has {' and '.join(CHOSEN)}"
+                )
+            else:
+                side = _SIDES[pair.outcome] if self.brought == CHOSEN and pair.outcome is not None else 1.0
+                margin[index], tie[index] = side * self._margin[row], self._tie[row]
         return Evidence(margin, tie, problems)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "row_brier",
     "row_favourites",
     "row_log_loss",
+    "row_pairwise",
 ]
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,9 @@ class Scores:
     positive, so it is debiased (Kumar, Liang and Ma, "Verified uncertainty calibration", NeurIPS 2019, normal
     approximation; not below 0). `expected_calibration_error_plain` is not debiased.
 
+    `pairwise_accuracy` is about the `decisive` rows, whose label is no tie: the share where the preferred answer has the
+    higher probability; equal ones count as a half. It needs no forecast of ties.
+
     `tie_recall` is the accuracy on ties. `auc` is the probability that a pair that A won has a higher
     P(A) / (P(A) + P(B)) than a pair that B won. A figure without rows is None; `log_loss_by_outcome` has only outcomes
     that occur.
@@ -60,6 +64,8 @@ class Scores:
     expected_calibration_error_plain: Figure
     tie_recall: Figure | None
     auc: Figure | None
+    pairwise_accuracy: Figure | None
+    decisive: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Baseline:
     accuracy: Figure
     brier_score: Figure
     gain: Figure
+    pairwise_accuracy: Figure | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Bin:
 @dataclass(frozen=True)
 class Slice:
     """The rows of one kind: `gain` is the log loss of the class prior minus that of the forecast on these rows; `small`
-    says that there are fewer than 100."""
+    says that there are fewer than 100. `decisive` of them have no tie as their label."""
 
     kind: str
     name: str
@@ -106,6 +113,8 @@ class Slice:
     log_loss: Figure
     gain: Figure
     small: bool
+    pairwise_accuracy: Figure | None
+    decisive: int
 
 
 @dataclass(frozen=True)
@@ -123,9 +132,11 @@ class Evaluation:
     """The `scores` of a forecast on `n` labelled rows, and those of the `baselines` on the same rows.
 
     The intervals are from resampling `groups` units; `resampled` says whether these are first prompts or rows. `failed`
-    rows had no forecast and `unlabelled` rows no label; neither is in the figures. `confusion[i][j]` is the number of
+    rows had no forecast and `unlabelled` rows no label; neither is in the figures. `truncated` of the rows were read only
+    in part; None if a file of forecasts does not say. `confusion[i][j]` is the number of
     rows with outcome i whose likeliest outcome was j. `margins` are histograms of log(P(A) / P(B)) by outcome over the
-    edges HISTOGRAM; values outside are in the first and last bin.
+    edges HISTOGRAM; values outside are in the first and last bin. With `by_margin` the model has no outcome model: only
+    the pairwise accuracies mean something.
     """
 
     n: int
@@ -141,13 +152,27 @@ class Evaluation:
     order_swap: Swap | None = None
     failed: int = 0
     unlabelled: int = 0
-    truncated: int = 0
+    truncated: int | None = 0
     resampled: str = "rows"
+    by_margin: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types; the fields of `scores` are on the top level."""
+        """All fields as JSON types; the fields of `scores` are on the top level. Without figures that mean nothing."""
         plain = asdict(self)
+        if self.by_margin:
+            plain["baselines"] = {name: _pairwise(base) for name, base in plain["baselines"].items()}
+            plain["slices"] = [_pairwise(part) for part in plain["slices"]]
+            plain = {
+                name: value for name, value in plain.items() if name not in ("reliability", "confusion", "margins")
+            }
+            plain["scores"] = _pairwise(plain["scores"])
         return {"n": plain.pop("n"), **plain.pop("scores"), **plain}
+
+
+def _pairwise(figures: dict[str, Any]) -> dict[str, Any]:
+    """Those of the figures that need no outcome model."""
+    kept = ("kind", "name", "n", "small", "pairwise_accuracy", "decisive")
+    return {name: value for name, value in figures.items() if name in kept}
 
 
 def row_log_loss(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
@@ -159,6 +184,14 @@ def row_accuracy(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
     """1 if the likeliest outcome happened, a half or a third if two or three are equally likely, (n,)."""
     accurate: Floats = row_favourites(probabilities)[np.arange(len(outcomes)), outcomes]
     return accurate
+
+
+def row_pairwise(probabilities: Floats, outcomes: NDArray[np.int64]) -> Floats:
+    """1 if the preferred answer has the higher probability, a half if both have the same, (n,); 0 where it was a tie."""
+    ahead = np.sign(probabilities[:, Outcome.A] - probabilities[:, Outcome.B])
+    side = (outcomes == Outcome.A).astype(np.float64) - (outcomes == Outcome.B)
+    right: Floats = (1 + ahead * side) / 2 * np.abs(side)
+    return right
 
 
 def row_favourites(probabilities: Floats) -> Floats:

@@ -28,6 +28,7 @@ from prefcast.measuring.metrics import (
     row_brier,
     row_favourites,
     row_log_loss,
+    row_pairwise,
 )
 from prefcast.outcomes.calibration import BINS, folded_normal_mean
 from prefcast.outcomes.statistics.bootstrap import REPEATS, Bootstrap, Figure, figure, group_keys
@@ -91,7 +92,7 @@ def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Eva
         scores=_scores(sums, plan.bins),
         baselines={
             "uniform": _uniform(sums),
-            **{base: Baseline(*(sums.ratio(f"{what}:{base}") for what in _FIGURES)) for base in plan.baselines},
+            **{base: _baseline(sums, base) for base in plan.baselines},
         },
         outcome_shares={name: float((plan.label == index).sum() / n) for index, name in enumerate(NAMES)},
         reliability={name: _reliability(sums, name, plan.bins) for name in NAMES},
@@ -123,6 +124,8 @@ class _Plan:
         p = block[:, :3]
         losses = _losses(p, y)
         columns: dict[str, Floats] = {"rows": np.ones(len(block)), **losses}
+        decisive, pairwise = (y != Outcome.TIE).astype(np.float64), row_pairwise(p, y)
+        columns |= {"decisive": decisive, "pairwise": pairwise}
         for outcome in Outcome:
             mask = (y == outcome).astype(np.float64)
             columns[f"rows:{NAMES[outcome]}"] = mask
@@ -130,6 +133,7 @@ class _Plan:
         for base in self.baselines:
             q = self.prior[key % np.uint64(FOLDS)] if base == "class_prior" else self._triple(block, base)
             columns |= {f"{what}:{base}": values for what, values in _losses(q, y).items()}
+            columns[f"pairwise:{base}"] = row_pairwise(q, y)
             columns[f"gain:{base}"] = columns[f"log_loss:{base}"] - losses["log_loss"]
         columns["auc:a"], columns["auc:b"] = self.chance.of(p, y)
         for column, name in enumerate(NAMES):
@@ -144,6 +148,8 @@ class _Plan:
             columns[f"rows:{kind}:{code}"] = inside
             columns[f"log_loss:{kind}:{code}"] = inside * losses["log_loss"]
             columns[f"gain:{kind}:{code}"] = inside * columns["gain:class_prior"]
+            columns[f"decisive:{kind}:{code}"] = inside * decisive
+            columns[f"pairwise:{kind}:{code}"] = inside * pairwise
         if self.rows.other is not None:
             theirs = self._triple(block, "other")
             there = np.asarray(np.isfinite(theirs).all(axis=1))
@@ -230,7 +236,20 @@ def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
         expected_calibration_error_plain=plain,
         tie_recall=sums.ratio("accuracy:tie", "rows:tie") if "tie" in there else None,
         auc=auc,
+        pairwise_accuracy=_pairwise(sums),
+        decisive=int(sums.total("decisive")),
     )
+
+
+def _pairwise(sums: Bootstrap, of: str = "", among: str = "") -> Figure | None:
+    """The pairwise accuracy of a forecast on the decisive rows of a slice; None where there is none."""
+    below = f"decisive{among}"
+    return sums.ratio(f"pairwise{of or among}", below) if sums.total(below) else None
+
+
+def _baseline(sums: Bootstrap, name: str) -> Baseline:
+    log_loss, accuracy, brier, gain = (sums.ratio(f"{what}:{name}") for what in _FIGURES)
+    return Baseline(log_loss, accuracy, brier, gain, _pairwise(sums, f":{name}"))
 
 
 def _calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]], debias: bool) -> Figure:
@@ -268,7 +287,8 @@ def _uniform(sums: Bootstrap) -> Baseline:
     loss = float(row_log_loss(third, label)[0])
     own = sums.ratio("log_loss")
     log_loss, accuracy, brier = (Figure(each, each, each) for each in (loss, 1 / 3, float(row_brier(third, label)[0])))
-    return Baseline(log_loss, accuracy, brier, Figure(loss - own.value, loss - own.high, loss - own.low))
+    pairwise = Figure(0.5, 0.5, 0.5) if sums.total("decisive") else None
+    return Baseline(log_loss, accuracy, brier, Figure(loss - own.value, loss - own.high, loss - own.low), pairwise)
 
 
 def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) -> tuple[Bin, ...]:
@@ -295,7 +315,9 @@ def _shown_slices(rows: MeasuredRows) -> list[tuple[str, int]]:
 def _slice(sums: Bootstrap, rows: MeasuredRows, kind: str, code: int) -> Slice:
     n = int(sums.total(f"rows:{kind}:{code}"))
     loss, gain = (sums.ratio(f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
-    return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE)
+    among = f":{kind}:{code}"
+    pairwise, decisive = _pairwise(sums, among=among), int(sums.total(f"decisive{among}"))
+    return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE, pairwise, decisive)
 
 
 def _difference(sums: Bootstrap, name: str) -> Difference | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from prefcast.measuring.metrics.languages import prompt_language
 from prefcast.pairs import Pair
-from prefcast.pairs.budget import Truncation
 from prefcast.scorers.surface.features import is_code, read_texts
 
 __all__ = ["KINDS", "Slicer"]
@@ -22,18 +22,26 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 class Slicer:
-    """Assigns each row a code for every kind; new names get the next code."""
+    """Assigns each row a code for every kind; new names get the next code. `by` is a kind of one's own: the values of a
+    column of the file."""
 
-    def __init__(self) -> None:
-        self._codes = {kind: {name: code for code, name in enumerate(names)} for kind, names in KINDS.items()}
+    def __init__(self, by: str | None = None) -> None:
+        self._by = f"column {by}" if by in KINDS else by
+        kinds = KINDS if self._by is None else {**KINDS, self._by: ()}
+        self._codes = {kind: {name: code for code, name in enumerate(names)} for kind, names in kinds.items()}
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self._codes)
 
     @property
     def names(self) -> dict[str, list[str]]:
         """For each kind, the name of each code."""
         return {kind: list(codes) for kind, codes in self._codes.items()}
 
-    def codes(self, pair: Pair, truncation: Truncation | None) -> list[float]:
-        """The codes of a row in the order of KINDS; -1 if a kind does not apply to it."""
+    def codes(self, pair: Pair, truncated: bool | None, value: str | None = None) -> list[float]:
+        """The codes of a row in the order of `kinds`; -1 if a kind does not apply to it. `truncated` says
+        whether only a part was read, if that is known. `value` is that of one's own kind."""
         prompt = read_texts(pair.prompt)
         a, b = (sum(map(len, texts)) for texts in (pair.response_a, pair.response_b))
         short, long = sorted((a, b))
@@ -45,11 +53,12 @@ class Slicer:
             float(min(len(pair.turns), 3) - 1),
             0.0 if a + b < 1000 else 1.0 if a + b <= 4000 else 2.0,
             0.0 if long <= 1.25 * short else 1.0 if long <= 2 * short else 2.0,
-            self._code("language of the prompt", prompt.language or "not told"),
+            self._code("language of the prompt", prompt_language(prompt) or "not told"),
             0.0 if is_code(prompt) else 1.0,
             0.0 if empty else 1.0 if pair.response_a == pair.response_b else 2.0,
-            -1.0 if truncation is None else float(truncation.truncated),
+            -1.0 if truncated is None else float(truncated),
             -1.0 if models is None else self._code("models", models),
+            *([] if self._by is None else [-1.0 if value is None else self._code(self._by, value)]),
         ]
 
     def _code(self, kind: str, name: str) -> float:

@@ -117,6 +117,8 @@ def rank(
     columns: Mapping[str, str] | None = None,
     label_values: Mapping[str, str] | None = None,
     max_row: int = MAX_ROW,
+    where: Mapping[str, str] | None = None,
+    anchor: tuple[str, float] | None = None,
     min_votes: int = 0,
     repeats: int = REPEATS,
     seed: int = 0,
@@ -124,9 +126,10 @@ def rank(
     """A leaderboard of the models that `model_a` and `model_b` name.
 
     `source` is a file, a table or a sequence of records (dicts, or `forecasts.records()`). `read_board_votes` describes the columns
-    that it needs, `of` ("forecasts" or "votes"), `columns` and `label_values`.
+    that it needs, `of` ("forecasts" or "votes"), `columns`, `label_values` and `where`.
 
-    Models with fewer than `min_votes` votes are left out; this is repeated until all remaining models have that many
+    `anchor` is a model and its rating: all ratings are moved so that it has that rating in every draw. Without it their mean is
+    1000. Models with fewer than `min_votes` votes are left out; this is repeated until all remaining models have that many
     votes among themselves. The intervals are from `repeats` draws of the Bayesian bootstrap over groups (Rubin 1981,
     "The Bayesian bootstrap", Annals of Statistics 9, 130-134: the weight of a group is an exponential variate). No
     weight is 0, so the ratings of every draw are finite if those of the data are.
@@ -138,7 +141,7 @@ def rank(
         raise UsageError(f"repeats is {repeats}; expected at least 1 draw")
     if min_votes < 0:
         raise UsageError(f"min_votes is {min_votes}; expected 0 or more")
-    whole = read_board_votes(source, of=of, columns=columns, label_values=label_values, max_row=max_row)
+    whole = read_board_votes(source, of=of, columns=columns, label_values=label_values, where=where, max_row=max_row)
     votes = _enough(whole, min_votes)
     if len(votes.models) < 2:
         raise UsageError(f"fewer than two models have {min_votes} votes or more; a leaderboard needs two")
@@ -152,6 +155,15 @@ def rank(
     strengths, nu = fit_strengths(wins, ties)
     ratings = CENTRE + POINTS * strengths
     draws = _draws(votes, strengths, nu, repeats, seed)
+    if anchor is not None:
+        model, rating = anchor
+        if model not in votes.models:
+            more = ", ..." if len(votes.models) > _NAMED else ""
+            named = f"{', '.join(map(excerpt, votes.models[:_NAMED]))}{more}"
+            raise UsageError(f"the anchor {excerpt(model)} is not among the ranked models; they are {named}")
+        place = votes.models.index(model)
+        ratings = ratings + (rating - ratings[place])
+        draws = draws + (rating - draws[:, [place]])
     points = _ranks(ratings[None])[0]
     # This method gives whole numbers, as ranks are.
     rank_low = np.quantile(_ranks(draws), _LOW, axis=0, method="inverted_cdf")

@@ -140,6 +140,7 @@ def read_board_votes(
     columns: Mapping[str, str] | None = None,
     label_values: Mapping[str, str] | None = None,
     max_row: int = MAX_ROW,
+    where: Mapping[str, str] | None = None,
 ) -> Votes:
     """The votes (or forecasts) of a file (`-` is standard input), a folder, a table, or records in memory.
 
@@ -147,14 +148,15 @@ def read_board_votes(
     one 1, two 0; or a forecast: probabilities that sum to 1 within 0.001); `winner` (model_a, model_b, tie,
     tie (bothbad), both_bad); `label` (0: A, 1: B, 2: tie). `of` chooses between "forecasts" and "votes"; without it
     the first row that has the three columns decides. Where there is a `prompt`, rows with the same first prompt are a
-    group; a row without one is a group of its own. `columns` maps our names to the file's.
+    group; a row without one is a group of its own. `columns` maps our names to the file's. `where` keeps
+    the rows whose columns, under their names in the file, have these values as text, whatever the case.
 
     Raises FileError where the file or all its rows cannot be used, UsageError for a call that is wrong.
     """
     if of is not None and of not in SOURCES:
         raise UsageError(f"unknown source {of!r}; there are {', '.join(SOURCES)}")
     with _Reader(source, columns, max_row=max_row) as reader:
-        reader.choose(of, Labels(label_values))
+        reader.choose(of, Labels(label_values), where or {})
         return reader.read()
 
 
@@ -167,8 +169,13 @@ class _Reader(Table):
         if self._three:
             self.need(*WINNERS, otherwise="the three winner columns go together")
 
-    def choose(self, of: str | None, labels: Labels) -> None:
+    def choose(self, of: str | None, labels: Labels, where: Mapping[str, str]) -> None:
         """Say what is counted. Raises FileError where the file has none."""
+        if (unknown := next((name for name in where if name not in self.columns), None)) is not None:
+            raise FileError(self.name, f"column {excerpt(unknown)}, which chooses the rows, is missing; {self.found}")
+        ours = {theirs: ours for ours, theirs in self._mapping.items()}
+        self.read_too(*where)
+        self._wanted = [(ours.get(name, name), value.strip().lower()) for name, value in where.items()]
         self._labels = labels
         self._labelled = "label" in self.names
         if not self._three and (of == "forecasts" or not self.names & {"winner", "label"}):
@@ -182,12 +189,15 @@ class _Reader(Table):
     def read(self) -> Votes:
         numbers: dict[str, int] = {}
         sums = _Sums()
-        n = failed = unlabelled = faults = 0
+        n = failed = unlabelled = faults = left_out = 0
         first_fault: RowError | None = None
         for row, record in self.rows():
             if isinstance(record, RowError):
                 first_fault = first_fault or record
                 faults += 1
+                continue
+            if any(_as_text(record.get(name)) != value for name, value in self._wanted):
+                left_out += 1
                 continue
             if not absent(record.get("error")):
                 failed += 1
@@ -216,7 +226,8 @@ class _Reader(Table):
             raise FileError(
                 self.name,
                 f"no row has {'a forecast' if self._of == 'forecasts' else 'a vote'} between two models: "
-                f"{failed} failed, {unlabelled} without a vote, {faults} at fault{why}",
+                f"{failed} failed, {unlabelled} without a vote, {faults} at fault"
+                f"{f', {left_out} not of the chosen rows' if self._wanted else ''}{why}",
             )
         keys, totals = sums.settle()
         names = sorted(numbers)
@@ -272,6 +283,10 @@ class _Reader(Table):
     def _group(self, prompt: Any, row: int) -> int:
         # The key has 64 bits. Among a billion prompts the odds that two share a key are 3 %; the two would be one group.
         return group_key(f"row {row}" if not self._by_prompt or absent(prompt) else f"prompt {_first_turn(prompt)}")
+
+
+def _as_text(value: Any) -> str:
+    return "" if absent(value) else str(value).strip().lower()
 
 
 def _model(record: Record, field: str, numbers: dict[str, int]) -> int:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prefcast.base.limits import MAX_ROW
-from prefcast.errors import FileError, RowError
+from prefcast.errors import FileError, RowError, excerpt
 from prefcast.pairs import Outcome, Pair, clean
 from prefcast.pairs.formats.containers import PARQUET
-from prefcast.pairs.formats.fields import Fault, Record
+from prefcast.pairs.formats.datasets import PAIRS, Dataset, dataset_of
+from prefcast.pairs.formats.fields import Fault, Record, absent
 from prefcast.pairs.formats.labels import LABEL_FIELDS, WINNERS, Labels, are_forecasts
-from prefcast.pairs.formats.shapes import SHAPES, Shape, all_columns, swapped_by, texts_beside
+from prefcast.pairs.formats.shapes import SHAPES, SINGLE, Shape, all_columns, swapped_by, texts_beside
 from prefcast.pairs.formats.streams import Opened
 from prefcast.pairs.formats.table import Table
 
@@ -26,6 +27,11 @@ class PairFile(Table):
     """
 
     shape: Shape
+    # The public dataset that the columns are of, if prefcast knows it.
+    dataset: Dataset | None = None
+    # The column that `keep` named, and its values by row; whoever uses one takes it out.
+    kept_column: str | None = None
+    kept: dict[int, str]
 
     def __init__(
         self,
@@ -35,9 +41,21 @@ class PairFile(Table):
         label_values: Mapping[str, str] | None = None,
         *,
         max_row: int = MAX_ROW,
+        single: bool = False,
     ) -> None:
-        self._labels = Labels(label_values)
-        super().__init__(source, columns, cells, fields=all_columns(), max_row=max_row)
+        self._takes_single = single
+        super().__init__(source, columns, cells, fields=all_columns(single=single), max_row=max_row)
+        self.kept = {}
+        usual = {} if self.dataset is None else self.dataset.labels
+        self._labels = Labels(label_values or usual)
+
+    def _known(self, given: dict[str, str]) -> dict[str, str]:
+        found = dataset_of(PAIRS, self.columns, given)
+        if found is None:
+            return given
+        self.dataset, mapping = found
+        self.plain = self.plain or bool(self.dataset.title)
+        return mapping
 
     def _find(self) -> None:
         self.shape = self._shape()
@@ -60,6 +78,12 @@ class PairFile(Table):
             raise FileError(
                 self.name, f"its cells are separated by {separator!r}; expected commas (or tabs, in a .tsv)"
             )
+        if self._takes_single and self.names >= set(SINGLE.needs) and not self._part_of_a_pair:
+            # A text of JSON or Parquet says itself that it is one turn.
+            self.plain = self.plain or not self.textual
+            return SINGLE
+        if problem := self._no_pairs():
+            raise FileError(self.name, f"{problem} (--columns maps your own names)")
         best = max(SHAPES.values(), key=lambda shape: self.nearness(shape.needs))
         if not self.nearness(best.needs):
             expected = "; or ".join(", ".join(shape.needs) for shape in SHAPES.values())
@@ -68,12 +92,51 @@ class PairFile(Table):
         raise self.missing(next(column for column in best.needs if column not in self.names))
 
     @property
+    def _part_of_a_pair(self) -> bool:
+        """Whether there is one answer of a pair, so that a column is missing."""
+        return any(name.startswith(("response_", "conversation_")) for name in self.names)
+
+    @property
+    def single(self) -> bool:
+        """Whether the file holds single answers. Each is read as a pair of the answer with itself."""
+        return self.shape is SINGLE
+
+    def _no_pairs(self) -> str:
+        """What a file that has answers and no pairs holds, and the verb that reads it."""
+        many = next((name for name in ("responses", "answers", "completions") if name in self.names), None)
+        one = next(
+            (name for name in ("response", "messages", "conversations", "conversation") if name in self.names), None
+        )
+        expected = "expected two answers, such as response_a and response_b"
+        if self._part_of_a_pair:
+            return ""
+        if many is not None:
+            return (
+                f"holds several answers to each prompt, in {excerpt(many)}; {expected}; prefcast best reads it as it is"
+            )
+        if one is not None:
+            verbs = "prefcast compare joins it with another system's, prefcast score gives each answer a score"
+            return f"holds one answer to each prompt, in {excerpt(one)}; {expected}; {verbs}"
+        return ""
+
+    @property
     def description(self) -> str:
         """What was found, in words: "Kaggle pairs (prompt, response_a, response_b), CSV, gzip"."""
-        return ", ".join(filter(None, (self.shape.title, self.container)))
+        known = None if self.dataset is None else self.dataset.description
+        return ", ".join(filter(None, (known or self.shape.title, self.container)))
+
+    def keep(self, column: str) -> None:
+        """Keep the values of a column, under its name in the file, while the pairs are read. Raises FileError."""
+        if column not in self.columns:
+            raise FileError(self.name, f"column {excerpt(column)} is missing; {self.found}")
+        self.kept_column = column
+        self.read_too(column)
 
     def __iter__(self) -> Iterator[Pair | RowError]:
+        ours = {theirs: ours for ours, theirs in self._mapping.items()}.get(self.kept_column or "", self.kept_column)
         for row, id, record in self.identified():
+            if ours is not None and not isinstance(record, RowError) and not absent(value := record.get(ours)):
+                self.kept[row] = clean(str(value))
             yield record if isinstance(record, RowError) else self._pair(record, id, row)
 
     def _pair(self, record: Record, id: str | int, row: int) -> Pair | RowError:
@@ -102,16 +165,18 @@ def open_pairs(
     cells: str = "json",
     label_values: Mapping[str, str] | None = None,
     max_row: int = MAX_ROW,
+    single: bool = False,
 ) -> PairFile:
     """Open pairs and find their shape; see PairFile.
 
     `source` is a path (`-` is standard input), a folder of files or a list of paths, which are read as one file, a
     pandas or polars data frame, an Arrow table, a datasets.Dataset, or an iterable of dicts. `columns` maps our names to the
     file's: {"prompt": "question"}. `cells` says what a text cell holds: `json`, an array of strings, or `text`, one turn as
-    it is. `label_values` says what the file's own labels mean: {"A>B": "a", "B>A": "b", "A=B": "tie"}. `max_row` is the most
-    megabytes that a row may have. Raises FileError or UsageError.
+    it is. `label_values` says what the file's own labels mean: {"left": "a", "right": "b", "same": "tie"}. `max_row` is the
+    most megabytes that a row may have. With `single` a file of single answers (prompt, response) is opened too. Raises
+    FileError or UsageError.
     """
-    return PairFile(source, columns, cells, label_values, max_row=max_row)
+    return PairFile(source, columns, cells, label_values, max_row=max_row, single=single)
 
 
 def open_parquet(

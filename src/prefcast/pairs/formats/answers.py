@@ -14,7 +14,7 @@ from prefcast.pairs.formats.table import Table
 
 __all__ = ["Answer", "AnswerFile", "JoinReport", "joined"]
 
-_MESSAGES = ("messages", "conversation")
+_MESSAGES = ("messages", "conversation", "conversations")
 
 
 @dataclass(frozen=True)

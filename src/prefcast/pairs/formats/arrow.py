@@ -83,7 +83,8 @@ def _sizes(values: Any) -> NDArray[np.int64]:
         offsets = np.asarray(values.offsets, np.int64)
         items = [values.keys, values.items] if types.is_map(kind) else [values.values]
         before = np.concatenate([[0], np.cumsum(sum(map(_sizes, items)))])
-        return least + before[offsets[1:]] - before[offsets[:-1]]
+        taken: NDArray[np.int64] = least + before[offsets[1:]] - before[offsets[:-1]]
+        return taken
     if kind in (pyarrow.string_view(), pyarrow.binary_view()):
         values = values.cast(pyarrow.large_binary())
     try:

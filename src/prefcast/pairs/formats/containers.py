@@ -1,4 +1,4 @@
-"""The kinds of files: CSV, TSV, JSON Lines, a JSON array, Parquet. Each is one entry of `CONTAINERS`.
+"""The kinds of files: CSV, TSV, JSON Lines, a JSON array, Parquet, Arrow. Each is one entry of `CONTAINERS`.
 
 The name's ending tells the container; without an ending (standard input) the first bytes do. This module knows nothing of
 pairs.
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from prefcast.errors import FileError, RowError, excerpt
 from prefcast.pairs.formats.fields import DECODER, json_problem, parsed
+from prefcast.pairs.formats.ipc import ARROW, read_ipc
 from prefcast.pairs.formats.parquet import read_parquet
 from prefcast.pairs.formats.rows import Bounds, Record, Row, size_of
 from prefcast.pairs.formats.separated import read_separated
@@ -32,17 +33,19 @@ _ARCHIVES = {
     **{b"BZh%d1AY&SY" % level: "compressed with bzip2" for level in range(1, 10)},
     b"\xfd7zXZ": "compressed with xz",
     b"7z\xbc\xaf": "a 7z archive",
-    b"ARROW1\0\0": "an Arrow file",
+    b"FEA1": "a Feather file of version 1",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"\x1f\x8b": "compressed twice",
 }
-EXPECTED = "CSV, TSV, JSON Lines, a JSON array or Parquet, plain, .gz or .zst"
+EXPECTED = "CSV, TSV, JSON Lines, a JSON array, Parquet or Arrow, plain, .gz or .zst"
 # The first records tell the columns where there is no schema. A later record that lacks a field is a fault of its row.
 _OBJECTS = 16
 # A file whose first thousand lines hold no JSON object is not a JSON Lines file with a bad row.
 _PATIENCE = 1000
 # To look for the nearest name among millions would take minutes.
 _COLUMNS = 10_000
+# What an object is called that holds all rows of a file.
+_ROWS = ("data", "examples", "instances", "items", "records", "rows", "test", "train")
 # A number or a word that is cut off is no longer than this. An error further from the end of the text is a real error.
 _CUT = 32
 
@@ -82,10 +85,13 @@ def container_of(opened: Opened) -> Container:
     if archive := next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None):
         raise FileError(name, f"is {archive}; expected {EXPECTED}")
     begin = head.removeprefix(BOM).lstrip()[:1]
-    sniffed = "parquet" if head.startswith(PARQUET) else {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
+    binary = "parquet" if head.startswith(PARQUET) else "arrow" if head.startswith(ARROW) else None
+    sniffed = binary or {b"{": "jsonl", b"[": "json"}.get(begin, "csv")
     found = named(name) or CONTAINERS[sniffed]
-    if sniffed == "parquet" and not found.seeking:
-        raise FileError(name, "is Parquet by its content; give it the ending .parquet")
+    if binary and found is not CONTAINERS[binary]:
+        raise FileError(
+            name, f"is {CONTAINERS[binary].title} by its content; give it the ending {CONTAINERS[binary].endings[0]}"
+        )
     # People use both endings for both kinds; the first character tells them apart.
     if found.loose:
         found = CONTAINERS["json" if begin == b"[" else "jsonl"]
@@ -113,7 +119,22 @@ def peeked(rows: Iterator[Row], name: str, what: str = "lines") -> tuple[list[st
 
 
 def _json_lines(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
-    return peeked(_line_rows(stream, name, bounds), name)
+    first = list(itertools.islice(rows := _line_rows(stream, name, bounds), 2))
+    if len(first) == 1 and isinstance(record := first[0][1], dict) and (found := _no_rows(record)):
+        raise FileError(name, f"{found}; expected one object a line, or an array of objects")
+    return peeked(itertools.chain(first, rows), name)
+
+
+def _no_rows(record: Record) -> str:
+    """What the one object of a file holds where it is not a row: a table by its columns or its rows."""
+    keys = [set(value) for value in record.values() if isinstance(value, dict)]
+    by_column = len(keys) == len(record) > 1 and all(each == keys[0] for each in keys)
+    if by_column or record.keys() >= {"columns", "data"} or record.keys() >= {"schema", "data"}:
+        return "is one object with a whole table, as pandas writes it (to_json with orient='records' writes rows)"
+    name, value = next(iter(record.items()), ("", None))
+    if len(record) == 1 and name in _ROWS and isinstance(value, list):
+        return f"is one object with the rows in {excerpt(name)} (the array alone would be right)"
+    return ""
 
 
 def _line_rows(stream: BinaryIO, name: str, bounds: Bounds) -> Iterator[Row]:
@@ -287,4 +308,5 @@ CONTAINERS = {
     "jsonl": Container("JSON Lines", (".jsonl", ".ndjson"), _json_lines, loose=True),
     "json": Container("JSON array", (".json",), _json_array, loose=True),
     "parquet": Container("Parquet", (".parquet",), read_parquet, seeking=True),
+    "arrow": Container("Arrow", (".arrow", ".feather", ".ipc"), read_ipc, seeking=True),
 }

@@ -37,6 +37,12 @@ _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _NAMES = {"model_a": Outcome.A, "model_b": Outcome.B} | dict.fromkeys(
     ("tie", "tie (bothbad)", "both_bad", "bothbad"), Outcome.TIE
 )
+# How judges write a verdict: JudgeBench, Arena-Hard.
+_VERDICTS = {
+    **dict.fromkeys(("a>b", "a>>b"), Outcome.A),
+    **dict.fromkeys(("b>a", "b>>a"), Outcome.B),
+    "a=b": Outcome.TIE,
+}
 _NUMBERS = {"0": Outcome.A, "1": Outcome.B, "2": Outcome.TIE}
 _MEANINGS = {"a": Outcome.A, "b": Outcome.B, "tie": Outcome.TIE}
 _EXPECTED = {
@@ -51,7 +57,7 @@ def are_forecasts(columns: Collection[str]) -> bool:
 
 
 def label_values_of(text: str | None) -> dict[str, str]:
-    """What --label-values says: "A>B=a,A=B=tie" is {"A>B": "a", "A=B": "tie"}. Raises UsageError."""
+    """What --label-values says: "left=a,same=tie" is {"left": "a", "same": "tie"}. Raises UsageError."""
     values: dict[str, str] = {}
     for part in text.split(",") if text else []:
         value, equals, meaning = part.rpartition("=")
@@ -67,7 +73,7 @@ class Labels:
     """How the cells of `winner` and `label` are read. `values` gives the file's own values a meaning: a, b or tie.
 
     The usual values are known too, unless `values` gives one of a column's usual values a meaning of its own: then the
-    column has no other values.
+    column has no other values but the verdicts of judges, such as A>B.
     """
 
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
@@ -78,7 +84,7 @@ class Labels:
             own[_key(value)] = _MEANINGS[str(meaning).lower()]
         self._own = own
         self._known = {
-            column: own if own.keys() & usual.keys() else {**usual, **own}
+            column: {**_VERDICTS, **own} if own.keys() & usual.keys() else {**_VERDICTS, **usual, **own}
             for column, usual in (("winner", _NAMES), ("label", _NUMBERS))
         }
 

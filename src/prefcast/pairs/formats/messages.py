@@ -9,9 +9,16 @@ from prefcast.errors import excerpt
 from prefcast.pairs import clean
 from prefcast.pairs.formats.fields import Fault, kind
 
-__all__ = ["TRANSCRIPT", "Conversation", "content", "conversation", "transcript"]
+__all__ = ["TRANSCRIPT", "Conversation", "are_messages", "content", "conversation", "role_of", "transcript"]
 
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+# The names that files have for the roles, in small letters.
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_TOOLS = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 
 
 class Conversation(NamedTuple):
@@ -27,9 +34,7 @@ def conversation(value: Any, field: str) -> Conversation:
         raise Fault(field, f"is {kind(value)}; expected a list of messages with role and content")
     system, said = "", list[str]()
     for number, message in enumerate(value, 1):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise Fault(field, f"message {number} is {excerpt(message)}; expected an object with role and content")
-        role, text = message["role"], content(message["content"], field, number)
+        role, text = _said(message, field, number)
         expected = "assistant" if len(said) % 2 else "user"
         if role == "system" and number == 1:
             system = text
@@ -45,6 +50,31 @@ def conversation(value: Any, field: str) -> Conversation:
             field, "ends without an assistant message; expected user and assistant to alternate, the assistant last"
         )
     return Conversation(list(zip(said[::2], said[1::2], strict=True)), system)
+
+
+def are_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, and not of texts."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def role_of(message: Any) -> Any:
+    """The role of a message under our name: user, assistant or system. ShareGPT calls it `from`."""
+    role = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    return _ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
+
+
+def _said(message: Any, field: str, number: int) -> tuple[Any, str]:
+    """The role and the text of a message: role and content, or from and value as ShareGPT has it."""
+    if isinstance(message, dict):
+        role = role_of(message)
+        if message.get("tool_calls") or (isinstance(role, str) and role.lower() in _TOOLS):
+            what = "calls a tool" if role == "assistant" else f"is of a tool (role {excerpt(role)})"
+            problem = f"message {number} {what}; only messages of user, assistant and system can be read"
+            raise Fault(field, problem)
+        for ours, theirs in (("role", "content"), ("from", "value")):
+            if ours in message and theirs in message:
+                return role, content(message[theirs], field, number)
+    raise Fault(field, f"message {number} is {excerpt(message)}; expected an object with role and content")
 
 
 def content(content: Any, field: str, number: int) -> str:

@@ -21,6 +21,7 @@ from prefcast.pairs.formats.streams import Opened, open_bytes
 __all__ = ["Records"]
 
 _Path = str | os.PathLike[str]
+_BESIDE = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,13 @@ def _is_path(source: object) -> bool:
 
 
 def _shards(folder: _Path) -> list[Path]:
-    """The files of a folder and its folders whose endings are known, by name. Hidden ones and those that begin with `_`
-    are not read. Raises FileError if there is none."""
+    """The files of a folder and its folders whose endings are known, by name. Hidden ones, those that begin with `_`, and
+    what the library datasets writes beside its data are not read. Raises FileError if there is none."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not each.startswith((".", "_"))]
-        found += [Path(place, each) for each in files if not each.startswith((".", "_")) and named(each) is not None]
+        read = (each for each in files if not each.startswith((".", "_")) and each not in _BESIDE)
+        found += [Path(place, each) for each in read if named(each) is not None]
     if not found:
         endings = ", ".join(ending for each in CONTAINERS.values() for ending in each.endings)
         raise FileError(shown_path(folder), f"the folder holds no file that can be read; expected {endings}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FileError
-from prefcast.pairs.formats.fields import Fault, Record, absent, number
+from prefcast.pairs.formats.fields import Fault, Record, absent, as_number, number
 from prefcast.pairs.formats.labels import (
     SUM_TOLERANCE,
     WINNERS,
@@ -26,31 +27,37 @@ from prefcast.pairs.pair import group_key
 __all__ = ["ROW_FIELDS", "SavedForecasts", "numbers", "read_saved", "row_blocks", "saved_blocks"]
 
 ROW_FIELDS = ("label", "error", "prompt")
+# What was read of a pair, and how much there was.
+_READ = (("characters_kept", "characters"), ("turns_kept", "turns"))
 _BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class SavedForecasts:
     """Forecasts read back: `probabilities` (n, 3), rows normalised; `labels` (n,) in Outcome's values, -1 where there
-    is none; `failed` (n,); `keys` (n,) of the first prompts, None in a file without texts."""
+    is none; `failed` (n,); `keys` (n,) of the first prompts, None in a file without texts; `truncated` (n,), whether only
+    a part of the pair was read, None in a file that does not say."""
 
     ids: list[str]
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
     failed: NDArray[np.bool_]
     keys: NDArray[np.uint64] | None = None
+    truncated: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, blocks: Iterable[SavedForecasts]) -> SavedForecasts:
         """The blocks as one."""
         every = list(blocks)
         keys = [block.keys for block in every if block.keys is not None]
+        truncated = [block.truncated for block in every if block.truncated is not None]
         return cls(
             [id for block in every for id in block.ids],
             np.concatenate([block.probabilities for block in every]),
             np.concatenate([block.labels for block in every]),
             np.concatenate([block.failed for block in every]),
             np.concatenate(keys) if len(keys) == len(every) else None,
+            np.concatenate(truncated) if len(truncated) == len(every) else None,
         )
 
     @cached_property
@@ -82,13 +89,19 @@ def saved_blocks(path: Any, *, label_values: Mapping[str, str] | None = None) ->
     Probabilities that were rounded (rows summing to 1 within 0.001) are normalised. Anything else raises FileError with its row.
     """
     expected = ("id", *WINNERS)
-    with Table(path, fields=(*expected, *ROW_FIELDS)) as table:
+    with Table(path, fields=(*expected, *ROW_FIELDS, *chain.from_iterable(_READ))) as table:
+        told = all(name in table.names for name in _READ[0])
         table.need(*expected, otherwise=f"expected {', '.join(expected)} (a predictions file)")
         if not are_forecasts(table.names) and {"prompt", "response_a", "conversation_a"} & table.names:
             raise FileError(table.name, "holds pairs and their labels, not predictions")
         for block in row_blocks(table, Labels(label_values)):
             values = numbers(table, block, WINNERS, gaps=False)
-            yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys)
+            cut = np.array([*map(_truncated, block.records)], bool) if told else None
+            yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys, cut)
+
+
+def _truncated(record: Record) -> bool:
+    return any(as_number(record.get(kept)) < as_number(record.get(there)) for kept, there in _READ)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from os.path import commonprefix
 from typing import Any
 
@@ -19,9 +19,17 @@ from prefcast.errors import excerpt
 from prefcast.pairs import Turn, clean
 from prefcast.pairs.formats.fields import Fault, Record, absent, cell, kind, present, text_list
 from prefcast.pairs.formats.labels import LABEL_FIELDS
-from prefcast.pairs.formats.messages import TRANSCRIPT, Conversation, content, conversation, transcript
+from prefcast.pairs.formats.messages import (
+    TRANSCRIPT,
+    Conversation,
+    are_messages,
+    content,
+    conversation,
+    role_of,
+    transcript,
+)
 
-__all__ = ["BESIDE", "SHAPES", "Shape", "all_columns", "swapped_by", "texts_beside"]
+__all__ = ["BESIDE", "CELLS_HINT", "SHAPES", "SINGLE", "Shape", "all_columns", "swapped_by", "texts_beside"]
 
 # The turns, and the system message.
 Texts = tuple[tuple[Turn, ...], str]
@@ -29,9 +37,10 @@ Texts = tuple[tuple[Turn, ...], str]
 BESIDE = ("system", "reference")
 
 # The beginning of a message list, in JSON or in Python's notation (which pandas writes into a CSV, and nobody can read).
-_MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
+_MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 # A cell of a CSV that may hold a JSON list.
 _LIST_OF_ONE = re.compile(r"""\s*\[\s*["{].*\]\s*""", re.DOTALL)
+CELLS_HINT = " (if the cells are plain text: --cells text)"
 _ORDER_SEED = b"prefcast 0"
 
 
@@ -57,6 +66,8 @@ def swapped_by(id: str | int) -> bool:
 
 
 def _read_kaggle(record: Record, plain: bool) -> Texts:
+    if any(are_messages(_structured(record, field)) for field in ("prompt", "response_a", "response_b")):
+        return _read_two(_completion, "response_a", "response_b")(record, plain)
     columns = [_turns(record, field, plain) for field in ("prompt", "response_a", "response_b")]
     prompt, a, b = map(len, columns)
     if not prompt == a == b:
@@ -113,6 +124,44 @@ def _read_two(of: Callable[[Record, str], Conversation], *names: str) -> Callabl
     return read
 
 
+def _read_preference(record: Record, plain: bool) -> Texts:
+    """The turns of `chosen` and `rejected`. Where they part before the last answer, as some of HH-RLHF do, what both
+    begin with is the prompt, and all that follows is the answer."""
+    (chosen, system), (rejected, other) = (_completion(record, field) for field in ("chosen", "rejected"))
+    if system != other:
+        problem = "the system message differs between chosen and rejected; a pair has the same one"
+        raise Fault("rejected", problem)
+    same = sum(1 for _ in takewhile(lambda two: two[0][0] == two[1][0], zip(chosen, rejected, strict=False)))
+    if not same:
+        raise Fault("rejected", "the prompt of turn 1 differs between chosen and rejected; a pair has the same prompts")
+    if not same == len(chosen) == len(rejected):
+        parted = next((turn for turn in range(same) if chosen[turn][1] != rejected[turn][1]), same - 1)
+        chosen, rejected = _parting(chosen, parted), _parting(rejected, parted)
+    turns = zip(chosen, rejected, strict=True)
+    return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in turns), system
+
+
+def _parting(turns: list[tuple[str, str]], last: int) -> list[tuple[str, str]]:
+    """The turns up to `last`, and the later ones as a part of its answer."""
+    prompt, answer = turns[last]
+    later = (f"\n\nHuman: {said}\n\nAssistant: {reply}" for said, reply in turns[last + 1 :])
+    return [*turns[:last], (prompt, "".join((answer, *later)))]
+
+
+def _read_single(record: Record, plain: bool) -> Texts:
+    """The turns of one answer, which stands in the places of both."""
+    system = ""
+    if are_messages(_structured(record, "prompt")) or isinstance(record.get("response"), dict):
+        turns, system = _completion(record, "response")
+    else:
+        prompts, responses = (_turns(record, field, plain) for field in ("prompt", "response"))
+        if len(prompts) != len(responses) or not prompts:
+            problem = f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one"
+            raise Fault("response", problem)
+        turns = list(zip(prompts, responses, strict=True))
+    return tuple(Turn(prompt, response, response) for prompt, response in turns), system
+
+
 def _messages(record: Record, field: str) -> Conversation:
     return conversation(cell(record, field), field)
 
@@ -121,17 +170,26 @@ def _turns(record: Record, field: str, plain: bool) -> list[str]:
     value = present(record, field)
     if isinstance(value, str) and not plain:
         if not value.lstrip().startswith("["):
-            expected = "expected a JSON array of strings, one a turn (if the cells are plain text: --cells text)"
+            expected = f"expected a JSON array of strings, one a turn{CELLS_HINT}"
             raise Fault(field, f"is {excerpt(value) if value.strip() else 'empty'}; {expected}")
         value = cell(record, field)
     return text_list(value, field)
 
 
 def _completion(record: Record, field: str) -> Conversation:
-    """The whole conversation of `chosen` or `rejected`, its prompt explicit, in the message list, or the prefix that
-    both share."""
+    """The whole conversation of an answer, such as `chosen` or `rejected`: its prompt explicit, in the message list, or
+    the prefix that both share."""
     present(record, field)
     value, prompt = _structured(record, field), _structured(record, "prompt")
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        if len(value) > 1:
+            problem = (
+                f"is a list of {len(value)} answers; expected one answer (prefcast best reads several to a prompt)"
+            )
+            raise Fault(field, problem)
+        value = value[0]
     if isinstance(value, list):
         return conversation(_with_prompt(value, prompt, field), field)
     if not isinstance(value, str):
@@ -173,13 +231,12 @@ def _structured(record: Record, field: str) -> Any:
 def _role_and_text(message: Any, field: str) -> tuple[Any, str]:
     if not isinstance(message, dict):
         return None, ""
-    return message.get("role"), content(message.get("content"), field, 1)
+    return role_of(message), content(message.get("content", message.get("value")), field, 1)
 
 
 def _with_prompt(messages: list[Any], prompt: Any, field: str) -> list[Any]:
     """The messages with their prompt before them, unless they begin with it themselves."""
-    roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
-    begins = next((role for role in roles if role != "system"), None)
+    begins = next((role for role in map(role_of, messages) if role != "system"), None)
     if begins == "user":
         plain = [_role_and_text(message, field) for message in messages]
         if (isinstance(prompt, str) and prompt and ("user", clean(prompt)) not in plain) or (
@@ -223,7 +280,7 @@ SHAPES: dict[str, Shape] = {
             "preference",
             "preference data (chosen, rejected)",
             ("chosen", "rejected"),
-            _read_two(_completion, "chosen", "rejected"),
+            _read_preference,
             ("prompt",),
             ("chosen_model", "rejected_model"),
             labelled=False,
@@ -233,7 +290,11 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def all_columns() -> Sequence[str]:
+# Only `prefcast score` reads it: it gives each answer a score.
+SINGLE = Shape("single", "single answers (prompt, response)", ("prompt", "response"), _read_single, ())
+
+
+def all_columns(*, single: bool = False) -> Sequence[str]:
     """Every column name that some shape knows."""
-    shapes = SHAPES.values()
+    shapes = [*SHAPES.values(), *([SINGLE] if single else [])]
     return list(dict.fromkeys(chain(["id"], *((*each.needs, *each.optional, *each.models) for each in shapes), BESIDE)))

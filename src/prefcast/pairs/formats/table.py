@@ -53,18 +53,27 @@ class Table(Records):
         super().__init__(source, max_row)
         try:
             self.fields = fields or self.fields
-            self._mapping = self._checked(mapping or {})
+            self._mapping = self._known(self._checked(mapping or {}))
             self.names = self._renamed(dict.fromkeys(self.columns)).keys()
             self.has_id = "id" in self.names
             self._read = self._needs_id = False
-            self.bounds.columns = {self._mapping.get(field, field) for field in self.fields}
+            self.read_too(*(self._mapping.get(field, field) for field in self.fields))
+            self.rows_read = 0
             self._find()
         except BaseException:
             self.close()
             raise
 
+    def _known(self, given: dict[str, str]) -> dict[str, str]:
+        """The mapping of a dataset that a reader knows by its columns; otherwise the `given` one."""
+        return given
+
     def _find(self) -> None:
         """Check that a reader's columns are there; raises FileError."""
+
+    def read_too(self, *columns: str) -> None:
+        """Read these columns of the file; others are not looked at."""
+        self.bounds.columns = {*(self.bounds.columns or ()), *columns}
 
     # Which columns there are
 
@@ -124,11 +133,10 @@ class Table(Records):
         if self._read:
             raise UsageError(f"{self.name}: was read already; open it again")
         self._read = True
-        if self._mapping:
-            for row, record in self.records:
-                yield row, record if isinstance(record, RowError) else self._renamed(record)
-        else:
-            yield from self.records
+        mapped = bool(self._mapping)
+        for row, record in self.records:
+            self.rows_read += 1
+            yield row, self._renamed(record) if mapped and not isinstance(record, RowError) else record
 
     def identified(self, *, runs: bool = False) -> Iterator[tuple[int, str | int, Record | RowError]]:
         """The rows with their ids (row numbers where there is no such column), each only once. With `runs`,

@@ -100,9 +100,11 @@ def _values(
 
 
 def _value(name: str, a: float, b: float) -> tuple[str, float, float]:
-    """A feature with its count in place of the logarithm."""
+    """A feature with its count in place of the logarithm or the root."""
     if name == "words":
         return name, round((10 * a) ** 2), round((10 * b) ** 2)
+    if name == "turns":
+        return name, round(np.exp(a)), round(np.exp(b))
     return (name, round(np.expm1(a), 1), round(np.expm1(b), 1)) if name in COUNTS else (name, a, b)
 
 

@@ -321,10 +321,10 @@ COUNTS = frozenset(
 )
 
 
-# An explanation leaves these out, because the plain lengths are easier to read.
+# An explanation leaves these out, because plain lengths and shares are easier to read.
 UNREADABLE = frozenset(
     [name for name in RESPONSE_FEATURES if name.startswith("length_over_")]
-    + ["information", "length_gap", "length_gap_squared", "length_sum", "strong_overlap"]
+    + ["information", "length_gap", "length_gap_squared", "length_sum", "strong_overlap", "vocabulary"]
 )
 
 
