@@ -26,7 +26,7 @@ def _rows() -> dict[str, str]:
     """The table of the docs: how each family is run."""
     text = (ROOT / "docs" / "reward-models.md").read_text(encoding="utf-8")
     table = text.partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
-    return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| [0-9.e-]+ \|$", table, re.MULTILINE))
+    return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \| [0-9.]+e[-+][0-9]+ \|$", table, re.MULTILINE))
 
 
 def test_the_docs_have_every_family() -> None:
