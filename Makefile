@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded train-surface train-embedded encoder wheelhouse package clean screenshots bench-service check-gpu
+.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ format: $(VENV)/.dev ## Format the code
 
 screenshots: $(VENV)/.dev ## Make the pictures of the page in docs/images anew (needs Chromium)
 	$(BIN)/python tools/screenshots.py docs/images
+
+families: $(VENV)/.dev ## Write the table of families in docs/reward-models.md anew (minutes)
+	$(BIN)/python tools/make_families.py
 
 # Not with --quiet: then --strict does not count warnings.
 docs: $(VENV)/.docs ## Write docs/cli.md from --help, then build the site into out/site (works offline)

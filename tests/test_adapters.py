@@ -246,9 +246,9 @@ def test_a_forecaster_of_an_adapter_is_found_again(tmp_path: Path, monkeypatch: 
         type(scorer).load(tmp_path / "saved")
 
 
-def refused(tmp_path: Path, change: Any, weights: dict[str, Tensor] | None = None) -> Path:
-    base = save_decoder(tmp_path / "base")
-    return save_adapter(tmp_path / "m", base, matrices() if weights is None else weights, **change)
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_decoder(tmp_path_factory.mktemp("adapters") / "base")
 
 
 SETTING: list[tuple[dict[str, Any], str]] = [
@@ -274,9 +274,12 @@ SETTING: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), SETTING)
-def test_adapters_that_are_refused_by_their_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_adapters_that_are_refused_by_their_settings(
+    tmp_path: Path, base_model: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = save_adapter(tmp_path / "m", base_model, matrices(), **change)
     with pytest.raises(ModelError, match=message):
-        open_checkpoint(refused(tmp_path, change))
+        open_checkpoint(folder)
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -299,13 +302,16 @@ WEIGHTS: list[tuple[dict[str, Tensor], str]] = [
 
 
 @pytest.mark.parametrize(("weights", "message"), WEIGHTS)
-def test_adapters_that_are_refused_by_their_weights(tmp_path: Path, weights: dict[str, Tensor], message: str) -> None:
+def test_adapters_that_are_refused_by_their_weights(
+    tmp_path: Path, base_model: Path, weights: dict[str, Tensor], message: str
+) -> None:
+    folder = save_adapter(tmp_path / "m", base_model, weights)
     with pytest.raises(ModelError, match=message):
-        open_checkpoint(refused(tmp_path, {}, weights))
+        open_checkpoint(folder)
 
 
 def test_adapters_in_other_forms(tmp_path: Path, prefcast_here: Run) -> None:
-    folder = refused(tmp_path, {})
+    folder = save_adapter(tmp_path / "m", save_decoder(tmp_path / "base"), matrices())
     torch.save(matrices(), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(

@@ -207,8 +207,8 @@ def _head(network: nn.Module, hidden: Tensor, columns: Sequence[int] | None) -> 
         states = hidden
         for number, layer in enumerate(head_layers(network) or ()):
             states = states.relu() if number else states
-            bias = None if layer.bias is None else layer.bias.to(wide)
-            states = linear(states.to(layer.weight.device, wide), layer.weight.to(wide), bias)
+            shift = None if layer.bias is None else layer.bias.to(wide)
+            states = linear(states.to(layer.weight.device, wide), layer.weight.to(wide), shift)
         return states
     head: Any = network.get_output_embeddings()  # type: ignore[operator]
     weight, bias = head.weight, getattr(head, "bias", None)
