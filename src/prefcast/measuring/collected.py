@@ -62,7 +62,7 @@ class Measured:
         self._swapped: list[tuple[Pair, Floats]] = []
         self._texts, self._resampled = True, "rows"
         self.swap: Swap | None = None
-        self.rows = self.failed = self.unlabelled = self.truncated = self.restored = 0
+        self.rows = self.failed = self.unlabelled = self.truncated = self.restored = self.literal = 0
         self.first_error: RowError | None = None
 
     def add(self, forecasts: Forecasts) -> None:
@@ -81,6 +81,7 @@ class Measured:
         self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
         truncations = [forecasts.truncations[index] for index in good]
         self.truncated += sum(each is not None and each.truncated for each in truncations)
+        self.literal += sum(each is not None and each.literal for each in truncations)
         self.add_pairs(pairs, forecasts.probabilities[good], truncations)
 
     def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncations: Sequence[Truncation | None] = ()) -> None:
