@@ -107,8 +107,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in _REFUSED:
             self.filters.pop(name, None)
         self.filters["tojson"] = _json
-        self.filters = {name: self._metered(name, each) for name, each in self.filters.items()}  # type: ignore[arg-type]
-        self.tests = {name: self._metered(name, each) for name, each in self.tests.items()}
+        self.filters = {name: self._metered(name, each) for name, each in self.filters.items()}
+        tests: Any = self.tests
+        self.tests = {name: self._metered(name, each) for name, each in tests.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         # The one place that every template passes between reading and compiling.
