@@ -557,7 +557,7 @@ def test_a_regular_expression_that_backtracks_is_refused(tmp_path: Path, capfd: 
 
 
 def test_a_tokenizer_that_takes_for_ever_fails_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefcast.scorers.reward import patience
+    from prefcast.scorers import patience
 
     monkeypatch.setattr(patience, "_SECONDS", 0.2)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))

@@ -112,6 +112,10 @@ class ChatTemplate:
             method = called.node
             if isinstance(method, nodes.Getattr) and method.attr in _TEXT_METHODS:
                 yield from _constants(called.args)
+        for assigned in parsed.find_all(nodes.Assign):
+            # A name for such a text.
+            if isinstance(assigned.node, nodes.Const):
+                yield from _constants([assigned.node])
         for filtered in parsed.find_all(nodes.Filter):
             if filtered.name in _TEXT_METHODS:
                 yield from _constants(filtered.args)
