@@ -621,12 +621,12 @@ def test_a_normaliser_that_makes_much_of_little_is_refused(tmp_path: Path, norma
 
 
 def test_a_forecaster_folder_may_not_bring_a_hostile_tokenizer(tmp_path: Path) -> None:
-    load_forecaster("embedded").save(tmp_path / "mine")
-    path = next((tmp_path / "mine").rglob("tokenizer.json"))
-    data = json.loads(path.read_text())
-    replaced = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": " "}
-    for normalizer, message in ((replaced, "tokenizer fails on"), ({**replaced, "content": "y" * 9999}, "makes up to")):
-        path.write_text(json.dumps({**data, "normalizer": normalizer}))
+    """The tokenizer of an encoder lies in the forecaster's own folder."""
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    path = tmp_path / "tokenizer.json"
+    for content, message in (("y", "tokenizer fails on"), ("y" * 9999, "makes up to")):
+        tokenizer.normalizer = normalizers.Replace(Regex("(a+)+$"), content)
+        tokenizer.save(str(path))
         with pytest.raises(ForecasterError, match=message):
             PairTokenizer(path, 320)
 
