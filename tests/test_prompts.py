@@ -27,14 +27,18 @@ from checkpoints import (
 from checkpoints import fresh_scorer as load_scorer
 from conftest import Run, write_jsonl
 from prefcast import Pair, Turn, load_forecaster, read_pairs
-from prefcast.errors import ModelError, UsageError
+from prefcast.errors import ForecasterError, ModelError, UsageError
 from prefcast.pairs.budget import WHOLE, parse_budget
 from prefcast.runs.worker import pairs_of, plain_pair
 from prefcast.scorers.base import read_pair
+from prefcast.scorers.embedded.texts import PairTokenizer
 from prefcast.scorers.kept import pair_key
 from prefcast.scorers.reward import scorer_of
 from prefcast.scorers.reward.sandbox import Sandbox
 from prefcast.scorers.reward.text import TextEncoder
+from prefcast.service.limits import Limits
+from prefcast.service.reading import asked_of, conversations_of, ranked_of
+from prefcast.service.refusals import Refusal
 
 PAIR = Pair.of("Why is it blue?", "Because of Rayleigh.", "No idea.", system="Be brief.")
 MESSAGES = [
@@ -199,6 +203,26 @@ def test_odd_system_columns_are_faults_of_their_rows(tmp_path: Path) -> None:
         list(read_pairs([{"conversation_a": MESSAGES, "conversation_b": other}]))
 
 
+def test_requests_keep_system_messages_and_references() -> None:
+    said = {"response_a": "Because of Rayleigh.", "response_b": "No idea.", "reference": "r"}
+    other = [*MESSAGES[:2], {"role": "assistant", "content": "No idea."}]
+    documents: list[dict[str, Any]] = [
+        {"prompt": "Why is it blue?", "system": "Be brief.", **said},
+        {"conversation_a": MESSAGES, "conversation_b": other, "reference": "r"},
+    ]
+    for document in documents:
+        (asked,), _ = asked_of(document, Limits())
+        assert asked.pair == replace(PAIR, reference="r")
+    conversations: list[Any] = [
+        MESSAGES,
+        {"prompt": "Why is it blue?", "response": "Because of Rayleigh.", "system": "Be brief."},
+    ]
+    assert conversations_of({"conversations": conversations}, Limits()) == [MESSAGES, MESSAGES]
+    with pytest.raises(Refusal, match="expected a text or null"):
+        asked_of({**documents[0], "system": ["Be brief."]}, Limits())
+    assert ranked_of({"prompt": "q", "responses": ["a", "b"], "system": "s"}, Limits()).system == "s"
+
+
 @pytest.mark.parametrize("policy", ["keep-last", "proportional"])
 def test_the_token_limit_counts_the_system_message(tmp_path: Path, policy: str) -> None:
     scorer = load_scorer(save_decoder(tmp_path / "m"), max_tokens=150, policy=policy)
@@ -218,7 +242,13 @@ def test_the_token_limit_counts_the_system_message(tmp_path: Path, policy: str) 
 
 
 @pytest.mark.parametrize(
-    ("template", "names"), [(THINK, ("<think>", "</think>")), (DROPS, ("[USER]", "[BOT]", "<think>", "</think>"))]
+    ("template", "names"),
+    [
+        (THINK, ("<think>", "</think>")),
+        ("{% set end = '</think>' %}" + THINK.replace("'</think>'", "end"), ("<think>", "</think>")),
+        (DROPS, ("[USER]", "[BOT]", "<think>", "</think>")),
+    ],
+    ids=["compared", "named", "dropped"],
 )
 def test_a_template_sees_the_thoughts_that_it_takes_apart(
     tmp_path: Path, template: str, names: tuple[str, ...]
@@ -499,8 +529,14 @@ HOSTILE = {
 }
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the steps, for tests that use them up."""
+    monkeypatch.setattr("prefcast.scorers.reward.sandbox._STEPS", 200_000)
+
+
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=list(HOSTILE))
-def test_a_template_ends(source: str) -> None:
+def test_a_template_ends(source: str, few_steps: None) -> None:
     start = time.process_time()
     sandbox = Sandbox()
     with pytest.raises(UsageError) as raised:
@@ -509,7 +545,7 @@ def test_a_template_ends(source: str) -> None:
     assert time.process_time() - start < 8
 
 
-def test_a_hostile_template_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+def test_a_hostile_template_is_refused_when_the_model_is_loaded(tmp_path: Path, few_steps: None) -> None:
     loops = HOSTILE["loops"]
     with pytest.raises(UsageError, match="the model's chat template refuses the conversation: takes too many steps"):
         load_scorer(with_template(tmp_path / "m", loops))
@@ -557,7 +593,7 @@ def test_a_regular_expression_that_backtracks_is_refused(tmp_path: Path, capfd: 
 
 
 def test_a_tokenizer_that_takes_for_ever_fails_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefcast.scorers.reward import patience
+    from prefcast.scorers import patience
 
     monkeypatch.setattr(patience, "_SECONDS", 0.2)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
@@ -582,6 +618,17 @@ def test_a_tokenizer_that_takes_for_ever_fails_the_text(monkeypatch: pytest.Monk
 def test_a_normaliser_that_makes_much_of_little_is_refused(tmp_path: Path, normalizer: Any) -> None:
     with pytest.raises(ModelError, match=r"the normaliser in tokenizer.json makes up to [\d,]+ characters of one"):
         load_scorer(tokenizer_with(tmp_path / "m", normalizer=normalizer))
+
+
+def test_a_forecaster_folder_may_not_bring_a_hostile_tokenizer(tmp_path: Path) -> None:
+    """The tokenizer of an encoder lies in the forecaster's own folder."""
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    path = tmp_path / "tokenizer.json"
+    for content, message in (("y", "tokenizer fails on"), ("y" * 9999, "makes up to")):
+        tokenizer.normalizer = normalizers.Replace(Regex("(a+)+$"), content)
+        tokenizer.save(str(path))
+        with pytest.raises(ForecasterError, match=message):
+            PairTokenizer(path, 320)
 
 
 def test_other_configs_are_left_alone(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from prefcast.cli.shared import (
     opened,
     progress,
     say,
+    say_literal,
     say_restored,
     say_truncated,
 )
@@ -213,6 +214,7 @@ def _measured(
         measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
     say_restored(measured.restored, measured.rows)
     say_truncated(measured.truncated or 0, measured.rows, chosen)
+    say_literal(measured.literal, measured.rows)
     return choice.title, measured
 
 

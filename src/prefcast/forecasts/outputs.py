@@ -86,9 +86,10 @@ class Rows:
             }
             if with_text:
                 record |= {name: [*map(clean, getattr(pair, name))] if pair else None for name in _TURNS}
-                # Most pairs have neither.
-                beside = {} if pair is None else {"system": pair.system or None, "reference": pair.reference}
-                record |= {name: clean(text) for name, text in beside.items() if text is not None}
+                beside = (None, None) if pair is None else (pair.system or None, pair.reference)
+                record |= {
+                    name: None if text is None else clean(text) for name, text in zip(BESIDE, beside, strict=True)
+                }
             yield record
 
 

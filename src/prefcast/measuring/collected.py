@@ -74,7 +74,7 @@ class Measured:
         # The forecaster says only which answer it prefers: it has no outcome model.
         self.by_margin = False
         self.swap: Swap | None = None
-        self.rows = self.failed = self.unlabelled = self.restored = 0
+        self.rows = self.failed = self.unlabelled = self.restored = self.literal = 0
         # None: the file of forecasts does not say.
         self.truncated: int | None = 0
         self.first_error: RowError | None = None
@@ -94,6 +94,7 @@ class Measured:
         self.rows += len(forecasts)
         self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
         cuts = [forecasts.truncations[index] for index in good]
+        self.literal += sum(cut is not None and cut.literal for cut in cuts)
         self.add_pairs(pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts])
 
     def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncated: Sequence[bool] | None) -> None:

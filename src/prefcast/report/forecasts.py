@@ -67,7 +67,8 @@ class ChoiceTable:
 def explanation_text(pair: Pair, explanation: Explanation) -> str:
     """A pair, its forecast as bars, and what moved the forecast."""
     forecast = explanation.forecast
-    texts = (("prompt", pair.prompt), ("A", pair.response_a), ("B", pair.response_b))
+    texts = [("prompt", pair.prompt), ("A", pair.response_a), ("B", pair.response_b)]
+    texts = [("system", (pair.system,)), *texts] if pair.system else texts
     parts: list[str | Table] = [
         f"{forecast.id}: {len(pair.turns)} turn{'s' if len(pair.turns) > 1 else ''}",
         "",

@@ -54,6 +54,7 @@ _ANSWER_BYTES = 64_000_000
 _SHOWN = 300
 # The place among the pairs of one request. The row of an error is the place among all pairs.
 _PLACE = re.compile(r"pairs\.\d+\.?")
+_TRUNCATION = ("characters_kept", "characters", "turns_kept", "turns")
 
 
 class Client:
@@ -326,16 +327,13 @@ def _forecast(pair: Pair, said: Mapping[str, Any], row: int) -> Forecast:
             if interval is None
             else [(float(low), float(high)) for low, high in map(interval.get, ("a", "b", "tie"))]
         )
+        kept, total, turns_kept, turns = (0 if cut is None else int(cut[name]) for name in _TRUNCATION)
         return Forecast(
             pair.id,
             _three(said["probabilities"]),
             float(said["margin"]),
             float(said["tie"]),
-            None
-            if cut is None
-            else Truncation(
-                int(cut["characters_kept"]), int(cut["characters"]), int(cut["turns_kept"]), int(cut["turns"])
-            ),
+            None if cut is None else Truncation(kept, total, turns_kept, turns),
             None,
             pair.outcome,
             None if ends is None else tuple(ends),

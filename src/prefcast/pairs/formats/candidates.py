@@ -91,7 +91,8 @@ class CandidateFile(Table):
                 prompt = texts
                 said = texts_beside(record, system, self.plain)
                 if row != first and said != beside:
-                    raise Fault("system", f"or reference is another than in row {first}, which has the same id")
+                    field = BESIDE[0] if said[0] != beside[0] else BESIDE[1]
+                    raise Fault(field, f"is another than in row {first}, which has the same id")
                 beside = said
                 if self._wide:
                     responses, right = self._answers(record)

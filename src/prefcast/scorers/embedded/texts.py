@@ -7,15 +7,17 @@ A text that is too long loses its middle.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import ForecasterError
+from prefcast.errors import ForecasterError, UsageError, shown_path
 from prefcast.pairs import Pair
+from prefcast.scorers.patience import Patience, growth_problem, patterns_of, silent_stderr, trials
 
 __all__ = ["TOKENIZER", "PairTexts", "PairTokenizer"]
 
@@ -51,6 +53,8 @@ class PairTokenizer:
             self._tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # the library raises bare Exception
             raise ForecasterError(f"{tokenizer}: not a tokenizer: {error}") from None
+        self._patience = Patience()
+        self._check(shown_path(tokenizer))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # "</s>" in a text is read as four characters, not as the token.
@@ -61,6 +65,29 @@ class PairTokenizer:
         self._start, self._end = start, end
         self.vocabulary: int = self._tokenizer.get_vocab_size()
         self.limit = limit
+
+    def _check(self, shown: str) -> None:
+        """Raise ForecasterError for a tokenizer that takes too long or makes too much of a text: a folder may come from a
+        stranger."""
+        parts = {
+            name: json.loads(part.__getstate__())
+            for name in ("normalizer", "pre_tokenizer")
+            if (part := getattr(self._tokenizer, name)) is not None
+        }
+        if problem := growth_problem(parts.get("normalizer")):
+            raise ForecasterError(f"{shown}: {problem}")
+        if patterns := patterns_of(parts):
+            texts = trials(patterns)
+            try:
+                with silent_stderr():
+                    self._encoded(texts)
+            except UsageError as error:
+                raise ForecasterError(f"{shown}: {error}") from None
+
+    def _encoded(self, texts: list[str]) -> list[Any]:
+        return self._patience.of(
+            sum(map(len, texts)), lambda: self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        )
 
     def read(self, pairs: Sequence[Pair]) -> list[PairTexts]:
         """The token ids of each pair's texts."""
@@ -73,7 +100,7 @@ class PairTokenizer:
                 (_RESPONSE, [turn.response_b for turn in pair.turns]),
             )
         ]
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self._encoded(texts)
         ids = [self._cut(each.ids) for each in encoded]
         return [PairTexts(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
 

@@ -199,7 +199,10 @@ class Checkpoint:
         two, and another token, that of config.json, is scored."""
         tokens = self._tokenizer_config.get("added_tokens_decoder") or {}
         ids = [int(index) for index, token in tokens.items() if token.get("content") == "<|reward|>"]
-        return self.kind is Kind.INTERNLM2 and bool(ids) and self.config.get("reward_token_id") not in ids
+        reward, size = self.config.get("reward_token_id"), self.config.get("vocab_size")
+        # A number that is no token is a fault, which loading the network tells.
+        token = isinstance(reward, int) and isinstance(size, int) and reward < size
+        return self.kind is Kind.INTERNLM2 and token and bool(ids) and reward not in ids
 
     @cached_property
     def _types(self) -> Counter[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate", "PairTemplate", "chat_template", "known_templates", "pair_template", "template_day"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_MOST_BYTES = 4_000_000
 # Texts that no template has.
 _SYSTEM, _PROMPT, _ANSWER = "Qsystemq", "Qpromptq", "Qanswerq"
 _TEXT_METHODS = {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find", "rfind"}
@@ -111,6 +112,10 @@ class ChatTemplate:
             method = called.node
             if isinstance(method, nodes.Getattr) and method.attr in _TEXT_METHODS:
                 yield from _constants(called.args)
+        for assigned in parsed.find_all(nodes.Assign):
+            # A name for such a text.
+            if isinstance(assigned.node, nodes.Const):
+                yield from _constants([assigned.node])
         for filtered in parsed.find_all(nodes.Filter):
             if filtered.name in _TEXT_METHODS:
                 yield from _constants(filtered.args)
@@ -217,6 +222,8 @@ def _named(said: str | Path, folder: Path) -> tuple[str, str]:
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"template {shown_path(name)}: is not a file")
+        if path.is_file() and path.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"template {shown_path(name)}: has more than {_MOST_BYTES:,} bytes")
         return shown_path(name), path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(each.stem for each in folder.glob("*.jinja")))

@@ -63,7 +63,10 @@ class RewardScorer(Scorer):
         self.day = template_day(options.template_date)
         self.chat = chat_template(self.tokenizer, self.day, self._own_chat)
         source, read = ("", frozenset[str]()) if self.chat is None else (self.chat.source, self._read(backend))
-        self.reader = TextEncoder(backend, options.special_tokens or "literal", source, read)
+        ends = [getattr(self.tokenizer, f"{name}_token", None) for name in ("bos", "eos", "cls", "sep")]
+        self.reader = TextEncoder(
+            backend, options.special_tokens or "literal", source, read, [name for name in ends if name]
+        )
         self.max_tokens = self._max_tokens()
         self.limit = TokenBudget(options.policy, self.max_tokens, self._longest, self.reader, self._reads_otherwise)
         # The fingerprint does not cover the checkpoint's own code, and that code may change.

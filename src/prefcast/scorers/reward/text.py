@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from prefcast.errors import ModelError, UsageError, excerpt
 from prefcast.pairs import Pair, clean
-from prefcast.scorers.reward.patience import Patience, patterns_of, silent_stderr, trials
+from prefcast.scorers.patience import Patience, patterns_of, silent_stderr, trials
 
 __all__ = ["Message", "TextEncoder", "checked", "conversations", "plain_tokens"]
 
@@ -55,7 +55,8 @@ class TextEncoder:
     """Encodes texts with one model's tokenizer. It never truncates and never pads. Several threads may use it.
 
     Special are the tokens that the tokenizer calls so, those of the form <|...|>, and those in the source of the
-    `template`. `read` names tokens that stay in a text although the template has them, since it looks for them there.
+    `template`. `read` names tokens that stay in a text although the template has them, since it looks for them there. `ends`
+    names the tokens that begin and end texts.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TextEncoder:
         special_tokens: str = "literal",
         template: str = "",
         read: Collection[str] = (),
+        ends: Collection[str] = (),
     ) -> None:
         if special_tokens not in SPECIAL_TOKENS:
             raise UsageError(f"unknown special_tokens {special_tokens!r}; there are {', '.join(SPECIAL_TOKENS)}")
@@ -78,7 +80,7 @@ class TextEncoder:
         data = json.loads(backend.to_str())
         self._patterns, self._patience = patterns_of(data), Patience()
         # An unknown character is read as the token for such, and that is no forgery.
-        self._forbidden = frozenset(special) - _unknown(backend, data, template)
+        self._forbidden = frozenset(special) - _unknown(backend, data, template, ends)
         self._literal = _all_special(data, {token.content for token in special.values()})
         for tokenizer in (self._parsing, self._literal):
             tokenizer.no_truncation()
@@ -206,13 +208,13 @@ def plain_tokens(backend: Tokenizer) -> list[str]:
     ]
 
 
-def _unknown(backend: Tokenizer, data: Mapping[str, Any], template: str) -> set[int]:
+def _unknown(backend: Tokenizer, data: Mapping[str, Any], template: str, ends: Collection[str]) -> set[int]:
     """The id that the model gives to what is not in its vocabulary; empty where that token also controls something."""
     model, after = data["model"], json.dumps(data.get("post_processor"))
     name = model.get("unk_token")
     index = model.get("unk_id") if name is None else backend.token_to_id(name)
     name = backend.id_to_token(index) if isinstance(index, int) else None
-    if index is None or name is None or name in template or json.dumps(name) in after:
+    if index is None or name is None or name in ends or name in template or json.dumps(name) in after:
         return set()
     return {index}
 

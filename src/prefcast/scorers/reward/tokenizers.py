@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from prefcast.errors import ModelError
+from prefcast.scorers.patience import check_growth
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
 from prefcast.scorers.reward.networks import config_of, one_line, quiet
-from prefcast.scorers.reward.patience import check_growth
 from prefcast.scorers.reward.sentencepiece import build_tokenizer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from prefcast.errors import ModelError, UsageError, printable
 
-__all__ = ["Patience", "check_growth", "patterns_of", "silent_stderr", "trials"]
+__all__ = ["Patience", "check_growth", "growth_problem", "patterns_of", "silent_stderr", "trials"]
 
 T = TypeVar("T")
 # A text may take so many seconds, and one more for so many characters. Honest tokenizers take milliseconds.
@@ -60,22 +60,30 @@ class Patience:
 
 
 def check_growth(folder: Path, name: str) -> None:
-    """Raise ModelError for a tokenizer.json whose normaliser makes a very long text of a short one.
-
-    This is found by reading it: a text that is made would fill the memory before it could be counted.
-    """
+    """Raise ModelError for a tokenizer.json whose normaliser makes a very long text of a short one."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        growth = _growth(data["normalizer"])
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
+        data = json.loads(path.read_text(encoding="utf-8"))["normalizer"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return  # the library that reads it tells what is wrong
-    if growth > _GROWTH:
-        raise ModelError(
-            f"{name}: the normaliser in {path.name} makes up to {growth:,} characters of one; at most {_GROWTH:,} are taken"
-        )
+    if problem := growth_problem(data):
+        raise ModelError(f"{name}: {problem}")
+
+
+def growth_problem(normalizer: Any) -> str:
+    """What is wrong with a normaliser that makes a very long text of a short one; empty for others.
+
+    This is found by reading it: a text that is made would fill the memory before it could be counted.
+    """
+    try:
+        growth = _growth(normalizer)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
+        return ""  # the library that reads it tells what is wrong
+    if growth <= _GROWTH:
+        return ""
+    return f"the normaliser in tokenizer.json makes up to {growth:,} characters of one; at most {_GROWTH:,} are taken"
 
 
 def _growth(normalizer: Any) -> int:
