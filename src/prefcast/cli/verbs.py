@@ -52,7 +52,7 @@ class _Command(TyperCommand):
     once: the first of two would be dropped without a word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = self.make_parser(ctx).parse_args(args=list(args))[2]
+        given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])
         options = [each for each in given if each.param_type_name == "option" and not (each.multiple or each.is_flag)]
         for number, option in enumerate(options):
             if option in options[:number]:

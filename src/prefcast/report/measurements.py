@@ -106,8 +106,8 @@ def _or_dash(figure: Figure | None) -> str:
 def _slices(evaluation: Evaluation) -> list[str | Table]:
     if not evaluation.slices:
         return ["no slices: slices need the texts; name the file of labelled pairs"]
-    head = ("slice", "n", "log loss", "gain over class prior", "pairwise accuracy", "of", "")
-    rows = [
+    head: tuple[str, ...] = ("slice", "n", "log loss", "gain over class prior", "pairwise accuracy", "of", "")
+    rows: list[tuple[str, ...]] = [
         (
             f"{part.kind}: {part.name}",
             str(part.n),

@@ -248,7 +248,8 @@ def _pairwise(sums: Bootstrap, of: str = "", among: str = "") -> Figure | None:
 
 
 def _baseline(sums: Bootstrap, name: str) -> Baseline:
-    return Baseline(*(sums.ratio(f"{what}:{name}") for what in _FIGURES), _pairwise(sums, f":{name}"))
+    log_loss, accuracy, brier, gain = (sums.ratio(f"{what}:{name}") for what in _FIGURES)
+    return Baseline(log_loss, accuracy, brier, gain, _pairwise(sums, f":{name}"))
 
 
 def _calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]], debias: bool) -> Figure:
