@@ -14,14 +14,15 @@ from prefcast import load_forecaster
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = README + "".join(
-    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("getting-started.md", "evaluation.md")
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("getting-started.md", "evaluation.md", "formats.md")
 )
 SHOWN = re.findall(r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", PAGES, re.MULTILINE)
+SHOWN += re.findall(r"```sh\nprefcast (\w+ examples/pairs\.csv)\n```\n\n```text\n(.*?)```", PAGES, re.DOTALL)
 
 
 def test_there_are_outputs_to_compare() -> None:
     verbs = " ".join(command.split()[0] for command, _ in SHOWN)
-    assert verbs == "predict evaluate predict evaluate explain fit rank"
+    assert verbs == "predict evaluate predict evaluate explain fit rank evaluate check"
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN, ids=lambda text: text.split()[0])

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +17,18 @@ from prefcast.errors import FileError, RowError
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import KeepLast
 from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.formats.answers import Answer, AnswerFile
+from prefcast.pairs.formats.candidates import CandidateFile, Candidates
 from prefcast.pairs.formats.saved import read_saved
 from test_bad_input import ASSISTANT, USER, parquet_bytes
+
+
+def arrow_bytes(rows: list[dict[str, Any]], form: Any) -> bytes:
+    table, sink = pyarrow.Table.from_pylist(rows), pyarrow.BufferOutputStream()
+    with form(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
 
 EXAMPLE = EXAMPLES.read_bytes()
 LINES = b"".join(json.dumps(kaggle_row(number)).encode() + b"\n" for number in range(3))
@@ -26,11 +38,13 @@ SEEDS = [
     json.dumps({"conversation_a": [USER, ASSISTANT], "conversation_b": [USER, ASSISTANT], "winner": "tie"}).encode(),
     json.dumps({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}).encode(),
     parquet_bytes([kaggle_row()]),
+    arrow_bytes([kaggle_row()], pyarrow.ipc.new_file),
+    arrow_bytes([kaggle_row()], pyarrow.ipc.new_stream),
     gzip.compress(EXAMPLE[:500]),
     zstd.compress(LINES),
     b"id,winner_model_a,winner_model_b,winner_tie,label\n1,0.2,0.3,0.5,2\n",
 ]
-ENDINGS = ("csv", "tsv", "jsonl", "parquet", "bin")
+ENDINGS = ("csv", "tsv", "jsonl", "parquet", "arrow", "bin")
 
 json_values = st.recursive(
     st.none()
@@ -140,3 +154,52 @@ def test_random_bytes(tmp_path: Path, data: bytes, ending: str) -> None:
 @given(st.lists(st.dictionaries(fields, cells, max_size=6), min_size=1, max_size=4))
 def test_random_objects(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     read_all(write_jsonl(tmp_path / "f.jsonl", rows))
+
+
+# The columns of public datasets, and values as they have them.
+shared_messages = st.lists(
+    st.one_of(
+        message,
+        st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "function_call"]), "value": json_values}),
+        json_values,
+    ),
+    max_size=4,
+)
+answers = st.lists(
+    st.one_of(st.fixed_dictionaries({"answer": json_values, "rank": json_values}), st.text(max_size=5), json_values),
+    max_size=4,
+)
+transcripts = st.lists(st.sampled_from(["\n\nHuman: ", "\n\nAssistant: ", "a", "b"]), max_size=6).map("".join)
+values = st.one_of(shared_messages, answers, transcripts, cells)
+datasets = st.sampled_from(
+    [
+        ("context", "response1", "response2", "overall_preference"),
+        ("prompt", "response_0", "response_1", "better_response_id"),
+        ("question", "response_A", "response_B", "label"),
+        ("conversations", "chosen", "rejected"),
+        ("prompt", "chosen", "rejected"),
+        ("prompt", "answers"),
+        ("prompt", "response"),
+        ("messages",),
+    ]
+).flatmap(lambda names: st.fixed_dictionaries({}, optional=dict.fromkeys(names, values)))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(datasets, min_size=1, max_size=4))
+def test_rows_of_datasets(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    errors: list[FileError] = []
+    for kind in (
+        lambda: open_pairs(path),
+        lambda: open_pairs(path, single=True),
+        lambda: CandidateFile(path),
+        lambda: AnswerFile(path),
+    ):
+        try:
+            with kind() as file:
+                for item in file:
+                    assert isinstance(item, Pair | RowError | Candidates | Answer)
+        except FileError as error:
+            errors.append(error)
+    assert all(str(error).isprintable() for error in errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,8 @@ def show(
     from prefcast.scorers.registry import find_scorer, scorer_infos
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
-    if model in scorer_infos() or ("/" not in model and not Path(model).exists()):
+    infos = scorer_infos()
+    if model in infos or (get_close_matches(model, infos, n=1) and not Path(model).exists()):
         print(scorer_text(find_scorer(model)))
     else:
         print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code, base=base)))

@@ -130,7 +130,7 @@ class CandidateFile(Table):
             messages = value
         if messages is None:
             return self.texts(record, "prompt"), [], ""
-        if messages[-1].get("role") == "assistant" and not messages[-1].get("content"):
+        if messages[-1] == {"role": "assistant", "content": ""}:
             messages = messages[:-1]  # Nectar's prompts end with the mark of the answer
         turns, system = conversation([*messages, {"role": "assistant", "content": ""}], "prompt")
         return [prompt for prompt, _ in turns], [answer for _, answer in turns[:-1]], system

@@ -114,6 +114,8 @@ def peeked(rows: Iterator[Row], name: str, what: str = "lines") -> tuple[list[st
         raise FileError(name, "the file is empty; expected JSON objects, one a line, or an array of them")
     if not objects:
         problem = cast(RowError, first[0][1]).problem
+        if "found '{'" in problem:
+            problem += " (one object over several lines cannot be read)"
         raise FileError(name, f"no JSON object in the first {len(first)} {what}; the first says: {problem}")
     return list(columns), itertools.chain(first, rows)
 

@@ -49,6 +49,10 @@ def cell(record: Record, field: str) -> Any:
         return parsed(value)
     except (ValueError, RecursionError) as error:
         problem = f"is {json_problem(error)}, found {excerpt(value)}; expected a JSON array"
+        if value.lstrip().startswith(("['", "[None")):
+            problem += (
+                " (this is Python's notation, which pandas writes into a CSV; save Parquet or JSON Lines instead)"
+            )
         raise Fault(field, problem) from None
 
 
