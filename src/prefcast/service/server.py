@@ -44,8 +44,8 @@ _OTHER_FILES = 64
 # Seconds after which a closed connection is dropped, even if its client has not read the answer; the second while the
 # server stops.
 _ABORT, _STOPPING = 5.0, 2.0
-# Bytes of answers that the system holds for each client that does not read.
-_UNSENT = 1 << 17
+# Bytes of answers that the system holds for each client that does not read, and as many wait for it.
+_UNSENT = 1 << 15
 # SO_LINGER with no time.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -201,8 +201,9 @@ class _Protocol(H11Protocol):
         return not self.busy or self.cycle.more_body or self._unread is not None
 
     def connection_made(self, transport: Any) -> None:
-        # Otherwise the system would hold megabytes of answers for each client that does not read.
+        # Otherwise megabytes of answers would be made and held for each client that does not read.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT)
+        transport.set_write_buffer_limits(high=_UNSENT)
         self._lingering = _Lingering(transport, self._lingers)
         super().connection_made(cast(asyncio.Transport, self._lingering))
         if len(self.connections) > self.limits.connections:
