@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import sqlite3
@@ -25,7 +26,7 @@ import typer
 from conftest import EXAMPLES, Run, kaggle_row
 from prefcast import Pair
 from prefcast.cli.running import merge
-from prefcast.errors import PrefcastError, RowError
+from prefcast.errors import ForecasterError, PrefcastError, RowError, RunError
 from prefcast.fitting import fit
 from prefcast.forecasts.folder import fingerprint
 from prefcast.forecasts.forecaster import load_forecaster
@@ -318,3 +319,64 @@ KINDS = {"lines": lines, "parquet": parquet, "shards": shards, "stores": stores,
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 def test_files_that_were_changed(made: Path, kind: str, count: int) -> None:
     KINDS[kind](made, count)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "large", "folder", "loop"])
+@pytest.mark.parametrize("name", ["forecaster.json", "surface.json", "uncertainty.json"])
+def test_a_forecaster_of_special_files(made: Path, tmp_path: Path, kind: str, name: str) -> None:
+    """A file of a folder that would never end, or fill all memory."""
+    shutil.copytree(made / "surface", tmp_path / "room")
+    path = tmp_path / "room" / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+    tracemalloc.start()
+    try:
+        if kind == "loop" and name == "uncertainty.json":
+            load_forecaster(tmp_path / "room")  # as if it were not there
+        else:
+            with pytest.raises(ForecasterError):
+                load_forecaster(tmp_path / "room")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (("header", "shard"), "1 of 999999999999999999"),
+        (("header", "verb"), "score"),
+        (("header", "texts"), None),
+        (("pieces",), -1),
+        (("pieces",), 10**18),
+        (("rows", 0, "id"), {}),
+        (("rows", 0, "winner_model_a"), "x"),
+        (("rows", 0), 7),
+    ],
+)
+@pytest.mark.usefixtures("sharded")
+def test_a_shard_of_a_stranger(made: Path, tmp_path: Path, at: tuple[Any, ...], value: Any) -> None:
+    """Its checksum is right, and it says what no shard of ours does: one line, and no output."""
+    said = [json.loads(line) for line in (made / "out.csv.shard-1-of-1").read_text("utf-8").splitlines()[:-1]]
+    document = next(each for each in said if at[0] in each)
+    for key in at[:-1]:
+        document = document[key]
+    if value is None:
+        del document[at[-1]]
+    else:
+        document[at[-1]] = value
+    data = "".join(f"{json.dumps(line)}\n" for line in said).encode()
+    (tmp_path / "bent").write_bytes(data + hashlib.sha256(data).hexdigest().encode() + b"\n")
+    with pytest.raises(RunError):
+        merge([tmp_path / "bent"], tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["bent"]

@@ -110,6 +110,8 @@ class Shard:
         try:
             header, total = _checked(file)
             of = ShardOf.parse(header["shard"].replace(" of ", "/"))
+            if total["pieces"] < 0:
+                raise ValueError
             file.seek(0)
             file.readline()
             return cls(shown, of, header, int(total["pieces"]), str(total["digest"]), file)
@@ -127,6 +129,8 @@ class Shard:
         try:
             said = json.loads(self._file.readline())
             rows = [dict(row) for row in said["rows"]]
+            if not {type(row["id"]) for row in rows} <= {str, int}:
+                raise ValueError
             return int(said["piece"]), ShardRows([row["id"] for row in rows], rows)
         except (ValueError, ArithmeticError, KeyError, TypeError, RecursionError):
             raise RunError(f"{self.path}: holds a piece that is damaged; make the shard anew") from None
