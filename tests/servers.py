@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PAIR", "Reply", "Server", "serving"]
+from prefcast.service.app import Service
+from prefcast.service.server import bind, serve
+
+__all__ = ["PAIR", "Reply", "Server", "in_process", "serving"]
 
 PAIR = {
     "prompt": "Why is the sky blue?",
@@ -123,3 +126,20 @@ def serving(*options: str, token: str | None = None, ending: int = 0, **environm
         process.wait()
         reading.join(10)
         process.stderr.close()
+
+
+@contextmanager
+def in_process(service: Service) -> Iterator[Server]:
+    """The service on a thread of this process, for limits that no option sets."""
+    up, stop = threading.Event(), threading.Event()
+    with bind("127.0.0.1", 0, beyond_loopback=False) as listening:
+        port = listening.getsockname()[1]
+        thread = threading.Thread(target=serve, args=(service, listening, up.set, stop))
+        thread.start()
+        try:
+            assert up.wait(60)
+            yield Server(None, port)  # type: ignore[arg-type]
+        finally:
+            stop.set()
+            thread.join(60)
+    assert not thread.is_alive()

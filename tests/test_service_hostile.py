@@ -9,10 +9,8 @@ import random
 import re
 import socket
 import stat
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +33,8 @@ from prefcast.service.limits import Limits
 from prefcast.service.openapi import document
 from prefcast.service.reading import parsed
 from prefcast.service.refusals import Refusal
-from prefcast.service.server import bind, serve
-from servers import PAIR, Server, serving
+from prefcast.service.server import bind
+from servers import PAIR, Server, in_process, serving
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
 JSON = {"Content-Type": "application/json"}
@@ -366,23 +364,6 @@ def test_slow_and_half_open_connections_do_not_block_others() -> None:
             connection.close()
         slow.close()
         assert closed >= 600 - 512
-
-
-@contextmanager
-def in_process(service: Service) -> Iterator[Server]:
-    """The service on a thread of this process, for limits that no option sets."""
-    up, stop = threading.Event(), threading.Event()
-    with bind("127.0.0.1", 0, beyond_loopback=False) as listening:
-        port = listening.getsockname()[1]
-        thread = threading.Thread(target=serve, args=(service, listening, up.set, stop))
-        thread.start()
-        try:
-            assert up.wait(60)
-            yield Server(None, port)  # type: ignore[arg-type]
-        finally:
-            stop.set()
-            thread.join(60)
-    assert not thread.is_alive()
 
 
 def test_heads_and_bodies_that_do_not_come_are_given_up() -> None:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import random
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from servers import PAIR, Server, serving
+from conftest import wait_for
+from prefcast.forecasts.forecaster import load_forecaster
+from prefcast.service.app import Service
+from prefcast.service.limits import Limits
+from servers import PAIR, Server, in_process, serving
 
 # How long the load lasts in `make test` and in `make test-long`.
 SECONDS, LONG_SECONDS = 12, 600
@@ -189,7 +199,7 @@ def test_a_request_that_takes_too_long_ends_with_504() -> None:
         assert reply.error["type"] == "time_limit"
         # What it left behind is not worked on.
         assert server.metric("prefcast_waiting_items") <= 32
-        assert server.ask("GET", "/ready").status == 200
+        wait_for(lambda: server.ask("GET", "/ready").status == 200)
 
 
 def test_a_client_that_leaves_takes_its_work_along() -> None:
@@ -212,6 +222,203 @@ def test_a_client_that_leaves_takes_its_work_along() -> None:
         assert server.metric("prefcast_scoring_seconds_total") < 20
         assert server.ask("POST", "/v1/forecast", PAIR).status == 200
     assert any(re.search(r"/v1/forecast 499", line) for line in server.lines)
+
+
+# Clients that stall, and those that must not notice it
+
+
+class Stalling:
+    """Connections of every kind that keeps a server waiting. Those that it closes are opened again."""
+
+    def __init__(self, port: int, each: int, *kinds: str) -> None:
+        body = json.dumps(PAIR).encode()
+        head = b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        length = b"Content-Length: %d\r\n\r\n"
+        # What each says at once, and what it says a byte at a time from then on.
+        self._kinds = {
+            "slow heads": (head[:30], head[30:] + b"X-More: " + b"x" * 4000),
+            "slow bodies": (head + length % len(body) + body[:9], body[9:]),
+            "large bodies": (head + length % 15_000_000 + b" " * 60_000, b" " * 4000),
+            "unread answers": (b"GET /docs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1200, b""),
+            "idle": (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b""),
+        }
+        self._port = port
+        self.kinds = kinds or tuple(self._kinds)
+        self._open = [(kind, self._made(kind), 0) for _ in range(each) for kind in self.kinds]
+        self.closed: Counter[str] = Counter()
+
+    def _made(self, kind: str) -> socket.socket:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        made.settimeout(10)
+        made.connect(("127.0.0.1", self._port))
+        made.setblocking(False)
+        with suppress(BlockingIOError):
+            made.send(self._kinds[kind][0])
+        return made
+
+    def step(self) -> None:
+        """A further byte on each connection, and new ones for those that are closed."""
+        for place, (kind, connection, sent) in enumerate(self._open):
+            more = self._kinds[kind][1][sent : sent + 1]
+            try:
+                if more:
+                    connection.send(more)
+                if kind != "unread answers" and connection.recv(1 << 16) == b"":
+                    raise ConnectionResetError
+                if kind == "unread answers" and connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b"\1":
+                    raise ConnectionResetError
+            except BlockingIOError:
+                self._open[place] = (kind, connection, sent + 1)
+            except OSError:
+                connection.close()
+                self.closed[kind] += 1
+                with suppress(OSError):
+                    self._open[place] = (kind, self._made(kind), 0)
+
+    def close(self) -> None:
+        for _, connection, _ in self._open:
+            connection.close()
+
+
+def honest(server: Server, until: Callable[[], bool], kept: bool) -> list[float]:
+    """The seconds of each request of a client that asks again and again, on a connection that it keeps or on new ones."""
+    seconds, body = [], json.dumps(PAIR).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    while not until():
+        start = time.monotonic()
+        connection.request("POST", "/v1/forecast", body, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        reply.read()
+        assert reply.status == 200
+        seconds.append(time.monotonic() - start)
+        if not kept:
+            connection.close()
+        time.sleep(0.01)
+    connection.close()
+    return seconds
+
+
+def check_stalling(server: Server, stalling: Stalling, lasting: float, memory: Callable[[], float]) -> None:
+    """Eight clients are answered in time while connections stall; memory stays flat."""
+    try:
+        end = time.monotonic() + lasting
+        before = 0.0
+        with ThreadPoolExecutor(8) as clients:
+            asked = [
+                clients.submit(honest, server, lambda: time.monotonic() > end, bool(number % 2)) for number in range(8)
+            ]
+            while time.monotonic() < end:
+                stalling.step()
+                # The first part fills what is kept.
+                before = before or (memory() if time.monotonic() > end - lasting / 2 else 0.0)
+                time.sleep(0.1)
+            seconds = sorted(second for client in asked for second in client.result())
+        assert len(seconds) > 30
+        assert seconds[int(0.99 * len(seconds))] < 2
+        assert memory() <= 1.1 * before
+        # Places ran out, and each kind made room.
+        assert set(stalling.closed) == set(stalling.kinds)
+    except BaseException:
+        stalling.close()
+        raise
+
+
+def test_clients_that_stall_do_not_lock_out_others() -> None:
+    service = Service(load_forecaster("surface"), limits=Limits(connections=200, answer_seconds=1))
+    with in_process(service) as server:
+        stalling = Stalling(server.port, 60)
+        check_stalling(server, stalling, 4, lambda: 1.0)
+        begun = time.monotonic()
+    assert time.monotonic() - begun <= 5
+    stalling.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["slow heads", "slow bodies", "large bodies", "unread answers", "idle"])
+def test_600_clients_of_each_kind_that_stall(kind: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
+    try:
+        with serving("--model", "surface") as server:
+            stalling = Stalling(server.port, 600, kind)
+            check_stalling(server, stalling, 30, lambda: server.metric("process_resident_memory_bytes"))
+            server.process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            server.process.wait(30)
+            assert time.monotonic() - begun <= 5
+            stalling.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_clients_that_stall_do_not_keep_a_server_from_stopping() -> None:
+    service = Service(
+        load_forecaster("surface"), limits=Limits(answer_seconds=600, header_seconds=600, idle_seconds=600)
+    )
+    with in_process(service) as server:
+        stalling = Stalling(server.port, 2)
+        time.sleep(0.5)
+        begun = time.monotonic()
+    assert time.monotonic() - begun <= 5
+    stalling.close()
+
+
+def test_an_answer_that_is_not_read_closes_its_connection() -> None:
+    service = Service(load_forecaster("surface"), limits=Limits(answer_seconds=0.5))
+    with in_process(service) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", server.port))
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            client.send(b"GET /docs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 500)
+        begun = time.monotonic()
+        wait_for(lambda: client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b"\1")
+        assert 0.4 < time.monotonic() - begun < 10
+
+
+def test_large_bodies_that_never_end_leave_room_for_small_ones() -> None:
+    service = Service(load_forecaster("surface"), limits=Limits(buffered_bytes=4_000_000, connections=100))
+    with in_process(service) as server:
+        head = b"POST /v1/forecast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        others = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+        for other in others:
+            other.sendall(head + b"Content-Length: 2000000\r\n\r\n" + b" " * 999_000)
+        wait_for(lambda: service.bodies.held >= 4 * 990_000)
+        assert server.ask("POST", "/v1/forecast", PAIR).status == 200
+        assert server.ask("POST", "/v1/forecast", PAIR | {"prompt": "x" * 100_000}).status == 429
+        for other in others:
+            other.close()
+
+
+@pytest.mark.parametrize("size", [1_000_000, 14_000_000])
+def test_too_many_large_bodies_are_refused_with_an_answer(size: int) -> None:
+    """And never with a reset, though their clients read nothing before all is sent."""
+    service = Service(load_forecaster("surface"), limits=Limits(buffered_bytes=1_500_000, connections=64))
+    body = json.dumps(PAIR).encode() + b" " * size
+
+    def asked(number: int) -> int:
+        return server.ask("POST", "/v1/forecast", body).status
+
+    with in_process(service) as server, ThreadPoolExecutor(12) as clients:
+        found = Counter(clients.map(asked, range(24)))
+    assert set(found) <= {200, 429}
+    assert found[429] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/nothing", {}, 404),
+        ("/health", {}, 405),
+        ("/v1/forecast", {"Content-Type": "text/plain"}, 415),
+        ("/v1/forecast", {"Host": "elsewhere"}, 421),
+    ],
+)
+def test_a_refusal_reaches_a_client_that_still_sends(path: str, headers: dict[str, str], status: int) -> None:
+    with in_process(Service(load_forecaster("surface"))) as server:
+        for _ in range(4):
+            assert server.ask("POST", path, b" " * 12_000_000, headers).status == status
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import BinaryIO, cast
 
 from prefcast.errors import UsageError, shown_path
 
-__all__ = ["atomic_file", "checked_ending", "umask"]
+__all__ = ["atomic_file", "checked_ending", "read_whole", "umask"]
 
 
 _START = ".prefcast-"
+# A forecaster folder has no larger file.
+_MOST = 1 << 28
 
 
 @contextmanager
@@ -66,6 +70,19 @@ def _said_of(path: str | os.PathLike[str]) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{shown_path(path)}: cannot be written: {reason}") from None
+
+
+def read_whole(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
+    """The bytes of a file that may come from a stranger. Raises OSError where it is no regular file (a pipe would never
+    end) or has more than `most` bytes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"has more than {most:,} bytes", os.fspath(path))
+        return file.read(found.st_size)
 
 
 def checked_ending(path: str | os.PathLike[str], what: str, *endings: str) -> str:

@@ -24,7 +24,7 @@ from prefcast.cli.shared import (
     say_truncated,
 )
 from prefcast.cli.verbs import MISSING, argument, option, verb
-from prefcast.errors import UsageError, printable
+from prefcast.errors import RunError, UsageError, printable
 
 if TYPE_CHECKING:
     from prefcast.forecasts.forecaster import Forecaster
@@ -181,19 +181,25 @@ def merge(
     found = open_shards(shards)
     rows = failed = 0
     first: object = None
-    with ExitStack() as stack:
-        for shard in found:
-            stack.callback(shard.close)
-        header = found[0].header
-        writer: Any = stack.enter_context(open_output(output, header, with_text=bool(header["texts"]), winner=winner))
-        for piece in rows_of(found):
-            rows += len(piece)
-            errors = [row["error"] for row in piece.rows if row["error"] is not None]
-            failed += len(errors)
-            first = first or next(iter(errors), None)
-            writer.write(piece)
-        if header["verb"] == "predict" and is_submission(output) and not allow_all_failed and failed:
-            refuse_priors(printable(str(output)), rows, failed, first)
+    try:
+        with ExitStack() as stack:
+            for shard in found:
+                stack.callback(shard.close)
+            header = found[0].header
+            texts = bool(header["texts"])
+            writer: Any = stack.enter_context(open_output(output, header, with_text=texts, winner=winner))
+            for piece in rows_of(found):
+                rows += len(piece)
+                errors = [row["error"] for row in piece.rows if row["error"] is not None]
+                failed += len(errors)
+                first = first or next(iter(errors), None)
+                writer.write(piece)
+            if header["verb"] == "predict" and is_submission(output) and not allow_all_failed and failed:
+                refuse_priors(printable(str(output)), rows, failed, first)
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError):
+        # Whole by its checksum, and yet not what prefcast writes: a stranger made it.
+        what = f"{found[0].path}: its run, or a row near row {rows}, is not one that this version writes"
+        raise RunError(f"{what}; make the shards anew") from None
     if sys.stderr.isatty():
         say(f"{rows} rows of {len(found)} shards in {printable(str(output))}")
     end_failed(failed, f"{failed} of {rows} rows failed; the first: {first}")

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
 from prefcast.outcomes.calibration import Calibration
 from prefcast.outcomes.models import FITTED_MODELS, Link, OutcomeModel, outcome_model
@@ -109,7 +110,7 @@ class ForecasterParts:
         path = Path(folder)
         shown = shown_path(path)
         try:
-            card = json.loads((path / CARD).read_text(encoding="utf-8"))
+            card = json.loads(read_whole(path / CARD).decode())
             if card["format"] != _FORMAT:
                 raise ForecasterError(
                     f"{shown}: format {card['format']!r} is not one that this version reads ({_FORMAT})"
@@ -169,7 +170,7 @@ def _read_link(path: Path) -> Link | None:
     """The link whose draws a file holds. None if there is no file."""
     if not path.exists():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(read_whole(path).decode())
     if data["format"] != _FORMAT or data["kind"] not in FITTED_MODELS:
         raise ForecasterError(f"{shown_path(path)}: is not one that this version reads")
     theta, draws = np.array(data["theta"], dtype=np.float64), np.array(data["draws"], dtype=np.float64)

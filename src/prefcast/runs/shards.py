@@ -109,13 +109,13 @@ class Shard:
             raise RunError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
         try:
             header, total = _checked(file)
-            index, count = map(int, header["shard"].split(" of "))
-            if not 1 <= index <= count:
+            of = ShardOf.parse(header["shard"].replace(" of ", "/"))
+            if total["pieces"] < 0:
                 raise ValueError
             file.seek(0)
             file.readline()
-            return cls(shown, ShardOf(index, count), header, int(total["pieces"]), str(total["digest"]), file)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls(shown, of, header, int(total["pieces"]), str(total["digest"]), file)
+        except (ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError, UsageError):
             file.close()
             raise RunError(
                 f"{shown}: is not a shard (prefcast predict --shard I/N makes them), or is damaged; make the shard anew"
@@ -129,9 +129,11 @@ class Shard:
         try:
             said = json.loads(self._file.readline())
             rows = [dict(row) for row in said["rows"]]
+            if not {type(row["id"]) for row in rows} <= {str, int}:
+                raise ValueError
             return int(said["piece"]), ShardRows([row["id"] for row in rows], rows)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise RunError(f"{self.path}: changed while it was read; make the shard anew") from None
+        except (ValueError, ArithmeticError, KeyError, TypeError, RecursionError):
+            raise RunError(f"{self.path}: holds a piece that is damaged; make the shard anew") from None
 
     def close(self) -> None:
         self._file.close()

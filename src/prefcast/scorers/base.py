@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.files import read_whole
 from prefcast.errors import PrefcastError, UsageError, printable
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget, Truncation
@@ -381,7 +382,7 @@ def fingerprint(folder: Path, scorer: Scorer | type[Scorer]) -> str:
     """SHA-256 over the scorer's files, names and contents."""
     digest = hashlib.sha256()
     for name in scorer.files:
-        data = (folder / name).read_bytes()
+        data = read_whole(folder / name)
         digest.update(f"{name}\0{len(data)}\0".encode())
         digest.update(data)
     return digest.hexdigest()

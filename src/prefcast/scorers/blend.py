@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, UsageError
 from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair, Turn
@@ -186,7 +187,7 @@ class BlendScorer(Scorer):
         """The blend in `folder`; `moved` says where its one reward model is now."""
         from prefcast.scorers.registry import scorer_class
 
-        data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        data = json.loads(read_whole(folder / _FILE).decode())
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
         members = []

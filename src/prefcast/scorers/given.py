@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, UsageError
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.base import Cost, Evidence, Scorer
@@ -68,7 +69,7 @@ class GivenScorer(Scorer):
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Self:
         cls._check_unmoved(folder, moved)
-        data = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        data = json.loads(read_whole(folder / _FILE).decode())
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
         return cls([str(column) for column in data["columns"]])

@@ -88,6 +88,8 @@ class Bodies:
             held = 0
 
         most = self._limits.body_bytes
+        # Bodies that never come to their end must not use up the room for small ones.
+        share = self._limits.buffered_bytes // self._limits.connections
         # Refused without reading a byte. h11 lets only digits through.
         if declared is not None and int(declared) > _DRAINED * most:
             raise self._too_large()
@@ -109,7 +111,7 @@ class Bodies:
                             if size > _DRAINED * most:
                                 raise self._too_large()
                             continue
-                        if self.held + len(part) > self._limits.buffered_bytes:
+                        if self.held + len(part) > self._limits.buffered_bytes and size > share:
                             raise Refusal(
                                 "too_busy",
                                 "too many large requests at the same time",

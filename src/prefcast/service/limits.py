@@ -21,12 +21,13 @@ class Limits:
     seconds          seconds until a request is answered, without the time of its body
     body_seconds     seconds for the body of a request
     header_seconds   seconds for the head of a request
+    answer_seconds   seconds that a client may leave an answer unread
     idle_seconds     seconds between two requests of a connection
     queue            pairs that wait or are being scored
-    buffered_bytes   bytes of the bodies of all requests together
+    buffered_bytes   bytes of the bodies of all requests together; a connection's own share of it is never refused
     batch            pairs scored at once
     company_seconds  seconds that the first pair of a batch waits for others
-    connections      open connections; above that the oldest one without a whole request is closed
+    connections      open connections; above that the oldest one is closed that waits for its client
     """
 
     body_bytes: int = 16_000_000
@@ -37,6 +38,7 @@ class Limits:
     seconds: float = 60.0
     body_seconds: float = 30.0
     header_seconds: float = 10.0
+    answer_seconds: float = 15.0
     idle_seconds: float = 15.0
     queue: int = 512
     buffered_bytes: int = 256_000_000

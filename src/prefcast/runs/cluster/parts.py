@@ -259,7 +259,7 @@ def _read_mark(files: pyarrow.fs.FileSystem, path: str, shown: str) -> dict[str,
             if mark["format"] != _FORMAT:
                 raise ValueError
             return {"header": dict(mark["header"]), "parts": dict(mark["parts"])}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise RunError(f"{shown}/{_MARK}: is damaged, or of another version; choose another folder") from None
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError
 from prefcast.pairs import Pair
 from prefcast.scorers.base import Evidence, Push, Scorer
@@ -71,11 +72,11 @@ class EmbeddedScorer(Scorer):
     def identity(self) -> str:
         digest = hashlib.sha256()
         for name in (ENCODER, TOKENIZER):
-            digest.update((self.folder / name).read_bytes())
+            digest.update(read_whole(self.folder / name))
         with tempfile.TemporaryDirectory() as folder:
             self._save_weights(Path(folder))
             for name in (_FILE, _SURFACE):
-                digest.update((Path(folder) / name).read_bytes())
+                digest.update(read_whole(Path(folder) / name))
         return hashlib.sha256(f"{version('prefcast')}\0{digest.hexdigest()}".encode()).hexdigest()
 
     def compute(self, pairs: Sequence[Pair]) -> Evidence:

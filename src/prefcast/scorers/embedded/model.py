@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError
 from prefcast.scorers.embedded.encoder import Vectors
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
@@ -100,7 +101,7 @@ class TopicModel:
         Raises ForecasterError for a file that is damaged or has other features.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_whole(path).decode())
             if data["format"] != _FORMAT:
                 raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads")
             arrays = {part.name: np.array(data.pop(part.name), dtype=np.float64) for part in fields(Topics)}

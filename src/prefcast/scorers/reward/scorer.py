@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
 from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Promise, Scorer, gathered
@@ -275,7 +276,7 @@ class RewardScorer(Scorer):
         Raises ForecasterError if the model has changed.
         """
         path = folder / cls.files[0]
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_whole(path).decode())
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads")
         options = saved_options(Options, data["options"], shown_path(path))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
 
@@ -72,7 +73,7 @@ class SurfaceModel:
         Raises ForecasterError if it is damaged or made for other features.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_whole(path).decode())
             if data["format"] != _FORMAT:
                 raise ForecasterError(
                     f"{path}: format {data['format']!r} is not one that this version reads ({_FORMAT})"
