@@ -616,7 +616,7 @@ def check_schema(server: Server, count: int) -> None:
             if not operation.body and mode is schemathesis.GenerationMode.NEGATIVE:
                 continue
             # What has no body and no parameters has nothing to vary. A file starts a process, so fewer of these.
-            most = 1 if not operation.body else share if operation.path != "/v1/rows" else share // 10 + 2
+            most = 1 if not operation.body else share if operation.path != "/v1/rows" else share // 25 + 1
 
             @settings(
                 max_examples=most,

@@ -191,6 +191,28 @@ def unpacks_to(begin: bytes, size: int, rest: bytes = b"x") -> bytes:
     return bytes(out.getvalue())
 
 
+def check_refused(server: Server, data: bytes, ending: str, problem: str) -> None:
+    reply = send(server, data, f"?ending={ending}" if ending else "")
+    assert reply.status in (413, 422), (ending, reply.body[:300])
+    message = reply.error["message"]
+    assert problem in message
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert len(message) < 600
+
+
+@pytest.mark.long
+def test_a_file_that_unpacks_to_too_much_is_one_line(server: Server, tmp_path: Path) -> None:
+    good = csv_bytes(tmp_path, [kaggle_row()])
+    cases = (
+        (unpacks_to(b"PAR1", 150_000_000), ".parquet.zst", "cannot be unpacked: File too large"),
+        (unpacks_to(good + b'2,"', 1_200_000_000), ".csv.zst", "memory"),
+    )
+    for data, ending, problem in cases:
+        check_refused(server, data, ending, problem)
+    assert server.metric("process_resident_memory_bytes") < 700_000_000
+
+
 def test_a_file_that_cannot_be_read_is_one_line(server: Server, tmp_path: Path) -> None:
     good = csv_bytes(tmp_path, [kaggle_row()])
     huge = parquet_bytes(
@@ -212,19 +234,11 @@ def test_a_file_that_cannot_be_read_is_one_line(server: Server, tmp_path: Path) 
         (b"[" * 100_000, ".json", ""),
         (b'{"prompt":' * 50_000, ".jsonl", ""),
         (b"\x1f\x8b" + b"\0" * 50, ".csv.gz", "damaged"),
-        (unpacks_to(b"PAR1", 150_000_000), ".parquet.zst", "cannot be unpacked: File too large"),
-        (unpacks_to(good + b'2,"', 1_200_000_000), ".csv.zst", "memory"),
         (huge, ".parquet", ""),
         (b"a,b\n1,2\n", ".csv", "no pairs found"),
     ]
     for data, ending, problem in cases:
-        reply = send(server, data, f"?ending={ending}" if ending else "")
-        assert reply.status in (413, 422), (ending, reply.body[:300])
-        message = reply.error["message"]
-        assert problem in message
-        assert "\n" not in message
-        assert "Traceback" not in message
-        assert len(message) < 600
+        check_refused(server, data, ending, problem)
     # A date beyond Python's is no fault of the server, whether the file can be read or not.
     assert send(server, dates, "?ending=.parquet").status in (200, 422)
     assert server.ask("POST", "/v1/forecast", PAIR).status == 200
