@@ -591,13 +591,13 @@ def check_schema(server: Server, count: int) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     asked = 0
     operations = [operation.ok() for operation in schema.get_all_operations()]
-    share = count // (2 * sum(bool(operation.body) for operation in operations)) + 1
+    share = count // (2 * sum(bool(operation.body) for operation in operations) - 2) + 1
     for operation in operations:
         for mode in schemathesis.GenerationMode:
             if not operation.body and mode is schemathesis.GenerationMode.NEGATIVE:
                 continue
-            # What has no body and no parameters has nothing to vary.
-            most = share if operation.body else 1
+            # What has no body and no parameters has nothing to vary. A file starts a process, so fewer of these.
+            most = 1 if not operation.body else share if operation.path != "/v1/rows" else share // 25 + 1
 
             @settings(
                 max_examples=most,

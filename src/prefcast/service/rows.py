@@ -43,6 +43,8 @@ _ROOM, _SPOOL, _FACTOR = 1_000_000_000, 100_000_000, 20
 _NUMBERS = (*WINNERS, "margin", "tie", "label", "error", "model_a", "model_b", "characters_kept", "characters")
 _ENDS = tuple(f"{name}_{end}" for name in WINNERS for end in ("low", "high"))
 
+_LABELS = Labels()
+
 Said = Literal["a", "b", "tie"]
 _SAID: dict[Outcome, Said] = {Outcome.A: "a", Outcome.B: "b", Outcome.TIE: "tie"}
 
@@ -105,7 +107,7 @@ class _Numbers(Table):
 
     def fill(self, shown: FileRow, record: Record) -> None:
         shown.model_a, shown.model_b = _text(record.get("model_a")), _text(record.get("model_b"))
-        outcome = Labels().read("label", record.get("label"))
+        outcome = _LABELS.read("label", record.get("label"))
         shown.label = None if outcome is None else _SAID[outcome]
         _forecast(shown, record)
 
@@ -199,13 +201,15 @@ def _shown(file: _Pairs | _Numbers, first: int) -> Iterator[FileRow]:
             continue
         if file.has_id and file.textual and not any(record.values()):
             continue  # Excel leaves rows of bare commas
+        id, problem = str(row), ""
         try:
-            shown = FileRow(row=row, id=str(file.id_of(record, row)))
-            before = rows_of.setdefault(shown.id, row)
+            id = str(file.id_of(record, row))
         except FileError as fault:
-            shown, before = _failed(FileRow(row=row, id=str(row)), "", fault.problem), row
+            problem = fault.problem
+        before = row if problem else rows_of.setdefault(id, row)
         if row >= first:
-            yield _filled(file, shown, record, before)
+            shown = FileRow(row=row, id=id)
+            yield _filled(file, _failed(shown, "", problem) if problem else shown, record, before)
 
 
 def _filled(file: _Pairs | _Numbers, shown: FileRow, record: Mapping[str, Any], before: int) -> FileRow:
