@@ -82,7 +82,6 @@ def test_a_file_that_is_not_there(refused: Run, command: str) -> None:
         "evaluate pairs.jsonl --forecaster none",
         "report pairs.jsonl --forecaster none -o out.html",
         "compare left.jsonl right.jsonl --forecaster none",
-        "models show none",
         "quantize none mine",
     ],
 )

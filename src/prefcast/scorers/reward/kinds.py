@@ -268,7 +268,9 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
         # A damaged config.json may raise any exception.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
     trial = [ids for ids in scorer._group(TRIAL).ids if len(ids)]
-    check_ids(checkpoint, [int(ids.max()) for ids in trial])
+    # The token that InternLM2 scores is checked with its network.
+    scored = checkpoint.config.get("reward_token_id")
+    check_ids(checkpoint, [int(each) for ids in trial for each in ids if each != scored])
     _say_position(scorer, {int(ids[-1]) for ids in trial})
     if isinstance(scorer, PointwiseScorer) and scorer.two_texts and packs(checkpoint):
         _log.warning(
