@@ -92,7 +92,7 @@ def changed(chance: random.Random, document: Any) -> Any:
         elif what == 1 and isinstance(parent, dict):
             parent[f"{key}x"] = parent.pop(key)
         elif what == 2 and isinstance(parent, list):
-            parent.append(copy.deepcopy(value))
+            parent.append(value)
         else:
             parent[key] = chance.choice(ODD)()
     return document

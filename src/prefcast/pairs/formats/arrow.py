@@ -82,9 +82,9 @@ def _sizes(values: Any) -> NDArray[np.int64]:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
         offsets = np.asarray(values.offsets, np.int64)
         items = [values.keys, values.items] if types.is_map(kind) else [values.values]
-        before = np.concatenate([[0], np.cumsum(sum(map(_sizes, items)))])
-        taken: NDArray[np.int64] = least + before[offsets[1:]] - before[offsets[:-1]]
-        return taken
+        before: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sum(map(_sizes, items)))])
+        least += before[offsets[1:]] - before[offsets[:-1]]
+        return least
     if kind in (pyarrow.string_view(), pyarrow.binary_view()):
         values = values.cast(pyarrow.large_binary())
     try:
