@@ -53,7 +53,7 @@ def _rope(family: str, **parameters: Any) -> Case:
     return Case(lambda folder: save_decoder(folder, family, **more), tuple(LONG))
 
 
-def _encoder(family: str, **more: Any) -> Case:
+def encoder_case(family: str, **more: Any) -> Case:
     """An encoder whose texts are made by a chat template, so that both sides read the same ids."""
 
     def save(folder: Path) -> Path:
@@ -93,18 +93,18 @@ CASES: dict[str, Case] = {
     "mixtral": _decoder("mixtral", num_local_experts=4, num_experts_per_tok=2),
     "qwen2_moe": _decoder("qwen2_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32),
     "qwen3_moe": _decoder("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
-    "bert": _encoder("bert"),
-    "roberta": _encoder("roberta", **_SMALL),
-    "xlm-roberta": _encoder("xlm-roberta", **_SMALL),
-    "electra": _encoder("electra"),
-    "distilbert": _encoder("distilbert", dim=64, n_heads=4, n_layers=2, hidden_dim=96),
-    "albert": _encoder("albert", embedding_size=32),
-    "deberta-v2": _encoder("deberta-v2", relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"]),
-    "modernbert": _encoder("modernbert"),
-    "mpnet": _encoder("mpnet", **_SMALL),
-    "xlnet": _encoder("xlnet", d_model=64, n_layer=2, n_head=4, d_inner=96, vocab_size=VOCABULARY),
-    "fnet": _encoder("fnet"),
-    "funnel": _encoder("funnel", block_sizes=[1, 1], d_model=64, n_head=4, d_head=16, d_inner=96, vocab_size=VOCABULARY),
+    "bert": encoder_case("bert"),
+    "roberta": encoder_case("roberta", **_SMALL),
+    "xlm-roberta": encoder_case("xlm-roberta", **_SMALL),
+    "electra": encoder_case("electra"),
+    "distilbert": encoder_case("distilbert", dim=64, n_heads=4, n_layers=2, hidden_dim=96),
+    "albert": encoder_case("albert", embedding_size=32),
+    "deberta-v2": encoder_case("deberta-v2", relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"]),
+    "modernbert": encoder_case("modernbert"),
+    "mpnet": encoder_case("mpnet", **_SMALL),
+    "xlnet": encoder_case("xlnet", d_model=64, n_layer=2, n_head=4, d_inner=96, vocab_size=VOCABULARY),
+    "fnet": encoder_case("fnet"),
+    "funnel": encoder_case("funnel", block_sizes=[1, 1], d_model=64, n_head=4, d_head=16, d_inner=96, vocab_size=VOCABULARY),
     "llama, linear rope": _rope("llama", rope_type="linear", factor=2.0),
     "llama, dynamic rope": Case(
         lambda folder: save_decoder(

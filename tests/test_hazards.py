@@ -29,6 +29,7 @@ from checkpoints import (
     fresh_scorer as load_scorer,
 )
 from conftest import EXAMPLES, Run, said_by
+from families import encoder_case
 from prefcast import Pair, read_pairs
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.reward.engine import TOO_LARGE, Engine, Group, Runner
@@ -295,6 +296,24 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(error: Base
     assert max(runner.calls[before:]) <= 100
     huge = Group((np.zeros(500, dtype=np.int32),))
     assert engine.run([groups[1], huge, groups[2]])[1] == TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("family", "positions", "read"), [("gpt2", 101, 101), ("opt", 101, 101), ("roberta", 103, 101)]
+)
+def test_every_position_of_a_network_is_read(tmp_path: Path, family: str, positions: int, read: int) -> None:
+    """RoBERTa counts its positions from the padding token's number on; the width of a batch is no multiple of 8 here."""
+    folder = tmp_path / "m"
+    if family == "roberta":
+        encoder_case(family, max_position_embeddings=positions).save(folder)
+    else:
+        save_decoder(folder, family, max_position_embeddings=positions)
+    scorer = load_scorer(folder)
+    assert scorer.max_tokens == read
+    turns, cut = scorer.limit.apply(Pair.of("Why?", "x " * 300, "No.").turns)
+    assert cut.truncated
+    assert max(map(len, scorer._group(turns).ids)) == read
+    assert not scorer.evidence([Pair(turns), Pair.of("Why?", "x", "y")]).problems
 
 
 class Picky(Runner):

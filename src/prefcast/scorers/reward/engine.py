@@ -54,7 +54,7 @@ def load_engine(
     if checkpoint.kind is Kind.CUSTOM:
         return Engine(CustomRunner(network, devices[0]))
     if checkpoint.kind is Kind.INTERNLM2:
-        return Engine(NativeRunner(network, devices[0], longest_shared=checkpoint.unscaled_length))
+        return Engine(NativeRunner(network, devices[0], longest=checkpoint.unscaled_length))
     padding = trained_padding(checkpoint) if position == "trained" else None
     if packs(checkpoint):
         return Engine(PackedRunner(network, devices[0], columns, checkpoint.unscaled_length, padding))
@@ -125,10 +125,10 @@ class Runner(ABC):
         network: nn.Module,
         device: torch.device,
         columns: Sequence[int] | None = None,
-        longest_shared: int | None = None,
+        longest: int | None = None,
         padding: int | None = None,
     ) -> None:
-        self.network, self.device, self.columns, self.longest_shared = network, device, columns, longest_shared
+        self.network, self.device, self.columns, self.longest = network, device, columns, longest
         self.padding = padding
 
     @abstractmethod
@@ -147,22 +147,22 @@ class Runner(ABC):
 class NativeRunner(Runner):
     """InternLM2's own network over packed rows.
 
-    Sequences longer than `longest_shared` share no beginning: each has its own rotary base.
+    Sequences longer than `longest` share no beginning: each has its own rotary base.
     """
 
     def outputs(self, groups: Sequence[Group]) -> Tensor:
-        layout = pack([group.ids for group in groups], self.device, self.longest_shared)
+        layout = pack([group.ids for group in groups], self.device, self.longest)
         return _head(self.network, self.network(layout), None)
 
 
 class PackedRunner(Runner):
     """Causal models of transformers over packed rows.
 
-    Sequences longer than `longest_shared` run alone: each has its own rotary base.
+    Sequences longer than `longest` run alone: each has its own rotary base.
     """
 
     def outputs(self, groups: Sequence[Group]) -> Tensor:
-        limit = self.longest_shared
+        limit = self.longest
         if limit is None or all(len(ids) <= limit for group in groups for ids in group.ids):
             return self._packed([group.ids for group in groups])
         return torch.cat([self._packed([[ids]]) for group in groups for ids in group.ids])
@@ -256,8 +256,8 @@ class PaddedRunner(Runner):
         exist."""
         longest = max(map(len, sequences))
         width = longest + -longest % 8
-        if self.longest_shared is not None:
-            width = max(longest, min(width, self.longest_shared))
+        if self.longest is not None:
+            width = max(longest, min(width, self.longest))
         rows = torch.full((len(sequences), width), filler, dtype=torch.int64)
         for row, sequence in enumerate(sequences):
             rows[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))

@@ -7,7 +7,6 @@ that code: BPE with byte fallback over the SentencePiece pieces, merges ordered 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
 from prefcast.errors import ModelError, shown_path
+from prefcast.scorers.reward.files import read_object
 
 __all__ = ["build_tokenizer", "read_pieces"]
 
@@ -85,7 +85,7 @@ def _added_tokens(folder: Path) -> dict[int, AddedToken]:
         path = folder / "added_tokens.json"
         for name, index in _object(path).items():
             found.setdefault(int(index), AddedToken(name, normalized=False, special=True))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{shown_path(path)}: damaged: {type(error).__name__}: {error}") from None
     for index, name in enumerate(("<unk>", "<s>", "</s>")):
         found.setdefault(index, AddedToken(name, normalized=False, special=True))
@@ -93,5 +93,7 @@ def _added_tokens(folder: Path) -> dict[int, AddedToken]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return data
+    try:
+        return read_object(path, shown_path(path.parent))
+    except FileNotFoundError:
+        return {}
