@@ -1,15 +1,17 @@
 """The pages of a Parquet column, from their headers alone: how many bytes and values each will take.
 
-The footer of a file says so too, but nothing holds the footer to it. The headers are Thrift structs in its compact form.
+The footer of a file says so too, but nothing holds the footer to it. Both are Thrift structs in its compact form. They are
+read here and not by Arrow, which ends the process where the facts of a column do not fit together.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-__all__ = ["Page", "pages_of"]
+__all__ = ["Chunk", "Page", "groups_of", "pages_of"]
 
 _LONGEST_HEADER = 1 << 20
 _FIRST_READ = 512
@@ -19,6 +21,21 @@ _SIZE, _STORED, _DATA, _WORDS, _DATA2 = 2, 3, 5, 7, 8
 _VALUES, _ENCODING, _ENCODING2 = 1, 2, 4
 # Encodings: the values are numbers of words of the dictionary; a value begins as the one before it.
 _INDEXED, _PREFIXED = (2, 8), 7
+
+
+# Fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData.
+_GROUPS, _COLUMNS, _ROWS, _FACTS = 4, 1, 3, 3
+_PATH, _COUNT, _BYTES, _DATA_AT, _WORDS_AT = 3, 5, 7, 9, 11
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A column in a row group: its path, its values, and where its bytes are."""
+
+    path: str
+    values: int
+    start: int
+    stored: int
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,34 @@ class Page:
     prefixed: bool
 
 
-def pages_of(stream: BinaryIO, chunk: Any) -> list[Page]:
+def groups_of(stream: BinaryIO) -> list[tuple[int, list[Chunk]]]:
+    """The rows and the columns of each row group, as the footer says. Raises ValueError for one that is damaged."""
+    end = stream.seek(-8, os.SEEK_END)
+    size = int.from_bytes(stream.read(4), "little")
+    if size > end:
+        raise ValueError("a footer longer than the file")
+    stream.seek(end - size)
+    try:
+        footer = _Thrift(stream.read(size)).struct()
+        return [(group[_ROWS], [_chunk(each[_FACTS]) for each in group[_COLUMNS]]) for group in footer[_GROUPS]]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("a footer that is damaged") from None
+
+
+def _chunk(facts: dict[int, Any]) -> Chunk:
+    starts = [facts[_DATA_AT], facts.get(_WORDS_AT) or facts[_DATA_AT]]
+    path = b".".join(facts[_PATH]).decode("utf-8", "replace")
+    return Chunk(path, int(facts[_COUNT]), min(starts), int(facts[_BYTES]))
+
+
+def pages_of(stream: BinaryIO, chunk: Chunk) -> list[Page]:
     """The pages of a column chunk, as far as its values go. Raises ValueError for headers that are damaged."""
-    starts = [chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else None]
-    at = min(start for start in starts if start)
-    end = at + chunk.total_compressed_size
+    at, end = chunk.start, chunk.start + chunk.stored
     found: list[Page] = []
     values = 0
-    while values < chunk.num_values and at < end:
+    if at < 0:
+        raise ValueError("a page before the file")
+    while values < chunk.values and at < end:
         length, header = _header(stream, at)
         said: Any = next((header[kind] for kind in (_DATA, _DATA2, _WORDS) if kind in header), {})
         if not isinstance(said, dict):
@@ -118,10 +155,11 @@ class _Thrift:
         self.at += 1
         return self._data[self.at - 1]
 
-    def _past(self, count: int) -> None:
+    def _past(self, count: int) -> bytes:
         self.at += count
         if self.at > len(self._data):
             raise IndexError
+        return self._data[self.at - count : self.at]
 
     def _number(self) -> int:
         number = shift = 0

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from prefcast.errors import FileError, excerpt
 from prefcast.pairs.formats.arrow import arrow_rows, said
-from prefcast.pairs.formats.pages import Page, pages_of
+from prefcast.pairs.formats.pages import Chunk, Page, groups_of, pages_of
 from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates
 
 __all__ = ["read_parquet"]
@@ -37,8 +37,9 @@ def read_parquet(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str]
 
     def batches() -> Iterator[Any]:
         used = [each for each in columns if bounds.columns is None or each in bounds.columns]
-        for group in range(file.num_row_groups):
-            rows, repeated = _looked_at(file, group, used, stream, name, bounds)
+        nested = [file.schema.column(index).max_repetition_level > 0 for index in range(len(file.schema))]
+        for group, found in enumerate(groups_of(stream)):
+            rows, repeated = _looked_at(found, nested, used, stream, name, bounds)
             reader = parquet.ParquetFile(stream, metadata=file.metadata, read_dictionary=repeated) if repeated else file
             yield from reader.iter_batches(rows, row_groups=[group], columns=used)
 
@@ -54,16 +55,14 @@ def read_parquet(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str]
 
 
 def _looked_at(
-    file: Any, group: int, used: list[str], stream: BinaryIO, name: str, bounds: Bounds
+    group: tuple[int, list[Chunk]], lists: list[bool], used: list[str], stream: BinaryIO, name: str, bounds: Bounds
 ) -> tuple[int, list[str]]:
     """How many rows of a row group to read at a time, and of which columns texts are to stay in their dictionaries. Raises
     FileError for a group that memory may not hold."""
-    found = file.metadata.row_group(group)
     chunks: list[tuple[list[Page], int]] = []
     repeated = []
-    for index in range(found.num_columns):
-        chunk, nested = found.column(index), file.schema.column(index).max_repetition_level > 0
-        path = chunk.path_in_schema
+    for chunk, nested in zip(group[1], lists, strict=True):
+        path = chunk.path
         if not any(path == each or path.startswith(f"{each}.") for each in used):
             continue
         pages = pages_of(stream, chunk)
@@ -78,7 +77,7 @@ def _looked_at(
             # Every value may be a text as large as the dictionary, and a list has any number of values.
             repeated.append(path)
             pages = [replace(page, indexed=False) for page in pages]
-        chunks.append((pages, max(1, values // max(1, found.num_rows))))
+        chunks.append((pages, max(1, values // max(1, group[0]))))
     taken = ((rows, sum(_taken(pages, rows * values) for pages, values in chunks)) for rows in _ROWS)
     return next((rows for rows, most in taken if most <= bounds.once), 1), repeated
 
