@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "wait_for",
     "write_csv",
     "write_jsonl",
+    "writes",
     "zstd",
 ]
 
@@ -197,6 +198,15 @@ status = pathlib.Path("/proc/self/status")
 told = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
 print(int(told[0]) * 1024 if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+
+
+def writes(process: subprocess.Popen[str], folder: Path) -> bool:
+    """Whether a process has an output in work: a file without a name, or a hidden one."""
+    for number in Path(f"/proc/{process.pid}/fd").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            if (held := os.readlink(number)).startswith(f"{folder}/") and held.endswith(" (deleted)"):  # noqa: PTH115
+                return True
+    return any(folder.glob(".prefcast-*"))
 
 
 def wait_for(found: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:

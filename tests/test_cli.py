@@ -30,6 +30,7 @@ from conftest import (
     wait_for,
     write_csv,
     write_jsonl,
+    writes,
 )
 from prefcast.base import files
 from prefcast.base.files import atomic_file
@@ -187,15 +188,6 @@ def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
         process.stdin.write(json.dumps(kaggle_row(number)) + "\n")
     process.stdin.flush()
     return process
-
-
-def writes(process: subprocess.Popen[str], folder: Path) -> bool:
-    """Whether a process has an output in work: a file without a name, or a hidden one."""
-    for number in Path(f"/proc/{process.pid}/fd").glob("*"):
-        with suppress(OSError):  # closed meanwhile
-            if (held := os.readlink(number)).startswith(f"{folder}/") and held.endswith(" (deleted)"):  # noqa: PTH115
-                return True
-    return any(folder.glob(".prefcast-*"))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

@@ -39,6 +39,7 @@ from prefcast.runs.cluster.actors import TRIES, EvidenceActor, JobSpec, died, he
 from prefcast.runs.cluster.parts import Folder, Parts, _prepare, are_parts, listed
 from prefcast.runs.jobs import forecasting, scoring
 from prefcast.runs.pool import PooledScorer
+from prefcast.runs.worker import plain_pair
 from prefcast.scorers.base import Problem
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.surface import SurfaceScorer
@@ -347,10 +348,6 @@ def spec_of(model: str = "surface", **more: Any) -> JobSpec:
     return JobSpec.of("predict", load_forecaster(model), **more)
 
 
-def turns_of(pairs: list[Pair]) -> list[list[tuple[str, str, str]]]:
-    return [[(turn.prompt, turn.response_a, turn.response_b) for turn in pair.turns] for pair in pairs]
-
-
 def test_an_actor_scores_as_this_process_does() -> None:
     forecaster = load_forecaster("surface")
     pairs = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)]
@@ -361,7 +358,7 @@ def test_an_actor_scores_as_this_process_does() -> None:
         (JobSpec.of("score", replace(forecaster, budget=WHOLE)), scoring(forecaster.scorer, WHOLE).header),
     ):
         assert header_there(spec) == {"header": header}
-        said = EvidenceActor(replace(spec, header=header)).evidence(turns_of(pairs))
+        said = EvidenceActor(replace(spec, header=header)).evidence([plain_pair(pair) for pair in pairs])
         assert (said["fault"], said["problems"], said["raw"]) == ("", {}, {})
         np.testing.assert_array_equal(said["margin"], expected.margin)
         np.testing.assert_array_equal(said["tie"], expected.tie)
@@ -372,14 +369,14 @@ def test_problems_of_an_actor_come_whole(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ValueError("a fault of the scorer")
 
     monkeypatch.setattr(SurfaceScorer, "compute", broken)
-    said = EvidenceActor(spec_of()).evidence([[("Why?", "a", "b")]])
+    said = EvidenceActor(spec_of()).evidence([plain_pair(Pair.of("Why?", "a", "b"))])
     problem = Problem(*said["problems"][0])
     assert (problem.kind, problem.limit, problem.about) == ("unforeseen", None, "ValueError")
     assert problem == "cannot be scored: ValueError: a fault of the scorer"
 
 
 def fault(actor: EvidenceActor) -> PrefcastError:
-    said = actor.evidence([[("Why?", "a", "b")]])
+    said = actor.evidence([plain_pair(Pair.of("Why?", "a", "b"))])
     with pytest.raises(PrefcastError) as raised:
         raise_fault(said["fault"])
     return raised.value

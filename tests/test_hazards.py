@@ -310,10 +310,10 @@ def test_every_position_of_a_network_is_read(tmp_path: Path, family: str, positi
         save_decoder(folder, family, max_position_embeddings=positions)
     scorer = load_scorer(folder)
     assert scorer.max_tokens == read
-    turns, cut = scorer.limit.apply(Pair.of("Why?", "x " * 300, "No.").turns)
+    pair, cut = scorer.limit.read(Pair.of("Why?", "x " * 300, "No."))
     assert cut.truncated
-    assert max(map(len, scorer._group(turns).ids)) == read
-    assert not scorer.evidence([Pair(turns), Pair.of("Why?", "x", "y")]).problems
+    assert max(map(len, scorer._group(pair).ids)) == read
+    assert not scorer.evidence([pair, Pair.of("Why?", "x", "y")]).problems
 
 
 class Picky(Runner):

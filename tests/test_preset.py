@@ -263,6 +263,7 @@ def test_a_rehearsal_does_not_eat_its_labels(prefcast_here: Run, tmp_path: Path)
         "3",
         "-o",
         "s.csv",
+        "--allow-all-failed",
     )
     assert failed.returncode == 3
     assert "20 of 20 rows failed" in failed.stderr

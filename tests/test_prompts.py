@@ -556,7 +556,7 @@ def test_a_hostile_template_is_refused_when_the_model_is_loaded(tmp_path: Path, 
     # A pair template that calls the chat template pays for its steps.
     own.write_text("{% for i in range(99999) %}{% set x = chat('a' * 99) %}{% endfor %}")
     with pytest.raises(UsageError, match="takes too many steps"):
-        load_scorer(save_decoder(tmp_path / "ab", labels=None), template=own)
+        load_scorer(save_decoder(tmp_path / "ab", labels=None), template=own, kind="ab")
 
 
 # Tokenizers

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from checkpoints import INTERNLM2
-from conftest import EXAMPLES, PREFCAST, Run, Start, kaggle_row, labelled, wait_for, write_csv, write_jsonl
+from conftest import EXAMPLES, PREFCAST, Run, Start, kaggle_row, labelled, wait_for, write_csv, write_jsonl, writes
 from prefcast import load_forecaster
 from prefcast.errors import RunError, UsageError
 from prefcast.forecasts.predictions import Forecasts
@@ -392,7 +392,6 @@ def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(
 
 def test_what_a_signal_says_to_people(start: Start, tmp_path: Path, many: Path) -> None:
     process = start(*quick(("predict", many, "-o", "out.csv")))
-    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
     store = Path(os.environ["PREFCAST_CACHE"]) / "evidence.sqlite"
     # Rows of the second piece are in the store: the first piece is counted.
     wait_for(lambda: store.exists() and entries(store) > 256, process)
@@ -416,7 +415,7 @@ def test_what_is_not_kept_is_not_promised(start: Start, tmp_path: Path, how: tup
     assert process.stdin is not None
     process.stdin.write("\n".join(rows) + "\n")
     process.stdin.flush()
-    wait_for(lambda: list(tmp_path.glob(".prefcast-*")), process)
+    wait_for(lambda: writes(process, tmp_path), process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 130

@@ -104,7 +104,7 @@ def test_every_limit_is_in_its_table() -> None:
         for number in re.findall(r"\d+(?:,\d{3})*", row.split("|")[2])
     ]
     names = ["body_bytes", "buffered_bytes", "text_characters", "turns", "pairs", "responses", "seconds", "queue"]
-    names += ["connections", "header_seconds", "body_seconds", "idle_seconds"]
+    names += ["connections", "header_seconds", "body_seconds", "answer_seconds", "idle_seconds"]
     limits = [getattr(Limits(), name) for name in names]
     # Two that no server changes stand after the bytes.
     assert found == [*limits[:2], _MOST_VALUES, _MOST_FIELDS, *limits[2:]]

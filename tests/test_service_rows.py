@@ -234,13 +234,14 @@ def test_a_file_that_cannot_be_read_is_one_line(server: Server, tmp_path: Path) 
         (b"[" * 100_000, ".json", ""),
         (b'{"prompt":' * 50_000, ".jsonl", ""),
         (b"\x1f\x8b" + b"\0" * 50, ".csv.gz", "damaged"),
-        (huge, ".parquet", ""),
         (b"a,b\n1,2\n", ".csv", "no pairs found"),
     ]
     for data, ending, problem in cases:
         check_refused(server, data, ending, problem)
-    # A date beyond Python's is no fault of the server, whether the file can be read or not.
-    assert send(server, dates, "?ending=.parquet").status in (200, 422)
+    # A row that is too large is that row's error, and a column that nothing uses is not read.
+    large = answer(server, huge, "?ending=.parquet")["rows"]
+    assert {row["error"]["message"] for row in large} == {"has more than 32 MB; --max-row allows larger rows"}
+    assert [row["error"] for row in answer(server, dates, "?ending=.parquet")["rows"]] == [None]
     assert server.ask("POST", "/v1/forecast", PAIR).status == 200
     assert server.metric("process_resident_memory_bytes") < 700_000_000
 

@@ -82,6 +82,11 @@ class FileRows(BaseModel):
 class _Pairs(PairFile):
     """Pairs, with the forecasts that may stand beside their texts."""
 
+    def _find(self) -> None:
+        super()._find()
+        if self._forecasts:
+            self.read_too(*_NUMBERS, *_ENDS)
+
     def fill(self, shown: FileRow, record: Record) -> None:
         if self.shape.labelled:
             shown.model_a, shown.model_b = (_text(record.get(name)) for name in self.shape.models)

@@ -251,7 +251,8 @@ class _Protocol(H11Protocol):
     def _too_slow(self) -> None:
         self._deadline = None
         if not self.busy:
-            self.drop()
+            self.transport.close()
+            self._end_within(_ABORT)
 
     def pause_writing(self) -> None:
         super().pause_writing()

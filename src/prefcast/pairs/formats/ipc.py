@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -28,6 +29,8 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
     faults = (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, struct.error)
     start = len(_FILE) if stream.read(len(_FILE)) == _FILE else 0
     try:
+        if start and _end(stream) != _FILE.rstrip(b"\0"):
+            raise ValueError("it ends without its index")
         stream.seek(start)
         columns = list(pyarrow.ipc.open_stream(stream).schema.names)
         stream.seek(start)
@@ -42,6 +45,8 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
         stream.seek(start)
         used = [each for each in columns if bounds.columns is None or each in bounds.columns]
         for batch in pyarrow.ipc.open_stream(stream):
+            # A damaged batch may point anywhere.
+            batch.validate(full=True)
             for first in range(0, batch.num_rows, _ROWS):
                 yield batch.slice(first, _ROWS).select(used)
 
@@ -54,6 +59,11 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
             raise FileError(name, f"the Arrow data are damaged after row {number}: {said(error)}") from None
 
     return columns, rows()
+
+
+def _end(stream: BinaryIO) -> bytes:
+    stream.seek(-len(_FILE.rstrip(b"\0")), os.SEEK_END)
+    return stream.read()
 
 
 def _unpacked(message: Any) -> int:
