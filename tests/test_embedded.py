@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,18 @@ def test_a_long_text_loses_its_middle(reader: PairTokenizer) -> None:
     assert said(reader, a).endswith("c two</s>")
 
 
+@cache
+def shipped_tokenizer() -> PairTokenizer:
+    return PairTokenizer(SHIPPED / "tokenizer.json", 32)
+
+
 @given(
     st.lists(st.tuples(*[st.text(max_size=90)] * 3), min_size=1, max_size=4),
     st.integers(16, 60),
 )
 @settings(max_examples=60, deadline=None)
 def test_no_text_is_longer_than_the_limit(turns: list[tuple[str, str, str]], limit: int) -> None:
-    reader = PairTokenizer(SHIPPED / "tokenizer.json", 32)
+    reader = shipped_tokenizer()
     reader.limit = limit
     pair = Pair.of(*(list(column) for column in zip(*turns, strict=True)))
     texts, mirrored = reader.read([pair])[0], reader.read([pair.swapped()])[0]

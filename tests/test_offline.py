@@ -20,7 +20,7 @@ from wheelhouse import pins
 NOTEBOOK = json.loads((ROOT / "examples" / "kaggle.ipynb").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("rows", [3, 5])
+@pytest.mark.parametrize("rows", [3, pytest.param(5, marks=pytest.mark.long)])
 def test_the_kaggle_notebook_runs(tmp_path: Path, rows: int) -> None:
     model = save_internlm2(tmp_path / "model", changes={"max_position_embeddings": 4096})
     competition = tmp_path / "competition"
