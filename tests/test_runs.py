@@ -607,6 +607,16 @@ def test_an_estimate_where_it_takes_long(capsys: pytest.CaptureFixture[str], mon
         watch.done(100 + 10 * second, 100 + 10 * second)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("prefcast: about 42 minutes more for about 26,000 rows, in ")
+    # Rows of the evidence store come fast: they say nothing of the time that a new row takes, and are not left to do.
+    watch = Watch(Log(), None, lambda: (1_000, 100_000))
+    watch.rows_read = 256 + 1_000
+    now[0] = 1_000.0
+    watch.done(0, 500)
+    for second in range(8):
+        now[0] = 2_000.0 + second
+        watch.done(100 + 10 * second, 1_100 + 10 * second)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("prefcast: about 3.5 hours more for about 130,000 rows, in ")
     assert duration_text(30) == "30 seconds"
     assert duration_text(130) == "2.2 minutes"
 

@@ -134,7 +134,8 @@ class Watch:
         """`rows` were scored by this attempt (None: unchanged), and `all_rows` are done, with those of earlier attempts."""
         if self._show:
             self._show(all_rows)
-        if self._estimated or rows is None:
+        # While rows come from the evidence store nothing is known of the time that a new row takes.
+        if self._estimated or not rows:
             return
         now = time.perf_counter()
         if self._first is None:
@@ -142,14 +143,14 @@ class Watch:
             self._first = now, rows
         elif now - self._first[0] >= _SAMPLE and rows > self._first[1]:
             self._estimated = True
-            self._estimate(rows, (now - self._first[0]) / (rows - self._first[1]))
+            self._estimate(all_rows, (now - self._first[0]) / (rows - self._first[1]))
 
-    def _estimate(self, rows: int, seconds_a_row: float) -> None:
+    def _estimate(self, all_rows: int, seconds_a_row: float) -> None:
         read, size = self._read()
         if not read or not size or not self.rows_read:
             return
         total = max(self.rows_read, round(self.rows_read * size / read))
-        left = (total - self.rows_read) * self._share + (self.rows_read - self.rows_passed - rows)
+        left = (total - self.rows_read) * self._share + (self.rows_read - self.rows_passed - all_rows)
         seconds = left * seconds_a_row
         if seconds + _SAMPLE > _SHORT:
             memory = peak_memory() + _BYTES_A_ROW * (total - self.rows_read)
