@@ -48,8 +48,9 @@ class Checkout:
         return {
             **os.environ,
             "PYTHONPATH": str(self.folder / "src"),
-            # Compiled modules go there, not into the checkout.
+            # Compiled modules go there, not into the checkout; without them every start would compile everything anew.
             "PYTHONPYCACHEPREFIX": str(self.room / "compiled"),
+            "PYTHONDONTWRITEBYTECODE": "",
             "XDG_CACHE_HOME": str(self.room / "cache"),
             "PREFCAST_CACHE": str(self.room / "cache"),
         }
