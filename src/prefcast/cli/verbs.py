@@ -114,11 +114,12 @@ def _parameters(members: Iterable[Member], panel: str = "Options") -> Iterator[P
     """What Typer reads. A field without a help text is no option."""
     for name, hint, said in members:
         if is_dataclass(hint):
-            yield from _of_request(hint, getattr(hint, "panel", panel))
+            kind: Any = hint
+            yield from _of_request(kind, getattr(hint, "panel", panel))
         elif said.metadata["option"].help:
-            kind, about = _kind(name, hint, said), _described(name, said, panel)
+            taken, about = _kind(name, hint, said), _described(name, said, panel)
             default = Parameter.empty if said.default is MISSING else said.default
-            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, about])
+            yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[taken, about])
 
 
 @cache

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import RowError, excerpt
+from prefcast.errors import FileError, RowError, excerpt
 from prefcast.pairs.formats.rows import Bounds, Record, Row
 
-__all__ = ["arrow_rows", "said"]
+__all__ = ["arrow_rows", "file_rows", "said"]
 
+Faults = tuple[type[Exception], ...]
 # What a value takes besides its text: a number, or the place in a list.
 _VALUE = 8
 
@@ -36,6 +37,16 @@ def arrow_rows(batches: Iterable[Any], name: str, bounds: Bounds) -> Iterator[Ro
                 large = size > bounds.row
                 yield row, bounds.large_row(name, row) if large else _record(batch, index - 1, name, row)
         number += batch.num_rows
+
+
+def file_rows(batches: Iterable[Any], name: str, bounds: Bounds, what: str, faults: Faults) -> Iterator[Row]:
+    """As `arrow_rows`, of a file: one of `faults` is raised as a FileError that calls the data `what`."""
+    number = 0
+    try:
+        for number, record in arrow_rows(batches, name, bounds):
+            yield number, record
+    except faults as error:
+        raise FileError(name, f"the {what} data are damaged after row {number}: {said(error)}") from None
 
 
 def _records(batch: Any) -> list[Record] | None:

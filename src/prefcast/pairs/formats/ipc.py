@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from prefcast.errors import FileError
-from prefcast.pairs.formats.arrow import arrow_rows, said
+from prefcast.pairs.formats.arrow import file_rows, said
 from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates
 
 __all__ = ["ARROW", "read_ipc"]
@@ -50,15 +50,7 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
             for first in range(0, batch.num_rows, _ROWS):
                 yield batch.slice(first, _ROWS).select(used)
 
-    def rows() -> Iterator[Row]:
-        number = 0
-        try:
-            for number, record in arrow_rows(batches(), name, bounds):
-                yield number, record
-        except faults as error:
-            raise FileError(name, f"the Arrow data are damaged after row {number}: {said(error)}") from None
-
-    return columns, rows()
+    return columns, file_rows(batches(), name, bounds, "Arrow", faults)
 
 
 def _end(stream: BinaryIO) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from prefcast.errors import FileError, excerpt
-from prefcast.pairs.formats.arrow import arrow_rows, said
+from prefcast.pairs.formats.arrow import file_rows, said
 from prefcast.pairs.formats.pages import Chunk, Page, groups_of, pages_of
 from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates
 
@@ -43,15 +43,7 @@ def read_parquet(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str]
             reader = parquet.ParquetFile(stream, metadata=file.metadata, read_dictionary=repeated) if repeated else file
             yield from reader.iter_batches(rows, row_groups=[group], columns=used)
 
-    def rows() -> Iterator[Row]:
-        number = 0
-        try:
-            for number, record in arrow_rows(batches(), name, bounds):
-                yield number, record
-        except faults as error:
-            raise FileError(name, f"the Parquet data are damaged after row {number}: {said(error)}") from None
-
-    return columns, rows()
+    return columns, file_rows(batches(), name, bounds, "Parquet", faults)
 
 
 def _looked_at(
