@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -308,3 +311,63 @@ def test_a_value_of_any_depth_is_shown(tmp_path: Path) -> None:
     with Table(tmp_path / "p.jsonl", fields=("id", "prompt")) as found:
         rows = list(found.rows())
     assert len(rows) == 2
+
+
+# Arrow files, whose buffers say how much they unpack to.
+
+FORMS = {"file": pyarrow.ipc.new_file, "stream": pyarrow.ipc.new_stream}
+
+
+def arrow_bytes(table: pyarrow.Table, form: str, compression: str | None) -> bytes:
+    sink = io.BytesIO()
+    with FORMS[form](sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_chunksize=20)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_arrow_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, form: str, compression: str | None) -> None:
+    path = tmp_path / "p.arrow"
+
+    def only(answer: str) -> Pair | RowError:
+        row = {"id": 1, "prompt": "p", "response_a": answer, "response_b": "b"}
+        path.write_bytes(arrow_bytes(pyarrow.Table.from_pylist([row]), form, compression))
+        with open_pairs(path, cells="text", max_row=1) as file:
+            (found,) = file
+        return found
+
+    assert isinstance(only("a"), Pair)
+    # A row that is too large is its error; a batch that is too large is one of the file, and is not unpacked.
+    error = only("a" * LONG)
+    assert isinstance(error, RowError)
+    assert "has more than 1 MB" in error.problem
+    with pytest.raises(FileError, match="a batch of rows has 12 MB, more than 8 MB"):
+        only("a" * ENDLESS)
+
+
+def check_mutated_arrow(path: Path, count: int) -> None:
+    words = pyarrow.array(["a", "b"] * 25).dictionary_encode()
+    table = pyarrow.table({"id": range(50), "prompt": [["p"]] * 50, "response_a": words, "response_b": ["c"] * 50})
+    draw = random.Random(0)
+    for form in FORMS:
+        for compression in (None, "lz4", "zstd"):
+            whole = arrow_bytes(table, form, compression)
+            for _ in range(count):
+                data = bytearray(whole)
+                for _ in range(draw.randint(1, 4)):
+                    at, long = draw.randrange(len(data)), draw.choice((b"\xff" * 8, bytes(8), b"\0\0\0\0\0\0\0\x40"))
+                    new = draw.choice((bytes([draw.randrange(256)]), long, b""))
+                    data[at : at + draw.choice((len(new), 0, 9))] = new
+                path.write_bytes(data)
+                with suppress(FileError), open_pairs(path, cells="text") as file:
+                    list(file)
+
+
+def test_mutated_arrow_files_are_read_or_refused(tmp_path: Path) -> None:
+    check_mutated_arrow(tmp_path / "p.arrow", 60)
+
+
+@pytest.mark.long
+def test_many_mutated_arrow_files_are_read_or_refused(tmp_path: Path) -> None:
+    check_mutated_arrow(tmp_path / "p.arrow", 850)

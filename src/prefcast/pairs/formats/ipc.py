@@ -26,7 +26,17 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
     import pyarrow
     import pyarrow.ipc
 
-    faults = (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, struct.error)
+    # A damaged length may be more than memory has.
+    faults = (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        MemoryError,
+        struct.error,
+    )
     start = len(_FILE) if stream.read(len(_FILE)) == _FILE else 0
     try:
         if start and _end(stream) != _FILE.rstrip(b"\0"):
