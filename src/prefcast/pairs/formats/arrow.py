@@ -5,6 +5,7 @@ Arrow itself is imported by whoever has a batch.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,9 +15,8 @@ from numpy.typing import NDArray
 from prefcast.errors import FileError, RowError, excerpt
 from prefcast.pairs.formats.rows import Bounds, Record, Row
 
-__all__ = ["arrow_rows", "file_rows", "said"]
+__all__ = ["arrow_rows", "faults", "file_rows", "said"]
 
-Faults = tuple[type[Exception], ...]
 # What a value takes besides its text: a number, or the place in a list.
 _VALUE = 8
 
@@ -39,13 +39,29 @@ def arrow_rows(batches: Iterable[Any], name: str, bounds: Bounds) -> Iterator[Ro
         number += batch.num_rows
 
 
-def file_rows(batches: Iterable[Any], name: str, bounds: Bounds, what: str, faults: Faults) -> Iterator[Row]:
-    """As `arrow_rows`, of a file: one of `faults` is raised as a FileError that calls the data `what`."""
+def faults() -> tuple[type[Exception], ...]:
+    """What Arrow raises for a damaged file. A footer may say anything, and a length may be more than memory has."""
+    import pyarrow
+
+    return (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        MemoryError,
+        struct.error,
+    )
+
+
+def file_rows(batches: Iterable[Any], name: str, bounds: Bounds, what: str) -> Iterator[Row]:
+    """As `arrow_rows`, of a file whose data are called `what`. Raises FileError for damaged data."""
     number = 0
     try:
         for number, record in arrow_rows(batches, name, bounds):
             yield number, record
-    except faults as error:
+    except faults() as error:
         raise FileError(name, f"the {what} data are damaged after row {number}: {said(error)}") from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from prefcast.errors import FileError
-from prefcast.pairs.formats.arrow import file_rows, said
+from prefcast.pairs.formats.arrow import faults, file_rows, said
 from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates
 
 __all__ = ["ARROW", "read_ipc"]
@@ -26,17 +26,6 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
     import pyarrow
     import pyarrow.ipc
 
-    # A damaged length may be more than memory has.
-    faults = (
-        pyarrow.ArrowException,
-        OSError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        MemoryError,
-        struct.error,
-    )
     start = len(_FILE) if stream.read(len(_FILE)) == _FILE else 0
     try:
         if start and _end(stream) != _FILE.rstrip(b"\0"):
@@ -47,7 +36,7 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
         for message in pyarrow.ipc.MessageReader.open_stream(stream):
             if (size := _unpacked(message)) > bounds.once:
                 raise bounds.large(name, f"a batch of rows has {size // 1_000_000:,} MB,", bounds.once)
-    except faults as error:
+    except faults() as error:
         raise FileError(name, f"not a readable Arrow file, perhaps truncated: {said(error)}") from None
     no_duplicates(columns, name)
 
@@ -60,7 +49,7 @@ def read_ipc(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], It
             for first in range(0, batch.num_rows, _ROWS):
                 yield batch.slice(first, _ROWS).select(used)
 
-    return columns, file_rows(batches(), name, bounds, "Arrow", faults)
+    return columns, file_rows(batches(), name, bounds, "Arrow")
 
 
 def _end(stream: BinaryIO) -> bytes:

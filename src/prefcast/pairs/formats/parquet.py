@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from prefcast.errors import FileError, excerpt
-from prefcast.pairs.formats.arrow import file_rows, said
+from prefcast.pairs.formats.arrow import faults, file_rows, said
 from prefcast.pairs.formats.pages import Chunk, Page, groups_of, pages_of
 from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates
 
@@ -23,15 +23,12 @@ _LARGE_IN_LISTS, _LARGE = 1 << 16, 1 << 22
 
 def read_parquet(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str], Iterator[Row]]:
     """The columns and rows of a Parquet file. Raises FileError."""
-    import pyarrow
     from pyarrow import parquet
 
-    # A damaged footer may say anything; Arrow then raises what its own code happens to meet.
-    faults = (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError)
     try:
         file = parquet.ParquetFile(stream)
         columns = list(file.schema_arrow.names)
-    except faults as error:
+    except faults() as error:
         raise FileError(name, f"not a readable Parquet file, perhaps truncated: {said(error)}") from None
     no_duplicates(columns, name)
 
@@ -43,7 +40,7 @@ def read_parquet(stream: BinaryIO, name: str, bounds: Bounds) -> tuple[list[str]
             reader = parquet.ParquetFile(stream, metadata=file.metadata, read_dictionary=repeated) if repeated else file
             yield from reader.iter_batches(rows, row_groups=[group], columns=used)
 
-    return columns, file_rows(batches(), name, bounds, "Parquet", faults)
+    return columns, file_rows(batches(), name, bounds, "Parquet")
 
 
 def _looked_at(
