@@ -275,7 +275,7 @@ def test_values_of_ones_own_in_every_reader(tmp_path: Path) -> None:
         (None, {}),
         ("left", "is not of the form"),
         ("=a", "is not of the form"),
-        ("x=a,x=b", "'x' is there twice"),
+        ("x=a,x=b", "'x' is given twice"),
     ],
 )
 def test_label_values_of_the_command_line(text: str | None, found: Any) -> None:

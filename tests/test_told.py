@@ -104,7 +104,7 @@ def test_an_option_that_is_given_twice(prefcast_here: Run, tmp_path: Path, comma
     done = prefcast_here(*command.split())
     if option:
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"{option} is there twice; it takes one value" in done.stderr
+        assert f"{option} is given twice; it takes one value" in done.stderr
         assert not (tmp_path / "a.csv").exists()
     else:
         assert done.returncode == 0
@@ -346,7 +346,7 @@ def test_rank_with_an_anchor(prefcast_here: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--where", "anony"), "--where: 'anony' is not of the form COLUMN=VALUE"),
-        (("--where", "a=1", "--where", "a=2"), "--where: 'a' is there twice"),
+        (("--where", "a=1", "--where", "a=2"), "--where: 'a' is given twice"),
         (("--where", "nothing=1"), "column 'nothing', which chooses the rows, is missing; found: 'model_a'"),
         (("--anchor", "m1"), "--anchor: 'm1' is not of the form MODEL=RATING"),
         (("--anchor", "m1=nan"), "--anchor: 'm1=nan' is not of the form MODEL=RATING"),

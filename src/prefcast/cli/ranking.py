@@ -120,7 +120,7 @@ def _where(parts: list[str]) -> dict[str, str]:
         if not equals or not column.strip():
             raise UsageError(f"--where: {part!r} is not of the form COLUMN=VALUE, like anony=true")
         if column.strip() in chosen:
-            raise UsageError(f"--where: {column.strip()!r} is there twice")
+            raise UsageError(f"--where: {column.strip()!r} is given twice")
         chosen[column.strip()] = value
     return chosen
 

@@ -68,7 +68,7 @@ class _Command(TyperCommand):
         options = [each for each in given if each.param_type_name == "option" and not (each.multiple or each.is_flag)]
         for number, option in enumerate(options):
             if option in options[:number]:
-                ctx.fail(f"{max(option.opts, key=len)} is there twice; it takes one value")
+                ctx.fail(f"{max(option.opts, key=len)} is given twice; it takes one value")
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 class Slicer:
-    """Assigns each row a code for every kind; new names get the next code. `by` is a kind of one's own: the values of a
+    """Assigns each row a code for every kind; new names get the next code. `by` names a further kind: the values of a
     column of the file."""
 
     def __init__(self, by: str | None = None) -> None:
@@ -41,7 +41,7 @@ class Slicer:
 
     def codes(self, pair: Pair, truncated: bool | None, value: str | None = None) -> list[float]:
         """The codes of a row in the order of `kinds`; -1 if a kind does not apply to it. `truncated` says
-        whether only a part was read, if that is known. `value` is that of one's own kind."""
+        whether only a part was read, if that is known. `value` is the row's value in the column `by`."""
         prompt = read_texts(pair.prompt)
         a, b = (sum(map(len, texts)) for texts in (pair.response_a, pair.response_b))
         short, long = sorted((a, b))

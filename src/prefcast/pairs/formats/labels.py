@@ -64,7 +64,7 @@ def label_values_of(text: str | None) -> dict[str, str]:
         if not equals or not value.strip():
             raise UsageError(f"--label-values: {part!r} is not of the form VALUE=a, VALUE=b or VALUE=tie")
         if value.strip() in values:
-            raise UsageError(f"--label-values: {value.strip()!r} is there twice")
+            raise UsageError(f"--label-values: {value.strip()!r} is given twice")
         values[value.strip()] = meaning.strip()
     return values
 

@@ -73,7 +73,7 @@ class Options:
     template_date: str | None = option(
         None,
         Option(
-            "The day that a template takes for today, if it writes the date.  [default: 2024-07-26]",
+            "The date for a template that writes today's date.  [default: 2024-07-26]",
             saved=True,
             metavar="YYYY-MM-DD",
         ),
@@ -84,7 +84,7 @@ class Options:
     kind: str | None = option(
         None,
         Option(
-            "How a model scores that does not say it: ab (a language model's tokens A and B), first-logit (its logit 0 after the chat), pointwise, pair.",
+            "How a model scores, if its files do not tell: ab (a language model's tokens A and B), first-logit (its logit 0 after the chat), pointwise, pair.",
             saved=True,
             choices=("pointwise", "pair", "ab", "first-logit"),
         ),
@@ -154,8 +154,8 @@ def load_scorer(
     `cuda:0,cuda:1`) get one replica each, or with `spread` one model together. `special_tokens` says how special tokens
     inside a text are read: `literal` (letter by letter) or `original` (parsed). Pairs longer than `max_tokens` (default:
     the model's limit) are cut by `policy`. `template` is a Jinja file or the name of a built-in template, and takes the
-    place of the model's own. `template_date` (`2024-07-26`) is the day that a template takes for today. `labels` are for pair
-    classifiers. `kind` (`pointwise`, `pair`, `ab`, `first-logit`) says how a model scores that does not say it. `base` names
+    place of the model's own. `template_date` (`2024-07-26`) is the date for a template that writes today's date. `labels` are for pair
+    classifiers. `kind` (`pointwise`, `pair`, `ab`, `first-logit`) says how a model scores, if its files do not tell. `base` names
     the base model of a LoRA adapter. `score_position` (`trained`, `last`) says which token is scored where a text ends with
     the padding token. `keep` has no effect and is accepted for scripts of earlier versions: a scorer that is used alone
     keeps nothing.

@@ -243,7 +243,7 @@ class Checkpoint:
 
     @property
     def template_day(self) -> str | None:
-        """The day that the chat template takes for today by default; None for a template that writes no date."""
+        """The date that the chat template writes by default; None for a template that writes no date."""
         return DEFAULT_DAY if CLOCK in (self.chat_template or "") else None
 
     @property
