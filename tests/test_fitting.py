@@ -562,15 +562,14 @@ def test_an_ensemble_is_saved_and_loaded_with_the_same_forecasts(
     assert records[0]["member_spread"] == other.spread[0]
     # Saved in its own place, then replaced.
     loaded.save(tmp_path / "f")
-    np.testing.assert_array_equal(
-        load_forecaster(tmp_path / "f").forecast(labelled[:3]).probabilities, other.probabilities[:3]
-    )
+    # The same batches: torch's sums differ in the last digit with the size of a batch.
+    np.testing.assert_array_equal(load_forecaster(tmp_path / "f").forecast(labelled).probabilities, other.probabilities)
     moved = Path(shutil.copytree(reward, tmp_path / "moved"))
     np.testing.assert_array_equal(
-        load_forecaster(tmp_path / "f", model=str(moved)).forecast(labelled[:3]).probabilities, other.probabilities[:3]
+        load_forecaster(tmp_path / "f", model=str(moved)).forecast(labelled).probabilities, other.probabilities
     )
     elsewhere = resolve(Choice(forecaster=tmp_path / "f", options=Options(devices="cpu")))
-    np.testing.assert_allclose(elsewhere.forecast(labelled[:3]).probabilities, other.probabilities[:3], atol=1e-6)
+    np.testing.assert_allclose(elsewhere.forecast(labelled).probabilities, other.probabilities, atol=1e-6)
     with pytest.raises(UsageError, match="is fixed in the forecaster"):
         resolve(Choice(forecaster=tmp_path / "f", options=Options(dtype="bfloat16")))
     another = save_decoder(tmp_path / "another", seed=1)

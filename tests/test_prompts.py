@@ -595,13 +595,14 @@ def test_a_regular_expression_that_backtracks_is_refused(tmp_path: Path, capfd: 
 def test_a_tokenizer_that_takes_for_ever_fails_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefcast.scorers import patience
 
-    monkeypatch.setattr(patience, "_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "_CHARACTERS_A_SECOND", 1_000_000)
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+c"), "isolated")
     reader = TextEncoder(tokenizer)
-    slow = ("a" * 20 + "b") * 20 + "c"
+    slow = ("a" * 20 + "b") * 80 + "c"  # about a second
     for _ in range(3):
-        with pytest.raises(UsageError, match="takes more than 0 s for 421 characters"):
+        with pytest.raises(UsageError, match="takes more than 0 s for 1,681 characters"):
             reader.encode(slow)
     with pytest.raises(UsageError, match="it is not used any more"):
         reader.encode("a")
