@@ -354,3 +354,9 @@ def test_a_file_that_is_written_whole(tmp_path: Path, monkeypatch: pytest.Monkey
         raise ZeroDivisionError
     assert ((tmp_path / "out").read_bytes(), (tmp_path / "out").stat().st_mode & 0o777) == (b"second", 0o640)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_option_of_another_kind_of_model_is_refused(prefcast_here: Run) -> None:
+    done = prefcast_here("predict", EXAMPLES, "--model", "surface", "--quantize", "nf4")
+    assert done.returncode == 2
+    assert "no option --quantize" in done.stderr

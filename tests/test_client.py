@@ -279,7 +279,7 @@ def test_an_answer_without_an_end_is_given_up() -> None:
             sent += 1
             yield part
 
-    with pytest.raises(ServiceError, match="more than 64000000 bytes"):
+    with pytest.raises(ServiceError, match="more than 64,000,000 bytes"):
         asked(httpx2.Response(200, content=parts()))
     assert sent == 65
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from prefcast.cli.requests import BUDGET, JSON_OUTPUT, Keeping, Reading, Reward
+from prefcast.cli.requests import BUDGET, JSON_OUTPUT, Keeping, ModelOptions, Reading
 from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, say, say_restored
 from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
@@ -32,7 +32,7 @@ def fit(
     ),
     budget: str | None = BUDGET,
     json_output: str | None = JSON_OUTPUT,
-    reward: Reward,
+    options: ModelOptions,
     reading: Reading,
     keeping: Keeping,
 ) -> None:
@@ -73,8 +73,8 @@ def fit(
             cells=reading.cells,
             label_values=reading.labels,
             max_row=reading.max_row,
-            options=reward.options,
-            more=reward.more,
+            options=options.every,
+            more=options.more,
             running=keeping.running(),
             progress=show,
         )

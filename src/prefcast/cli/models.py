@@ -11,11 +11,12 @@ from typing import Any
 
 import typer
 
-from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Asked, Keeping, LongRun, Reading, Reward
+from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Asked, Keeping, LongRun, ModelOptions, Reading
 from prefcast.cli.running import check_run, done, say_done
 from prefcast.cli.shared import app, opened, say
 from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import UsageError
+from prefcast.scorers.reward import Options
 
 
 @verb(app)
@@ -33,7 +34,7 @@ def score(
     check_drift: int | None = option(
         "First score N rows quantised and unquantised, and print how far margins and log loss move.", "N", least=1
     ),
-    reward: Reward,
+    options: ModelOptions,
     reading: Reading,
     keeping: Keeping,
     long: LongRun,
@@ -58,23 +59,23 @@ def score(
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
     asked = Asked("score", pairs, output, reading, keeping, long, on_error)
     check_run(asked, what="the scores", check_drift=check_drift)
-    choice = Choice(model, budget=budget, options=reward.options, more=reward.more)
+    choice = Choice(model, budget=budget, options=options.every, more=options.more)
     if check_drift is not None:
-        _print_drift(pairs, choice, reading, check_drift)
+        _print_drift(pairs, choice, options.reward, reading, check_drift)
     if output is not None:
         scorer, read = resolve_scorer(choice)
         # A run takes a forecaster; raw scores do not use its outcome model.
         say_done(asked, done(asked, Forecaster(scorer, NotebookRule(), read)), "pairs scored")
 
 
-def _print_drift(pairs: str, choice: Any, reading: Reading, rows: int) -> None:
+def _print_drift(pairs: str, choice: Any, options: Options, reading: Reading, rows: int) -> None:
     from prefcast.forecasts.resolve import is_named_model, resolve_scorer
     from prefcast.measuring.drift import measure_drift
     from prefcast.pairs import Pair
     from prefcast.report.measurements import drift_text
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
-    model, options = choice.model, choice.options
+    model = choice.model
     if pairs == "-":
         raise UsageError("--check-drift reads the file twice; standard input can be read only once")
     if not is_named_model(model):

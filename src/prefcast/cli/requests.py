@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefcast.base.limits import MAX_ROW
 from prefcast.cli.verbs import argument, option
@@ -29,8 +29,8 @@ __all__ = [
     "Choosing",
     "Keeping",
     "LongRun",
+    "ModelOptions",
     "Reading",
-    "Reward",
     "Storing",
 ]
 
@@ -106,15 +106,20 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Reward:
-    """The options of reward models, and of scorers that other packages add."""
+class ModelOptions:
+    """The options of models, by kind, and of scorers that other packages add."""
 
     panel: ClassVar[str] = "Reward models"
 
-    options: Options
+    reward: Options
     option: list[str] | None = option(
         "An option of a scorer from another package; may be given several times.", "NAME=VALUE"
     )
+
+    @property
+    def every(self) -> tuple[Any, ...]:
+        """The options of each kind of model."""
+        return (self.reward,)
 
     @property
     def more(self) -> tuple[str, ...]:
@@ -126,7 +131,7 @@ class Reward:
 class Choosing:
     """What forecasts."""
 
-    reward: Reward
+    options: ModelOptions
     model: str | None = option(
         "A built-in model (`prefcast models` lists them), a folder with a reward model, or its hub id.  [default: embedded]",
         "NAME|PATH|ID",
@@ -141,8 +146,8 @@ class Choosing:
         """The library's request, with the options of the model."""
         from prefcast.forecasts.resolve import Choice
 
-        reward = self.reward
-        return Choice(self.model, self.forecaster, scores, self.budget, self.preset, reward.options, reward.more)
+        options = self.options
+        return Choice(self.model, self.forecaster, scores, self.budget, self.preset, options.every, options.more)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from prefcast.scorers.base import SILENT, Meter, Scorer, Spent
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
-from prefcast.scorers.options import given
-from prefcast.scorers.registry import DEFAULT
+from prefcast.scorers.options import given_values, options_for, which
+from prefcast.scorers.registry import DEFAULT, scorer_for
 
 __all__ = ["Fitted", "fit"]
 
@@ -159,12 +159,17 @@ def fit(
 def _resolved(
     names: Sequence[str], budget: str | None, options: Any, more: Sequence[str]
 ) -> list[tuple[Scorer, Budget]]:
-    """The scorers. If reward models and built-in models are named together, the options are for the reward models."""
-    named = any(map(is_named_model, names))
+    """The scorers. If models of several kinds are named together, an option is for those that have it."""
+    kinds = {name: info.options for name in names if is_named_model(name) and (info := scorer_for(name))}
+    unknown = [name for name in given_values(options) if not any(name in which(kind) for kind in kinds.values())]
+    if kinds and unknown:
+        raise UsageError(f"--{unknown[0].replace('_', '-')} is not an option of these models")
     return [
         resolve_scorer(
-            Choice(name, budget=budget)
-            if named and not is_named_model(name)
+            Choice(name, budget=budget, options=options_for(kinds[name], options), more=tuple(more))
+            if name in kinds
+            else Choice(name, budget=budget)
+            if kinds
             else Choice(name, budget=budget, options=options, more=tuple(more))
         )
         for name in names
@@ -190,7 +195,7 @@ def _check(
         raise UsageError("--target estimates what --target-prior sets; give only one of them")
     if target_prior is not None and not 0 < target_prior < 1:
         raise UsageError(f"--target-prior must be a share of ties between 0 and 1; found {target_prior}")
-    if scores is not None and (budget is not None or (options is not None and given(options))):
+    if scores is not None and (budget is not None or given_values(options)):
         raise UsageError("with --scores nothing is scored: leave out the options of scoring (--budget, --dtype, ...)")
     if target is not None and scores is not None:
         raise UsageError("--target needs models to score it; with --scores give the share of ties: --target-prior")

@@ -14,7 +14,7 @@ from prefcast.forecasts.scores import read_scores
 from prefcast.outcomes.models import MarginSign
 from prefcast.pairs.budget import WHOLE, Budget, parse_budget
 from prefcast.scorers.base import Scorer
-from prefcast.scorers.options import given, options_of_text, which
+from prefcast.scorers.options import given, given_values, options_for, options_of_text, which
 from prefcast.scorers.registry import DEFAULT, ScorerInfo, find_scorer, scorer_for
 
 __all__ = ["PRESETS", "Choice", "for_scores", "is_named_model", "resolve", "resolve_scorer"]
@@ -31,7 +31,7 @@ class Choice:
     `model` is the name of a built-in forecaster, a folder with a reward model, or a hub id. `forecaster` is a Forecaster or its
     folder; with it, `model` is the present path of its reward model. `scores` is a file of scores for a forecaster that was fitted
     to such scores. `budget` replaces the budget of the forecaster. `preset` names a set of settings. `options` are options of the
-    model as a dataclass, `more` are options as texts NAME=VALUE.
+    model as a dataclass, or several such dataclasses; `more` are options as texts NAME=VALUE.
     """
 
     model: str | None = None
@@ -57,7 +57,7 @@ class Choice:
     def empty(self) -> bool:
         """Whether the person named nothing."""
         named = (self.model, self.forecaster, self.budget, self.preset)
-        return named == (None,) * 4 and not self.more and (self.options is None or not given(self.options))
+        return named == (None,) * 4 and not self.more and not given_values(self.options)
 
 
 def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecaster:
@@ -98,8 +98,9 @@ def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecas
         found = replace(
             found, scorer=found.scorer.with_options(options_of_text(type(found.scorer.options), choice.more))
         )
-    if choice.options is not None and given(choice.options):
-        found = replace(found, scorer=found.scorer.with_options(choice.options))
+    for options in choice.options if isinstance(choice.options, tuple) else [choice.options]:
+        if options is not None and given(options):
+            found = replace(found, scorer=found.scorer.with_options(options))
     if choice.scores is not None:
         found = _with_scores(found, choice.scores)
     if choice.budget is None:
@@ -154,9 +155,12 @@ def _info(model: str) -> ScorerInfo:
 
 
 def _options(info: ScorerInfo, choice: Choice) -> Any:
+    for name in given_values(choice.options):
+        if name not in which(info.options):
+            raise UsageError(f"--{name.replace('_', '-')} is not an option of {info.title}")
     if choice.more:
         return options_of_text(info.options, choice.more)
-    return choice.options if isinstance(choice.options, info.options) else info.options()
+    return options_for(info.options, choice.options)
 
 
 def _by_preset(model: str, info: ScorerInfo, choice: Choice) -> Forecaster:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -119,11 +120,21 @@ EXACT = Promise()
 
 
 class Spent:
-    """What a scorer spent: pairs that were computed, pairs that the evidence store had, seconds of tokenising."""
+    """What a scorer spent: pairs that were computed, pairs that the evidence store had, seconds of tokenising; and for a
+    model that is paid for: requests, the tokens that it read and wrote, and money."""
 
     def __init__(self) -> None:
-        self.computed = self.kept = 0
-        self.tokenising = 0.0
+        self.computed = self.kept = self.requests = self.tokens_read = self.tokens_written = 0
+        self.tokenising = self.money = 0.0
+        self._lock = Lock()
+
+    def paid(self, requests: int, read: int, written: int, money: float) -> None:
+        """Add to what was paid for. Several threads may call this."""
+        with self._lock:
+            self.requests += requests
+            self.tokens_read += read
+            self.tokens_written += written
+            self.money += money
 
 
 class Meter:
@@ -148,6 +159,10 @@ class Meter:
         """So many seconds went into tokenising."""
         self.spent.tokenising += seconds
 
+    def paid(self, requests: int, *, read: int = 0, written: int = 0, money: float = 0.0) -> None:
+        """So many requests were sent, with so many tokens read and written, for so much money."""
+        self.spent.paid(requests, read, written, money)
+
     def aside(self) -> Meter:
         """A meter for a part of the work whose pairs are not to be counted again."""
         return _Aside(self)
@@ -160,6 +175,9 @@ class _Aside(Meter):
 
     def tokenised(self, seconds: float) -> None:
         self._whole.tokenised(seconds)
+
+    def paid(self, requests: int, *, read: int = 0, written: int = 0, money: float = 0.0) -> None:
+        self._whole.paid(requests, read=read, written=written, money=money)
 
 
 # For callers that need no meter: nobody reads what it counts.
@@ -312,7 +330,7 @@ class Scorer(ABC):
         fixed since an outcome model was fitted to it."""
         if named := given(options):
             raise UsageError(
-                f"the model {self.name} has no option --{named[0].replace('_', '-')}; it is for reward models (--model PATH_OR_ID)"
+                f"the model {self.name} has no option --{named[0].replace('_', '-')}; it is for models of another kind"
             )
         return self
 

@@ -43,6 +43,11 @@ class ScorerInfo:
     files: tuple[str, ...] = ()
     listed: bool = True
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"the model {self.name}" if self.listed else self.summary or self.name
+
     def load(self) -> type[Scorer]:
         """The scorer's class. Raises MissingExtraError where what it needs is not installed."""
         found: type[Scorer] = _fetched(self.where)

@@ -7,12 +7,23 @@ closed list: such a folder may come from a stranger.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from prefcast.errors import ForecasterError, UsageError, excerpt
 
-__all__ = ["NoOptions", "Option", "given", "option", "options_of_text", "saved_options", "to_save", "which"]
+__all__ = [
+    "NoOptions",
+    "Option",
+    "given",
+    "given_values",
+    "option",
+    "options_for",
+    "options_of_text",
+    "saved_options",
+    "to_save",
+    "which",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +59,19 @@ def which(kind: type[Any]) -> dict[str, Option]:
 def given(options: Any) -> list[str]:
     """The names of the options that are not as they are by default."""
     return [each.name for each in fields(options) if getattr(options, each.name) != each.default]
+
+
+def given_values(options: Any) -> dict[str, Any]:
+    """What a person set: name -> value. `options` is an options object, several in a tuple, or None."""
+    every = options if isinstance(options, tuple) else () if options is None else (options,)
+    return {name: getattr(each, name) for each in every for name in given(each)}
+
+
+def options_for(kind: type[T], options: Any) -> T:
+    """An options object of `kind` with those of the `options` (as `given_values` takes them) that it has."""
+    own = next((each for each in (options if isinstance(options, tuple) else [options]) if type(each) is kind), None)
+    said = {name: value for name, value in given_values(options).items() if name in which(kind)}
+    return kind(**said) if own is None else replace(own, **said)  # type: ignore[type-var]
 
 
 def to_save(options: Any) -> dict[str, Any]:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
-import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.http import Connection, RequestError, Retrying, Transport
 from prefcast.errors import (
-    MissingExtraError,
     RowError,
     ScoringError,
     ServiceError,
@@ -36,21 +33,12 @@ from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Truncation
 
-try:
-    import httpx2
-except ImportError:
-    raise MissingExtraError("httpx2", "remote") from None
-
 __all__ = ["Client"]
 
 # The call is at fault, not the server.
 _USAGE = (400, 404, 405, 409, 413, 415, 422)
-_AGAIN = (429, 503)
-_FIRST_WAIT, _LONGEST_WAIT = 0.25, 60.0
 # Larger requests would not be cheaper for each pair.
 _PAIRS, _CHARACTERS = 64, 2_000_000
-# The largest answer of a prefcast server, many short turns with a truncation of each, has a few million bytes.
-_ANSWER_BYTES = 64_000_000
 _SHOWN = 300
 # The place among the pairs of one request. The row of an error is the place among all pairs.
 _PLACE = re.compile(r"pairs\.\d+\.?")
@@ -73,26 +61,16 @@ class Client:
         *,
         timeout: float = 90.0,
         retries: int = 4,
-        transport: httpx2.BaseTransport | None = None,
+        transport: Transport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token and token):
             raise UsageError("the token must be printable ASCII without spaces at its ends")
-        if not 0 < timeout < math.inf:
-            raise UsageError(f"timeout must be a positive number of seconds, found {timeout}")
-        self._url, self._retries, self._sleep = url, retries, sleep
         self._pairs: int | None = None
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        self._http = httpx2.Client(
-            base_url=_address(url),
-            headers=headers,
-            timeout=timeout,
-            transport=transport,
-            verify=ssl.create_default_context(),
-            trust_env=False,
-        )
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        retrying = Retrying(retries, timeout=timeout)
+        # The largest answer of a prefcast server, many short turns with a truncation of each, has a few million bytes.
+        self._connection = Connection(url, headers, retrying, transport=transport, sleep=sleep)
 
     def __enter__(self) -> Client:
         return self
@@ -102,7 +80,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connection.close()
 
     def forecast(self, pairs: Iterable[Pair]) -> list[Forecast]:
         """The forecasts of `pairs`, in their order, as `Forecaster.forecast` gives them. If one failed, its `error` says why and
@@ -179,55 +157,16 @@ class Client:
     def ready(self) -> bool:
         """Whether the server is ready. False if no server answers."""
         try:
-            return self._sent("GET", "/ready", None)[0].status_code == 200
-        except (httpx2.RequestError, ServiceError):
+            return self._connection.send("GET", "/ready").status == 200
+        except (RequestError, ServiceError):
             return False
 
     def _post(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
         return self._asked("POST", path, clean(json.dumps(document, ensure_ascii=False)).encode())
 
     def _asked(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            try:
-                response, answer = self._sent(method, path, body)
-            except httpx2.RequestError as error:
-                if last:
-                    problem = str(error) or type(error).__name__
-                    raise ServiceError(f"{printable(self._url)}: no answer: {printable(problem)}") from None
-                self._sleep(_backoff(attempt))
-                continue
-            if response.status_code not in _AGAIN or last:
-                return _document(response.status_code, answer)
-            self._sleep(_retry_after(response.headers.get("retry-after"), attempt))
-        raise UsageError(f"retries must be 0 or more, found {self._retries}")
-
-    def _sent(self, method: str, path: str, body: bytes | None) -> tuple[httpx2.Response, bytes]:
-        """One request, its response and the body of that. Raises httpx2.RequestError if no whole answer comes."""
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        answer = bytearray()
-        with self._http.stream(method, path, content=body, headers=headers) as response:
-            if response.headers.get("content-encoding", "identity") != "identity":
-                # A few bytes could become gigabytes.
-                raise _nonsense("it is compressed")
-            for part in response.iter_bytes():
-                answer += part
-                if len(answer) > _ANSWER_BYTES:
-                    raise _nonsense(f"it has more than {_ANSWER_BYTES} bytes")
-        return response, bytes(answer)
-
-
-def _address(url: str) -> httpx2.URL:
-    """The address of a server. Raises UsageError for anything else."""
-    try:
-        found = httpx2.URL(url)
-        # A label that is too long would fail only when the name is looked up.
-        found.host.encode("idna")
-    except (httpx2.InvalidURL, ValueError) as error:
-        raise UsageError(f"{excerpt(url)} is not the address of a server: {printable(str(error))}") from None
-    if found.scheme not in ("http", "https") or not found.host or found.query or found.fragment or found.userinfo:
-        raise UsageError(f"{excerpt(url)} is not the address of a server; expected one like http://127.0.0.1:8000")
-    return found
+        answer = self._connection.ask(method, path, body)
+        return _document(answer.status, answer.body)
 
 
 def _as_document(pair: Pair) -> dict[str, Any]:
@@ -238,25 +177,6 @@ def _as_document(pair: Pair) -> dict[str, Any]:
     document: dict[str, Any] = {name: list(getattr(pair, name)) for name in ("prompt", "response_a", "response_b")}
     beside = {"system": pair.system or None, "reference": pair.reference}
     return document | {name: text for name, text in beside.items() if text is not None}
-
-
-def _backoff(attempt: int) -> float:
-    # A random part, so that many clients do not return together.
-    return min(_LONGEST_WAIT, _FIRST_WAIT * 2.0**attempt) * random.uniform(0.5, 1.5)  # noqa: S311
-
-
-def _retry_after(value: str | None, attempt: int) -> float:
-    """Seconds to wait: the value of Retry-After, in seconds or as a date, but a minute at most."""
-    seconds = math.nan
-    if value is not None:
-        try:
-            seconds = float(value)
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(value).timestamp() - time.time()
-            except (ValueError, TypeError):
-                seconds = math.nan
-    return min(_LONGEST_WAIT, max(0.0, seconds)) if math.isfinite(seconds) else _backoff(attempt)
 
 
 def _document(status: int, answer: bytes) -> dict[str, Any]:

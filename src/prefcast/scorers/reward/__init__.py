@@ -207,9 +207,9 @@ def notebook_options(model: str, options: Options) -> Options:
 
 
 def _is_checkpoint(model: str) -> bool:
-    """Whether a model's name is a folder or has the form of a hub id."""
+    """Whether a model's name is a folder or has the form of a hub id, and is no address."""
     try:
-        return "/" in model or os.sep in model or Path(model).is_dir()
+        return "://" not in model and ("/" in model or os.sep in model or Path(model).is_dir())
     except (OSError, ValueError):
         return False
 
