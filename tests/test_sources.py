@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 import prefcast as library
-from conftest import Run, kaggle_row, labelled, write_csv, write_jsonl
+from conftest import EXAMPLES, SURFACE, Run, kaggle_row, labelled, write_csv, write_jsonl
 from prefcast import open_pairs, read_pairs
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.fitting import fit
@@ -318,3 +319,40 @@ def test_forecasts_with_their_texts_are_pairs(prefcast: Run, tmp_path: Path, end
     assert found == expected
     assert [pair.outcome for pair in found] == [*(Outcome(id % 3) for id in range(5)), None]
     assert read_saved(out).labels.tolist() == [0, 1, 2, 0, 1, -1]
+
+
+def test_several_files_are_read_as_one_on_the_command_line(prefcast_here: Run, tmp_path: Path) -> None:
+    with EXAMPLES.open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    for name, some in (("one.csv", rows[:8]), ("two.csv", rows[8:])):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *some])
+    two = tmp_path / "one.csv", tmp_path / "two.csv"
+    for verb, *more in (
+        ("evaluate", *SURFACE),
+        ("check",),
+        ("explain", "--id", "ex-10", *SURFACE),
+        ("rank",),
+        ("predict", *SURFACE),
+    ):
+        one, several = prefcast_here(verb, EXAMPLES, *more), prefcast_here(verb, *two, *more)
+        assert several.returncode == one.returncode == 0, several.stderr
+        # `check` measures a speed.
+        assert [line for line in several.stdout.splitlines()[1:] if not line.startswith(("time", "rows"))] == [
+            line for line in one.stdout.splitlines()[1:] if not line.startswith(("time", "rows"))
+        ]
+    prefcast_here("score", *two, *SURFACE, "-o", tmp_path / "several.csv")
+    prefcast_here("score", EXAMPLES, *SURFACE, "-o", tmp_path / "one.out.csv")
+    assert (tmp_path / "several.csv").read_bytes() == (tmp_path / "one.out.csv").read_bytes()
+    for arguments, said in (
+        (("predict", *two, "-o", two[1]), "two.csv: is the input"),
+        (("evaluate", two[0], "-"), "standard input (-) cannot be read together with other files"),
+        (
+            ("predict", *two, "--rehearse", EXAMPLES, "-o", tmp_path / "o.csv"),
+            "one file, the competition's stub; 2 files",
+        ),
+        (("predict", two[0], two[0]), "id"),
+    ):
+        refused = prefcast_here(*arguments)
+        assert refused.returncode == 2
+        assert said in refused.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefcast.cli.requests import Asked
-from prefcast.cli.shared import LOG, bar
+from prefcast.cli.shared import LOG, bar, one_file
 from prefcast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,12 +41,15 @@ def parts_asked(asked: Asked) -> bool:
     """Whether the output is a folder of parts. Raises UsageError where input and output do not go together."""
     from prefcast.runs.cluster.parts import are_parts
 
-    pairs, output = asked.pairs, asked.output
+    output = asked.output
     if asked.long.cluster.engine == "local":
-        if "://" in pairs:
-            raise UsageError(f"{pairs}: URIs are read by --engine ray, into a folder (-o DIR)")
+        if address := next((each for each in asked.pairs if "://" in each), None):
+            raise UsageError(f"{address}: URIs are read by --engine ray, into a folder (-o DIR)")
         return False
     parts = output is not None and are_parts(output)
+    if len(asked.pairs) > 1 and not parts:
+        return False
+    pairs = one_file(asked.pairs, "only one folder or file is read in parts")
     many = "://" in pairs or Path(pairs).is_dir()
     if many and not parts:
         raise UsageError(f"{output}: the parts of a folder or a URI go into a folder: -o DIR, or a URI")
@@ -97,7 +100,7 @@ def parts_run(asked: Asked, forecaster: Forecaster) -> RunReport:
     from prefcast.runs.cluster.parts import Folder, Parts, score_parts
     from prefcast.runs.stopping import Interrupted, Stopping
 
-    source, target = Folder.of(asked.pairs), Folder.of(str(asked.output))
+    source, target = Folder.of(asked.pairs[0]), Folder.of(str(asked.output))
     reading = asked.reading
     parts = Parts(
         source, target, reading.mapping, reading.cells, asked.on_error, asked.with_text, max_row=reading.max_row

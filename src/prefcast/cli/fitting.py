@@ -15,7 +15,11 @@ from prefcast.errors import UsageError
 @verb(app)
 def fit(
     *,
-    labelled: str | None = argument("Labelled pairs; not needed if the scores hold labels.", "LABELLED", default=None),
+    labelled: list[str] | None = argument(
+        "Labelled pairs; several files are read as one. Not needed if the scores hold labels.",
+        "LABELLED...",
+        default=None,
+    ),
     folder: Path | None = option("The folder to write the forecaster to.", "DIR", "-o", "--output"),
     model: list[str] | None = option(
         "A built-in model, a folder with a reward model, or its hub id; several make an ensemble.  [default: embedded]",
@@ -51,7 +55,7 @@ def fit(
 
     if folder is None:
         raise UsageError("name the folder of the forecaster: -o DIR")
-    check_outputs([json_output], [labelled, scores, votes, weights, target])
+    check_outputs([json_output], [*(labelled or []), scores, votes, weights, target])
     # Scoring may take hours, so the folder is checked now.
     check_folder(folder)
     with ExitStack() as stack:

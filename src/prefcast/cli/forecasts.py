@@ -22,7 +22,7 @@ from prefcast.cli.requests import (
     Reading,
 )
 from prefcast.cli.running import check_run, done, is_submission, say_done
-from prefcast.cli.shared import app, check_with_text, end_failed, opened, progress, say
+from prefcast.cli.shared import app, check_with_text, end_failed, one_file, opened, progress, say
 from prefcast.cli.verbs import MISSING, option, verb
 from prefcast.errors import UsageError, printable
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @verb(app)
 def predict(
     *,
-    pairs: str = PAIRS,
+    pairs: list[str] = PAIRS,
     output: str | None = option(
         ".csv: Kaggle submission; .jsonl, .parquet: everything. Without it, a table is printed. With --engine ray also a folder or URI, for Parquet parts.",
         "PATH",
@@ -79,10 +79,11 @@ def predict(
         raise UsageError("--rehearse and --shard exclude each other")
     if winner and not is_submission(asked.path):
         raise UsageError("--submission winner is for an output that ends in .csv")
+    stub = pairs[0] if rehearse is None else one_file(pairs, "--rehearse looks at one file, the competition's stub")
     train = (
         None
         if rehearse is None
-        else rehearsal_rows(pairs, str(rehearse), reading.mapping, reading.cells, reading.labels, reading.max_row)
+        else rehearsal_rows(stub, str(rehearse), reading.mapping, reading.cells, reading.labels, reading.max_row)
     )
     chosen = resolve(choosing.choice(scores))
     rehearsal: Rehearsal | None = None
@@ -101,9 +102,9 @@ def predict(
 
     report = done(asked, chosen, train, opened_output)
     if rehearse is not None and train is None:
-        say(f"{pairs} is not the stub of three rows: its own rows were forecast, and {rehearse} was not used")
+        say(f"{stub} is not the stub of three rows: its own rows were forecast, and {rehearse} was not used")
     if rehearsal is not None:
-        say(f"{pairs} is the stub: the first {report.rows} rows of {rehearse} were forecast instead")
+        say(f"{stub} is the stub: the first {report.rows} rows of {rehearse} were forecast instead")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
     got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
@@ -113,7 +114,7 @@ def predict(
 @verb(app)
 def explain(
     *,
-    pairs: str = PAIRS,
+    pairs: list[str] = PAIRS,
     id: str = option("The id of the pair (the row number where the file has no ids).", default=MISSING),
     scores: Path | None = SCORES,
     choosing: Choosing,
@@ -137,7 +138,7 @@ def explain(
 
 
 @verb(app)
-def check(*, pairs: str = PAIRS, reading: Reading) -> None:
+def check(*, pairs: list[str] = PAIRS, reading: Reading) -> None:
     """Read a file and show its format, rows, turns, labels, faults, and how long a forecast would take here.
 
     Faults of one kind are shown once, with their number and their first rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 
 _SURPRISES = 20
 _FAILED = "{} rows failed and are not in the figures; prefcast check names them"
-LABELLED = argument("Labelled pairs; not needed if the predictions hold labels.", "LABELLED", default=None)
+LABELLED = argument(
+    "Labelled pairs; several files are read as one. Not needed if the predictions hold labels.",
+    "LABELLED...",
+    default=None,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class Measuring:
 @verb(app)
 def evaluate(
     *,
-    labelled: str | None = LABELLED,
+    labelled: list[str] | None = LABELLED,
     swapped: Path | None = option(
         "Forecasts of the same ids with A and B swapped: tells how far PREDICTIONS depend on the order.", "FILE"
     ),
@@ -80,7 +85,7 @@ def evaluate(
     from prefcast.report.measurements import evaluation_text, write_json
 
     _check_swapped(swapped, measuring)
-    check_outputs([json_output], [labelled, swapped, *measuring.files], "the figures")
+    check_outputs([json_output], [*(labelled or []), swapped, *measuring.files], "the figures")
     title, measured = _measured(labelled, measuring, swapped=swapped, by_margin=True)
     evaluation = measured.evaluation(repeats=measuring.repeats)
     if json_output is not None:
@@ -93,7 +98,7 @@ def evaluate(
 @verb(app)
 def report(
     *,
-    labelled: str | None = LABELLED,
+    labelled: list[str] | None = LABELLED,
     output: Path = option("The page: a file that ends in .html.", "OUT.html", "-o", default=MISSING),
     title: str | None = option("The heading of the page.  [default: names the forecasts]", "TEXT"),
     json_output: str | None = JSON_OUTPUT,
@@ -115,7 +120,7 @@ def report(
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{shown_path(output)}: a report is an HTML page; name a file that ends in .html")
-    check_outputs([output, json_output], [labelled, *measuring.files], "the report")
+    check_outputs([output, json_output], [*(labelled or []), *measuring.files], "the report")
     today = _today()
     # The file is opened first: a folder that cannot be written is found before hours of forecasting, not after.
     with atomic_file(output) as file:
@@ -125,7 +130,7 @@ def report(
             evaluation,
             title=f"How good are the forecasts of {name}?" if title is None else title,
             forecaster=name,
-            source=None if labelled is None else "standard input" if labelled == "-" else Path(labelled).name,
+            source=None if labelled is None else _named(labelled),
             date=today.isoformat(),
             surprises=None if labelled is None else measured.surprises,
         )
@@ -139,6 +144,12 @@ def report(
             "the report shows no pairs: the predictions or scores have no texts; name the file of labelled pairs as well"
         )
     end_failed(evaluation.failed, _FAILED.format(evaluation.failed))
+
+
+def _named(files: Sequence[str]) -> str:
+    """The files in a page's heading."""
+    names = ["standard input" if each == "-" else Path(each).name for each in files]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _today() -> date:
@@ -166,7 +177,7 @@ def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
 
 
 def _measured(
-    labelled: str | None,
+    labelled: list[str] | None,
     measuring: Measuring,
     *,
     swapped: Path | None = None,
@@ -218,7 +229,7 @@ def _measured(
     return choice.title, measured
 
 
-def _opened_by(labelled: str, measuring: Measuring) -> PairFile:
+def _opened_by(labelled: Sequence[str], measuring: Measuring) -> PairFile:
     file = opened(labelled, measuring.reading)
     if measuring.by is not None:
         try:

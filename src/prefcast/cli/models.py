@@ -22,7 +22,7 @@ from prefcast.scorers.reward import Options
 @verb(app)
 def score(
     *,
-    pairs: str = PAIRS,
+    pairs: list[str] = PAIRS,
     model: str = option(
         "A folder with a reward model, its hub id, or a built-in model.", "PATH|ID|NAME", default=MISSING
     ),
@@ -68,7 +68,7 @@ def score(
         say_done(asked, done(asked, Forecaster(scorer, NotebookRule(), read)), "pairs scored")
 
 
-def _print_drift(pairs: str, choice: Any, options: Options, reading: Reading, rows: int) -> None:
+def _print_drift(pairs: list[str], choice: Any, options: Options, reading: Reading, rows: int) -> None:
     from prefcast.forecasts.resolve import is_named_model, resolve_scorer
     from prefcast.measuring.drift import measure_drift
     from prefcast.pairs import Pair
@@ -76,7 +76,7 @@ def _print_drift(pairs: str, choice: Any, options: Options, reading: Reading, ro
     from prefcast.scorers.reward.checkpoint import open_checkpoint
 
     model = choice.model
-    if pairs == "-":
+    if "-" in pairs:
         raise UsageError("--check-drift reads the file twice; standard input can be read only once")
     if not is_named_model(model):
         raise UsageError(f"--check-drift is for reward models; {model} has one precision")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from prefcast.cli.requests import JSON_OUTPUT, Choosing, Keeping, Reading
-from prefcast.cli.shared import app, check_input, check_outputs, end_failed, opened, progress
+from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, source_of
 from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
 
@@ -17,9 +17,9 @@ from prefcast.errors import UsageError
 @verb(app)
 def rank(
     *,
-    file: str = argument(
-        "Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them. - reads standard input.",
-        "FILE",
+    files: list[str] = argument(
+        "Votes or forecasts with model_a and model_b, or with --model pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them; several are read as one. - reads standard input.",
+        "FILE...",
     ),
     of: str | None = option(
         "Rank by the forecasts in the winner_ columns, or by the votes.  [default: forecasts, if there are any]",
@@ -70,8 +70,8 @@ def rank(
         from prefcast.report.plots import plot_kind
 
         plot_kind(plot)
-    check_outputs([output, plot, matrix, json_output], [file], "the leaderboard")
-    check_input(file)
+    check_outputs([output, plot, matrix, json_output], files, "the leaderboard")
+    file = source_of(files)
     chosen_rows, fixed = _where(where or []), _anchor(anchor)
     choice = choosing.choice()
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ def rank(
                 raise UsageError(
                     "--where chooses rows of a file of votes or forecasts; leave out --model and --forecaster"
                 )
-            source, of = _forecast(stack, file, choosing, reading, keeping), "forecasts"
+            source, of = _forecast(stack, files, choosing, reading, keeping), "forecasts"
         elif not choice.empty:
             raise UsageError("options of a model go with --model or --forecaster")
         board = ranked(
@@ -138,15 +138,15 @@ def _anchor(text: str | None) -> tuple[str, float] | None:
 
 
 def _forecast(
-    stack: ExitStack, file: str, choosing: Choosing, reading: Reading, keeping: Keeping
+    stack: ExitStack, files: Sequence[str], choosing: Choosing, reading: Reading, keeping: Keeping
 ) -> Iterator[Mapping[str, Any]]:
-    """The records of forecasts of the pairs in a file, as they are made."""
+    """The records of forecasts of the pairs in files, as they are made."""
     from prefcast.forecasts.resolve import resolve
     from prefcast.runs.jobs import forecasts_of
     from prefcast.runs.loop import Tally
     from prefcast.runs.ready import ready
 
-    pairs = stack.enter_context(opened(file, reading))
+    pairs = stack.enter_context(opened(files, reading))
     show = stack.enter_context(progress(pairs))
     chosen = stack.enter_context(ready(resolve(choosing.choice()), keeping.running()))
     for forecasts in forecasts_of(pairs, chosen, Tally(), progress=show):

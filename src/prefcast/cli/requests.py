@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,8 +36,8 @@ __all__ = [
 ]
 
 PAIRS = argument(
-    "A file of pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them. - reads standard input.",
-    "PAIRS",
+    "A file of pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them; several are read as one. - reads standard input.",
+    "PAIRS...",
 )
 JSON_OUTPUT = option("Write the result as JSON to this file; - is standard output.", "OUT", "--json")
 ON_ERROR = option(
@@ -217,7 +218,7 @@ class Asked:
     """A long run as a person asked for it. `verb` is predict or score."""
 
     verb: str
-    pairs: str
+    pairs: Sequence[str]
     output: str | None
     reading: Reading
     keeping: Keeping

@@ -46,7 +46,7 @@ def check_run(asked: Asked, *inputs: Path | None, what: str, **local: object) ->
     check_engine(asked, shard=asked.long.shard, **local)
     if not parts_asked(asked) and asked.path is not None:
         output_kind(asked.path)
-        check_outputs([asked.path], [asked.pairs, *inputs], what)
+        check_outputs([asked.path], [*asked.pairs, *inputs], what)
     if asked.long.shard is not None:
         ShardOf.parse(asked.long.shard)
         if asked.output is None:

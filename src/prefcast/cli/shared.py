@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -85,14 +85,13 @@ def check_with_text(output: object, with_text: bool, endings: str = "FILE.jsonl 
         raise UsageError(f"--with-text needs an output file (-o {endings})")
 
 
-def opened(pairs: str, reading: Reading, *, single: bool = False) -> PairFile:
-    """The file of pairs, or with `single` perhaps of single answers, opened. A line says what its format means, where that
+def opened(pairs: str | Sequence[str], reading: Reading, *, single: bool = False) -> PairFile:
+    """The file of pairs, or with `single` perhaps of single answers, opened; several files are read as one. A line says what its format means, where that
     needs one."""
     from prefcast.pairs.formats import open_pairs
 
-    check_input(pairs)
     file = open_pairs(
-        pairs,
+        source_of([pairs] if isinstance(pairs, str) else pairs),
         columns=reading.mapping,
         cells=reading.cells,
         label_values=reading.labels,
@@ -102,6 +101,22 @@ def opened(pairs: str, reading: Reading, *, single: bool = False) -> PairFile:
     if file.shape.note:
         say(f"{file.name}: {file.shape.note}")
     return file
+
+
+def source_of(files: Sequence[str]) -> str | list[str]:
+    """What was named, as the library takes it: one file, or several that are read as one."""
+    for each in files:
+        check_input(each)
+    if len(files) > 1 and "-" in files:
+        raise UsageError("standard input (-) cannot be read together with other files")
+    return files[0] if len(files) == 1 else list(files)
+
+
+def one_file(pairs: Sequence[str], why: str) -> str:
+    """The one file that was named; UsageError where there are several, which says `why` there must be one."""
+    if len(pairs) > 1:
+        raise UsageError(f"{why}; {len(pairs)} files were named")
+    return pairs[0]
 
 
 def check_input(file: str) -> None:
