@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,6 +224,50 @@ def test_an_interval_does_not_depend_on_the_rows_beside_it() -> None:
         assert np.array_equal(alone[1][0], high[row])
 
 
+def _check_forms(server: Server, folder: Path, chats: list[Any], expected: Any) -> None:
+    """The requests of other reward servers give the same scores."""
+    local = load_scorer(folder, quantize="nf4")
+    ids = [local.encode(chat) for chat in chats]
+    texts = [local.chat.render(chat) for chat in chats]
+    squashed = 1 / (1 + np.exp(-expected))
+    raw = {"use_activation": False}
+
+    def ask(path: str, **body: Any) -> Any:
+        reply = server.ask("POST", path, body)
+        assert reply.status == 200, reply.json
+        return reply.json
+
+    rewards = ask("/get_reward", query=texts, prompts=["", ""], labels=["", ""])
+    assert rewards["rewards"] == rewards["scores"] == pytest.approx(list(expected), rel=1e-5)
+    assert ask("/get_reward", query=[])["rewards"] == []
+    for given in (ids, texts):
+        found = ask("/classify", input=given, add_special_tokens=False, model="mine", **raw)
+        assert [one["probs"][0] for one in found["data"]] == pytest.approx(list(expected), rel=1e-5)
+        assert (found["model"], found["data"][1]["index"], found["data"][0]["num_classes"]) == ("mine", 1, 1)
+    assert ask("/classify", input=ids[0], **raw)["data"][0]["probs"] == pytest.approx([expected[0]], rel=1e-5)
+    assert ask("/classify", messages=chats[1], **raw)["data"][0]["probs"] == pytest.approx([expected[1]], rel=1e-5)
+    # As vLLM does, unless it is told not to.
+    assert ask("/classify", input=ids)["data"][1]["probs"] == pytest.approx([squashed[1]], rel=1e-5)
+    both = ask("/score", text_1="Why?", text_2=["Because.", "No idea."], **raw)
+    assert [one["score"] for one in both["data"]] == pytest.approx(list(expected), rel=1e-5)
+    assert ask("/score", text_1="Why?", text_2="Because.")["data"][0]["score"] == pytest.approx(squashed[0], rel=1e-5)
+    for path, body, field in (
+        ("/get_reward", {"query": ["a", 3]}, "query.1"),
+        ("/get_reward", {"queries": ["a"]}, "query"),
+        ("/classify", {}, "input"),
+        ("/classify", {"input": [[10**9]]}, "input.0"),
+        ("/classify", {"input": [[-1]]}, "input.0"),
+        ("/classify", {"input": ["a", 1]}, "input"),
+        ("/classify", {"input": [True]}, "input.0"),
+        ("/classify", {"input": "a", "messages": chats[0]}, "input"),
+        ("/classify", {"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/classify", {"input": [[1] * 200_001]}, "input.0"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "text_1"),
+    ):
+        reply = server.ask("POST", path, body)
+        assert (reply.status, reply.json["error"]["field"]) == (422, field), (path, reply.json)
+
+
 def test_a_reward_model_scores_conversations() -> None:
     folder = Path(__file__).parent / "fixtures" / "internlm2_tiny"
     options = ("--model", str(folder), "--preset", "notebook")
@@ -243,6 +288,7 @@ def test_a_reward_model_scores_conversations() -> None:
         assert fields == ["conversations.2.response", "conversations.3", "conversations.4"]
         with pytest.raises(UsageError, match=r"conversations\.0"):
             client.score([chats[0][:1]])
+        _check_forms(server, folder, chats, expected)
         answer = server.forecast(**PAIR, explain=True)
         assert (answer["influences"], answer["interval"]) == ([], None)
         assert answer["margin"] == pytest.approx(client.forecast([Pair.of(**PAIR)])[0].margin)

@@ -44,6 +44,9 @@ SECURED = (
     ("POST", "/v1/score"),
     ("POST", "/v1/rank"),
     ("POST", "/v1/rows"),
+    ("POST", "/get_reward"),
+    ("POST", "/classify"),
+    ("POST", "/score"),
     ("GET", "/v1/models"),
     ("GET", "/metrics"),
     ("GET", "/v1/nothing"),
@@ -483,6 +486,7 @@ def test_the_openapi_document_has_the_limits_of_its_server() -> None:
     said = {
         ("maxItems", "2"),
         ("maxLength", "11"),
+        ("maxItems", "11"),
         ("maxItems", "12"),
         ("maxItems", "13"),
         ("maxItems", "14"),
@@ -490,7 +494,10 @@ def test_the_openapi_document_has_the_limits_of_its_server() -> None:
     }
     assert said | {("maxLength", "1000"), ("maximum", str(2**63 - 1))} == bounds
     wanted = {path for path, methods in found["paths"].items() for each in methods.values() if "security" in each}
-    assert wanted == {"/v1/forecast", "/v1/score", "/v1/rank", "/v1/rows", "/v1/models", "/metrics"}
+    assert wanted == {
+        *("/v1/forecast", "/v1/score", "/v1/rank", "/v1/rows", "/v1/models", "/metrics"),
+        *("/get_reward", "/classify", "/score"),
+    }
 
 
 JSON_VALUES = st.recursive(
@@ -511,12 +518,18 @@ FIELDS = st.sampled_from(
         "conversation_b",
         "conversations",
         "responses",
+        "query",
+        "input",
+        "messages",
+        "text_1",
+        "text_2",
+        "use_activation",
     ]
 )
 ALMOST = st.dictionaries(
     FIELDS, JSON_VALUES | st.just([PAIR]) | st.just([{"role": "user", "content": "x"}]), max_size=7
 )
-ROUTES = ("/v1/forecast", "/v1/score", "/v1/rank")
+ROUTES = ("/v1/forecast", "/v1/score", "/v1/rank", "/get_reward", "/classify", "/score")
 
 
 def mangled(generator: random.Random) -> bytes:

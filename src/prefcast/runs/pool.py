@@ -11,7 +11,7 @@ import logging
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,17 @@ from prefcast.base.processes import CRASHED, TOO_SLOW, Child
 from prefcast.errors import ModelError, PrefcastError, UsageError, WorkerError
 from prefcast.pairs import Pair
 from prefcast.runs.worker import plain_pair
-from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Problem, Scorer, failed
+from prefcast.scorers.base import (
+    SILENT,
+    Conversation,
+    Evidence,
+    Meter,
+    Part,
+    Problem,
+    Scorer,
+    failed,
+    plain_conversation,
+)
 from prefcast.scorers.wrapped import WrappedScorer
 
 __all__ = ["PooledScorer", "pooled"]
@@ -119,12 +129,12 @@ class PooledScorer(WrappedScorer):
                 meter.advance(len(positions))
                 yield positions, failed(self, found) if isinstance(found, Problem) else found
 
-    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
         if not self.pointwise:
             return self.inner.score(conversations)
         scores = np.full(len(conversations), np.nan)
         done: SimpleQueue[Any] = SimpleQueue()
-        plain = [[dict(message) for message in each] for each in conversations]
+        plain = list(map(plain_conversation, conversations))
         tasks = [_Task(range(len(plain)), plain, done, True)] if plain else []
         for positions, found in self._answers(tasks, done):
             if isinstance(found, Problem):

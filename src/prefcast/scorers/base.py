@@ -30,6 +30,7 @@ from prefcast.scorers.options import NoOptions, given
 __all__ = [
     "EXACT",
     "SILENT",
+    "Conversation",
     "Cost",
     "Evidence",
     "Meter",
@@ -40,10 +41,12 @@ __all__ = [
     "Spent",
     "fingerprint",
     "gathered",
+    "plain_conversation",
     "read_pair",
 ]
 
 Floats = NDArray[np.float64]
+Conversation = Sequence[Mapping[str, str]] | Mapping[str, Any]
 # So many characters of an unforeseen exception's message are shown.
 _MOST = 200
 
@@ -265,8 +268,11 @@ class Scorer(ABC):
         """`pair` in the form that the scorer reads."""
         return pair if self.takes_system else pair.joined()
 
-    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Floats:
+    def score(self, conversations: Sequence[Conversation]) -> Floats:
         """Scores (n,) of n conversations, each a list of messages with `role` and `content`; higher is better.
+
+        A conversation that is in the model's template already is `{"text": ...}`, with `"frame": True` where the tokenizer is to
+        add its own special tokens, or its token ids, `{"ids": [...]}`. Special tokens in such a text are parsed.
 
         Raises UsageError where single conversations have no scores.
         """
@@ -357,6 +363,13 @@ class Scorer(ABC):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def plain_conversation(conversation: Conversation) -> Any:
+    """A conversation as JSON has it."""
+    if isinstance(conversation, Mapping):
+        return dict(conversation)
+    return [dict(message) for message in conversation]
 
 
 def gathered(n: int, raw_names: Sequence[str], parts: Iterable[Part]) -> Evidence:

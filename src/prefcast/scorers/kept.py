@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.pairs import Pair
-from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Problem, Scorer
+from prefcast.scorers.base import SILENT, Conversation, Cost, Evidence, Meter, Part, Problem, Scorer, plain_conversation
 from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.wrapped import WrappedScorer
 
@@ -88,10 +88,10 @@ class KeptScorer(WrappedScorer):
             yield positions, _taken(evidence, rows, np.array(turned), self._turn)
             meter.advance(len(positions))
 
-    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
         keys = [
             hashlib.blake2b(
-                json.dumps([dict(message) for message in each], sort_keys=True).encode(), digest_size=16, key=self.space
+                json.dumps(plain_conversation(each), sort_keys=True).encode(), digest_size=16, key=self.space
             ).digest()
             for each in conversations
         ]

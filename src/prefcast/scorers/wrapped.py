@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import UsageError
 from prefcast.pairs import Pair
-from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Push, Scorer
+from prefcast.scorers.base import SILENT, Conversation, Evidence, Meter, Part, Push, Scorer
 
 __all__ = ["WrappedScorer"]
 
@@ -45,7 +45,7 @@ class WrappedScorer(Scorer):
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         return self.inner.stream(pairs, meter)
 
-    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
         return self.inner.score(conversations)
 
     def explain(self, pair: Pair) -> list[Push]:

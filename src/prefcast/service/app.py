@@ -26,6 +26,7 @@ from prefcast.service import openapi, replies, schema
 from prefcast.service.apart import Apart, rows_asked
 from prefcast.service.batching import Batcher
 from prefcast.service.forecasting import BatchForecaster, Found, Item, Result, ToForecast
+from prefcast.service.forms import FORMS
 from prefcast.service.guard import Bodies, Guard
 from prefcast.service.limits import Limits
 from prefcast.service.metrics import CONTENT_TYPE, Metrics
@@ -91,6 +92,7 @@ class Service:
             Route("/health", self.health),
             Route("/ready", self.is_ready),
             Route("/metrics", self.counters),
+            *(Route(path, self.form, methods=["POST"]) for path in FORMS),
             *_file_routes(openapi.document(self.limits, secured=token is not None)),
         ]
         router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
@@ -209,13 +211,30 @@ class Service:
                 return _json(schema.Forecasts(forecasts=forecasts, forecaster=self.said))
             return _json(forecasts[0])
 
-    async def score(self, request: Request) -> Response:
+    def check_pointwise(self) -> None:
+        """Raise Refusal if single conversations have no scores."""
         if not self.said.pointwise:
             problem = (
                 f"{self.said.name} reads pairs and has no score of a single conversation; "
                 "pointwise reward models have one (prefcast serve --forecaster DIR, a forecaster of such a model)"
             )
             raise Refusal("not_pointwise", problem)
+
+    async def form(self, request: Request) -> Response:
+        self.check_pointwise()
+        form = FORMS[request.scope["path"]]
+        async with self.document(request, lambda document: form.read(document, self.limits)) as (asked, items):
+            scores: list[float] = []
+            for number, result in enumerate(await self.work(request, items)):
+                if isinstance(result, Refusal):
+                    raise result.within(f"{form.field}.{number}")
+                assert isinstance(result, float)  # noqa: S101
+                scores.append(result)
+            self.metrics.item("scored", len(scores))
+            return _json(form.reply(asked, scores, self.said.name))
+
+    async def score(self, request: Request) -> Response:
+        self.check_pointwise()
         async with self.document(request, lambda document: conversations_of(document, self.limits)) as found:
             items: list[Item] = [each for each in found if not isinstance(each, Refusal)]
             results = iter(await self.work(request, items))

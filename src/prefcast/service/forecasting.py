@@ -14,7 +14,7 @@ from prefcast.errors import ModelError, PrefcastError
 from prefcast.forecasts.forecaster import Forecaster, Influence
 from prefcast.forecasts.predictions import Forecast
 from prefcast.pairs import Pair
-from prefcast.scorers.base import Problem
+from prefcast.scorers.base import Conversation, Problem
 from prefcast.service.refusals import Refusal
 
 __all__ = ["BatchForecaster", "Found", "Item", "Result", "ToForecast"]
@@ -35,8 +35,6 @@ class Found:
     read: Pair = field(repr=False)
 
 
-# Messages to score.
-Conversation = list[dict[str, str]]
 Item = ToForecast | Conversation
 Result = Found | float | Refusal
 T = TypeVar("T")
@@ -58,7 +56,7 @@ class BatchForecaster:
     def run(self, items: list[Item]) -> list[Result]:
         """The result of each item, in order."""
         forecasts = iter(self._each(self._forecast, [item for item in items if isinstance(item, ToForecast)]))
-        scores = iter(self._each(self._score, [item for item in items if isinstance(item, list)]))
+        scores = iter(self._each(self._score, [item for item in items if not isinstance(item, ToForecast)]))
         return [next(forecasts if isinstance(item, ToForecast) else scores) for item in items]
 
     def _each(self, work: Callable[[list[T]], list[Result]], items: list[T]) -> list[Result]:

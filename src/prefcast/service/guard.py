@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from prefcast.service.limits import Limits
 from prefcast.service.refusals import Refusal
 
-__all__ = ["HEADERS", "Bodies", "Guard", "is_loopback", "refusal_response"]
+__all__ = ["HEADERS", "Bodies", "Guard", "is_loopback", "is_secured", "refusal_response"]
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -145,6 +145,7 @@ class Bodies:
 
 
 _CLOSE = {"Connection": "close"}
+_SECURED = frozenset({"/metrics", "/v1", "/get_reward", "/classify", "/score"})
 
 
 class Guard:
@@ -226,7 +227,7 @@ class Guard:
         if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
             return Refusal("wrong_host", "this server does not answer to that Host; --allow-host NAME allows one")
         path: str = scope["path"]
-        if self._token is None or not (path in ("/metrics", "/v1") or path.startswith("/v1/")):
+        if self._token is None or not is_secured(path):
             return None
         scheme, _, token = given.get(b"authorization", b"").partition(b" ")
         # Digests have one length and are compared in constant time, so that the time says nothing about the token.
@@ -246,6 +247,11 @@ def _as_refusal(error: Exception) -> Refusal | None:
         }.get(error.status_code, ("bad_request", "the request is not understood"))
         return Refusal(kind, problem, headers=error.headers)
     return error if isinstance(error, Refusal) else None
+
+
+def is_secured(path: str) -> bool:
+    """Whether a server with a token wants it for this path."""
+    return path in _SECURED or path.startswith("/v1/")
 
 
 def _digest(token: bytes) -> bytes:

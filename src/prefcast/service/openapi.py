@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from prefcast.service import rows, schema
+from prefcast.service.forms import FORMS
+from prefcast.service.guard import is_secured
 from prefcast.service.limits import Limits
 
 __all__ = ["EXAMPLES", "ROUTES", "document"]
@@ -90,6 +92,22 @@ ROUTES = {
             ),
         ),
     ),
+    **{
+        path: _Route(summary, text, (FORMS[path].gives,), (FORMS[path].takes,), (*_BODY, 409))
+        for path, summary, text in (
+            (
+                "/get_reward",
+                "Rewards in OpenRLHF's form",
+                "Gives the raw scores of texts, as a reward server of OpenRLHF does.",
+            ),
+            (
+                "/classify",
+                "Scores in vLLM's form",
+                "Gives the scores of texts, token ids or a conversation, as vLLM does.",
+            ),
+            ("/score", "Scores of answers in vLLM's form", "Gives the scores of answers to prompts, as vLLM does."),
+        )
+    },
     "/v1/models": _Route(
         "Models",
         "Names the forecaster of this server, the built-in models and the limits of a request.",
@@ -148,7 +166,8 @@ def document(limits: Limits, *, secured: bool) -> dict[str, Any]:
 def _operation(path: str, route: _Route, secured: bool) -> dict[str, Any]:
     kind = "application/json" if route.gives else "text/plain"
     said: dict[str, Any] = {
-        "operationId": path.rpartition("/")[2],
+        # /score and /v1/score are two operations.
+        "operationId": "score_texts" if path == "/score" else path.rpartition("/")[2],
         "summary": route.summary,
         "description": route.description,
         "responses": {"200": {"description": "The answer.", **_content(kind, route.gives)}},
@@ -167,7 +186,7 @@ def _operation(path: str, route: _Route, secured: bool) -> dict[str, Any]:
         ]
         # Bytes of any kind: OpenAPI 3.1 has no schema for them.
         said["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
-    if secured and path.startswith(("/v1/", "/metrics")):
+    if secured and is_secured(path):
         said["security"] = [{"token": []}]
     return said
 

@@ -20,7 +20,7 @@ from prefcast.service import schema
 from prefcast.service.limits import Limits
 from prefcast.service.refusals import Refusal
 
-__all__ = ["Asked", "asked_of", "conversations_of", "parsed", "ranked_of"]
+__all__ = ["Asked", "asked_of", "conversation_of", "conversations_of", "parsed", "ranked_of", "validated"]
 
 M = TypeVar("M", bound=BaseModel)
 _MOST_OBJECTS = 300_000
@@ -112,7 +112,7 @@ def asked_of(document: dict[str, Any], limits: Limits) -> tuple[list[Asked], boo
     pair in a list is kept as the `refusal` of that pair."""
     if "pairs" not in document:
         return [_asked(document, limits)], False
-    many = _validated(schema.ForecastMany, document, limits)
+    many = validated(schema.ForecastMany, document, limits)
     found = []
     for number, item in enumerate(many.pairs):
         try:
@@ -126,7 +126,7 @@ def asked_of(document: dict[str, Any], limits: Limits) -> tuple[list[Asked], boo
 
 def _asked(item: Any, limits: Limits) -> Asked:
     if isinstance(item, dict) and ("conversation_a" in item or "conversation_b" in item):
-        said = _validated(schema.ConversationPair, item, limits)
+        said = validated(schema.ConversationPair, item, limits)
         try:
             # The messages as they came: `formats` reads their contents.
             turns, system = SHAPES["arena"].read(
@@ -136,7 +136,7 @@ def _asked(item: Any, limits: Limits) -> Asked:
             raise Refusal("invalid", fault.problem, fault.field) from None
         pair = Pair(turns, system=system, reference=said.reference)
         return Asked(said.id, pair, said.explain, said.both_orders)
-    texts = _validated(schema.TextPair, item, limits)
+    texts = validated(schema.TextPair, item, limits)
     _same_turns(texts.prompt, {"response_a": texts.response_a, "response_b": texts.response_b})
     turns = tuple(map(Turn, texts.prompt, texts.response_a, texts.response_b))
     pair = Pair(turns, system=texts.system or "", reference=texts.reference)
@@ -146,14 +146,14 @@ def _asked(item: Any, limits: Limits) -> Asked:
 def _id(item: Any, limits: Limits) -> str | int | None:
     """The id of a pair that has another fault."""
     try:
-        return _validated(schema.Named, item, limits).id
+        return validated(schema.Named, item, limits).id
     except Refusal:
         return None
 
 
 def conversations_of(document: dict[str, Any], limits: Limits) -> list[list[dict[str, str]] | Refusal]:
     """The conversations of a score request as plain messages, or why one cannot be read."""
-    many = _validated(schema.ScoreRequest, document, limits)
+    many = validated(schema.ScoreRequest, document, limits)
     found: list[list[dict[str, str]] | Refusal] = []
     for item in many.conversations:
         try:
@@ -165,15 +165,24 @@ def conversations_of(document: dict[str, Any], limits: Limits) -> list[list[dict
 
 def _conversation(item: Any, limits: Limits) -> list[dict[str, str]]:
     if isinstance(item, dict):
-        texts = _validated(schema.Exchange, item, limits)
+        texts = validated(schema.Exchange, item, limits)
         _same_turns(texts.prompt, {"response": texts.response})
         turns, system = list(zip(texts.prompt, texts.response, strict=True)), texts.system or ""
-    else:
-        _validated(schema.Messages, item, limits)
-        try:
-            turns, system = conversation(item, "")
-        except Fault as fault:
-            raise Refusal("invalid", fault.problem) from None
+        return _messages(turns, system)
+    return conversation_of(item, limits)
+
+
+def conversation_of(item: Any, limits: Limits, field: str = "") -> list[dict[str, str]]:
+    """A list of messages as plain messages. Raises Refusal."""
+    validated(schema.Messages, item, limits)
+    try:
+        turns, system = conversation(item, "")
+    except Fault as fault:
+        raise Refusal("invalid", fault.problem, field) from None
+    return _messages(turns, system)
+
+
+def _messages(turns: Sequence[tuple[str, str]], system: str) -> list[dict[str, str]]:
     said = [
         {"role": role, "content": content}
         for turn in turns
@@ -184,7 +193,7 @@ def _conversation(item: Any, limits: Limits) -> list[dict[str, str]]:
 
 def ranked_of(document: dict[str, Any], limits: Limits) -> schema.RankRequest:
     """The prompt and the responses to rank."""
-    said = _validated(schema.RankRequest, document, limits)
+    said = validated(schema.RankRequest, document, limits)
     _same_turns(said.prompt, {f"responses.{number}": turns for number, turns in enumerate(said.responses)})
     return said
 
@@ -196,7 +205,7 @@ def _same_turns(prompt: Sequence[str], responses: Mapping[str, Sequence[str]]) -
             raise Refusal("invalid", problem, field)
 
 
-def _validated(model: type[M], value: Any, limits: Limits) -> M:
+def validated(model: type[M], value: Any, limits: Limits) -> M:
     try:
         return model.model_validate(value, context=limits)
     except ValidationError as error:

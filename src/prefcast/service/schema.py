@@ -32,7 +32,7 @@ from prefcast.pairs import clean
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
     """At least `least` items, and at most as many items or characters as the field `limit` of Limits allows. It is checked
     before the items are, so that a long list costs nothing."""
 
@@ -62,7 +62,7 @@ def _at_most(most: int, size: int, unit: str) -> None:
         raise PydanticCustomError("too_long", f"has {size} {unit}; at most {most} are taken")
 
 
-def _by_type(expected: str, tags: Mapping[type, str]) -> Discriminator:
+def by_type(expected: str, tags: Mapping[type, str]) -> Discriminator:
     """Which part of a union a value is validated by, so that there is one error and not one for each part."""
     return Discriminator(
         lambda value: tags.get(type(value)), custom_error_type="invalid", custom_error_message=expected
@@ -81,10 +81,10 @@ def _bounded_parts(parts: list[Any], info: ValidationInfo) -> list[Any]:
 
 
 # Tags are in brackets, so that reading.py can tell them from the names of fields.
-_Text = Annotated[str, _Size("text_characters")]
+Text = Annotated[str, Size("text_characters")]
 _TextOrTurns = Annotated[
-    Annotated[_Text, Tag("(text)")] | Annotated[list[_Text | None], _Size("turns", 1), Tag("(turns)")],
-    _by_type("expected a text, or a list of texts, one for each turn", {str: "(text)", list: "(turns)"}),
+    Annotated[Text, Tag("(text)")] | Annotated[list[Text | None], Size("turns", 1), Tag("(turns)")],
+    by_type("expected a text, or a list of texts, one for each turn", {str: "(text)", list: "(turns)"}),
     AfterValidator(_turns),
 ]
 # Either becomes a list of texts.
@@ -95,15 +95,15 @@ Texts = Annotated[
 ]
 # A text, or null.
 OneText = Annotated[
-    Annotated[_Text, AfterValidator(clean), Tag("(text)")] | Annotated[None, Tag("(none)")],
-    _by_type("expected a text or null", {str: "(text)", type(None): "(none)"}),
+    Annotated[Text, AfterValidator(clean), Tag("(text)")] | Annotated[None, Tag("(none)")],
+    by_type("expected a text or null", {str: "(text)", type(None): "(none)"}),
 ]
 # 64 bits: what every reader of JSON keeps exactly.
 Id = Annotated[
     Annotated[str, Field(max_length=1000), BeforeValidator(clean), Tag("(text)")]
     | Annotated[int, Field(ge=-(2**63), le=2**63 - 1), Tag("(number)")]
     | Annotated[None, Tag("(none)")],
-    _by_type(
+    by_type(
         "expected a text of at most 1000 characters, a whole number of 64 bits or null",
         {str: "(text)", int: "(number)", type(None): "(none)"},
     ),
@@ -130,20 +130,20 @@ class Message(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: (
         Annotated[
-            Annotated[_Text, Tag("(text)")] | Annotated[list[_Part], AfterValidator(_bounded_parts), Tag("(parts)")],
-            _by_type("expected a text or a list of text parts", {str: "(text)", list: "(parts)"}),
+            Annotated[Text, Tag("(text)")] | Annotated[list[_Part], AfterValidator(_bounded_parts), Tag("(parts)")],
+            by_type("expected a text or a list of text parts", {str: "(text)", list: "(parts)"}),
         ]
         | None
     )
 
 
-class Messages(RootModel[Annotated[list[Message], _Size("messages", 2)]]):
+class Messages(RootModel[Annotated[list[Message], Size("messages", 2)]]):
     """A conversation: user and assistant messages in turn, the assistant's last. A system message may come first."""
 
     model_config = ConfigDict(strict=True)
 
 
-class _In(BaseModel):
+class In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -151,20 +151,20 @@ class Named(BaseModel):
     id: Id = None
 
 
-class _Asked(Named, _In):
+class _Asked(Named, In):
     explain: bool = Field(default=False, description="Whether to say which features moved the forecast.")
     both_orders: bool = Field(
         default=False, description="Whether to forecast the pair a second time with A and B exchanged."
     )
 
 
-class _WithReference(_In):
+class _WithReference(In):
     reference: OneText = Field(
         default=None, description="A known good answer to the last prompt, for models that compare with one."
     )
 
 
-class _WithSystem(_In):
+class _WithSystem(In):
     system: OneText = Field(default=None, description="The system message before the first prompt.")
 
 
@@ -197,31 +197,31 @@ def _items(*models: str) -> dict[str, Any]:
     return {"anyOf": [*({"$ref": f"#/components/schemas/{name}"} for name in models), _ANYTHING]}
 
 
-class ForecastMany(_In):
+class ForecastMany(In):
     """Several pairs. `explain` and `both_orders` apply to all of them."""
 
     pairs: Annotated[
         list[Annotated[Any, WithJsonSchema(_items("TextPair", "ConversationPair"))]],
-        _Size("pairs", 1),
+        Size("pairs", 1),
     ]
     explain: bool = False
     both_orders: bool = False
 
 
-class ScoreRequest(_In):
+class ScoreRequest(In):
     """Conversations to score. Each is a list of messages, or a prompt with its response."""
 
-    conversations: Annotated[list[Annotated[Any, WithJsonSchema(_items("Messages", "Exchange"))]], _Size("pairs", 1)]
+    conversations: Annotated[list[Annotated[Any, WithJsonSchema(_items("Messages", "Exchange"))]], Size("pairs", 1)]
 
 
 class RankRequest(Named, _WithSystem, _WithReference):
     """One prompt and several responses to it. Each response has as many turns as the prompt."""
 
     prompt: Texts
-    responses: Annotated[list[Texts], _Size("responses", 2)]
+    responses: Annotated[list[Texts], Size("responses", 2)]
 
 
-class _Out(BaseModel):
+class Out(BaseModel):
     """A part of an answer. It is made of an object that has its fields, or of a tuple of their values."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -232,7 +232,7 @@ class _Out(BaseModel):
         return dict(zip(cls.model_fields, value, strict=True)) if isinstance(value, tuple) else value
 
 
-class ErrorDetail(_Out):
+class ErrorDetail(Out):
     type: str = Field(description="A word for programs: invalid, too_long, too_busy, ...")
     field: str = Field(description="The field at fault, such as pairs.3.response_a. Empty if no field is at fault.")
     message: str
@@ -244,7 +244,7 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-class Probabilities(_Out):
+class Probabilities(Out):
     """The probabilities that people prefer A, prefer B, or call it a tie. They sum to 1."""
 
     a: float
@@ -252,7 +252,7 @@ class Probabilities(_Out):
     tie: float
 
 
-class Interval(_Out):
+class Interval(Out):
     """The lower and upper end for each probability: how far more labels could move this forecast."""
 
     level: float
@@ -261,7 +261,7 @@ class Interval(_Out):
     tie: tuple[float, float]
 
 
-class Swapped(_Out):
+class Swapped(Out):
     """The forecast of the pair with A and B exchanged, its probabilities exchanged back. For an exact forecaster the difference
     is rounding."""
 
@@ -269,7 +269,7 @@ class Swapped(_Out):
     largest_difference: float
 
 
-class CutText(_Out):
+class CutText(Out):
     """A text of which only the first `head` and the last `tail` characters (code points) were read."""
 
     turn: int = Field(description="Counted from 0.")
@@ -279,7 +279,7 @@ class CutText(_Out):
     tail: int
 
 
-class Truncation(_Out):
+class Truncation(Out):
     """How much of the pair was read, in characters of prompts and responses together and in turns."""
 
     truncated: bool
@@ -290,13 +290,13 @@ class Truncation(_Out):
     texts: list[CutText]
 
 
-class FeatureValue(_Out):
+class FeatureValue(Out):
     name: str
     a: float
     b: float
 
 
-class Influence(_Out):
+class Influence(Out):
     """The effect of one kind of feature: the forecast minus the forecast without that kind."""
 
     name: str
@@ -352,7 +352,7 @@ class Scores(BaseModel):
     forecaster: ForecasterSaid
 
 
-class Compared(_Out):
+class Compared(Out):
     """Response `a` against response `b`, counted from 0."""
 
     a: int
@@ -381,7 +381,7 @@ class BuiltIn(BaseModel):
     served: bool
 
 
-class LimitsSaid(_Out):
+class LimitsSaid(Out):
     body_bytes: int
     text_characters: int
     turns: int

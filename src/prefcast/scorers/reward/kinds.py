@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import ModelError, PrefcastError, UsageError, excerpt
 from prefcast.pairs import Pair
-from prefcast.scorers.base import Evidence
+from prefcast.scorers.base import Conversation, Evidence
 from prefcast.scorers.options import which
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind, open_checkpoint
@@ -65,15 +66,19 @@ class PointwiseScorer(RewardScorer):
         """The token ids of a conversation that are scored. They are never truncated."""
         return self._encode(checked(conversation))[0]
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
-        """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`). Higher is better.
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
+        """Scores (n,), float64, of n conversations (lists of messages with `role` and `content`, or texts and ids as
+        `Scorer.score` takes them). Higher is better.
 
         Conversations are not truncated. Raises UsageError for a value that is no conversation and for a conversation
         with more tokens than the model has positions. Raises ModelError if scoring fails.
         """
         groups = []
         for conversation in conversations:
-            ids, types = self._encode(checked(conversation))
+            if isinstance(conversation, Mapping):
+                ids, types = self._templated(conversation), None
+            else:
+                ids, types = self._encode(checked(conversation))
             hard = None if packs(self.checkpoint) else self.checkpoint.limit
             if hard is not None and len(ids) > hard:
                 raise UsageError(f"a conversation has {len(ids)} tokens; {self.checkpoint.name} reads at most {hard}")
@@ -95,10 +100,30 @@ class PointwiseScorer(RewardScorer):
             ids, types = self.reader.encode_two(question, messages[-1]["content"])
             return ids, types if "token_type_ids" in self.tokenizer.model_input_names else None
         ids = self.reader.encode(self._text(self.chat, messages, self.reader), frame=self.chat.frame)
+        return self._ended(ids), None
+
+    def _templated(self, said: Mapping[str, Any]) -> list[int]:
+        """The token ids of a conversation that is in the template already. Raises UsageError."""
+        if "ids" in said:
+            ids = list(said["ids"])
+            if not all(type(each) is int and each >= 0 for each in ids):
+                raise UsageError("token ids are whole numbers from 0")
+            try:
+                check_ids(self.checkpoint, ids)
+            except ModelError:
+                raise UsageError(f"a token id is larger than any that {self.checkpoint.name} has") from None
+        else:
+            ids = self.reader.parse(said["text"], frame=bool(said.get("frame")))
+        if not ids:
+            raise UsageError("a text without tokens has no score")
+        return self._ended(ids)
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """The ids with the token at which the model's score stands."""
         reward = self.checkpoint.config.get("reward_token_id") if self.checkpoint.kind is Kind.INTERNLM2 else None
         if reward is not None and (not ids or ids[-1] != reward):
             ids.append(int(reward))
-        return ids, None
+        return ids
 
     def _columns(self) -> tuple[int, ...] | None:
         return (0,) if self.checkpoint.kind is Kind.LOGIT else None
@@ -150,7 +175,7 @@ class ReferenceScorer(PointwiseScorer):
     def encode(self, conversation: Sequence[Message]) -> list[int]:
         raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
         raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))
 
     def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:

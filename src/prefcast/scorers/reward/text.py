@@ -136,6 +136,10 @@ class TextEncoder:
             found = self._literal.post_process(found, add_special_tokens=True)
         return [self._meant.get(index, index) for index in found.ids]
 
+    def parse(self, text: str, *, frame: bool = False) -> list[int]:
+        """The ids of a text that is in the model's template already: special tokens in the text are parsed."""
+        return self._encoded(self._parsing, text, frame=frame).ids
+
     def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """Ids and token types of two texts, joined by the tokenizer's post-processor with its special tokens."""
         if self.special_tokens == "original":
