@@ -349,7 +349,7 @@ ROW_FAULTS: dict[str, tuple[str, bytes, int, str]] = {
 CONVERSATION_FAULTS: dict[str, tuple[Any, str]] = {
     "a tool message": (
         [USER, {"role": "tool", "content": "42"}],
-        "message 2 is of a tool (role 'tool'); only messages of user, assistant and system can be read",
+        "ends with the result of a tool; expected an assistant message at the end",
     ),
     "an image": (
         [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ASSISTANT],

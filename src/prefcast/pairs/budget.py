@@ -102,7 +102,10 @@ class Budget(ABC):
 
     def read(self, pair: Pair) -> tuple[Pair, Truncation]:
         """The part of `pair` that is read, and the report of it. Only turns are cut and counted here: a system message
-        that keeps its role is read whole."""
+        that keeps its role is read whole, and so is a pair whose answers call tools."""
+        if pair.tools is not None:
+            total = sum(turn.characters for turn in pair.turns)
+            return pair, Truncation(total, total, len(pair.turns), len(pair.turns))
         turns, truncation = self.apply(pair.turns)
         return (pair if turns is pair.turns else replace(pair, turns=turns)), truncation
 

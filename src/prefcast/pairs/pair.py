@@ -76,7 +76,8 @@ class Pair:
 
     `row` is the position in the file, counted from 1 (0: not from a file). `system` is the system message before the
     first prompt; empty where there is none. `reference` is a known good answer to the last prompt, for the models that
-    compare with one.
+    compare with one. `tools` has the messages of both conversations as JSON, where answers call tools: their texts in `turns`
+    are then what the assistant said.
     """
 
     turns: tuple[Turn, ...]
@@ -87,6 +88,7 @@ class Pair:
     row: int = 0
     system: str = ""
     reference: str | None = None
+    tools: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -161,6 +163,7 @@ class Pair:
             outcome=None if self.outcome is None else self.outcome.swapped,
             model_a=self.model_b,
             model_b=self.model_a,
+            tools=None if self.tools is None else self.tools[::-1],
         )
 
 

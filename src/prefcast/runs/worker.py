@@ -68,14 +68,19 @@ def _answer(answers: IO[bytes], scorer: Scorer, asked: dict[str, Any]) -> None:
 
 def plain_pair(pair: Pair) -> list[Any]:
     """What a scorer reads of a pair, as `pairs_of` takes it."""
-    return [pair.system, pair.reference, *(turn.texts for turn in pair.turns)]
+    return [pair.system, pair.reference, pair.tools, *(turn.texts for turn in pair.turns)]
 
 
 def pairs_of(pairs: list[list[Any]]) -> list[Pair]:
-    """Pairs from what `plain_pair` made of them: system message, reference answer, and the texts of each turn."""
+    """Pairs from what `plain_pair` made of them: system message, reference answer, messages with tools, and the texts of each turn."""
     return [
-        Pair(tuple(Turn(*turn) for turn in turns), system=system, reference=reference)
-        for system, reference, *turns in pairs
+        Pair(
+            tuple(Turn(*turn) for turn in turns),
+            system=system,
+            reference=reference,
+            tools=None if tools is None else (tools[0], tools[1]),
+        )
+        for system, reference, tools, *turns in pairs
     ]
 
 

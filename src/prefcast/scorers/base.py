@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, Self
@@ -221,6 +222,8 @@ class Scorer(ABC):
     pointwise: bool = False
     # Whether it reads a pair's system message in a role of its own; otherwise it is joined to the first prompt.
     takes_system: bool = False
+    # Whether it reads the messages of answers that call tools; a pair with such answers otherwise has no evidence.
+    takes_tools: bool = False
     # How many seconds a batch may take; None where there is no limit.
     time_limit: float | None = None
 
@@ -262,7 +265,16 @@ class Scorer(ABC):
 
     def evidence(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Evidence:
         """The evidence of `pairs`, in their order."""
-        return gathered(len(pairs), self.raw_names, self.stream(list(map(self.taken, pairs)), meter))
+        plain = [place for place, pair in enumerate(pairs) if pair.tools is None or self.takes_tools]
+        parts = self.stream([self.taken(pairs[place]) for place in plain], meter)
+        if len(plain) == len(pairs):
+            return gathered(len(pairs), self.raw_names, parts)
+        others = sorted(set(range(len(pairs))).difference(plain))
+        meter.advance(len(others))
+        problem = f"has answers that call tools, which {self.name} does not read"
+        without = [([place], failed(self, problem)) for place in others]
+        placed = (([plain[place] for place in positions], found) for positions, found in parts)
+        return gathered(len(pairs), self.raw_names, chain(without, placed))
 
     def taken(self, pair: Pair) -> Pair:
         """`pair` in the form that the scorer reads."""

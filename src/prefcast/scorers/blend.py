@@ -51,8 +51,8 @@ class BlendScorer(Scorer):
     files: ClassVar[tuple[str, ...]] = (_FILE,)
     # The evidence store keeps the members' evidence instead.
     cost = Cost.INSTANT
-    # Each member decides what becomes of a system message.
-    takes_system = True
+    # Each member decides what becomes of a system message, and of answers that call tools.
+    takes_system = takes_tools = True
 
     def __init__(self, members: Sequence[Member], weights: Mapping[str, float] | None = None) -> None:
         self.parts = list(members)

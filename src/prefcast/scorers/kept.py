@@ -172,7 +172,10 @@ def pair_key(pair: Pair, space: bytes, *, either_way: bool = False) -> tuple[byt
     texts = (*pair.prompt, *b, *a) if turned else (*pair.prompt, *a, *b)
     # Lengths first: no text can pass for the border between two.
     said = f"{','.join(map(str, map(len, texts)))};{''.join(texts)}"
-    if pair.system or pair.reference is not None:
+    if pair.tools is not None:
+        tools = pair.tools[::-1] if turned else pair.tools
+        said = f"{json.dumps([pair.system, pair.reference, *tools])};{said}"
+    elif pair.system or pair.reference is not None:
         # Only then: the keys of all other pairs stay what they were.
         said = f"{json.dumps([pair.system, pair.reference])};{said}"
     content = said.encode("utf-8", "surrogatepass")

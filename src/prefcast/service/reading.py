@@ -129,12 +129,12 @@ def _asked(item: Any, limits: Limits) -> Asked:
         said = validated(schema.ConversationPair, item, limits)
         try:
             # The messages as they came: `formats` reads their contents.
-            turns, system = SHAPES["arena"].read(
+            turns, system, tools = SHAPES["arena"].read(
                 {name: item[name] for name in ("conversation_a", "conversation_b")}, True
             )
         except Fault as fault:
             raise Refusal("invalid", fault.problem, fault.field) from None
-        pair = Pair(turns, system=system, reference=said.reference)
+        pair = Pair(turns, system=system, reference=said.reference, tools=tools)
         return Asked(said.id, pair, said.explain, said.both_orders)
     texts = validated(schema.TextPair, item, limits)
     _same_turns(texts.prompt, {"response_a": texts.response_a, "response_b": texts.response_b})
@@ -176,7 +176,7 @@ def conversation_of(item: Any, limits: Limits, field: str = "") -> list[dict[str
     """A list of messages as plain messages. Raises Refusal."""
     validated(schema.Messages, item, limits)
     try:
-        turns, system = conversation(item, "")
+        turns, system, _ = conversation(item, "")
     except Fault as fault:
         raise Refusal("invalid", fault.problem, field) from None
     return _messages(turns, system)

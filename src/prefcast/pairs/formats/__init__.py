@@ -142,13 +142,13 @@ class PairFile(Table):
     def _pair(self, record: Record, id: str | int, row: int) -> Pair | RowError:
         shape = self.shape
         try:
-            turns, system = shape.read(record, self.plain)
+            turns, system, tools = shape.read(record, self.plain)
             system, reference = texts_beside(record, system, self.plain)
             outcome = self._labels.of(record, forecasts=self._forecasts) if shape.labelled else Outcome.A
         except Fault as fault:
             return self.row_error(row, fault, id)
         left, right = (_model(record, name) for name in shape.models)
-        pair = Pair(turns, id, outcome, left, right, row, system, reference)
+        pair = Pair(turns, id, outcome, left, right, row, system, reference, tools)
         # The order of chosen and rejected gives the label away.
         return pair if shape.labelled or not swapped_by(id) else pair.swapped()
 

@@ -132,7 +132,7 @@ class CandidateFile(Table):
             return self.texts(record, "prompt"), [], ""
         if messages[-1] == {"role": "assistant", "content": ""}:
             messages = messages[:-1]  # Nectar's prompts end with the mark of the answer
-        turns, system = conversation([*messages, {"role": "assistant", "content": ""}], "prompt")
+        turns, system, _ = conversation([*messages, {"role": "assistant", "content": ""}], "prompt")
         return [prompt for prompt, _ in turns], [answer for _, answer in turns[:-1]], system
 
     def _answers(self, record: Record) -> tuple[list[list[str]], frozenset[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, NamedTuple
 
@@ -18,18 +19,23 @@ _ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+_TOOL_FIELDS = ("tool_calls", "tool_call_id", "name")
 _TOOLS = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 
 
 class Conversation(NamedTuple):
-    """The (prompt, answer) of each turn, and the system message before them."""
+    """The (prompt, answer) of each turn, and the system message before them. Where an answer calls tools, `tools` has all messages
+    as JSON, and the answer is the texts of the assistant."""
 
     turns: list[tuple[str, str]]
     system: str = ""
+    tools: str = ""
 
 
-def conversation(value: Any, field: str) -> Conversation:
-    """The conversation in a list of messages."""
+def conversation(value: Any, field: str, *, tools: bool = False) -> Conversation:
+    """The conversation in a list of messages. With `tools` an answer may call tools and have their results."""
+    if tools and isinstance(value, list) and any(map(_of_tool, value)):
+        return _with_tools(value, field)
     if not isinstance(value, list):
         raise Fault(field, f"is {kind(value)}; expected a list of messages with role and content")
     system, said = "", list[str]()
@@ -50,6 +56,48 @@ def conversation(value: Any, field: str) -> Conversation:
             field, "ends without an assistant message; expected user and assistant to alternate, the assistant last"
         )
     return Conversation(list(zip(said[::2], said[1::2], strict=True)), system)
+
+
+def _of_tool(message: Any) -> bool:
+    """Whether a message calls a tool, or is what a tool gave."""
+    if not isinstance(message, dict):
+        return False
+    role = role_of(message)
+    return bool(message.get("tool_calls")) or (isinstance(role, str) and role.lower() in _TOOLS)
+
+
+def _with_tools(value: list[Any], field: str) -> Conversation:
+    """As `conversation`, where the messages between a prompt and the next are one answer."""
+    plain, said = list[Any](), list[dict[str, Any]]()
+    for number, message in enumerate(value, 1):
+        if not _of_tool(message):
+            role, text = _said(message, field, number)
+            said.append({"role": role, "content": text})
+        else:
+            role = role_of(message)
+            text = content(message.get("content"), field, number)
+            kept = {name: message[name] for name in _TOOL_FIELDS if message.get(name)}
+            if role not in ("assistant", "tool"):
+                problem = f"message {number} has the role {excerpt(role)}; expected tool, or assistant with tool_calls"
+                raise Fault(field, problem)
+            calls = kept.get("tool_calls", [])
+            if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+                raise Fault(field, f"message {number}: tool_calls is {kind(calls)}; expected a list of objects")
+            said.append({"role": role, "content": text, **kept})
+            if not plain or plain[-1]["role"] == "system":
+                raise Fault(field, f"message {number} is of a tool, and no prompt stands before it")
+        if plain and plain[-1]["role"] == "assistant" and role in ("assistant", "tool"):
+            texts = [plain[-1]["content"], *([text] if role == "assistant" else [])]
+            plain[-1] = {"role": "assistant", "content": "\n\n".join(filter(None, texts))}
+        else:
+            plain.append({"role": "assistant" if role == "tool" else role, "content": "" if role == "tool" else text})
+    if said[-1]["role"] == "tool":
+        raise Fault(field, "ends with the result of a tool; expected an assistant message at the end")
+    found = conversation(plain, field)
+    try:
+        return Conversation(found.turns, found.system, clean(json.dumps(said, ensure_ascii=False, allow_nan=False)))
+    except (TypeError, ValueError, RecursionError):
+        raise Fault(field, "has a call of a tool that is no JSON") from None
 
 
 def are_messages(value: Any) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from os.path import commonprefix
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefcast.errors import excerpt
 from prefcast.pairs import Turn, clean
@@ -31,8 +31,15 @@ from prefcast.pairs.formats.messages import (
 
 __all__ = ["BESIDE", "CELLS_HINT", "SHAPES", "SINGLE", "Shape", "all_columns", "swapped_by", "texts_beside"]
 
-# The turns, and the system message.
-Texts = tuple[tuple[Turn, ...], str]
+
+class Texts(NamedTuple):
+    """The turns, the system message, and the messages of both sides as JSON where answers call tools."""
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+    tools: tuple[str, str] | None = None
+
+
 # Columns that every shape may have.
 BESIDE = ("system", "reference")
 
@@ -77,7 +84,7 @@ def _read_kaggle(record: Record, plain: bool) -> Texts:
         )
     if not prompt:
         raise Fault("prompt", "has no turn; expected at least one")
-    return tuple(map(Turn, *columns)), ""
+    return Texts(tuple(map(Turn, *columns)))
 
 
 def texts_beside(record: Record, system: str, plain: bool) -> tuple[str, str | None]:
@@ -119,26 +126,45 @@ def _read_two(of: Callable[[Record, str], Conversation], *names: str) -> Callabl
                 differs = f"the prompt of turn {number} differs between {name_a} and {name_b}"
                 raise Fault(name_b, f"{differs}; a pair has the same prompts")
         turns = zip(a.turns, b.turns, strict=True)
-        return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in turns), a.system
+        return Texts(tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in turns), a.system, _tools(a, b))
 
     return read
+
+
+def _tools(a: Conversation, b: Conversation) -> tuple[str, str] | None:
+    """The messages of two conversations as JSON, where one of them calls tools."""
+    if not a.tools and not b.tools:
+        return None
+    return tuple(each.tools or json.dumps(_as_messages(each), ensure_ascii=False) for each in (a, b))  # type: ignore[return-value]
+
+
+def _as_messages(said: Conversation) -> list[dict[str, str]]:
+    turns = [
+        {"role": role, "content": text}
+        for turn in said.turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return [{"role": "system", "content": said.system}, *turns] if said.system else turns
 
 
 def _read_preference(record: Record, plain: bool) -> Texts:
     """The turns of `chosen` and `rejected`. Where they part before the last answer, as some of HH-RLHF do, what both
     begin with is the prompt, and all that follows is the answer."""
-    (chosen, system), (rejected, other) = (_completion(record, field) for field in ("chosen", "rejected"))
-    if system != other:
+    a, b = (_completion(record, field) for field in ("chosen", "rejected"))
+    chosen, rejected, system = a.turns, b.turns, a.system
+    if system != b.system:
         problem = "the system message differs between chosen and rejected; a pair has the same one"
         raise Fault("rejected", problem)
     same = sum(1 for _ in takewhile(lambda two: two[0][0] == two[1][0], zip(chosen, rejected, strict=False)))
     if not same:
         raise Fault("rejected", "the prompt of turn 1 differs between chosen and rejected; a pair has the same prompts")
     if not same == len(chosen) == len(rejected):
+        if a.tools or b.tools:
+            raise Fault("rejected", "parts from chosen before the last answer, and an answer calls tools")
         parted = next((turn for turn in range(same) if chosen[turn][1] != rejected[turn][1]), same - 1)
         chosen, rejected = _parting(chosen, parted), _parting(rejected, parted)
     turns = zip(chosen, rejected, strict=True)
-    return tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in turns), system
+    return Texts(tuple(Turn(prompt, left, right) for (prompt, left), (_, right) in turns), system, _tools(a, b))
 
 
 def _parting(turns: list[tuple[str, str]], last: int) -> list[tuple[str, str]]:
@@ -152,18 +178,20 @@ def _read_single(record: Record, plain: bool) -> Texts:
     """The turns of one answer, which stands in the places of both."""
     system = ""
     if are_messages(_structured(record, "prompt")) or isinstance(record.get("response"), dict):
-        turns, system = _completion(record, "response")
+        turns, system, tools = _completion(record, "response")
+        if tools:
+            raise Fault("response", "calls tools; such answers can be read in pairs only")
     else:
         prompts, responses = (_turns(record, field, plain) for field in ("prompt", "response"))
         if len(prompts) != len(responses) or not prompts:
             problem = f"has {len(responses)} turns where prompt has {len(prompts)}; they must be equal, at least one"
             raise Fault("response", problem)
         turns = list(zip(prompts, responses, strict=True))
-    return tuple(Turn(prompt, response, response) for prompt, response in turns), system
+    return Texts(tuple(Turn(prompt, response, response) for prompt, response in turns), system)
 
 
 def _messages(record: Record, field: str) -> Conversation:
-    return conversation(cell(record, field), field)
+    return conversation(cell(record, field), field, tools=True)
 
 
 def _turns(record: Record, field: str, plain: bool) -> list[str]:
@@ -191,12 +219,12 @@ def _completion(record: Record, field: str) -> Conversation:
             raise Fault(field, problem)
         value = value[0]
     if isinstance(value, list):
-        return conversation(_with_prompt(value, prompt, field), field)
+        return conversation(_with_prompt(value, prompt, field), field, tools=True)
     if not isinstance(value, str):
         raise Fault(field, f"is {kind(value)}; expected a text or a list of messages")
     value = clean(value)
     if isinstance(prompt, list):
-        return conversation([*prompt, {"role": "assistant", "content": value}], field)
+        return conversation([*prompt, {"role": "assistant", "content": value}], field, tools=True)
     if prompt and not isinstance(prompt, str):
         raise Fault("prompt", f"is {kind(prompt)}; expected a text or a list of messages")
     if prompt:

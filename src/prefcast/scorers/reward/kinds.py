@@ -50,6 +50,7 @@ class PointwiseScorer(RewardScorer):
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         super().__init__(checkpoint, options)
         self.takes_system = self.chat is not None and self.chat.takes_system
+        self.takes_tools = self.chat is not None and self.chat.takes_tools
         self._check_day(None if self.chat is None else self.chat.source)
 
     @property
@@ -141,7 +142,7 @@ class PointwiseScorer(RewardScorer):
     def _text(chat: ChatTemplate, messages: Sequence[Message], reader: TextEncoder | None) -> str:
         if reader is None:
             return chat.render(messages)
-        return chat.render([{name: reader.protect(text) for name, text in each.items()} for each in messages])
+        return chat.render(reader.protect_all(list(messages)))
 
     def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
         if self.chat is None:
@@ -170,7 +171,7 @@ class ReferenceScorer(PointwiseScorer):
         if options.template is not None:
             raise UsageError(f"{checkpoint.name}: compares an answer with a reference; it takes no --template")
         super().__init__(checkpoint, options)
-        self.takes_system = True
+        self.takes_system, self.takes_tools = True, False
 
     def encode(self, conversation: Sequence[Message]) -> list[int]:
         raise UsageError(_NO_REFERENCE.format(self.checkpoint.name))

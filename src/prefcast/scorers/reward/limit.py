@@ -53,6 +53,9 @@ class TokenBudget(Budget):
             literal = self._reads_otherwise(pair)
             if self._longest(pair) <= self.limit:
                 return pair, Truncation(total, total, len(pair.turns), len(pair.turns), literal)
+            if pair.tools is not None:
+                # The scorer reports that it is too long.
+                return pair, Truncation(total, total, len(pair.turns), len(pair.turns), literal)
             return self._cut(pair, total, literal)
         except PrefcastError:
             # The scorer reports the fault.

@@ -81,6 +81,26 @@ class ChatTemplate:
         except UsageError:
             return False
 
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the text has the call of a tool and what the tool gave."""
+        call = {
+            "type": "function",
+            "function": {"name": "qcallq", "arguments": {"qargumentq": "qvalueq"}},
+            "id": "qcall0000",
+        }
+        said: list[dict[str, Any]] = [
+            *_plain()[:1],
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "Qresultq", "name": "qcallq", "tool_call_id": "qcall0000"},
+            *_plain()[1:],
+        ]
+        try:
+            rendered = self.render(said)
+        except UsageError:
+            return False
+        return all(text in rendered for text in ("qcallq", "qargumentq", "qvalueq", "Qresultq", _ANSWER))
+
     def reads(self, names: Sequence[str], every: Sequence[str]) -> frozenset[str]:
         """Those of the tokens `names` that the template looks for inside a text, as Qwen3's does with `</think>`.
 

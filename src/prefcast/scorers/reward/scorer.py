@@ -120,7 +120,12 @@ class RewardScorer(Scorer):
     def _reads_otherwise(self, pair: Pair) -> bool:
         """Whether the template does something else with the pair's texts as they are than with special tokens read
         letter by letter."""
-        texts = (pair.system, pair.reference or "", *(text for turn in pair.turns for text in turn.texts))
+        texts = (
+            pair.system,
+            pair.reference or "",
+            *(pair.tools or ()),
+            *(text for turn in pair.turns for text in turn.texts),
+        )
         if self.reader.special_tokens == "original" or not any(map(self.reader.has_special, texts)):
             return False
         try:

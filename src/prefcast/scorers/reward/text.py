@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
@@ -41,14 +42,31 @@ def checked(conversation: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": clean(message["role"]), "content": clean(message["content"])} for message in conversation]
 
 
-def conversations(pair: Pair) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def conversations(pair: Pair) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The two conversations of a pair as message lists: (A's, B's)."""
+    if pair.tools is not None:
+        return _with_tools(pair, pair.tools[0]), _with_tools(pair, pair.tools[1])
     a: list[dict[str, str]] = [{"role": "system", "content": pair.system}] if pair.system else []
     b = list(a)
     for turn in pair.turns:
         for messages, response in ((a, turn.response_a), (b, turn.response_b)):
             messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": response}]
     return a, b
+
+
+def _with_tools(pair: Pair, messages: str) -> list[dict[str, Any]]:
+    """Messages as templates expect them: the arguments of a call as an object, where their JSON is one."""
+    found: list[dict[str, Any]] = json.loads(messages)
+    for message in found:
+        for call in message.get("tool_calls", ()):
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                with suppress(ValueError, RecursionError):
+                    parsed = json.loads(function["arguments"])
+                    function["arguments"] = parsed if isinstance(parsed, dict) else function["arguments"]
+    if pair.system and found[0]["role"] != "system":
+        return [{"role": "system", "content": pair.system}, *found]
+    return found
 
 
 class TextEncoder:
@@ -115,6 +133,18 @@ class TextEncoder:
         if self.special_tokens == "original":
             return text
         return self._special.sub(lambda match: self._marks[match.group()], text)
+
+    def protect_all(self, value: Any) -> Any:
+        """`value`, as JSON has it, with every text in it protected."""
+        if isinstance(value, str):
+            return self.protect(value)
+        if isinstance(value, list):
+            return [self.protect_all(each) for each in value]
+        return (
+            {self.protect(name): self.protect_all(each) for name, each in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     def has_special(self, text: str) -> bool:
         """Whether the name of a special token is in an untrusted text."""
