@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.cli.requests import BUDGET, JSON_OUTPUT, Keeping, ModelOptions, Reading
-from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, say, say_restored
+from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, say, say_paid, say_restored
 from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
 
@@ -66,7 +66,7 @@ def fit(
             show = stack.enter_context(progress(source))
         fitted = fit_to(
             source,
-            model=model,
+            model=[*(model or []), *filter(None, [options.judging.model])],
             scores=scores,
             votes=votes,
             weights=weights,
@@ -88,6 +88,7 @@ def fit(
     if json_output != "-":
         print(fit_text(fitted))
     say_restored(fitted.restored, fitted.rows)
+    say_paid(fitted.spent)
     if fitted.truncated:
         say(f"{fitted.truncated} of {fitted.rows} rows were truncated")
     if fitted.unmatched_votes:

@@ -20,6 +20,7 @@ from prefcast.cli.shared import (
     progress,
     say,
     say_literal,
+    say_paid,
     say_restored,
     say_truncated,
 )
@@ -224,6 +225,7 @@ def _measured(
     ):
         measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
     say_restored(measured.restored, measured.rows)
+    say_paid(measured.spent)
     say_truncated(measured.truncated or 0, measured.rows, chosen)
     say_literal(measured.literal, measured.rows)
     return choice.title, measured

@@ -23,9 +23,7 @@ from prefcast.scorers.reward import Options
 def score(
     *,
     pairs: list[str] = PAIRS,
-    model: str = option(
-        "A folder with a reward model, its hub id, or a built-in model.", "PATH|ID|NAME", default=MISSING
-    ),
+    model: str | None = option("A folder with a reward model, its hub id, or a built-in model.", "PATH|ID|NAME"),
     output: str | None = option(
         ".csv, .jsonl or .parquet: the scores of each pair. With --engine ray also a folder or URI.", "PATH", "-o"
     ),
@@ -59,7 +57,10 @@ def score(
         raise UsageError("name the output: -o FILE.csv, FILE.jsonl or FILE.parquet (or --check-drift N)")
     asked = Asked("score", pairs, output, reading, keeping, long, on_error)
     check_run(asked, what="the scores", check_drift=check_drift)
-    choice = Choice(model, budget=budget, options=options.every, more=options.more)
+    named = options.named(model)
+    if named is None:
+        raise UsageError("name a model or a judge: --model or --judge")
+    choice = Choice(named, budget=budget, options=options.every, more=options.more)
     if check_drift is not None:
         _print_drift(pairs, choice, options.reward, reading, check_drift)
     if output is not None:

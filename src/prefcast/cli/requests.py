@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prefcast.base.limits import MAX_ROW
 from prefcast.cli.verbs import argument, option
 from prefcast.errors import UsageError
+from prefcast.scorers.judge import PREFIX
+from prefcast.scorers.judge import Options as JudgeOptions
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
@@ -106,6 +108,23 @@ class Reading:
         return mapping
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """An LLM as a judge."""
+
+    panel: ClassVar[str] = "Judges"
+
+    judge: str | None = option(
+        "An LLM as a judge, in the place of a model: the address of its API, like https://api.openai.com/v1.", "URL"
+    )
+    options: JudgeOptions
+
+    @property
+    def model(self) -> str | None:
+        """The judge as a model."""
+        return None if self.judge is None else f"{PREFIX}{self.judge}"
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The options of models, by kind, and of scorers that other packages add."""
@@ -113,6 +132,7 @@ class ModelOptions:
     panel: ClassVar[str] = "Reward models"
 
     reward: Options
+    judging: Judging
     option: list[str] | None = option(
         "An option of a scorer from another package; may be given several times.", "NAME=VALUE"
     )
@@ -120,12 +140,18 @@ class ModelOptions:
     @property
     def every(self) -> tuple[Any, ...]:
         """The options of each kind of model."""
-        return (self.reward,)
+        return (self.reward, self.judging.options)
 
     @property
     def more(self) -> tuple[str, ...]:
         """The options of a scorer from another package, as texts."""
         return tuple(self.option or ())
+
+    def named(self, model: str | None) -> str | None:
+        """The model that a person named, or the judge. Raises UsageError for both."""
+        if model is not None and self.judging.model is not None:
+            raise UsageError("name a model or a judge: --model or --judge")
+        return model or self.judging.model
 
 
 @dataclass(frozen=True)
@@ -148,7 +174,8 @@ class Choosing:
         from prefcast.forecasts.resolve import Choice
 
         options = self.options
-        return Choice(self.model, self.forecaster, scores, self.budget, self.preset, options.every, options.more)
+        model = options.named(self.model)
+        return Choice(model, self.forecaster, scores, self.budget, self.preset, options.every, options.more)
 
 
 @dataclass(frozen=True)

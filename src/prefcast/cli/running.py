@@ -20,6 +20,7 @@ from prefcast.cli.shared import (
     progress,
     say,
     say_literal,
+    say_paid,
     say_restored,
     say_truncated,
 )
@@ -122,6 +123,10 @@ def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | Non
         seconds=round(report.seconds, 3),
         pairs_a_second=round(report.rate, 2),
         shares={part: round(share, 4) for part, share in report.shares.items()},
+        requests=report.spent.requests,
+        tokens_read=report.spent.tokens_read,
+        tokens_written=report.spent.tokens_written,
+        money=round(report.spent.money, 9),
     )
     if LOG.as_json:
         end_failed(report.failed)
@@ -134,6 +139,7 @@ def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | Non
     if of is not None:
         say_truncated(report.truncated, report.rows, of)
     say_literal(report.literal, report.rows)
+    say_paid(report.spent)
     end_failed(report.failed, f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}")
 
 

@@ -17,6 +17,7 @@ from prefcast.runs.log import Log
 if TYPE_CHECKING:
     from prefcast.forecasts.forecaster import Forecaster
     from prefcast.pairs.formats import PairFile
+    from prefcast.scorers.base import Spent
 
 ROWS_FAILED = 3
 
@@ -69,6 +70,15 @@ def say_restored(restored: int, rows: int) -> None:
     """Tell of rows whose evidence was in the store."""
     if restored:
         say(f"{restored:,} of {rows:,} rows were scored before and not again (--fresh scores them again)")
+
+
+def say_paid(spent: Spent) -> None:
+    """Tell what a model that is paid for took in this run."""
+    if spent.requests:
+        money = f"; it cost {spent.money:.6g}" if spent.money else ""
+        say(
+            f"{spent.requests:,} requests to judges; tokens: {spent.tokens_read:,} read, {spent.tokens_written:,} written{money}"
+        )
 
 
 def end_failed(failed: int, text: str = "") -> None:

@@ -21,7 +21,7 @@ from prefcast.scorers.options import Option
 __all__ = ["MISSING", "argument", "option", "verb"]
 
 F = TypeVar("F", bound=Callable[..., None])
-_PANELS = ("Options", "Reward models", "Evidence and workers", "Long runs", "Cluster")
+_PANELS = ("Options", "Reward models", "Judges", "Evidence and workers", "Long runs", "Cluster")
 # Options of earlier versions and what they are called now; None for one whose effect is the default.
 _RENAMED = {"--no-keep-scores": "--no-store", "--no-journal": "--no-store", "--keep-scores": None, "--journal": None}
 # Made from a list of names, which a type checker cannot follow.
@@ -85,15 +85,19 @@ class _Command(TyperCommand):
 
 
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
-    """Add a function to a program as a verb."""
+    """Add a function to a program as a verb. An option of a request is left out if the verb itself has one of its name."""
 
     def add(function: F) -> F:
         hints = get_type_hints(function)
         members = [(each.name, hints[each.name], each.default) for each in signature(function).parameters.values()]
-        own = list(_parameters(members))
+        alone = [member for member in members if not is_dataclass(member[1])]
+        names = {member[0] for member in alone}
+        shared = [member for member in members if is_dataclass(member[1])]
+        own = [*_parameters(alone), *(each for each in _parameters(shared) if each.name not in names)]
 
         def command(**given: Any) -> None:
-            function(**_made(members, given))
+            others = {name: value for name, value in given.items() if name not in names}
+            function(**_made(alone, given), **_made(shared, others))
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = Signature(own)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from prefcast.pairs.pieces import pieces
 from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.loop import Progress
 from prefcast.runs.ready import Running, ready_scorer
-from prefcast.scorers.base import SILENT, Meter, Scorer, Spent
+from prefcast.scorers.base import Meter, Scorer, Spent
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
@@ -63,6 +63,7 @@ class Fitted:
     target_prior: float | None
     unmatched_votes: int = 0
     restored: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster as a folder. Raises UsageError."""
@@ -153,6 +154,7 @@ def fit(
             target_prior,
             0 if counts is None else len(counts) - gathered.matched,
             gathered.spent.kept,
+            gathered.spent,
         )
 
 
@@ -277,7 +279,9 @@ class _Gathered:
                     counts.append(vote)
             if rows:
                 follow = partial(_after, progress, before) if progress else None
-                meters = [SILENT] * (len(members) - 1) + [Meter(follow, self.spent)]
+                whole = Meter(follow, self.spent)
+                # Only the last member counts the pairs.
+                meters = [*(whole.aside() for _ in members[1:]), whole]
                 scored = zip(members, meters, strict=True)
                 found = [score_pairs(rows, scorer, budget, meter, "fit") for (scorer, budget), meter in scored]
                 self._add(rows, np.array(counts), found)

@@ -26,6 +26,7 @@ from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts
 from prefcast.pairs.pair import group_key
+from prefcast.scorers.base import Spent, costs_money
 from prefcast.scorers.length import LengthScorer
 
 __all__ = ["SWAPPED", "Measured", "Surprise", "swap_of"]
@@ -78,6 +79,7 @@ class Measured:
         # None: the file of forecasts does not say.
         self.truncated: int | None = 0
         self.first_error: RowError | None = None
+        self.spent = Spent()
 
     def add(self, forecasts: Forecasts) -> None:
         """Collect forecasts of pairs, labelled or not."""
@@ -140,8 +142,8 @@ class Measured:
 
     def try_swapped(self, forecaster: Forecaster) -> None:
         """Forecast the first rows again with A and B exchanged, and measure the change."""
-        # Given scores exist for one order only.
-        if not self._swapped or forecaster.scorer.brought:
+        # Given scores exist for one order only. What is paid for asks in both orders anyway.
+        if not self._swapped or forecaster.scorer.brought or costs_money(forecaster.scorer):
             return
         again = forecaster.forecast([pair.swapped() for pair, _ in self._swapped])
         good = [index for index, error in enumerate(again.errors) if error is None]

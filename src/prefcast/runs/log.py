@@ -26,6 +26,8 @@ _SAMPLE, _SHORT = 5.0, 60.0
 _BYTES_A_ROW = 16  # what is remembered of each id
 # The kinds of errors in scoring, by words of their messages.
 _KINDS = {CRASHED: "crash", "was killed by": "crash", TOO_SLOW: "time limit", "needs more memory": "memory"}
+# Those of judges; their words may hold what a server said.
+_KINDS_OF_JUDGES = {"the judge refused": "refusal", "the judge's reply": "verdict", "the judge's server": "server"}
 
 T = TypeVar("T")
 
@@ -179,7 +181,8 @@ def kind_of(error: RowError) -> str:
     """What kind of error a row has, in a word or two."""
     if not isinstance(error, ScoringError):
         return "reading"
-    return next((kind for words, kind in _KINDS.items() if words in error.problem), "scoring")
+    every = {**_KINDS, **_KINDS_OF_JUDGES}
+    return next((kind for words, kind in every.items() if words in error.problem), "scoring")
 
 
 def peak_memory() -> int:

@@ -39,7 +39,7 @@ class RunReport:
     `literal` counts the rows of `Truncation.literal`.
 
     `restored` rows were in the evidence store. `errors` counts the failures by kind. `shares` is the share of each part of
-    the work in the time.
+    the work in the time. `spent` is what a model that is paid for took.
     """
 
     rows: int
@@ -51,6 +51,7 @@ class RunReport:
     errors: Mapping[str, int] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
     literal: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def rate(self) -> float:
@@ -64,6 +65,7 @@ class Tally:
     def __init__(self) -> None:
         self.rows = self.failed = self.truncated = self.restored = self.literal = 0
         self.first: RowError | None = None
+        self.spent = Spent()
 
     def add(self, piece: Piece, on_error: str = "keep", restored: int = 0) -> None:
         """Count a piece, `restored` rows of which were in the store; with `on_error="stop"` its first error is raised."""
@@ -90,6 +92,7 @@ class Tally:
             dict(errors),
             shares,
             self.literal,
+            self.spent,
         )
 
 
@@ -155,6 +158,8 @@ def scored_pieces(
             seconds=round(scored.seconds, 6),
         )
         watch.row_errors(scored.result.errors)
+        spent = scored.spent
+        tally.spent.paid(spent.requests, spent.tokens_read, spent.tokens_written, spent.money)
         tally.add(scored.result, on_error, kept)
         yield scored.result
         watch.done(tally.rows - tally.restored, tally.rows)

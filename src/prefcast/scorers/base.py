@@ -17,7 +17,7 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from prefcast.errors import PrefcastError, UsageError, printable
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget, Truncation
 from prefcast.scorers.options import NoOptions, given
+
+if TYPE_CHECKING:
+    from prefcast.scorers.store import EvidenceStore
 
 __all__ = [
     "EXACT",
@@ -40,10 +43,12 @@ __all__ = [
     "Push",
     "Scorer",
     "Spent",
+    "costs_money",
     "fingerprint",
     "gathered",
     "plain_conversation",
     "read_pair",
+    "unforeseen",
 ]
 
 Floats = NDArray[np.float64]
@@ -259,7 +264,7 @@ class Scorer(ABC):
                 yield from self._attempted(pairs, batch[:middle])
                 yield from self._attempted(pairs, batch[middle:])
             else:
-                yield batch, failed(self, _unforeseen(error))
+                yield batch, failed(self, unforeseen(error))
         else:
             yield batch, found
 
@@ -364,6 +369,10 @@ class Scorer(ABC):
     def use_threads(self, threads: int) -> None:
         """Compute on so many threads of the CPU from now on. The default is one for each processor."""
 
+    def keep_parts(self, store: EvidenceStore, *, fresh: bool = False) -> None:
+        """Keep in `store` what a pair's evidence is made of, each part as soon as it is there; with `fresh` take none from
+        it. For a scorer whose pairs take several requests that are paid for."""
+
     def prepare(self) -> None:
         """Load what the first pair would load. A worker process does this before its first batch, outside any time limit."""
 
@@ -404,11 +413,18 @@ def failed(scorer: Scorer, problem: str) -> Evidence:
     return Evidence(nothing, nothing, {0: problem}, dict.fromkeys(scorer.raw_names, nothing))
 
 
-def _unforeseen(error: Exception) -> Problem:
+def unforeseen(error: Exception) -> Problem:
+    """The problem of a pair whose scorer raised an exception that nobody expected."""
     if isinstance(error, MemoryError):
         return Problem("needs more memory than there is", "unforeseen", about="MemoryError")
     about = type(error).__name__
     return Problem(f"cannot be scored: {about}: {printable(str(error))[:_MOST]}", "unforeseen", about=about)
+
+
+def costs_money(scorer: Scorer) -> bool:
+    """Whether a scorer, or one of its members, is paid for."""
+    members = scorer.members()
+    return any(map(costs_money, members)) if members else scorer.cost is Cost.PAID
 
 
 def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:

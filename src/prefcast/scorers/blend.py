@@ -20,7 +20,7 @@ from prefcast.pairs.budget import Budget, Truncation, parse_budget
 from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, fingerprint, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates, plain_covariate
 from prefcast.scorers.info import ScorerInfo
-from prefcast.scorers.options import given
+from prefcast.scorers.options import given, which
 
 __all__ = ["BlendScorer", "Member"]
 
@@ -111,9 +111,10 @@ class BlendScorer(Scorer):
 
     def with_options(self, options: Any) -> Scorer:
         """The same scorer with other options of those members that have them. Raises UsageError if no member has."""
-        fits = [type(member.options) is type(options) for member in self.members()]
-        if given(options) and not any(fits):
-            raise UsageError("the forecaster holds no reward model; such options are for reward models")
+        names = set(given(options))
+        fits = [names <= which(type(member.options)).keys() for member in self.members()]
+        if names and not any(fits):
+            raise UsageError(f"no model of the forecaster has the option --{min(names).replace('_', '-')}")
         return self.with_members(
             [member.with_options(options) if fit else member for member, fit in zip(self.members(), fits, strict=True)]
         )

@@ -54,6 +54,7 @@ class KeptScorer(WrappedScorer):
     def __init__(self, inner: Scorer, store: EvidenceStore, *, fresh: bool = False) -> None:
         super().__init__(inner)
         self._store, self._fresh = store, fresh
+        inner.keep_parts(store, fresh=fresh)
         self._space: bytes | None = None
         self._pack = struct.Struct(f"<{2 + len(self.raw_names)}d")
         self._turn = _turning(("margin", "tie", *self.raw_names))
