@@ -14,7 +14,7 @@ import typer
 from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Asked, Keeping, LongRun, ModelOptions, Reading
 from prefcast.cli.running import check_run, done, say_done
 from prefcast.cli.shared import app, opened, say
-from prefcast.cli.verbs import MISSING, argument, option, verb
+from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
 from prefcast.scorers.reward import Options
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from math import isnan
 from typing import Any, Protocol
 
 from prefcast.errors import ServiceError, excerpt, printable
 from prefcast.scorers.judge.questions import Question
 from prefcast.scorers.judge.verdicts import NoVerdict, Verdict, letter_of_text, of_letter
 
+# More is no count of tokens.
+_MOST_TOKENS = 10**12
 __all__ = ["Ask", "Form", "Reply", "dig", "form_of", "listed", "of_text", "text_of", "tokens_of"]
 
 
@@ -102,7 +105,7 @@ def listed(said: Any, *path: str | int) -> Sequence[Any]:
 def tokens_of(said: Any, *path: str | int, needed: bool = True) -> int:
     """The count of tokens at a path. Raises ServiceError if it is needed and not there."""
     found = dig(said, *path)
-    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
+    if isinstance(found, int) and not isinstance(found, bool) and 0 <= found <= _MOST_TOKENS:
         return found
     if needed:
         name = ".".join(map(str, path))
@@ -115,7 +118,7 @@ def likeliest(entries: Sequence[Any], token: str, logprob: str) -> list[tuple[st
     found = []
     for each in entries:
         value = dig(each, logprob)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        if isinstance(value, int | float) and not isinstance(value, bool) and not isnan(value):
             found.append((text_of(each, token), float(value)))
     if not found:
         raise NoLogprobsError

@@ -167,9 +167,8 @@ class JudgeScorer(Scorer):
         body = json.dumps(said, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
         where = json.dumps([self.name, options.judge_api, self._form.version, self.address, path, number]).encode()
         key = hashlib.blake2b(where + b"\0" + body, digest_size=16).digest()
-        if self._kept and not self._kept.fresh and (value := self._kept.store.get([key]).get(key)) is not None:
-            if (known := unpacked(value)) is not None:
-                return known
+        if self._kept and not self._kept.fresh and (known := unpacked(self._kept.store.get([key]).get(key, b""))):
+            return known
         reply, money = self._asked(path, body, ask)
         if self._kept:
             self._kept.store.put([(key, packed(reply.found))])
@@ -242,7 +241,7 @@ class JudgeScorer(Scorer):
         if self._key:
             # A server may repeat what it was sent.
             words = words.replace(self._key, "***")
-        if answer.status in (400, 413, 422):
+        if answer.status in (400, 413, 422) and "api key" not in words.lower():
             if "logprob" in words.lower() and not ask.sampled:
                 raise UsageError(self._without_logprobs(words))
             self._refused += 1
