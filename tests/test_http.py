@@ -73,3 +73,12 @@ def test_keys_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: p
         with pytest.raises(UsageError, match="holds no key") as caught:
             read_key(None, tmp_path / "key")
         assert not text or text not in str(caught.value)
+
+
+def test_a_server_that_was_waited_for_may_still_ask_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    busy = httpx2.Response(429, headers={"Retry-After": "0"}, content=b"")
+    fake = Fake(*[DOWN] * 9, busy, DOWN, busy, httpx2.Response(200, content=b"{}"))
+    assert connection(fake, [], times=2, wait=30).ask("GET", "/").status == 200
+    assert connection(Fake(busy), [], times=2, wait=30).ask("GET", "/").status == 429

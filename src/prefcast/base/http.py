@@ -99,7 +99,8 @@ class Connection:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """The answer to a request. `path` is relative to the address. Raises ServiceError if no whole answer comes."""
-        attempt, since = 0, 0.0
+        # Tries without an answer since the last answer, and answers that asked to come back.
+        attempt, refused, since = 0, 0, 0.0
         while True:
             try:
                 answer = self.send(method, path, body)
@@ -111,12 +112,13 @@ class Connection:
                     raise ServiceError(f"{printable(self.url)}: no answer: {printable(problem)}") from None
                 wait = _backoff(attempt)
                 self._sleep(min(wait, _POLL) if self._retrying.wait else wait)
+                attempt += 1
             else:
-                if answer.status not in self._retrying.again or attempt >= self._retrying.times:
+                if answer.status not in self._retrying.again or refused >= self._retrying.times:
                     return answer
-                since = 0.0
-                self._sleep(_retry_after(answer.headers.get("retry-after"), attempt))
-            attempt += 1
+                attempt, since = 0, 0.0
+                self._sleep(_retry_after(answer.headers.get("retry-after"), refused))
+                refused += 1
 
     def send(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """One attempt. Raises httpx2.RequestError if no whole answer comes, ServiceError for one that is too large."""

@@ -99,6 +99,7 @@ class Forecaster(ForecasterParts):
             self.link,
             None if self.link is None else (scores.array(self.link.margin), scores.array(self.link.tie)),
             scores.columns.get("member_spread"),
+            scores.columns,
         )
 
     def evidence(self, pairs: Iterable[Pair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -73,7 +73,7 @@ class Forecasts(Rows, Sequence[Forecast]):
     row failed.
 
     The `interval` is computed from `link` and the `columns` of the evidence. `spread` (n,) is the largest difference between the
-    members of an ensemble in a probability.
+    members of an ensemble in a probability. `evidence` has every number of the scorer (n,) by name; None if it was not kept.
     """
 
     ids: list[str | int]
@@ -86,6 +86,7 @@ class Forecasts(Rows, Sequence[Forecast]):
     link: Link | None = field(default=None, repr=False)
     columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(default=None, repr=False)
     spread: NDArray[np.float64] | None = None
+    evidence: Mapping[str, NDArray[np.float64]] | None = field(default=None, repr=False)
 
     @cached_property
     def interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

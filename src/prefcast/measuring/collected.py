@@ -14,6 +14,7 @@ from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import GivenScores
+from prefcast.measuring.bias import Judged
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
 from prefcast.measuring.metrics.slices import Slicer
@@ -80,6 +81,9 @@ class Measured:
         self.truncated: int | None = 0
         self.first_error: RowError | None = None
         self.spent = Spent()
+        self._judged: Judged | None = None
+        # The name of the judge's model, where the forecaster is a judge.
+        self.judge: str | None = None
 
     def add(self, forecasts: Forecasts) -> None:
         """Collect forecasts of pairs, labelled or not."""
@@ -97,6 +101,9 @@ class Measured:
         self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
         cuts = [forecasts.truncations[index] for index in good]
         self.literal += sum(cut is not None and cut.literal for cut in cuts)
+        if forecasts.evidence is not None and Judged.tells(forecasts.evidence):
+            self._judged = self._judged or Judged(self.judge)
+            self._judged.add(pairs, {name: values[good] for name, values in forecasts.evidence.items()})
         self.add_pairs(pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts])
 
     def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncated: Sequence[bool] | None) -> None:
@@ -177,6 +184,7 @@ class Measured:
             unlabelled=self.unlabelled,
             truncated=self.truncated,
             by_margin=self.by_margin,
+            judge_bias=None if self._judged is None else self._judged.bias(repeats=repeats, seed=seed),
         )
 
 

@@ -46,7 +46,7 @@ def measured_forecasts(
     tally = Tally()
     with opened_pairs(source, columns, cells, label_values, max_row) as pairs:
         measured = Measured(surprises=surprises, against=against, by=pairs if isinstance(pairs, PairFile) else None)
-        measured.by_margin = isinstance(forecaster.outcome, MarginSign)
+        measured.by_margin, measured.judge = isinstance(forecaster.outcome, MarginSign), forecaster.scorer.judge
         if isinstance(pairs, PairFile) and not pairs.may_have_labels:
             raise UsageError(f"{pairs.name}: nothing to evaluate: the file has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from prefcast.fitting import Fitted
+    from prefcast.measuring.bias import JudgeBias
     from prefcast.measuring.comparison import Comparison
     from prefcast.measuring.drift import Drift
     from prefcast.measuring.metrics import Baseline, Evaluation, Figure, Scores
@@ -62,6 +63,7 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
         swap = evaluation.order_swap
         change = "" if evaluation.by_margin else f"; largest change {swap.largest_change:.2g}"
         more.append(("A and B exchanged", f"{swap.flips:.1%} of {swap.n} favourites change{change}"))
+    more += _judge(evaluation.judge_bias)
     if evaluation.against is not None:
         other = evaluation.against
         more.append((f"minus {other.name}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
@@ -96,6 +98,23 @@ def _three_outcomes(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("  plain", str(scores.expected_calibration_error_plain)),
         ("tie recall", _or_dash(scores.tie_recall)),
         ("AUC on decisive pairs", _or_dash(scores.auc)),
+    ]
+
+
+def _judge(bias: JudgeBias | None) -> list[tuple[str, str]]:
+    """The biases of a judge."""
+    if bias is None:
+        return []
+    kinds = (("the longer answer", bias.longer), ("its own answer", bias.own))
+    return [
+        ("judge: what it reads first", f"{bias.position} in log-odds, {bias.first} of its verdicts"),
+        ("judge: other order", f"{bias.turned} of its verdicts turn"),
+        *(
+            (f"judge: {what}", f"{each.judge} of {each.n}, people {each.people}; difference {each.excess}")
+            for what, each in kinds
+            if each is not None
+        ),
+        ("judge: no verdict", f"{bias.uncovered} of the probability"),
     ]
 
 

@@ -223,6 +223,8 @@ class Scorer(ABC):
     brought: tuple[str, ...] = ()
     # Whether its evidence is a forecast's log-odds already.
     log_odds: bool = False
+    # The name of the language model that judges, where one does.
+    judge: str | None = None
     # Whether single conversations have scores (`score`).
     pointwise: bool = False
     # Whether it reads a pair's system message in a role of its own; otherwise it is joined to the first prompt.

@@ -26,7 +26,7 @@ class WrappedScorer(Scorer):
         self.cost, self.promise, self.portable = inner.cost, inner.promise, inner.portable
         self.raw_names, self.batch_pairs, self.options = inner.raw_names, inner.batch_pairs, inner.options
         self.brought, self.log_odds, self.pointwise = inner.brought, inner.log_odds, inner.pointwise
-        self.takes_system, self.takes_tools = inner.takes_system, inner.takes_tools
+        self.takes_system, self.takes_tools, self.judge = inner.takes_system, inner.takes_tools, inner.judge
         self.limit, self.time_limit, self.workers = inner.limit, inner.time_limit, inner.workers
 
     def again(self, inner: Scorer) -> Scorer:

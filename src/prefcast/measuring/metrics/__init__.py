@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.measuring.bias import JudgeBias
 from prefcast.outcomes.statistics.bootstrap import Figure
 from prefcast.pairs import Outcome
 
@@ -136,7 +137,7 @@ class Evaluation:
     in part; None if a file of forecasts does not say. `confusion[i][j]` is the number of
     rows with outcome i whose likeliest outcome was j. `margins` are histograms of log(P(A) / P(B)) by outcome over the
     edges HISTOGRAM; values outside are in the first and last bin. With `by_margin` the model has no outcome model: only
-    the pairwise accuracies mean something.
+    the pairwise accuracies mean something. `judge_bias` is there where an LLM judged.
     """
 
     n: int
@@ -155,6 +156,7 @@ class Evaluation:
     truncated: int | None = 0
     resampled: str = "rows"
     by_margin: bool = False
+    judge_bias: JudgeBias | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types; the fields of `scores` are on the top level. Without figures that mean nothing."""

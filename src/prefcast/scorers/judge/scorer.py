@@ -86,7 +86,8 @@ class JudgeScorer(Scorer):
             raise UsageError(f"--judge-api is {excerpt(options.judge_api)}; there are {', '.join(APIS)}")
         if not model or len(model) > 200 or not model.isprintable():
             raise UsageError(f"{excerpt(model)} is not the name of a judge's model")
-        self.address, self.model, self.options, self.rubric = address, model, options, rubric
+        self.address, self.options, self.rubric = address, options, rubric
+        self.model = self.judge = model
         self._form: Form = form_of(options.judge_api)
         repeats = self._form.repeats if options.judge_repeats is None else options.judge_repeats
         if repeats == 0 and self._form.repeats:
