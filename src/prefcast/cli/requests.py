@@ -122,7 +122,8 @@ class Judging:
     @property
     def model(self) -> str | None:
         """The judge as a model."""
-        return None if self.judge is None else f"{PREFIX}{self.judge}"
+        named = f"#{self.options.judge_model}" if self.options.judge_model and "#" not in (self.judge or "") else ""
+        return None if self.judge is None else f"{PREFIX}{self.judge}{named}"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Choice:
     def title(self) -> str:
         """The name of the forecasts in a table."""
         if self.model is not None:
-            return os.path.basename(self.model.rstrip("/")) or self.model  # noqa: PTH119 - a hub id is no path
+            named = self.model.partition("#")[2] if "://" in self.model else ""
+            last = os.path.basename((named or self.model).rstrip("/"))  # noqa: PTH119 - a hub id is no path
+            return last or self.model
         if isinstance(self.forecaster, str | os.PathLike):
             return os.path.basename(os.fspath(self.forecaster).rstrip("/"))  # noqa: PTH119
         if self.scores is not None and self.forecaster is None:
@@ -84,10 +86,11 @@ def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecas
         if by_margin:
             return _by_margin(*resolve_scorer(choice))
         info.check(model, _options(info, choice))
+        rule = ", or take the Kaggle notebook's rule with --preset notebook" if info.presets else ""
         raise UsageError(
             f"{shown_path(model)}: no outcome model was fitted for it, and the scale of a reward is arbitrary: fit one "
-            f"with prefcast fit LABELLED --model {shown_path(model)} -o DIR and use --forecaster DIR, or take the "
-            "Kaggle notebook's rule with --preset notebook (in Python: Forecaster.fit; prefcast score keeps the raw scores)"
+            f"with prefcast fit LABELLED --model {shown_path(model)} -o DIR and use --forecaster DIR{rule} (in Python: "
+            "Forecaster.fit; prefcast score keeps the raw scores)"
         )
     if choice.preset is not None:
         raise UsageError(f"--preset {choice.preset} needs a reward model: --model PATH_OR_ID")
