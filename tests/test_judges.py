@@ -555,7 +555,8 @@ def test_a_jury_is_an_ensemble_of_judges(tmp_path: Path, file: Path, prefcast_he
         jury = ("--model", f"judge:{one.url}#m1", "--model", f"judge:{two.url}#m2", "--concurrency", "3")
         done = prefcast_here("fit", file, *jury, "-o", "jury")
         assert done.returncode == 0, done.stderr
-        assert one.answered and two.answered
+        assert one.answered
+        assert two.answered
         total = one.answered + two.answered
         assert f"{total} requests to judges" in done.stderr
 
@@ -673,6 +674,14 @@ def test_a_judge_that_moved_is_the_same_judge(saved: Path) -> None:
         forecaster.scorer.close()
     with pytest.raises(ForecasterError, match="was fitted to the judge judge-1, not to other"):
         load_forecaster(saved, model=f"judge:{fake.url}#other")
+
+
+def test_a_judge_that_was_closed_can_be_asked_again() -> None:
+    with FakeJudge(FAIR) as fake:
+        judge = judge_at(fake)
+        for _ in range(2):
+            assert not judge.evidence(PAIRS).problems
+            judge.close()
 
 
 def test_a_judge_is_paid_for() -> None:

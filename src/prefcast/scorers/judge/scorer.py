@@ -182,6 +182,8 @@ class JudgeScorer(Scorer):
         """The threads that ask; the connection is made with the first."""
         with self._lock:
             if self._threads is None or self._connection is None:
+                # A scorer that was closed may be used again.
+                self._stopped = threading.Event()
                 options = self.options
                 parts = urlsplit(self.address)
                 trusted = self._named or parts.hostname in (self._form.official, *_HERE)
