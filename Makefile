@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service check-gpu
+.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)
 
 bench-outcomes: $(VENV)/.dev ## Measure fits, intervals and comparisons against a simulated truth (minutes)
 	$(BIN)/python benchmarks/outcomes.py
+
+bench-judges: $(VENV)/.dev ## Measure how well a fit calibrates a simulated LLM judge (minutes)
+	$(BIN)/python benchmarks/judges.py
 
 bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulated rows (minutes)
 	$(BIN)/python benchmarks/scale.py

@@ -95,7 +95,9 @@ def main() -> None:
                 found = forecaster.forecast(fresh)
             after.append(loss(true, found.probabilities) - best)
             if repeat == 0 and found.evidence is not None:
-                raw = {each: found.evidence[each] for each in found.evidence if not each.startswith(("margin:", "tie:"))}
+                raw = {
+                    each: found.evidence[each] for each in found.evidence if not each.startswith(("margin:", "tie:"))
+                }
                 if "margin_a" in raw:
                     before = loss(true, said(raw["margin_a"], raw["margin_b"], found.tie))
                     print(f"position {raw['position'].mean():+.3f}, uncovered {raw['uncovered'].mean():.3f}")

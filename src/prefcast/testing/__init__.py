@@ -10,5 +10,15 @@ did instead.
 """
 
 from prefcast.testing.contract import CHECKS, check_scorer, example_pairs
+from prefcast.testing.judges import Asked, FakeJudge, Refusal, SimulatedJudge, Troubles
 
-__all__ = ["CHECKS", "check_scorer", "example_pairs"]
+__all__ = [
+    "CHECKS",
+    "Asked",
+    "FakeJudge",
+    "Refusal",
+    "SimulatedJudge",
+    "Troubles",
+    "check_scorer",
+    "example_pairs",
+]
