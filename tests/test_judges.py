@@ -111,19 +111,19 @@ def test_a_judge_that_always_says_a_has_margin_0(api: str, repeats: int) -> None
 
 @pytest.mark.parametrize("api", APIS)
 def test_counted_verdicts_agree_with_log_probabilities(api: str) -> None:
-    # One pair, many verdicts: the intervals of the log-odds of counts (1.96 standard errors, delta method).
-    n, judge = 400, SimulatedJudge(goods, position=0.3, tie=-0.5)
-    pair = Pair.of("q", "good", "")
+    n, many, judge = 60, 12, SimulatedJudge(goods, position=0.3, tie=-0.5)
+    pairs = [Pair.of(f"q{number}", "good", "") for number in range(many)]
     with FakeJudge(judge, api=api) as fake, judge_at(fake, api, judge_repeats=n) as counting:
-        counted = counting.evidence([pair])
-    margins = []
-    for order in (1.0 + 0.3, 1.0 - 0.3):
-        weights = math.exp(order / 2), math.exp(-order / 2), math.exp(-0.5)
-        first, second = (n * weight / sum(weights) for weight in weights[:2])
-        margins.append(1 / first + 1 / second)
-    assert counted.margin[0] == pytest.approx(1.0, abs=1.96 * math.sqrt(sum(margins)) / 2)
-    assert counted.raw["position"][0] == pytest.approx(0.3, abs=1.96 * math.sqrt(sum(margins)) / 2)
-    assert counted.tie[0] == pytest.approx(-0.5, abs=0.2)
+        counted = counting.evidence(pairs)
+    with FakeJudge(judge) as fake, judge_at(fake) as reading:
+        read = reading.evidence(pairs)
+    # The standard error of the log-odds of counts, by the delta method.
+    weights = [(math.exp(order / 2), math.exp(-order / 2), math.exp(-0.5)) for order in (1.3, 0.7)]
+    error = math.sqrt(sum(sum(each) / n / side for each in weights for side in each[:2])) / 2
+    for found, wanted in ((counted.margin, read.margin), (counted.raw["position"], read.raw["position"])):
+        off = np.abs(found - wanted)
+        assert (off < 1.96 * error).sum() >= many - 3
+        assert abs((found - wanted).mean()) < 4 * error / math.sqrt(many)
 
 
 def test_evidence_of_counts_adds_a_half() -> None:
@@ -196,6 +196,7 @@ def test_a_judge_reads_the_system_message_the_reference_and_every_turn() -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"judge_api": "anthropic", "judge_choice": True}, "cannot be told which replies are allowed: --judge-choice"),
         ({"price": "1"}, "--price is '1'; expected two numbers like 2.5/10"),
         ({"price": "-1/2"}, "expected two numbers"),
         ({"price": "nan/1"}, "expected two numbers"),
@@ -245,6 +246,7 @@ def test_a_judge_needs_a_model_and_an_address() -> None:
 @pytest.mark.parametrize("api", APIS)
 def test_a_strict_api_takes_what_a_judge_sends(api: str) -> None:
     options: dict[str, Any] = {"judge_temperature": 0.5, "judge_seed": 3, "judge_repeats": 2, "judge_tokens": 50}
+    options["judge_choice"] = api != "anthropic"
     with FakeJudge(FAIR, api=api) as fake, judge_at(fake, api, **options) as judge:
         assert not judge.evidence(PAIRS[:3]).problems
     assert set(fake.statuses) == {200}
@@ -552,13 +554,47 @@ def test_from_labels_to_forecasts_by_a_judge(tmp_path: Path, file: Path, prefcas
 
 def test_a_jury_is_an_ensemble_of_judges(tmp_path: Path, file: Path, prefcast_here: Run) -> None:
     with FakeJudge(FAIR, model="m1") as one, FakeJudge(SimulatedJudge(goods, length=0.4), model="m2") as two:
-        jury = ("--model", f"judge:{one.url}#m1", "--model", f"judge:{two.url}#m2", "--concurrency", "3")
+        jury = ("--model", f"judge:{one.url}#m1", "--model", f"judge:{two.url}#m2", "--price", "1/2")
         done = prefcast_here("fit", file, *jury, "-o", "jury")
         assert done.returncode == 0, done.stderr
         assert one.answered
         assert two.answered
         total = one.answered + two.answered
         assert f"{total} requests to judges" in done.stderr
+        card = json.loads((tmp_path / "jury" / "forecaster.json").read_text())["card"]
+        (found,) = card["correlations"]
+        assert 0.9 < found["of_margins"] < 1
+        assert (
+            f"judge:{one.url}#m1 took {one.answered} requests and {one.read + one.written:,} tokens, which cost"
+            in done.stdout
+        )
+        assert card["paid"][f"judge:{two.url}#m2"]["tokens"] == two.read + two.written
+        assert f"and judge:{two.url}#m2 have the correlation 0.9" in done.stdout
+
+
+def test_every_verb_tells_what_it_paid_and_pays_once(file: Path, prefcast_here: Run) -> None:
+    with FakeJudge(FAIR) as fake:
+        assert (
+            prefcast_here("fit", file, "--judge", fake.url, "--judge-model", fake.model, "-o", "mine").returncode == 0
+        )
+        for command in (
+            ("explain", file, "--id", "3"),
+            ("rank", file),
+            ("compare", file.with_name("left.jsonl"), file.with_name("right.jsonl")),
+            ("best", file.with_name("best.jsonl")),
+        ):
+            answers = [{"id": n, "prompt": f"new {command[0]} {n}", "response": "good " * n} for n in range(3)]
+            write_jsonl(file.with_name("left.jsonl"), answers)
+            write_jsonl(file.with_name("right.jsonl"), [each | {"response": "good"} for each in answers])
+            write_jsonl(file.with_name("best.jsonl"), [{"id": 1, "prompt": "pick", "responses": ["good", "good good"]}])
+            before = fake.answered
+            done = prefcast_here(*command, "--forecaster", "mine")
+            assert done.returncode == 0, (command, done.stderr)
+            told = fake.answered - before
+            assert (f"prefcast: {told} requests to judges" in done.stderr) == bool(told), (command, done.stderr)
+            assert prefcast_here(*command, "--forecaster", "mine").returncode == 0
+            assert fake.answered - before == told
+        assert set(fake.paid.values()) == {1}
 
 
 def test_errors_of_rows_are_counted_by_kind(tmp_path: Path, file: Path, prefcast_here: Run) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.cli.requests import ON_ERROR, Choosing, Keeping, Reading
-from prefcast.cli.shared import app, check_input, check_outputs, check_with_text, end_failed, progress, say
+from prefcast.cli.shared import app, check_input, check_outputs, check_with_text, end_failed, progress, say, say_paid
 from prefcast.cli.verbs import argument, option, verb
 
 
@@ -47,6 +47,7 @@ def best(
     from prefcast.pairs.formats.candidates import CandidateFile
     from prefcast.report.forecasts import ChoiceTable
     from prefcast.runs.ready import ready
+    from prefcast.scorers.base import total_spent
 
     check_with_text(output, with_text, "FILE.jsonl or FILE.csv")
     if output is not None:
@@ -83,4 +84,5 @@ def best(
         say(f"the choice is an answer that people found best in {sure}")
     if truncated:
         say(f"{truncated} of {rows} prompts have responses that were truncated ({chosen.budget})")
+    say_paid(total_spent(chosen.scorer))
     end_failed(failed, f"{failed} of {rows} prompts failed and have no best response; the first: {first}")

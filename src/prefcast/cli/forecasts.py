@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from prefcast.cli.requests import (
     Reading,
 )
 from prefcast.cli.running import check_run, done, is_submission, say_done
-from prefcast.cli.shared import app, check_with_text, end_failed, one_file, opened, progress, say
+from prefcast.cli.shared import app, check_with_text, end_failed, one_file, opened, progress, say, say_paid
 from prefcast.cli.verbs import MISSING, option, verb
 from prefcast.errors import UsageError, printable
 
@@ -129,12 +129,16 @@ def explain(
     from prefcast.forecasts.resolve import resolve
     from prefcast.pairs.sources import find_pair
     from prefcast.report.forecasts import explanation_text
+    from prefcast.runs.ready import Running, ready
+    from prefcast.scorers.base import costs_money, total_spent
 
     chosen = resolve(choosing.choice(scores))
     with opened(pairs, reading) as file:
         pair = find_pair(file, id)
-    with closing(chosen.scorer):
-        print(explanation_text(pair, chosen.explain(pair)))
+    # What is paid for is kept, and not paid for again.
+    with ready(chosen, Running(keep=costs_money(chosen.scorer))) as forecaster:
+        print(explanation_text(pair, forecaster.explain(pair)))
+    say_paid(total_spent(chosen.scorer))
 
 
 @verb(app)

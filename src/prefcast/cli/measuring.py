@@ -268,6 +268,7 @@ def compare(
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
     from prefcast.report.measurements import comparison_text, write_json
     from prefcast.runs.ready import ready
+    from prefcast.scorers.base import total_spent
 
     if output is not None:
         output_kind(output)
@@ -292,5 +293,6 @@ def compare(
         write_json({**found.to_dict(), "join": said}, json_output)
     if json_output != "-":
         print(comparison_text(found, join))
+    say_paid(total_spent(chosen.scorer))
     failed = join.failed + found.failed
     end_failed(failed, f"{failed} rows failed; the first: {join.first_error or found.first_error}")

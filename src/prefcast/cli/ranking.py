@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefcast.cli.requests import JSON_OUTPUT, Choosing, Keeping, Reading
-from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, source_of
+from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, say_paid, source_of
 from prefcast.cli.verbs import argument, option, verb
 from prefcast.errors import UsageError
 
@@ -145,9 +145,11 @@ def _forecast(
     from prefcast.runs.jobs import forecasts_of
     from prefcast.runs.loop import Tally
     from prefcast.runs.ready import ready
+    from prefcast.scorers.base import total_spent
 
     pairs = stack.enter_context(opened(files, reading))
     show = stack.enter_context(progress(pairs))
     chosen = stack.enter_context(ready(resolve(choosing.choice()), keeping.running()))
     for forecasts in forecasts_of(pairs, chosen, Tally(), progress=show):
         yield from forecasts.records(with_text=True)
+    say_paid(total_spent(chosen.scorer))

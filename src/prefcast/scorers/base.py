@@ -48,6 +48,7 @@ __all__ = [
     "gathered",
     "plain_conversation",
     "read_pair",
+    "total_spent",
     "unforeseen",
 ]
 
@@ -225,6 +226,8 @@ class Scorer(ABC):
     log_odds: bool = False
     # The name of the language model that judges, where one does.
     judge: str | None = None
+    # What a scorer that is paid for took so far.
+    spent: Spent | None = None
     # Whether single conversations have scores (`score`).
     pointwise: bool = False
     # Whether it reads a pair's system message in a role of its own; otherwise it is joined to the first prompt.
@@ -427,6 +430,16 @@ def costs_money(scorer: Scorer) -> bool:
     """Whether a scorer, or one of its members, is paid for."""
     members = scorer.members()
     return any(map(costs_money, members)) if members else scorer.cost is Cost.PAID
+
+
+def total_spent(scorer: Scorer) -> Spent:
+    """What a scorer and its members took so far that are paid for."""
+    whole = Spent()
+    for each in scorer.members() or (scorer.bare(),):
+        part = total_spent(each) if scorer.members() else each.spent
+        if part is not None:
+            whole.paid(part.requests, part.tokens_read, part.tokens_written, part.money)
+    return whole
 
 
 def read_pair(pair: Pair, budget: Budget, scorer: Scorer) -> tuple[Pair, Truncation]:

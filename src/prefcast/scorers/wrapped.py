@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError
 from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Conversation, Evidence, Meter, Part, Push, Scorer
+from prefcast.scorers.store import EvidenceStore
 
 __all__ = ["WrappedScorer"]
 
@@ -74,6 +75,9 @@ class WrappedScorer(Scorer):
 
     def replicas(self) -> Sequence[Any]:
         return self.inner.replicas()
+
+    def keep_parts(self, store: EvidenceStore, *, fresh: bool = False) -> None:
+        self.inner.keep_parts(store, fresh=fresh)
 
     def use_threads(self, threads: int) -> None:
         self.inner.use_threads(threads)

@@ -268,6 +268,7 @@ class GeminiApi(Api):
         "candidateCount": _whole(1, 8),
         "stopSequences": _LIST,
         "responseMimeType": _TEXT,
+        "responseSchema": _OBJECT,
         "thinkingConfig": _OBJECT,
     }
 

@@ -48,7 +48,11 @@ class Options:
         ),
     )
     judge_choice: bool = option(
-        False, Option("Let the server allow nothing but the three verdicts (vLLM's structured_outputs).", saved=True)
+        False,
+        Option(
+            "Let the server allow nothing but the three verdicts (vLLM's structured_outputs, Gemini's enum).",
+            saved=True,
+        ),
     )
     judge_temperature: float | None = option(
         None, Option("The judge's sampling temperature.  [default: the API's]", saved=True, metavar="T", least=0.0)

@@ -17,6 +17,7 @@ class Anthropic(Form):
     repeats = 3
     official = "api.anthropic.com"
     key = "ANTHROPIC_API_KEY"
+    choice = False
     version = 1
 
     def headers(self, key: str | None) -> dict[str, str]:

@@ -50,6 +50,8 @@ class Form(Protocol):
     repeats: int
     official: str
     key: str
+    # Whether replies can be limited to the three letters.
+    choice: bool
     # Raise it when a request changes in a way that may change verdicts.
     version: int
 

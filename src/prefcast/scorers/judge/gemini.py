@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from prefcast.scorers.judge.forms import Ask, Form, Reply, dig, likeliest, listed, of_text, text_of, tokens_of, words
-from prefcast.scorers.judge.verdicts import NoVerdict, of_tokens
+from prefcast.scorers.judge.verdicts import LETTERS, NoVerdict, of_tokens
 
 _TOP = 20
 # Why a candidate ends that its API does not want to be read.
@@ -22,6 +22,7 @@ class Gemini(Form):
     repeats = 0
     official = "generativelanguage.googleapis.com"
     key = "GEMINI_API_KEY"
+    choice = True
     version = 1
 
     def headers(self, key: str | None) -> dict[str, str]:
@@ -34,6 +35,8 @@ class Gemini(Form):
         how: dict[str, Any] = {"maxOutputTokens": ask.most}
         if not ask.sampled:
             how |= {"responseLogprobs": True, "logprobs": _TOP}
+        if ask.choice:
+            how |= {"responseMimeType": "text/x.enum", "responseSchema": {"type": "STRING", "enum": list(LETTERS)}}
         if ask.temperature is not None:
             how["temperature"] = ask.temperature
         if ask.seed is not None:

@@ -20,6 +20,7 @@ class OpenAI(Form):
     repeats = 0
     official = "api.openai.com"
     key = "OPENAI_API_KEY"
+    choice = True
     version = 1
 
     def headers(self, key: str | None) -> dict[str, str]:

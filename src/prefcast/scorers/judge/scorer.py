@@ -22,7 +22,7 @@ from prefcast.base.files import read_whole
 from prefcast.base.http import Answer, Connection, Retrying, read_key
 from prefcast.errors import ForecasterError, PrefcastError, ResourceError, ServiceError, UsageError, excerpt, printable
 from prefcast.pairs import Pair
-from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Problem, Scorer, failed, unforeseen
+from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Problem, Scorer, Spent, failed, unforeseen
 from prefcast.scorers.judge import APIS, FILES, PREFIX, Options
 from prefcast.scorers.judge.forms import Ask, Form, NoLogprobsError, Reply, form_of
 from prefcast.scorers.judge.questions import Question, Rubric, read_rubric
@@ -45,7 +45,7 @@ _MOST_SAMPLED, _MOST_LETTER = 1024, 1
 # If the first so many requests are refused, the settings are at fault, not the rows.
 _REFUSED_FIRST = 3
 # Words of a refusal that is about the length of this row.
-_LONG = ("context", "too long", "too large", "exceed", "maximum")
+_LONG = ("context length", "context window", "prompt is too long", "input is too long", "input token")
 _HERE = ("127.0.0.1", "localhost", "::1")
 _PROBLEMS = {
     "refusal": "the judge refused to give a verdict",
@@ -89,6 +89,8 @@ class JudgeScorer(Scorer):
         self.address, self.options, self.rubric = address, options, rubric
         self.model = self.judge = model
         self._form: Form = form_of(options.judge_api)
+        if options.judge_choice and not self._form.choice:
+            raise UsageError(f"the API {options.judge_api} cannot be told which replies are allowed: --judge-choice")
         repeats = self._form.repeats if options.judge_repeats is None else options.judge_repeats
         if repeats == 0 and self._form.repeats:
             raise UsageError(f"the API {options.judge_api} has no log probabilities: --judge-repeats must be 1 or more")
@@ -96,6 +98,7 @@ class JudgeScorer(Scorer):
         self._most = options.judge_tokens or (_MOST_SAMPLED if self.sampled else _MOST_LETTER)
         self._purse = Purse(parse_price(options.price), options.budget_money, options.budget_tokens)
         self._named = named
+        self.spent: Spent = Spent()
         self._kept: _Kept | None = None
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._connection: Connection | None = None
@@ -174,6 +177,7 @@ class JudgeScorer(Scorer):
         if self._kept:
             self._kept.store.put([(key, packed(reply.found))])
         meter.paid(1, read=reply.read, written=reply.written, money=money)
+        self.spent.paid(1, reply.read, reply.written, money)
         return reply.found
 
     # Requests
