@@ -633,6 +633,10 @@ def test_the_budget_of_a_run_is_one_line_and_the_same_command_goes_on(
         (("predict", "--judge", "http://127.0.0.1:9/v1", "--judge-model", "m"), "no outcome model was fitted"),
         (("predict", "--model", "surface", "--price", "1/1"), "--price"),
         (("score", "-o", "x.csv"), "name a model or a judge"),
+        (
+            ("score", "-o", "x.csv", "--judge", "http://127.0.0.1:9/v1", "--judge-model", "m", "--engine", "ray"),
+            "a judge is asked from this machine, which counts what it costs: leave out --engine ray",
+        ),
     ],
 )
 def test_wrong_commands_are_one_line(file: Path, prefcast_here: Run, arguments: tuple[str, ...], said: str) -> None:

@@ -84,7 +84,10 @@ def _cluster(asked: Asked, forecaster: Forecaster) -> Iterator[tuple[Pool, JobSp
     from prefcast.runs.cluster import Cluster, connected
     from prefcast.runs.cluster.actors import JobSpec
     from prefcast.runs.cluster.driver import header_of_actors
+    from prefcast.scorers.base import costs_money
 
+    if costs_money(forecaster.scorer):
+        raise UsageError("a judge is asked from this machine, which counts what it costs: leave out --engine ray")
     said, running = asked.long.cluster, asked.keeping.running()
     cluster = Cluster(said.ray_address, said.actors, said.cpus_per_actor or 1, said.gpus_per_actor or 0.0)
     isolate = running.isolate or running.time_limit is not None

@@ -82,6 +82,8 @@ def models_text(scorers: Iterable[ScorerInfo]) -> str:
     rows = [(each.name, f"{each.summary} (needs: {each.needs})") for each in scorers]
     reward = "a reward model: a folder with config.json and safetensors, or a hub id"
     rows.append(("PATH or ID", f"{reward} (needs: pip install 'prefcast[transformers]')"))
+    judge = "an LLM as a judge, by the address of its API: --judge URL --judge-model NAME"
+    rows.append(("judge:URL", f"{judge} (needs: pip install 'prefcast[remote]')"))
     return rendered(table(("", ""), rows))
 
 
