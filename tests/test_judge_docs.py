@@ -25,7 +25,7 @@ SERVERS = {
     "https://api.openai.com/v1": ("openai", "gpt-4.1-mini"),
     "https://api.anthropic.com/v1": ("anthropic", "claude-haiku-4-5"),
     "https://generativelanguage.googleapis.com/v1beta": ("gemini", "gemini-2.0-flash"),
-    "http://127.0.0.1:8000/v1": ("openai", "Qwen/Qwen3-8B"),
+    "http://127.0.0.1:8000/v1": ("openai", "Qwen/Qwen2.5-7B-Instruct"),
 }
 
 

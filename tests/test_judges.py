@@ -155,6 +155,7 @@ def test_the_probability_of_a_letter_sums_its_spellings() -> None:
         ("**C**", "C"),
         ("Both are fine, but B is wrong.\n\nVerdict: A", "A"),
         ("My answer is clear.\n(B)", "B"),
+        ("The final verdict is **a**.", "A"),
         ("A is better than B", None),
         ("Verdict: A\nbecause it is longer", None),
         ("D", None),
@@ -392,6 +393,16 @@ def test_a_request_that_is_too_long_is_an_error_of_its_row(monkeypatch: pytest.M
         found = judge.evidence(PAIRS)
     assert set(found.problems) == {2}
     assert "the judge's server refused the request: 400 This model's maximum context length" in found.problems[2]
+
+
+def test_a_judge_whose_replies_are_never_verdicts_is_not_paid_for_long() -> None:
+    pairs = [Pair.of(f"q{number}", "good", "") for number in range(100)]
+    with FakeJudge(lambda asked: {"<think>": 1.0}) as fake, judge_at(fake) as judge:
+        with pytest.raises(
+            UsageError, match=r"none of the first 20 replies of the judge has a verdict.*--judge-repeats N"
+        ):
+            judge.evidence(pairs)
+        assert fake.answered < 40
 
 
 def test_settings_that_the_server_refuses_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,8 @@ _MOST_BYTES = 4_000_000
 _MOST_SAMPLED, _MOST_LETTER = 1024, 1
 # If the first so many requests are refused, the settings are at fault, not the rows.
 _REFUSED_FIRST = 3
+# If none of the first so many replies has a verdict, money would be spent on nothing.
+_WASTED_FIRST = 20
 # Words of a refusal that is about the length of this row.
 _LONG = ("context length", "context window", "prompt is too long", "input is too long", "input token")
 _HERE = ("127.0.0.1", "localhost", "::1")
@@ -104,7 +106,7 @@ class JudgeScorer(Scorer):
         self._connection: Connection | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._key: str | None = None
-        self._answered = self._refused = 0
+        self._answered = self._refused = self._read = self._wasted = 0
         _check_address(address)
 
     # Evidence
@@ -178,7 +180,20 @@ class JudgeScorer(Scorer):
             self._kept.store.put([(key, packed(reply.found))])
         meter.paid(1, read=reply.read, written=reply.written, money=money)
         self.spent.paid(1, reply.read, reply.written, money)
+        self._check_worth(reply.found)
         return reply.found
+
+    def _check_worth(self, found: Verdict | NoVerdict) -> None:
+        """Raise UsageError if the first replies hold no verdict, all of them."""
+        with self._lock:
+            self._read += isinstance(found, Verdict)
+            self._wasted += isinstance(found, NoVerdict) and found.kind == "unreadable"
+            wasted = not self._read and self._wasted >= _WASTED_FIRST
+        if wasted:
+            more = "" if self.sampled else "; a model that thinks first needs --judge-repeats N, where it is counted"
+            raise UsageError(
+                f"none of the first {_WASTED_FIRST} replies of the judge has a verdict that can be read{more}"
+            )
 
     # Requests
 
@@ -220,15 +235,16 @@ class JudgeScorer(Scorer):
         read = written = 0
         money = 0.0
         try:
-            if self._stopped.is_set() or self._connection is None:
+            connection = self._connection
+            if self._stopped.is_set() or connection is None:
                 raise ServiceError("the run was stopped")
-            reply = self._read(self._connection.ask("POST", path, body), ask)
+            reply = self._meant(connection.ask("POST", path, body), ask)
             read, written = reply.read, reply.written
         finally:
             money = self._purse.settle(reserved, read, written)
         return reply, money
 
-    def _read(self, answer: Answer, ask: Ask) -> Reply:
+    def _meant(self, answer: Answer, ask: Ask) -> Reply:
         """The meaning of an answer. Raises PrefcastError for a fault of the server or the settings, _NoEvidenceError
         for one of the row."""
         try:
@@ -267,12 +283,13 @@ class JudgeScorer(Scorer):
     def close(self) -> None:
         self._stopped.set()
         with self._lock:
-            if self._threads is not None:
-                # What was sent is paid for: its verdicts are waited for, and kept.
-                self._threads.shutdown(cancel_futures=True)
-            if self._connection is not None:
-                self._connection.close()
+            threads, connection = self._threads, self._connection
             self._threads = self._connection = None
+        if threads is not None:
+            # What was sent is paid for: its verdicts are waited for, and kept. The threads may need the lock.
+            threads.shutdown(cancel_futures=True)
+        if connection is not None:
+            connection.close()
 
     # Saving
 

@@ -23,7 +23,7 @@ _FLOOR = 1e-5
 _LEAST_COVERED = 1e-3
 # What tokenizers and Markdown put around a letter.
 _AROUND = " \t\r\n\u2581\u0120\u010a*_`\"'.:()[]"
-_LAST_LINE = re.compile(r"\W*(?:(?:final |my )?(?:verdict|answer)\W+)?([ABC])\W*", re.IGNORECASE)
+_LAST_LINE = re.compile(r"\W*(?:(?:(?:the|my|final)\s+)*(?:verdict|answer)(?:\s+is)?\W+)?([ABC])\W*", re.IGNORECASE)
 _PACKED = struct.Struct("<?4d")
 _KINDS = ("refusal", "unreadable")
 
