@@ -570,17 +570,9 @@ def test_a_jury_is_an_ensemble_of_judges(tmp_path: Path, file: Path, prefcast_he
         assert done.returncode == 0, done.stderr
         assert one.answered
         assert two.answered
-        total = one.answered + two.answered
-        assert f"{total} requests to judges" in done.stderr
-        card = json.loads((tmp_path / "jury" / "forecaster.json").read_text())["card"]
-        (found,) = card["correlations"]
-        assert 0.9 < found["of_margins"] < 1
-        assert (
-            f"judge:{one.url}#m1 took {one.answered} requests and {one.read + one.written:,} tokens, which cost"
-            in done.stdout
-        )
-        assert card["paid"][f"judge:{two.url}#m2"]["tokens"] == two.read + two.written
-        assert f"and judge:{two.url}#m2 have the correlation 0.9" in done.stdout
+        for fake in (one, two):
+            tokens = f"tokens: {fake.read:,} read, {fake.written:,} written; it cost 0."
+            assert f"{fake.answered} requests to judge:{fake.url}#{fake.model}; {tokens}" in done.stderr
 
 
 def test_every_verb_tells_what_it_paid_and_pays_once(file: Path, prefcast_here: Run) -> None:

@@ -88,7 +88,8 @@ def fit(
     if json_output != "-":
         print(fit_text(fitted))
     say_restored(fitted.restored, fitted.rows)
-    say_paid(fitted.spent)
+    for name, spent in fitted.paid.items():
+        say_paid(spent, name)
     if fitted.truncated:
         say(f"{fitted.truncated} of {fitted.rows} rows were truncated")
     if fitted.unmatched_votes:

@@ -72,12 +72,12 @@ def say_restored(restored: int, rows: int) -> None:
         say(f"{restored:,} of {rows:,} rows were scored before and not again (--fresh scores them again)")
 
 
-def say_paid(spent: Spent) -> None:
+def say_paid(spent: Spent, what: str = "judges") -> None:
     """Tell what a model that is paid for took in this run."""
     if spent.requests:
         money = f"; it cost {spent.money:.6g}" if spent.money else ""
         say(
-            f"{spent.requests:,} requests to judges; tokens: {spent.tokens_read:,} read, {spent.tokens_written:,} written{money}"
+            f"{spent.requests:,} requests to {what}; tokens: {spent.tokens_read:,} read, {spent.tokens_written:,} written{money}"
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FitError, RowError, UsageError, shown_path
-from prefcast.fitting.evidence import LabelledEvidence, correlations
+from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
 from prefcast.fitting.selection import Fit, fit_link
 from prefcast.fitting.soft_labels import read_vote_counts, read_weights
@@ -31,7 +31,7 @@ from prefcast.pairs.pieces import pieces
 from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.loop import Progress
 from prefcast.runs.ready import Running, ready_scorer
-from prefcast.scorers.base import Meter, Scorer, Spent, total_spent
+from prefcast.scorers.base import SILENT, Meter, Scorer, Spent, total_spent
 from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
 from prefcast.scorers.given import GivenScorer
@@ -49,7 +49,8 @@ class Fitted:
 
     `failed` rows could not be scored and `unlabelled` rows had no label; neither is in the fit. `target_prior` is the
     share of ties to which the tie level was adjusted, None if it was not. `unmatched_votes` counts the rows of the
-    votes file whose id is not among the pairs, `restored` the pairs whose evidence was in the store.
+    votes file whose id is not among the pairs, `restored` the pairs whose evidence was in the store. `paid` is
+    what each scorer took that is paid for.
     """
 
     forecaster: Forecaster
@@ -63,7 +64,7 @@ class Fitted:
     target_prior: float | None
     unmatched_votes: int = 0
     restored: int = 0
-    spent: Spent = field(default_factory=Spent)
+    paid: Mapping[str, Spent] = field(default_factory=dict)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster as a folder. Raises UsageError."""
@@ -139,8 +140,7 @@ def fit(
             forecaster = shifted(forecaster, by, target_prior)
         link = found.link if forecaster.link is None else forecaster.link
         how = "unlabelled pairs" if target is not None else "given"
-        paid = [total_spent(scorer) for scorer, _ in members]
-        card = _card(found, link, names, gathered, paid, (target_prior, how))
+        card = _card(found, link, names, gathered, target_prior, how)
         if interval is not None:
             card["tie_level_moved"] |= {"low": interval[1], "high": interval[2]}
         return Fitted(
@@ -155,7 +155,7 @@ def fit(
             target_prior,
             0 if counts is None else len(counts) - gathered.matched,
             gathered.spent.kept,
-            gathered.spent,
+            {name: total_spent(scorer) for name, (scorer, _) in zip(names, members, strict=True)},
         )
 
 
@@ -280,9 +280,7 @@ class _Gathered:
                     counts.append(vote)
             if rows:
                 follow = partial(_after, progress, before) if progress else None
-                whole = Meter(follow, self.spent)
-                # Only the last member counts the pairs.
-                meters = [*(whole.aside() for _ in members[1:]), whole]
+                meters = [SILENT] * (len(members) - 1) + [Meter(follow, self.spent)]
                 scored = zip(members, meters, strict=True)
                 found = [score_pairs(rows, scorer, budget, meter, "fit") for (scorer, budget), meter in scored]
                 self._add(rows, np.array(counts), found)
@@ -357,16 +355,9 @@ def _named(column: str, names: Sequence[str]) -> str:
 
 
 def _card(
-    found: Fit,
-    link: Link,
-    names: Sequence[str],
-    gathered: _Gathered,
-    paid: Sequence[Spent],
-    target: tuple[float | None, str],
+    found: Fit, link: Link, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
 ) -> dict[str, Any]:
-    """The description of the fit that is saved in the folder; `link` is the saved link, with the adjusted tie level.
-    `paid` is what each scorer took, `target` the share of ties that was aimed at, and how it was known."""
-    target_prior, known = target
+    """The description of the fit that is saved in the folder; `link` is the saved link, with the adjusted tie level."""
     low, high = drawn_interval(link.draws)
     columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
     card: dict[str, Any] = {
@@ -395,16 +386,6 @@ def _card(
         },
         "candidates": [asdict(trial) for trial in found.trials],
     }
-    if len(names) > 1 and gathered.evidence is not None:
-        card["correlations"] = [
-            {"models": [names[a], names[b]], "of_margins": value} for a, b, value in correlations(gathered.evidence)
-        ]
-    if any(spent.requests for spent in paid):
-        card["paid"] = {
-            name: {"requests": spent.requests, "tokens": spent.tokens_read + spent.tokens_written, "money": spent.money}
-            for name, spent in zip(names, paid, strict=True)
-            if spent.requests
-        }
     if target_prior is not None:
-        card["tie_level_moved"] = {"from": found.shares[Outcome.TIE], "to": target_prior, "target": known}
+        card["tie_level_moved"] = {"from": found.shares[Outcome.TIE], "to": target_prior, "target": target}
     return card

@@ -13,7 +13,7 @@ from prefcast.outcomes.models import Link
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs.pair import group_key
 
-__all__ = ["LabelledEvidence", "correlations"]
+__all__ = ["LabelledEvidence"]
 
 Floats = NDArray[np.float64]
 
@@ -80,20 +80,3 @@ class LabelledEvidence:
 
     def __len__(self) -> int:
         return len(self.table)
-
-
-def correlations(evidence: LabelledEvidence) -> list[tuple[int, int, float]]:
-    """The correlation of the margins of each two scorers, by their numbers. A margin has mean 0, because A and B may be
-    exchanged. A scorer whose margins are all 0 is left out."""
-    n = evidence.members
-    columns = [evidence.place[f"margin:{member}"] for member in range(n)]
-    products = np.zeros((n, n))
-    for block in evidence.table.blocks():
-        products += block[:, columns].T @ block[:, columns]
-    size = np.sqrt(np.diag(products))
-    return [
-        (a, b, float(products[a, b] / (size[a] * size[b])))
-        for a in range(n)
-        for b in range(a + 1, n)
-        if size[a] > 0 and size[b] > 0
-    ]

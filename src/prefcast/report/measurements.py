@@ -176,15 +176,6 @@ def fit_text(fitted: Fitted) -> str:
         f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold",
         *([table(("", ""), parameters)] if parameters else []),
         *(f"{name} adds nothing: it has weight 0 and is not in the forecaster" for name in card["useless"]),
-        *(
-            f"the margins of {' and '.join(each['models'])} have the correlation {each['of_margins']:.2f}"
-            for each in card.get("correlations", ())
-        ),
-        *(
-            f"{name} took {each['requests']:,} requests and {each['tokens']:,} tokens"
-            + (f", which cost {each['money']:.6g}" if each["money"] else "")
-            for name, each in card.get("paid", {}).items()
-        ),
     ]
     if "tie_level_moved" in card:
         moved = card["tie_level_moved"]
