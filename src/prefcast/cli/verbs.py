@@ -85,19 +85,15 @@ class _Command(TyperCommand):
 
 
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
-    """Add a function to a program as a verb. An option of a request is left out if the verb itself has one of its name."""
+    """Add a function to a program as a verb."""
 
     def add(function: F) -> F:
         hints = get_type_hints(function)
         members = [(each.name, hints[each.name], each.default) for each in signature(function).parameters.values()]
-        alone = [member for member in members if not is_dataclass(member[1])]
-        names = {member[0] for member in alone}
-        shared = [member for member in members if is_dataclass(member[1])]
-        own = [*_parameters(alone), *(each for each in _parameters(shared) if each.name not in names)]
+        own = list(_parameters(members))
 
         def command(**given: Any) -> None:
-            others = {name: value for name, value in given.items() if name not in names}
-            function(**_made(alone, given), **_made(shared, others))
+            function(**_made(members, given))
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = Signature(own)  # type: ignore[attr-defined]
