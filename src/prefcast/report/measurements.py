@@ -168,8 +168,69 @@ def fit_text(fitted: Fitted) -> str:
     return rendered(*parts, f"it gains {fit.gain} over the class prior" if fit.useful else f"{no_better} {fit.gain}")
 
 
+def voted_text(found: Comparison, report: JoinReport) -> str:
+    """Which system people prefer by votes and forecasts, and how much each of the two says alone."""
+    left, right, of = found.left, found.right, found.voted
+    assert of is not None  # noqa: S101
+    rates = [
+        (f"{right} preferred", *_percent(of.win)),
+        (f"{left} preferred", *_percent(of.loss)),
+        ("tie", *_percent(of.tie)),
+        ("win minus loss", *_percent(of.net)),
+        *([] if of.always is None else [("  at any time", *_percent(of.always))]),
+        ("  votes alone", *_percent(of.alone)),
+        ("  forecasts alone", *_percent(found.net)),
+    ]
+    open_ = "still open"
+    if of.more is not None:
+        open_ += f"; about {of.more:,} more pairs with votes would decide it, if the rates stay as they are"
+    elif of.verdict == "none":
+        open_ += (
+            "; votes on all of these pairs would probably not decide it: the two are too close, or the pairs too few"
+        )
+    verdict = {"right": f"people prefer {right}", "left": f"people prefer {left}", "none": open_}[of.verdict]
+    raters = f" by {of.raters} rater{'s' * (of.raters > 1)}" if of.raters else ""
+    agree = "" if of.agreement is None else f"; two raters of one pair agree in {of.agreement:.0%}"
+    categories = [
+        (
+            each.name or "(none)",
+            f"{each.voted} of {each.pairs}",
+            *(
+                ("", "", "too few votes")
+                if each.net is None
+                else (*_percent(each.net), {"right": right, "left": left, "none": "open"}[each.verdict])
+            ),
+        )
+        for each in of.categories
+    ]
+    parts: list[str | Table] = [
+        f"{of.votes} votes{raters} on {of.pairs} of {found.n} pairs (joined by {report.by}){agree}; {right} against {left}",
+        *(
+            f"  {count} {what}"
+            for count, what in ((of.unmatched, "votes on ids that no pair has"), (of.skipped, "pairs skipped"))
+            if count
+        ),
+        "",
+        table(("", "", ""), rates, right=(1,), first_width=_FIRST),
+        "",
+        verdict,
+        "(95 % intervals; they hold whatever the forecasts are worth, if the pairs with votes are a random sample)",
+        f"the forecasts correlate {of.correlation:.2f} with the votes: {of.pairs} pairs with votes give as narrow an interval as "
+        f"{of.worth} would without forecasts",
+    ]
+    if categories:
+        parts += [
+            "",
+            table(("category", "with votes", "win minus loss", "", ""), categories, right=(1, 2)),
+            "(these intervals hold together, in 95 % of cases)",
+        ]
+    return rendered(*parts)
+
+
 def comparison_text(found: Comparison, report: JoinReport) -> str:
     """Which system people would prefer, with intervals, kinds of prompts, and the clearest examples."""
+    if found.voted is not None:
+        return voted_text(found, report)
     left, right = found.left, found.right
     failed = report.failed + found.failed
     left_out = ((report.only_left, f"only in {left}"), (report.only_right, f"only in {right}"), (failed, "failed"))
