@@ -174,7 +174,7 @@ def test_the_command(systems: tuple[Path, Path, Path], prefcast_here: Run, tmp_p
     for said in (
         "28 votes by 2 raters on 24 of 40 pairs (joined by id); two raters of one pair agree in 50%",
         "1 votes on ids that no pair has",
-        "1 pairs skipped",
+        "1 rows without a vote",
         "people prefer right.jsonl",
         "votes alone",
         "forecasts alone",

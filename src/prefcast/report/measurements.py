@@ -19,9 +19,18 @@ if TYPE_CHECKING:
     from prefcast.measuring.drift import Drift
     from prefcast.measuring.metrics import Baseline, Evaluation, Figure, Scores
     from prefcast.measuring.ranking import Leaderboard
+    from prefcast.measuring.sampling import Plan
     from prefcast.pairs.formats.answers import JoinReport
 
-__all__ = ["comparison_text", "drift_text", "evaluation_text", "fit_text", "leaderboard_text", "write_json"]
+__all__ = [
+    "comparison_text",
+    "drift_text",
+    "evaluation_text",
+    "fit_text",
+    "leaderboard_text",
+    "plan_text",
+    "write_json",
+]
 
 # With fewer rows the bootstrap intervals are too narrow.
 _FEW = 30
@@ -168,6 +177,18 @@ def fit_text(fitted: Fitted) -> str:
     return rendered(*parts, f"it gains {fit.gain} over the class prior" if fit.useful else f"{no_better} {fit.gain}")
 
 
+def plan_text(found: Plan) -> str:
+    """How narrow the interval will be, and how many votes a preference needs."""
+    rows = [(f"{votes:,}", f"± {100 * half:.1f}", f"± {100 * alone:.1f}") for votes, half, alone in found.halves]
+    right, left = (f"{100 * share:g}" for share in found.see)
+    enough = "" if found.needed <= found.pairs else f"; there are {found.pairs:,}"
+    return rendered(
+        "how far win minus loss (in points) can be from the estimate, with 95 % confidence, if the forecasts are calibrated",
+        table(("votes", "with forecasts", "votes alone"), rows, right=(0, 1, 2)),
+        f"to see {right} to {left} with 90 % power: votes on {found.needed:,} pairs{enough} (without forecasts: {found.needed_alone:,})",
+    )
+
+
 def voted_text(found: Comparison, report: JoinReport) -> str:
     """Which system people prefer by votes and forecasts, and how much each of the two says alone."""
     left, right, of = found.left, found.right, found.voted
@@ -207,7 +228,7 @@ def voted_text(found: Comparison, report: JoinReport) -> str:
         f"{of.votes} votes{raters} on {of.pairs} of {found.n} pairs (joined by {report.by}){agree}; {right} against {left}",
         *(
             f"  {count} {what}"
-            for count, what in ((of.unmatched, "votes on ids that no pair has"), (of.skipped, "pairs skipped"))
+            for count, what in ((of.unmatched, "votes on ids that no pair has"), (of.skipped, "rows without a vote"))
             if count
         ),
         "",

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefcast.errors import FileError, RowError
 from prefcast.pairs import Outcome
-from prefcast.pairs.formats.fields import Fault, absent, number
+from prefcast.pairs.formats.fields import Fault, Record, absent, number
 from prefcast.pairs.formats.labels import Labels
 from prefcast.pairs.formats.table import Table
 
@@ -42,8 +42,19 @@ class SideVotes:
     skipped: int = 0
 
 
+def _outcome(record: Record, labels: Labels) -> Outcome | None:
+    """The vote of a row; `first` says which side answer 1 is."""
+    said = str(record.get("winner")).strip()
+    if said not in ("1", "2", "1.0", "2.0"):
+        return labels.of(record, forecasts=False)
+    if (first := record.get("first")) not in ("left", "right"):
+        raise Fault("winner", f"is {said}, but the column first does not say which side answer 1 is (left or right)")
+    return Outcome.A if (said[0] == "1") == (first == "left") else Outcome.B
+
+
 def read_side_votes(source: Any, columns: Mapping[str, str] | None = None) -> SideVotes:
-    """The votes of a file: `id`, `winner` (left, right or tie), perhaps `rater` and `inclusion_probability`.
+    """The votes of a file: `id`, `winner` (left, right or tie), perhaps `rater` and `inclusion_probability`. With the column
+    `first`, as `label` writes it, a winner may also be 1 or 2.
 
     A row without a winner was skipped. Raises FileError for a vote that cannot be read, for a rater with two votes on one
     pair, and for two inclusion probabilities of one pair.
@@ -53,7 +64,7 @@ def read_side_votes(source: Any, columns: Mapping[str, str] | None = None) -> Si
     skipped = 0
     first: dict[tuple[str, str], int] = {}
     inclusions: dict[str, tuple[float | None, int]] = {}
-    with Table(source, columns, fields=("id", "winner", "rater", "inclusion_probability")) as table:
+    with Table(source, columns, fields=("id", "winner", "rater", "first", "inclusion_probability")) as table:
         table.need("id", "winner", otherwise="expected id, winner (left, right, tie), perhaps rater")
         for row, record in table.rows():
             if isinstance(record, RowError):
@@ -62,7 +73,7 @@ def read_side_votes(source: Any, columns: Mapping[str, str] | None = None) -> Si
                 continue
             id = str(table.id_of(record, row))
             try:
-                outcome = None if absent(record.get("winner")) else labels.of(record, forecasts=False)
+                outcome = None if absent(record.get("winner")) else _outcome(record, labels)
                 rater = None if absent(record.get("rater")) else str(record.get("rater"))
                 given = "inclusion_probability" in table.names and not absent(record.get("inclusion_probability"))
                 inclusion = number(record, "inclusion_probability", 0.0) if given else None
