@@ -202,4 +202,4 @@ def test_the_commands_of_the_docs(prefcast_here: Run, systems: tuple[Path, Path]
     assert done.returncode == 0, done.stderr
     fill(tmp_path / "to_label.csv", {row["id"]: "1" for row in ballots(tmp_path / "to_label.csv")})
     done = prefcast_here(*commands[1], *SURFACE)
-    assert done.stdout.startswith("50 votes on 50 of 60 pairs (joined by id); today.jsonl against yesterday.jsonl")
+    assert done.stdout.startswith("60 votes on 60 of 60 pairs (joined by id); today.jsonl against yesterday.jsonl")
