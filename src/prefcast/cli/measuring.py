@@ -248,6 +248,12 @@ def compare(
     left: str = argument("One system's answers: prompt and response (or messages), perhaps id.", "LEFT"),
     right: str = argument("The other system's answers to the same prompts.", "RIGHT"),
     output: Path | None = option("Write the forecast of each pair: .csv, .jsonl, .parquet.", None, "-o"),
+    votes: Path | None = option(
+        "People's votes on some of the pairs: id, winner (left, right or tie), perhaps rater and inclusion_probability.",
+        "FILE",
+    ),
+    anytime: bool = option("Give an interval that holds however often you look at the votes.", default=False),
+    by: str | None = option("Compare for each value of this column of RIGHT too (with --votes).", "COLUMN"),
     scores: Path | None = SCORES,
     json_output: str | None = JSON_OUTPUT,
     with_text: bool = WITH_TEXT,
@@ -255,17 +261,22 @@ def compare(
     reading: Reading,
     keeping: Keeping,
 ) -> None:
-    """Say which of two systems people would prefer, from their answers to the same prompts; no labels are needed.
+    """Say which of two systems people would prefer, from their answers to the same prompts.
+
+    Without votes this is a forecast. With votes on a random sample of the pairs, the rates are measured: they hold whatever the
+    forecasts are worth, and good forecasts make the intervals narrower (docs/compare.md).
 
     \b
     Examples:
       prefcast compare yesterday.jsonl today.jsonl
+      prefcast compare yesterday.jsonl today.jsonl --votes votes.csv
       prefcast compare v1.jsonl v2.jsonl --forecaster my-forecaster -o pairs.jsonl --with-text
     """
     from prefcast.forecasts.predictions import open_writer, output_kind
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.comparison import compare as compare_pairs
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
+    from prefcast.pairs.formats.side_votes import read_side_votes
     from prefcast.report.measurements import comparison_text, write_json
     from prefcast.runs.ready import ready
     from prefcast.scorers.base import total_spent
@@ -273,7 +284,10 @@ def compare(
     if output is not None:
         output_kind(output)
     check_with_text(output, with_text)
-    check_outputs([output, json_output], [left, right])
+    check_outputs([output, json_output], [left, right, votes])
+    if votes is None and (anytime or by is not None):
+        raise UsageError(f"--{'anytime' if anytime else 'by'} goes with --votes")
+    said_votes = None if votes is None else read_side_votes(votes)
     names = [Path(name).name for name in (left, right)]
     names = names if names[0] != names[1] else [left, right]
     join = JoinReport()
@@ -283,13 +297,25 @@ def compare(
             stack.enter_context(AnswerFile(name, reading.mapping, reading.cells, max_row=reading.max_row))
             for name in (left, right)
         ]
+        if by is not None:
+            files[1].by(by)
         show = stack.enter_context(progress(files[1]))
         writer = None if output is None else stack.enter_context(open_writer(output, with_text=with_text))
         found = compare_pairs(
-            joined(files[0], files[1], names, join), chosen, names=names, writer=writer, progress=show
+            joined(files[0], files[1], names, join),
+            chosen,
+            names=names,
+            writer=writer,
+            progress=show,
+            votes=said_votes,
+            anytime=anytime,
+            categories=None if by is None else join.categories,
         )
     if json_output is not None:
-        said = {**vars(join), "first_error": join.first_error and str(join.first_error)}
+        said = {
+            **{name: value for name, value in vars(join).items() if name != "categories"},
+            "first_error": join.first_error and str(join.first_error),
+        }
         write_json({**found.to_dict(), "join": said}, json_output)
     if json_output != "-":
         print(comparison_text(found, join))

@@ -10,7 +10,19 @@ import sys
 from contextlib import suppress
 
 # The verbs add themselves to the program.
-from prefcast.cli import choosing, fitting, forecasts, measuring, models, ranking, running, serving, storing, training  # noqa: F401
+from prefcast.cli import (  # noqa: F401
+    choosing,
+    fitting,
+    forecasts,
+    labelling,
+    measuring,
+    models,
+    ranking,
+    running,
+    serving,
+    storing,
+    training,
+)
 from prefcast.cli.shared import app, say
 from prefcast.errors import PrefcastError
 from prefcast.runs.stopping import SIGNALS, begin, stopped, stopped_by
@@ -18,7 +30,7 @@ from prefcast.runs.stopping import SIGNALS, begin, stopped, stopped_by
 __all__ = ["app", "run"]
 
 # The verbs that most people need come first; a verb that is not named here comes last.
-_ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "compare", "score")
+_ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "label", "compare", "score")
 app.registered_commands.sort(
     key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import nlargest
 from typing import Any
@@ -15,9 +15,11 @@ from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer
 from prefcast.measuring.metrics import SMALL_SLICE
 from prefcast.measuring.metrics.slices import KINDS, Slicer
+from prefcast.measuring.voted import Voted, voted
 from prefcast.outcomes.statistics.bootstrap import REPEATS, Figure, figure, poisson_weights
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Outcome, Pair
+from prefcast.pairs.formats.side_votes import SideVotes
 from prefcast.pairs.pair import group_key
 from prefcast.runs.jobs import forecasts_of
 from prefcast.runs.loop import Progress, Tally
@@ -76,11 +78,16 @@ class Comparison:
     failed: int
     examples: dict[str, tuple[Example, ...]]
     first_error: RowError | None = None
+    voted: Voted | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types; examples are given by their ids."""
-        plain = asdict(replace(self, examples={}, first_error=None))
-        del plain["first_error"]
+        """The fields as JSON types; examples are given by their ids. `net_rate` is from votes where there are any."""
+        plain = asdict(replace(self, examples={}, first_error=None, voted=None))
+        del plain["first_error"], plain["voted"]
+        plain["net_rate"] = plain["net"]
+        if self.voted is not None:
+            plain["forecasts_alone"] = {**plain["net"], "net_rate": plain["net"], "verdict": self.verdict}
+            plain |= self.voted.to_dict()
         plain["examples"] = {
             name: [{"id": example.pair.id, "probabilities": example.probabilities} for example in examples]
             for name, examples in self.examples.items()
@@ -97,10 +104,14 @@ def compare(
     progress: Progress | None = None,
     repeats: int = REPEATS,
     seed: int = 0,
+    votes: SideVotes | None = None,
+    anytime: bool = False,
+    categories: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Forecast pairs of LEFT's (A) and RIGHT's (B) answers and compare the systems; `writer` receives the forecasts.
 
-    Raises UsageError if no pair could be forecast.
+    With `votes` on some of the pairs, `voted` is the comparison by votes and forecasts together, also by `categories`
+    (id -> category, which is filled while the pairs are read). Raises UsageError if no pair could be forecast.
     """
     tally, sums = Tally(), _Sums(forecaster, repeats, seed)
     for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
@@ -109,7 +120,10 @@ def compare(
         sums.add(forecasts)
     if not sums.n:
         raise UsageError(f"nothing to compare: of {tally.rows} pairs {tally.failed} failed ({tally.first})")
-    return sums.comparison(names, tally)
+    found = sums.comparison(names, tally)
+    if votes is None:
+        return found
+    return replace(found, voted=sums.voted(votes, always=anytime, categories=categories))
 
 
 def _normal_draws(repeats: int, seed: int) -> tuple[Floats, Floats]:
@@ -134,6 +148,9 @@ class _Sums:
         self._slices: dict[tuple[int, int], list[Any]] = {}
         self._total = np.zeros(3)
         self._keys = Columns(["key"])
+        # For votes: the id of each pair and its forecast.
+        self._ids: list[str] = []
+        self._forecasts: list[Floats] = []
         self._best: dict[str, list[tuple[float, int, Example]]] = {"left": [], "right": []}
         self.n = 0
 
@@ -145,6 +162,8 @@ class _Sums:
         p = forecasts.probabilities[good]
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
         self._keys.append(keys.view(np.float64)[:, None])
+        self._ids += [str(pair.id) for pair in pairs]
+        self._forecasts.append(p)
         weights = poisson_weights(keys, self._repeats, self._seed).astype(np.float64)
         drawn = p[None]
         if self._link is not None and forecasts.columns is not None and len(self._link.draws):
@@ -216,6 +235,10 @@ class _Sums:
             examples={side: tuple(item for _, _, item in best) for side, best in self._best.items()},
             first_error=tally.first,
         )
+
+    def voted(self, votes: SideVotes, *, always: bool, categories: Mapping[str, str] | None) -> Voted:
+        keys = self._keys.column("key").view(np.uint64)
+        return voted(self._ids, np.concatenate(self._forecasts), keys, votes, always=always, categories=categories)
 
     def _found_slices(self) -> Iterable[SystemSlice]:
         for (kind, code), (n, total, sums, weights) in sorted(self._slices.items()):

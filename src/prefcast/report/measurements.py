@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from prefcast.measuring.drift import Drift
     from prefcast.measuring.metrics import Baseline, Evaluation, Figure, Scores
     from prefcast.measuring.ranking import Leaderboard
+    from prefcast.measuring.sampling import Plan
     from prefcast.pairs.formats.answers import JoinReport
 
-__all__ = ["comparison_text", "drift_text", "evaluation_text", "fit_text", "leaderboard_text", "write_json"]
+__all__ = [
+    "comparison_text",
+    "drift_text",
+    "evaluation_text",
+    "fit_text",
+    "leaderboard_text",
+    "plan_text",
+    "write_json",
+]
 
 # With fewer rows the bootstrap intervals are too narrow.
 _FEW = 30
@@ -187,8 +196,81 @@ def fit_text(fitted: Fitted) -> str:
     return rendered(*parts, f"it gains {fit.gain} over the class prior" if fit.useful else f"{no_better} {fit.gain}")
 
 
+def plan_text(found: Plan) -> str:
+    """How narrow the interval will be, and how many votes a preference needs."""
+    rows = [(f"{votes:,}", f"± {100 * half:.1f}", f"± {100 * alone:.1f}") for votes, half, alone in found.halves]
+    right, left = (f"{100 * share:g}" for share in found.see)
+    enough = "" if found.needed <= found.pairs else f"; there are {found.pairs:,}"
+    return rendered(
+        "how far win minus loss (in points) can be from the estimate, with 95 % confidence, if the forecasts are calibrated",
+        table(("votes", "with forecasts", "votes alone"), rows, right=(0, 1, 2)),
+        f"to see {right} to {left} with 90 % power: votes on {found.needed:,} pairs{enough} (without forecasts: {found.needed_alone:,})",
+    )
+
+
+def voted_text(found: Comparison, report: JoinReport) -> str:
+    """Which system people prefer by votes and forecasts, and how much each of the two says alone."""
+    left, right, of = found.left, found.right, found.voted
+    assert of is not None  # noqa: S101
+    rates = [
+        (f"{right} preferred", *_percent(of.win)),
+        (f"{left} preferred", *_percent(of.loss)),
+        ("tie", *_percent(of.tie)),
+        ("win minus loss", *_percent(of.net)),
+        *([] if of.always is None else [("  at any time", *_percent(of.always))]),
+        ("  votes alone", *_percent(of.alone)),
+        ("  forecasts alone", *_percent(found.net)),
+    ]
+    open_ = "still open"
+    if of.more is not None:
+        open_ += f"; about {of.more:,} more pairs with votes would decide it, if the rates stay as they are"
+    elif of.verdict == "none":
+        open_ += (
+            "; votes on all of these pairs would probably not decide it: the two are too close, or the pairs too few"
+        )
+    verdict = {"right": f"people prefer {right}", "left": f"people prefer {left}", "none": open_}[of.verdict]
+    raters = f" by {of.raters} rater{'s' * (of.raters > 1)}" if of.raters else ""
+    agree = "" if of.agreement is None else f"; two raters of one pair agree in {of.agreement:.0%}"
+    categories = [
+        (
+            each.name or "(none)",
+            f"{each.voted} of {each.pairs}",
+            *(
+                ("", "", "too few votes")
+                if each.net is None
+                else (*_percent(each.net), {"right": right, "left": left, "none": "open"}[each.verdict])
+            ),
+        )
+        for each in of.categories
+    ]
+    parts: list[str | Table] = [
+        f"{of.votes} votes{raters} on {of.pairs} of {found.n} pairs (joined by {report.by}){agree}; {right} against {left}",
+        *(
+            f"  {count} {what}"
+            for count, what in ((of.unmatched, "votes on ids that no pair has"), (of.skipped, "rows without a vote"))
+            if count
+        ),
+        "",
+        table(("", "", ""), rates, right=(1,), first_width=_FIRST),
+        "",
+        verdict,
+        "(95 % intervals; they hold whatever the forecasts are worth, if the pairs with votes are a random sample)",
+        f"the forecasts correlate {of.correlation:.2f} with the votes: {of.pairs} pairs with votes give as narrow an interval as "
+        f"{of.worth} would without forecasts",
+    ]
+    if categories:
+        parts += [
+            "",
+            table(("category", "with votes", "win minus loss", "", ""), categories, right=(1, 2)),
+            "(these intervals hold together, in 95 % of cases)",
+        ]
+    return rendered(*parts)
+
+
 def comparison_text(found: Comparison, report: JoinReport) -> str:
     """Which system people would prefer, with intervals, kinds of prompts, and the clearest examples."""
+    if found.voted is not None:
+        return voted_text(found, report)
     left, right = found.left, found.right
     failed = report.failed + found.failed
     left_out = ((report.only_left, f"only in {left}"), (report.only_right, f"only in {right}"), (failed, "failed"))

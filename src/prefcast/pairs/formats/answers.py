@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from prefcast.errors import FileError, RowError
-from prefcast.pairs import Pair, Turn
-from prefcast.pairs.formats.fields import Fault, Record, cell
+from prefcast.errors import FileError, RowError, excerpt
+from prefcast.pairs import Pair, Turn, clean
+from prefcast.pairs.formats.fields import Fault, Record, absent, cell
 from prefcast.pairs.formats.messages import Conversation, conversation
 from prefcast.pairs.formats.shapes import BESIDE, texts_beside
 from prefcast.pairs.formats.table import Table
@@ -26,6 +26,7 @@ class Answer:
     row: int
     system: str = ""
     reference: str | None = None
+    category: str = ""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -41,6 +42,15 @@ class AnswerFile(Table):
     """
 
     fields = ("id", "prompt", "response", *_MESSAGES, *BESIDE)
+    # The column that holds the category of a prompt.
+    category: str | None = None
+
+    def by(self, column: str) -> None:
+        """Read the categories of prompts in this column of the file. Raises FileError."""
+        if column not in self.columns:
+            raise FileError(self.name, f"column {excerpt(column)} is missing; {self.found}")
+        self.category = column
+        self.read_too(column)
 
     def _find(self) -> None:
         self._messages = next((field for field in _MESSAGES if field in self.names), None)
@@ -60,7 +70,9 @@ class AnswerFile(Table):
             try:
                 said = self._said(record)
                 system, reference = texts_beside(record, said.system, self.plain)
-                yield Answer(text, tuple(said.turns), row, system, reference)
+                value = None if self.category is None else record.get(self.category)
+                category = "" if absent(value) else clean(str(value))
+                yield Answer(text, tuple(said.turns), row, system, reference, category)
             except Fault as fault:
                 yield self.row_error(row, fault, text)
 
@@ -83,6 +95,8 @@ class JoinReport:
     only_right: int = 0
     failed: int = 0
     first_error: RowError | None = None
+    # id of a pair -> its category, where the right file was read with categories
+    categories: dict[str, str] = field(default_factory=dict)
 
     def fail(self, error: RowError) -> None:
         self.failed += 1
@@ -130,5 +144,7 @@ def joined(left: AnswerFile, right: AnswerFile, models: Sequence[str], report: J
             turns = tuple(Turn(prompt, a, b) for (prompt, a), (_, b) in zip(other.turns, item.turns, strict=True))
             id = item.id if item.id is not None else item.row
             reference = other.reference if item.reference is None else item.reference
+            if right.category is not None:
+                report.categories[str(id)] = item.category
             yield Pair(turns, id, None, models[0], models[1], item.row, item.system, reference)
     report.only_left = len(waiting)
