@@ -499,7 +499,7 @@ def test_a_flaky_server_is_asked_until_every_pair_is_judged(tmp_path: Path, api:
     repeats = 1 if api == "anthropic" else 0
     judge_of = SimulatedJudge(goods)
     with FakeJudge(judge_of, api=api, trouble=TROUBLES) as fake, EvidenceStore(tmp_path / "s") as store:
-        options: dict[str, Any] = {"wait": 30.0, "timeout": 0.5, "retries": 8, "judge_repeats": repeats}
+        options: dict[str, Any] = {"wait": 30.0, "timeout": 5.0, "retries": 8, "judge_repeats": repeats}
         meter = Meter()
         with judge_at(fake, api, **options) as judge:
             found = kept(judge, store).evidence(pairs, meter)
