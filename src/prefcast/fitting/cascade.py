@@ -1,0 +1,348 @@
+"""Fitting a cascade: a readout for the first tier and one for both, the rule that chooses the pairs of the second tier, and
+the curve of the log loss against the share of those pairs.
+
+Everything that the curve shows is out of fold: for each fold the readouts, the rules and the thresholds are fitted to the
+other folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import FitError
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.fitter import DRAWS, FOLDS, Candidate, Fitter, expanded
+from prefcast.fitting.ridge import ridge
+from prefcast.fitting.selection import Fit, OutOfFold, Trial, Tried
+from prefcast.outcomes.calibration import measure_calibration
+from prefcast.outcomes.models import Davidson, Link
+from prefcast.outcomes.statistics.bootstrap import REPEATS, Bootstrap, Figure, paired_error, weighted_mean
+from prefcast.outcomes.statistics.likelihood import linear
+from prefcast.scorers.cascade.rule import FACTS, FEATURES, MARGIN_ALONE, Readout, Rule, features
+from prefcast.scorers.cascade.scorer import ESCALATED, raw_columns
+
+__all__ = ["SHARE", "CascadeFit", "CurvePoint", "fit_cascade"]
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# The share of the pairs that the second tier scores if nobody says otherwise.
+SHARE = 0.3
+_GRID = tuple(step / 10 for step in range(11))
+_LEVEL = 0.95
+# So many standard errors above 0 is the lower end of a one-sided 95 % interval.
+_SURE = 1.645
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The cascade at one `share`, out of fold: the share that the thresholds gave (`realised`), the log loss, the gain over
+    the first tier alone, and the cost of a pair, if the costs of the tiers are known.
+
+    The intervals are bands: with a probability of about 95 % the whole curve lies in them.
+    """
+
+    share: float
+    realised: float
+    log_loss: Figure
+    gain: Figure
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class CascadeFit:
+    """A fitted cascade. `fit` has the figures at `share`, with the trials of the readouts; its link describes both readouts.
+
+    `rules` are the trials of the rules: log losses are means over the shares between 0 and 1. `cost` is that of a pair in the
+    first and in the second tier.
+    """
+
+    alone: Readout
+    both: Readout
+    rule: Rule
+    share: float
+    curve: tuple[CurvePoint, ...]
+    rules: tuple[Trial, ...]
+    fit: Fit
+    cost: tuple[float, float] | None
+
+    def probabilities(self, columns: Mapping[str, Floats]) -> Floats:
+        """The forecasts (n, 3) of rows, given the columns (n,) of their evidence and facts by name."""
+        first, both = (Davidson.log_probabilities(*each.log_odds(columns))[0] for each in (self.alone, self.both))
+        picked = self.rule.chosen(features(*self.alone.log_odds(columns), columns), self.share)
+        p: Floats = np.exp(np.where(picked[:, None], both, first))
+        return p
+
+
+# What a rule is fitted to: features (n,) by name, log-probabilities (n, 3) of the first tier and of both, and votes (n, 3).
+Learner = Callable[[Mapping[str, Floats], Floats, Floats, Floats], Mapping[str, float]]
+
+
+def _by_margin(found: Mapping[str, Floats], first: Floats, both: Floats, votes: Floats) -> Mapping[str, float]:
+    return MARGIN_ALONE
+
+
+def _by_change(found: Mapping[str, Floats], first: Floats, both: Floats, votes: Floats) -> Mapping[str, float]:
+    """The expected divergence of the forecast of both tiers from that of the first: the gain that a calibrated second tier
+    expects. Unlike the gain itself it has no noise of labels."""
+    divergence = (np.exp(both) * (both - first)).sum(axis=1)
+    return ridge(found, divergence, votes.sum(axis=1), FEATURES)
+
+
+def _by_gain(found: Mapping[str, Floats], first: Floats, both: Floats, votes: Floats) -> Mapping[str, float]:
+    """The expected gain in log loss."""
+    weights = votes.sum(axis=1)
+    gain = (votes * (both - first)).sum(axis=1) / np.where(weights > 0, weights, 1.0)
+    return ridge(found, gain, weights, FEATURES)
+
+
+_RULES: dict[str, Learner] = {
+    "by margin alone": _by_margin,
+    "by expected change": _by_change,
+    "by expected gain": _by_gain,
+}
+
+
+def fit_cascade(
+    data: LabelledEvidence,
+    *,
+    share: float | None = None,
+    target: float | None = None,
+    cost: tuple[float, float] | None = None,
+    repeats: int = DRAWS,
+    seed: int = 0,
+) -> CascadeFit:
+    """Fit a cascade to the evidence of two tiers, with the FACTS of each row.
+
+    `share` is the share of the pairs for the second tier; with `target` it is the smallest of 0, 0.1, ..., 1 whose log loss is
+    at most that. Raises FitError if no share reaches the target, and as `fit_link` does.
+    """
+    fitter = Fitter(data)
+    tried = Tried(fitter)
+    tiers = [_chosen(tried, "first tier", (0,)), _chosen(tried, "both tiers", (0, 1))]
+    shares = sorted({*_GRID, *([] if share is None else [share])})
+    folded = _Folded(fitter, tiers, shares)
+    wanted = SHARE if share is None and target is None else share
+    name, rules = _best_rule(folded, wanted)
+    losses, picked = folded.losses[name], folded.picked[name]
+    curve = _curve(shares, losses, picked, folded.weights, fitter, cost, seed)
+    share = _reaching(curve, target) if wanted is None else wanted
+    at = shares.index(share)
+    links = [fitter.link(tier, repeats, seed) for tier in tiers]
+    readouts = [_readout(link) for link in links]
+    prior = tried.loss(Candidate("prior", "davidson", (0,), blank=True))
+    keys, weights, votes = fitter.keys, folded.weights, fitter.votes
+    p = np.exp(np.where(picked[:, at, None], folded.both, folded.first))
+    named = [fitter.sample[:, data.place[model]] for model in ("model_a", "model_b")]
+    fit = Fit(
+        link=_joined(links, readouts),
+        chosen="cascade",
+        trials=tuple(tried.trials),
+        members=(0, 1),
+        useless=(),
+        member_links=(),
+        rows=fitter.rows,
+        votes=fitter.weight,
+        groups=fitter.groups,
+        validated=len(fitter.sample),
+        shares=tuple((fitter.mass / fitter.weight).tolist()),
+        log_loss=weighted_mean(losses[:, at], weights, keys),
+        gain=weighted_mean(prior - losses[:, at], weights, keys),
+        calibration=measure_calibration(p, votes, keys, *named),
+        out_of_fold=OutOfFold(p, votes, keys),
+    )
+    rule = folded.rule(name, links)
+    return CascadeFit(readouts[0], readouts[1], rule, share, curve, rules, fit, cost)
+
+
+def _chosen(tried: Tried, name: str, members: tuple[int, ...]) -> Candidate:
+    """Davidson's model of these members, with covariates if these help by more than the standard error."""
+    plain = Candidate(name, "davidson", members)
+    tried.first(plain)
+    data = tried.fitter.data
+    if not any(tried.fitter.varies[data.place[each]] for each in (*data.margin_covariates, *data.tie_covariates)):
+        return plain
+    richer = Candidate(f"{name}, covariates", "davidson", members, covariates=True)
+    gain, error = tried.gain(richer, plain)
+    tried.next(richer, plain, (gain, error), gain > error)
+    return richer if gain > error else plain
+
+
+class _Folded:
+    """The forecasts of both tiers out of fold, and for each rule which rows it would choose and what they would lose."""
+
+    def __init__(self, fitter: Fitter, tiers: Sequence[Candidate], shares: Sequence[float]) -> None:
+        self.fitter, self.tiers, self.shares = fitter, tiers, shares
+        rows, votes, fold = fitter.sample, fitter.votes, fitter.folds()
+        n = len(rows)
+        self.weights, self.votes = votes.sum(axis=1), votes
+        self.facts = {name: rows[:, fitter.data.place[name]] for name in FACTS}
+        self._blocks = [fitter.block(tier, rows)[:2] for tier in tiers]
+        self.first, self.both = np.zeros((n, 3)), np.zeros((n, 3))
+        self.picked = {name: np.zeros((n, len(shares)), dtype=bool) for name in _RULES}
+        starts = [fitter.fit(tier, rows).free for tier in tiers]
+        for number in range(FOLDS):
+            held = fold == number
+            if not held.any() or held.all():
+                continue
+            thetas = [fitter.fit(tier, rows[~held], start).theta for tier, start in zip(tiers, starts, strict=True)]
+            found, first, both = self._read(thetas)
+            self.first[held], self.both[held] = first[held], both[held]
+            for name, learn in _RULES.items():
+                weights = learn(_rows(found, ~held), first[~held], both[~held], votes[~held])
+                scores = Rule.score(weights, found)
+                rule = Rule.of(name, weights, scores[~held])
+                for place, share in enumerate(shares):
+                    self.picked[name][held, place] = scores[held] > rule.threshold(share)
+        losses = [_loss(votes, logs) for logs in (self.first, self.both)]
+        self.losses = {
+            name: np.where(picked, losses[1][:, None], losses[0][:, None]) for name, picked in self.picked.items()
+        }
+
+    def _read(self, thetas: Sequence[Floats]) -> tuple[dict[str, Floats], Floats, Floats]:
+        """The features (n,) of all rows, and the log-probabilities (n, 3) of the first tier and of both."""
+        odds = [linear(theta, *block) for theta, block in zip(thetas, self._blocks, strict=True)]
+        first, both = (Davidson.log_probabilities(*each)[0] for each in odds)
+        return features(*odds[0], self.facts), first, both
+
+    def rule(self, name: str, links: Sequence[Link]) -> Rule:
+        """The rule fitted to all rows of the sample."""
+        found, first, both = self._read([self.fitter.fit(tier, self.fitter.sample).theta for tier in self.tiers])
+        weights = _RULES[name](found, first, both, self.votes)
+        return Rule.of(name, weights, Rule.score(weights, found))
+
+
+def _rows(found: Mapping[str, Floats], wanted: Bools) -> dict[str, Floats]:
+    return {name: values[wanted] for name, values in found.items()}
+
+
+def _loss(votes: Floats, logs: Floats) -> Floats:
+    """The log loss (n,) of each row, summed over its votes."""
+    losses: Floats = -np.where(votes > 0, votes * logs, 0.0).sum(axis=1)
+    return losses
+
+
+def _best_rule(folded: _Folded, share: float | None) -> tuple[str, tuple[Trial, ...]]:
+    """The rule with the lowest mean log loss over the shares between 0 and 1, and the trials.
+
+    A fitted rule is taken if the one-sided 95 % interval of its gain over the margin alone is above 0, and if it is no worse
+    at `share`.
+    """
+    inner = [place for place, each in enumerate(folded.shares) if 0 < each < 1]
+    total = folded.weights.sum()
+    plain, *others = _RULES
+    means = {name: losses[:, inner].mean(axis=1) for name, losses in folded.losses.items()}
+    trials = [Trial(plain, float(means[plain].sum() / total), None, 0.0, 0.0, True)]
+    best = plain
+    for name in others:
+        gain, error = paired_error(means[plain], means[name], folded.weights, folded.fitter.keys)
+        at = None if share is None else folded.shares.index(share)
+        worse = at is not None and folded.losses[name][:, at].sum() > folded.losses[plain][:, at].sum()
+        taken = gain > _SURE * error and not worse and means[name].sum() < means[best].sum()
+        trials.append(Trial(name, float(means[name].sum() / total), plain, gain, error, taken))
+        best = name if taken else best
+    return best, tuple(trials)
+
+
+def _curve(
+    shares: Sequence[float],
+    losses: Floats,
+    picked: Bools,
+    weights: Floats,
+    fitter: Fitter,
+    cost: tuple[float, float] | None,
+    seed: int,
+) -> tuple[CurvePoint, ...]:
+    sums = Bootstrap(REPEATS, seed)
+    gains = losses[:, [0]] - losses
+    columns = {f"loss {place}": losses[:, place] for place in range(len(shares))}
+    columns |= {f"gain {place}": gains[:, place] for place in range(len(shares))}
+    sums.add(fitter.keys, {**columns, "rows": weights})
+    bands = [
+        _band([sums.total(f"{kind} {place}") / weights.sum() for place in range(len(shares))],
+              [sums.ratio_draws(f"{kind} {place}", "rows") for place in range(len(shares))],
+              expanded(fitter.groups))
+        for kind in ("loss", "gain")
+    ]  # fmt: skip
+    realised = picked.mean(axis=0)
+    return tuple(
+        CurvePoint(
+            share,
+            float(realised[place]),
+            bands[0][place],
+            bands[1][place],
+            None if cost is None else cost[0] + float(realised[place]) * cost[1],
+        )
+        for place, share in enumerate(shares)
+    )
+
+
+def _band(values: Sequence[float], drawn: Sequence[Floats], wider: float) -> list[Figure]:
+    """A band around `values` (k,), from the bootstrap draws of each (repeats,): it is as many standard errors wide everywhere
+    as hold all values of 95 % of the draws (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section
+    4.2.4; the factor `wider` is for few groups)."""
+    centre, draws = np.array(values), np.column_stack(drawn)
+    draws = draws[np.isfinite(draws).all(axis=1)]
+    spread = draws.std(axis=0)
+    varies = spread > 0
+    if not varies.any():
+        return [Figure(value, value, value) for value in values]
+    most = (np.abs(draws - centre)[:, varies] / spread[varies]).max(axis=1)
+    half = wider * np.quantile(most, _LEVEL) * spread
+    return [Figure(value, value - by, value + by) for value, by in zip(values, half.tolist(), strict=True)]
+
+
+def _reaching(curve: Sequence[CurvePoint], target: float | None) -> float:
+    """The smallest share whose log loss is at most `target`. Raises FitError."""
+    for point in curve:
+        if target is not None and point.log_loss.value <= target:
+            return point.share
+    best = min(curve, key=lambda point: point.log_loss.value)
+    raise FitError(
+        f"--target-logloss {target:g}: no share of the pairs reaches it; the lowest log loss is {best.log_loss}, at share "
+        f"{best.share:g}"
+    )
+
+
+def _readout(link: Link) -> Readout:
+    values = link.theta.tolist()
+    level = len(link.margin)
+    return Readout(
+        dict(zip(link.margin, values[:level], strict=True)),
+        dict(zip(link.tie, values[level + 1 :], strict=True)),
+        values[level],
+    )
+
+
+def _joined(links: Sequence[Link], readouts: Sequence[Readout]) -> Link:
+    """One link of the cascade's raw numbers: those of the readout that does not apply are 0."""
+    names = [raw_columns(readout, which) for which, readout in enumerate(readouts)]
+
+    def parts(values: Floats) -> Floats:
+        first, both = (values[..., : len(links[0].theta)], values[..., len(links[0].theta) :])
+        cuts = [len(link.margin) for link in links]
+        levels = [part[..., cut : cut + 1] for part, cut in zip((first, both), cuts, strict=True)]
+        joined: Floats = np.concatenate(
+            [
+                first[..., : cuts[0]],
+                both[..., : cuts[1]],
+                levels[0],
+                first[..., cuts[0] + 1 :],
+                both[..., cuts[1] + 1 :],
+                levels[1] - levels[0],
+            ],
+            axis=-1,
+        )
+        return joined
+
+    return Link(
+        "davidson",
+        (*names[0][0], *names[1][0]),
+        (*names[0][1], *names[1][1], ESCALATED),
+        parts(np.concatenate([link.theta for link in links])),
+        parts(np.concatenate([link.draws for link in links], axis=1)),
+    )
