@@ -114,7 +114,7 @@ class BlendScorer(Scorer):
         """The same scorer with other options of those members that have them. Raises UsageError if no member has."""
         fits = [type(member.options) is type(options) for member in self.members()]
         if given(options) and not any(fits):
-            raise UsageError("the forecaster holds no reward model; such options are for reward models")
+            raise UsageError("no member of the ensemble has such options; they are for models of another kind")
         return self.with_members(
             [member.with_options(options) if fit else member for member, fit in zip(self.members(), fits, strict=True)]
         )

@@ -320,6 +320,13 @@ class Forecast(BaseModel):
         default=None,
         description="The largest first. null unless the request had explain; empty if the forecaster cannot explain.",
     )
+    escalated: bool | None = Field(
+        default=None, description="Whether the second tier scored the pair. null if the forecaster is no cascade."
+    )
+    handed_over: bool | None = Field(
+        default=None,
+        description="Whether people should judge the pair, by the forecaster's promise of agreement. null without a promise.",
+    )
     error: ErrorDetail | None = None
 
 
