@@ -8,7 +8,8 @@ other folds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,7 @@ def fit_cascade(
     """
     fitter = Fitter(data)
     tried = Tried(fitter)
-    tiers = [_chosen(tried, "first tier", (0,)), _chosen(tried, "both tiers", (0, 1))]
+    tiers = [_chosen(tried, "first tier", (0,)), _chosen(tried, "second tier", (1,), (0, 1))]
     shares = sorted({*_GRID, *([] if share is None else [share])})
     folded = _Folded(fitter, tiers, shares)
     wanted = SHARE if share is None and target is None else share
@@ -159,17 +160,23 @@ def fit_cascade(
     return CascadeFit(readouts[0], readouts[1], rule, share, curve, rules, fit, cost)
 
 
-def _chosen(tried: Tried, name: str, members: tuple[int, ...]) -> Candidate:
-    """Davidson's model of these members, with covariates if these help by more than the standard error."""
-    plain = Candidate(name, "davidson", members)
-    tried.first(plain)
-    data = tried.fitter.data
-    if not any(tried.fitter.varies[data.place[each]] for each in (*data.margin_covariates, *data.tie_covariates)):
-        return plain
-    richer = Candidate(f"{name}, covariates", "davidson", members, covariates=True)
-    gain, error = tried.gain(richer, plain)
-    tried.next(richer, plain, (gain, error), gain > error)
-    return richer if gain > error else plain
+def _chosen(tried: Tried, name: str, members: tuple[int, ...], more: tuple[int, ...] = ()) -> Candidate:
+    """Davidson's model of these members, with `more` members and with covariates if these help by more than the standard
+    error. As in an ensemble, no margin has a weight below 0."""
+    fitter = tried.fitter
+    best = Candidate(name, "davidson", members)
+    tried.first(best)
+    facts = (*fitter.data.margin_covariates, *fitter.data.tie_covariates)
+    varies = any(fitter.varies[fitter.data.place[each]] for each in facts)
+    steps: list[dict[str, Any]] = [{"name": "both tiers", "members": more}] if more else []
+    for step in [*steps, *([{"covariates": True}] if varies else [])]:
+        candidate = replace(best, **{"name": f"{best.name}, covariates", **step})
+        gain, error = tried.gain(candidate, best)
+        scales = fitter.fit(candidate, fitter.sample).theta[: len(candidate.members)]
+        taken = bool(gain > error and (scales > 0).all())
+        tried.next(candidate, best, (gain, error), taken)
+        best = candidate if taken else best
+    return best
 
 
 class _Folded:

@@ -62,7 +62,7 @@ class Tier:
 class CascadeScorer(Scorer):
     """The first tier scores every pair. The second tier scores the pairs that `rule` chooses for `share`.
 
-    `alone` reads the evidence of the first tier, `both` that of the two tiers. The evidence is a forecast's log-odds. A pair
+    `alone` reads the evidence of the first tier, `both` that of the two tiers, or of the second if the first adds nothing. The evidence is a forecast's log-odds. A pair
     that the second tier cannot score is an error of that pair. If a tier's numbers depend on its batches in the last digits,
     so may the choice for a pair whose score is at the threshold.
     """
@@ -184,8 +184,9 @@ class CascadeScorer(Scorer):
         weights = {**readout.margin, **readout.tie}
         facts = {name: weights[name] for name in (*MARGIN_COVARIATES, *TIE_COVARIATES) if name in weights}
         members = [
-            Member(tier.scorer, tier.budget, weights[f"margin:{number}"], weights[f"tie:{number}"])
+            Member(tier.scorer, tier.budget, weights[f"margin:{number}"], weights.get(f"tie:{number}", 0.0))
             for number, tier in enumerate((self.first, self.second)[: which + 1])
+            if f"margin:{number}" in weights
         ]
         level = Push("link: tie level", 0.0, readout.level)
         pushes = [*BlendScorer(members, facts).explain(pair), level]
@@ -211,8 +212,10 @@ class CascadeScorer(Scorer):
             raise ForecasterError(f"{folder / FILE}: a cascade has two tiers, found {len(data['tiers'])}")
         readouts = [Readout.read(data[name], *columns_of(count), FILE) for count, name in enumerate(_NAMES, 1)]
         for count, readout in enumerate(readouts, 1):
-            wanted = {f"{what}:{tier}" for what in ("margin", "tie") for tier in range(count)}
-            facts = {*readout.margin, *readout.tie} - wanted
+            # Of both tiers, the first may have no weight.
+            tiers_said = {f"{what}:{tier}" for what in ("margin", "tie") for tier in range(count)}
+            wanted = {f"margin:{count - 1}", f"tie:{count - 1}"}
+            facts = {*readout.margin, *readout.tie} - tiers_said
             if not wanted <= {*readout.margin, *readout.tie} or facts not in (
                 set(),
                 {*MARGIN_COVARIATES, *TIE_COVARIATES},
