@@ -16,7 +16,7 @@ from prefcast.scorers.cascade.scorer import ESCALATED
 
 __all__ = ["agreement_said", "card_of", "cascade_said"]
 
-_TIERS = {"first": "first tier", "both": "both tiers"}
+_TIERS = {"first": "first tier alone", "both": "with the second tier"}
 
 
 def card_of(

@@ -130,7 +130,7 @@ def fit_cascade(
     wanted = SHARE if share is None and target is None else share
     name, rules = _best_rule(folded, wanted)
     losses, picked = folded.losses[name], folded.picked[name]
-    curve = _curve(shares, losses, picked, folded.weights, fitter, cost, seed)
+    curve = _curve(folded, name, (_free(fitter, tiers[0]), _free(fitter, tiers[1])), cost, seed)
     share = _reaching(curve, target) if wanted is None else wanted
     at = shares.index(share)
     links = [fitter.link(tier, repeats, seed) for tier in tiers]
@@ -256,51 +256,54 @@ def _best_rule(folded: _Folded, share: float | None) -> tuple[str, tuple[Trial, 
 
 
 def _curve(
-    shares: Sequence[float],
-    losses: Floats,
-    picked: Bools,
-    weights: Floats,
-    fitter: Fitter,
-    cost: tuple[float, float] | None,
-    seed: int,
+    folded: _Folded, name: str, parameters: tuple[int, int], cost: tuple[float, float] | None, seed: int
 ) -> tuple[CurvePoint, ...]:
+    """The curve of the rule `name`. `parameters` are the numbers of free parameters of the two readouts."""
+    shares, losses, keys = folded.shares, folded.losses[name], folded.fitter.keys
+    total, n = folded.weights.sum(), len(losses)
     sums = Bootstrap(REPEATS, seed)
-    gains = losses[:, [0]] - losses
-    columns = {f"loss {place}": losses[:, place] for place in range(len(shares))}
-    columns |= {f"gain {place}": gains[:, place] for place in range(len(shares))}
-    sums.add(fitter.keys, {**columns, "rows": weights})
-    bands = [
-        _band([sums.total(f"{kind} {place}") / weights.sum() for place in range(len(shares))],
-              [sums.ratio_draws(f"{kind} {place}", "rows") for place in range(len(shares))],
-              expanded(fitter.groups))
-        for kind in ("loss", "gain")
-    ]  # fmt: skip
-    realised = picked.mean(axis=0)
+    parts = {"loss": losses, "gain": losses[:, [0]] - losses}
+    columns = {f"{part} {place}": values[:, place] for part, values in parts.items() for place in range(len(shares))}
+    sums.add(keys, {**columns, "rows": folded.weights})
+    groups = folded.fitter.groups
+    # A fit is only as good as its labels. The log loss of k fitted parameters exceeds the least possible one by a chi-squared
+    # number with k degrees of freedom over 2 n, whose variance is k / (2 n^2) (Wilks, 1938); and the share of new pairs above
+    # a threshold varies with the n pairs that gave it.
+    slopes = np.gradient(parts["gain"].sum(axis=0) / total, shares)
+    share = np.array(shares)
+    fitted = sum(parameters) / (2 * groups**2) + slopes**2 * share * (1 - share) / groups
+    bands = {}
+    for part in parts:
+        names = [f"{part} {place}" for place in range(len(shares))]
+        values = np.array([sums.total(each) / total for each in names])
+        draws = np.column_stack([sums.ratio_draws(each, "rows") for each in names])
+        bands[part] = _band(values, draws, fitted, expanded(groups))
+    realised = folded.picked[name].sum(axis=0) / n
     return tuple(
         CurvePoint(
             share,
             float(realised[place]),
-            bands[0][place],
-            bands[1][place],
+            bands["loss"][place],
+            bands["gain"][place],
             None if cost is None else cost[0] + float(realised[place]) * cost[1],
         )
         for place, share in enumerate(shares)
     )
 
 
-def _band(values: Sequence[float], drawn: Sequence[Floats], wider: float) -> list[Figure]:
-    """A band around `values` (k,), from the bootstrap draws of each (repeats,): it is as many standard errors wide everywhere
-    as hold all values of 95 % of the draws (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section
-    4.2.4; the factor `wider` is for few groups)."""
-    centre, draws = np.array(values), np.column_stack(drawn)
+def _band(values: Floats, draws: Floats, more: Floats, wider: float) -> list[Figure]:
+    """A band around `values` (k,), from their bootstrap draws (repeats, k) and from `more` variances (k,). It is as many
+    standard errors wide everywhere as hold all values of 95 % of the draws (Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997, section 4.2.4; the factor `wider` is for few groups)."""
     draws = draws[np.isfinite(draws).all(axis=1)]
     spread = draws.std(axis=0)
+    # What is 0 by definition has no error.
     varies = spread > 0
     if not varies.any():
-        return [Figure(value, value, value) for value in values]
-    most = (np.abs(draws - centre)[:, varies] / spread[varies]).max(axis=1)
-    half = wider * np.quantile(most, _LEVEL) * spread
-    return [Figure(value, value - by, value + by) for value, by in zip(values, half.tolist(), strict=True)]
+        return [Figure(value, value, value) for value in values.tolist()]
+    most = (np.abs(draws - values)[:, varies] / spread[varies]).max(axis=1)
+    half = wider * np.quantile(most, _LEVEL) * np.where(varies, np.sqrt(spread**2 + more), 0.0)
+    return [Figure(value, value - by, value + by) for value, by in zip(values.tolist(), half.tolist(), strict=True)]
 
 
 def _reaching(curve: Sequence[CurvePoint], target: float | None) -> float:
@@ -313,6 +316,10 @@ def _reaching(curve: Sequence[CurvePoint], target: float | None) -> float:
         f"--target-logloss {target:g}: no share of the pairs reaches it; the lowest log loss is {best.log_loss}, at share "
         f"{best.share:g}"
     )
+
+
+def _free(fitter: Fitter, tier: Candidate) -> int:
+    return int(fitter.basis(tier)[0].shape[1])
 
 
 def _readout(link: Link) -> Readout:
