@@ -249,7 +249,7 @@ def _best_rule(folded: _Folded, share: float | None) -> tuple[str, tuple[Trial, 
         gain, error = paired_error(means[plain], means[name], folded.weights, folded.fitter.keys)
         at = None if share is None else folded.shares.index(share)
         worse = at is not None and folded.losses[name][:, at].sum() > folded.losses[plain][:, at].sum()
-        taken = gain > _SURE * error and not worse and means[name].sum() < means[best].sum()
+        taken = bool(gain > _SURE * error and not worse and means[name].sum() < means[best].sum())
         trials.append(Trial(name, float(means[name].sum() / total), plain, gain, error, taken))
         best = name if taken else best
     return best, tuple(trials)
