@@ -106,7 +106,7 @@ def losses(found: CascadeFit, columns: dict[str, Floats], p: Floats) -> tuple[Fl
     return first, both
 
 
-def expected_gain(found: CascadeFit, rows: Tiers, random: Random, draws: int = 200) -> tuple[dict[str, Floats], Floats]:
+def expected_gain(found: CascadeFit, rows: Tiers, random: Random, draws: int = 100) -> tuple[dict[str, Floats], Floats]:
     """The rule's features of the rows, and the gain (n,) that is expected from asking the second tier, given all that is known
     before: the mean over draws of the truth and of the second tier."""
     columns, total = rows.columns, np.zeros(len(rows))
