@@ -202,6 +202,20 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path, change: Callable[[dict[str
     assert "\n" not in str(raised.value)
 
 
+def test_numbers_that_are_too_large_are_an_error_of_the_row() -> None:
+    made = cascade(1.0)
+    huge = Readout({"margin:1": 1e308}, {"tie:1": 1e308}, 1e308)
+    scorer = CascadeScorer([made.first, made.second], huge_first(made), huge, rule(dict.fromkeys(FEATURES, 1e308)), 0.0)
+    found = prefcast.Forecaster(scorer, Davidson(1.0, 0.0), WHOLE).forecast(
+        [Pair.of("Why?", "Because it is so.", "So.")]
+    )
+    assert "not finite" in str(found.errors[0])
+
+
+def huge_first(made: CascadeScorer) -> Readout:
+    return Readout(dict.fromkeys(made.readouts[0].margin, 1e308), dict.fromkeys(made.readouts[0].tie, 1e308), 1e308)
+
+
 # From labels to forecasts
 
 

@@ -111,9 +111,9 @@ def fit(
     if fitted.unmatched_votes:
         say(f"{fitted.unmatched_votes} rows of {votes} have ids that are not among the pairs")
     for name, said in fitted.forecaster.card["parameters"].items():
-        if name.startswith("margin of") and said["high"] < 0:
+        if "margin of " in name and said["high"] < 0:
             say(
-                f"{name.removeprefix('margin of ')}: higher scores go with losing; are the columns swapped, or is it a cost?"
+                f"{name.partition('margin of ')[2]}: higher scores go with losing; are the columns swapped, or is it a cost?"
             )
     if fitted.fit.shares[2] == 1:
         say("every label is a tie: A and B are forecast as hardly possible; label some pairs that are no ties")

@@ -95,9 +95,14 @@ class CascadeScorer(Scorer):
         )
 
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
+        if pairs:
+            # Numbers of a strange folder may be too large; then the pair has no finite evidence, which is its error.
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = self._found(pairs, meter)
+            yield range(len(pairs)), found
+
+    def _found(self, pairs: Sequence[Pair], meter: Meter) -> Evidence:
         n = len(pairs)
-        if not n:
-            return
         before = meter.aside()
         first = _evidence(self.first, pairs, before)
         columns = {"margin:0": first.margin, "tie:0": first.tie, **_facts(pairs)}
@@ -116,7 +121,7 @@ class CascadeScorer(Scorer):
             problems |= {int(places[row]): problem for row, problem in second.problems.items()}
             for kind, found in zip((margin, tie), self.readouts[1].log_odds(columns), strict=True):
                 kind[places] = found[places]
-        yield range(n), Evidence(margin, tie, problems, self._raw(columns, picked))
+        return Evidence(margin, tie, problems, self._raw(columns, picked))
 
     def _raw(self, columns: Mapping[str, Floats], picked: NDArray[np.bool_]) -> dict[str, Floats]:
         raw = {ESCALATED: picked.astype(np.float64)}
