@@ -34,6 +34,19 @@ def test_shown_output_is_real(prefcast: Run, tmp_path: Path, command: str, shown
         assert line in (*printed, "...")
 
 
+def test_the_page_of_cascades_is_real(prefcast_here: Run, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "cascade.md").read_text(encoding="utf-8")
+    (tmp_path / "examples").mkdir()
+    shutil.copy(EXAMPLES, tmp_path / "examples")
+    commands = re.findall(r"^\$ prefcast (.*)\n((?:(?!\$|```).*\n)*)", page, re.MULTILINE)
+    assert len(commands) == 6
+    for command, shown in commands:
+        done = prefcast_here(*command.split())
+        assert done.returncode == 0, done.stderr
+        for line in shown.splitlines():
+            assert line in (*done.stdout.splitlines(), *done.stderr.splitlines(), "..."), command
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_the_code_runs(tmp_path: Path, page: str) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)

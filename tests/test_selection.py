@@ -297,14 +297,14 @@ def test_the_prior_does_not_narrow_the_draws_of_few_labels() -> None:
         )
         draws = davidson_link(evidence(margin, nothing, y), repeats=100, seed=seed).draws[:, 0] * unit
         shares.append(draws.std() / np.sqrt(np.linalg.inv(found.information)[0, 0]))
-    assert 0.97 < np.mean(shares) / fitting._expanded(30) < 1.15
+    assert 0.97 < np.mean(shares) / fitting.expanded(30) < 1.15
 
 
 def test_few_groups_make_the_draws_wider() -> None:
     # Student's quantile for the normal one, n - 1 for n: of the tables.
-    assert fitting._expanded(2) == pytest.approx(12.706 / 1.960 * np.sqrt(2), rel=1e-3)
-    assert fitting._expanded(30) == pytest.approx(2.045 / 1.960 * np.sqrt(30 / 29), rel=1e-3)
-    assert fitting._expanded(1_000_000) == pytest.approx(1.0, abs=1e-5)
+    assert fitting.expanded(2) == pytest.approx(12.706 / 1.960 * np.sqrt(2), rel=1e-3)
+    assert fitting.expanded(30) == pytest.approx(2.045 / 1.960 * np.sqrt(30 / 29), rel=1e-3)
+    assert fitting.expanded(1_000_000) == pytest.approx(1.0, abs=1e-5)
     margin, tie, y = simulated(240)
     few, many = (davidson_link(evidence(margin, tie, y, keys=np.arange(240) // size)) for size in (80, 1))
     assert (few.draws.std(axis=0) > many.draws.std(axis=0)).all()

@@ -9,7 +9,7 @@ from typing import Any
 from prefcast.cli.requests import BUDGET, JSON_OUTPUT, Keeping, ModelOptions, Reading
 from prefcast.cli.shared import app, check_outputs, end_failed, opened, progress, say, say_paid, say_restored
 from prefcast.cli.verbs import argument, option, verb
-from prefcast.errors import UsageError
+from prefcast.errors import UsageError, excerpt
 
 
 @verb(app)
@@ -34,6 +34,17 @@ def fit(
     target: str | None = option(
         "Unlabelled pairs from where the forecaster will be used; the share of ties is estimated from them.", "PAIRS"
     ),
+    cost: str | None = option(
+        "What a pair costs in the first and in the second tier, in any unit; the curve then shows the cost.",
+        "FIRST/SECOND",
+    ),
+    target_logloss: float | None = option(
+        "Take the smallest share with at most this log loss, instead of --share.", "X"
+    ),
+    agree: float | None = option(
+        "How often the most likely answer is to agree with people; half of the labels are held out to test it.", "RATE"
+    ),
+    confidence: float = option("How sure the promise of --agree is.", "LEVEL", default=0.95),
     budget: str | None = BUDGET,
     json_output: str | None = JSON_OUTPUT,
     options: ModelOptions,
@@ -46,6 +57,7 @@ def fit(
     Examples:
       prefcast fit votes.csv --model ./skywork-reward-8b -o my-forecaster
       prefcast fit votes.csv --model surface --model ./skywork-reward-8b -o ensemble
+      prefcast fit votes.csv --model surface --then embedded --share 0.3 -o cascade
       prefcast fit --scores scores.csv -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
@@ -77,10 +89,16 @@ def fit(
             cells=reading.cells,
             label_values=reading.labels,
             max_row=reading.max_row,
-            options=options.every,
+            options=tuple(each for each in options.every if each is not options.cascade),
             more=options.more,
             running=keeping.running(),
             progress=show,
+            then=options.cascade.then,
+            share=options.cascade.share,
+            cost=None if cost is None else _costs(cost),
+            target_logloss=target_logloss,
+            agree=agree,
+            confidence=confidence,
         )
     fitted.save(folder)
     if json_output is not None:
@@ -95,9 +113,9 @@ def fit(
     if fitted.unmatched_votes:
         say(f"{fitted.unmatched_votes} rows of {votes} have ids that are not among the pairs")
     for name, said in fitted.forecaster.card["parameters"].items():
-        if name.startswith("margin of") and said["high"] < 0:
+        if "margin of " in name and said["high"] < 0:
             say(
-                f"{name.removeprefix('margin of ')}: higher scores go with losing; are the columns swapped, or is it a cost?"
+                f"{name.partition('margin of ')[2]}: higher scores go with losing; are the columns swapped, or is it a cost?"
             )
     if fitted.fit.shares[2] == 1:
         say("every label is a tie: A and B are forecast as hardly possible; label some pairs that are no ties")
@@ -106,3 +124,14 @@ def fit(
     say(f"forecaster in {folder}; use it with --forecaster {folder}")
     first = f"; the first: {fitted.first_error}" if fitted.first_error else ""
     end_failed(fitted.failed, f"{fitted.failed} of {fitted.rows} rows failed and are not in the fit{first}")
+
+
+def _costs(text: str) -> tuple[float, float]:
+    """The costs of a pair in the two tiers. Raises UsageError."""
+    first, slash, second = text.partition("/")
+    try:
+        if not slash:
+            raise ValueError
+        return float(first), float(second)
+    except ValueError:
+        raise UsageError(f"--cost: {excerpt(text)} is not of the form FIRST/SECOND, like 1/50") from None

@@ -22,11 +22,22 @@ from prefcast.cli.requests import (
     Reading,
 )
 from prefcast.cli.running import check_run, done, is_submission, say_done
-from prefcast.cli.shared import app, check_with_text, end_failed, one_file, opened, progress, say, say_paid
+from prefcast.cli.shared import (
+    app,
+    check_outputs,
+    check_with_text,
+    end_failed,
+    one_file,
+    opened,
+    progress,
+    say,
+    say_paid,
+)
 from prefcast.cli.verbs import MISSING, option, verb
-from prefcast.errors import UsageError, printable
+from prefcast.errors import UsageError, printable, shown_path
 
 if TYPE_CHECKING:
+    from prefcast.forecasts.handing import HandedOver
     from prefcast.measuring.rehearsal import Rehearsal
     from prefcast.runs.loop import Sink
 
@@ -45,6 +56,9 @@ def predict(
     with_text: bool = WITH_TEXT,
     submission: str = SUBMISSION,
     allow_all_failed: bool = ALLOW_ALL_FAILED,
+    hand_over: Path | None = option(
+        "Write the ids of the rows that people should judge, for a forecaster that was fitted with --agree.", "FILE"
+    ),
     rehearse: Path | None = option(
         "If PAIRS is the competition's stub of three rows, forecast the first 1,000 rows of this labelled file instead, and measure.",
         "TRAIN",
@@ -65,6 +79,7 @@ def predict(
       zcat pairs.csv.gz | prefcast predict - -o forecasts.jsonl
       prefcast predict test.csv --model internlm2-20b-reward --preset notebook --rehearse train.csv -o submission.csv
     """
+    from prefcast.forecasts.handing import check_handing_over, handing_over
     from prefcast.forecasts.predictions import open_writer
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.rehearsal import Rehearsal, rehearsal_rows
@@ -74,9 +89,13 @@ def predict(
     check_with_text(output, with_text)
     winner = submission == "winner"
     asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text, allow_all_failed)
-    check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores)
+    check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores, hand_over=hand_over)
     if rehearse is not None and long.shard is not None:
         raise UsageError("--rehearse and --shard exclude each other")
+    if hand_over is not None:
+        check_outputs([hand_over, output], [*pairs, rehearse, scores], "the ids")
+        if long.shard is not None:
+            raise UsageError("--hand-over and --shard exclude each other")
     if winner and not is_submission(asked.path):
         raise UsageError("--submission winner is for an output that ends in .csv")
     stub = pairs[0] if rehearse is None else one_file(pairs, "--rehearse looks at one file, the competition's stub")
@@ -86,11 +105,14 @@ def predict(
         else rehearsal_rows(stub, str(rehearse), reading.mapping, reading.cells, reading.labels, reading.max_row)
     )
     chosen = resolve(choosing.choice(scores))
+    if hand_over is not None:
+        check_handing_over(chosen)
     rehearsal: Rehearsal | None = None
+    handed: HandedOver | None = None
 
     @contextmanager
     def opened_output() -> Iterator[Sink]:
-        nonlocal rehearsal
+        nonlocal rehearsal, handed
         out = (
             nullcontext(TableWriter(sys.stdout))
             if output is None
@@ -98,7 +120,9 @@ def predict(
         )
         with out as writer:
             rehearsal = None if train is None else Rehearsal(writer)
-            yield rehearsal or writer
+            sink = rehearsal or writer
+            with nullcontext() if hand_over is None else handing_over(sink, hand_over) as handed:
+                yield handed or sink
 
     report = done(asked, chosen, train, opened_output)
     if rehearse is not None and train is None:
@@ -107,6 +131,8 @@ def predict(
         say(f"{stub} is the stub: the first {report.rows} rows of {rehearse} were forecast instead")
         if report.failed < report.rows:
             print(evaluation_text(rehearsal.evaluation(), "rehearsal"))
+    if handed is not None:
+        say(f"{handed.rows} of {report.rows} rows are for people; their ids are in {shown_path(str(hand_over))}")
     got = "the class prior" if chosen.fallback is None else f"({', '.join(map(str, chosen.fallback))})"
     say_done(asked, report, "forecasts", of=chosen, got=f" and got {got}")
 

@@ -19,6 +19,7 @@ from prefcast.cli.shared import (
     opened,
     progress,
     say,
+    say_escalated,
     say_literal,
     say_paid,
     say_restored,
@@ -83,16 +84,20 @@ def evaluate(
       prefcast evaluate train.csv --model length --json figures.json
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
+    from prefcast.report.cascades import kept_lines
     from prefcast.report.measurements import evaluation_text, write_json
 
     _check_swapped(swapped, measuring)
     check_outputs([json_output], [*(labelled or []), swapped, *measuring.files], "the figures")
     title, measured = _measured(labelled, measuring, swapped=swapped, by_margin=True)
     evaluation = measured.evaluation(repeats=measuring.repeats)
+    promised = measured.agreement
     if json_output is not None:
-        write_json(evaluation.to_dict(), json_output)
+        write_json(evaluation.to_dict() | ({} if promised is None else {"agreement": promised}), json_output)
     if json_output != "-":
         print(evaluation_text(evaluation, title, slices=slices or measuring.by is not None))
+        for line in [] if promised is None else kept_lines(promised):
+            print(line)
     end_failed(evaluation.failed, _FAILED.format(evaluation.failed))
 
 
@@ -189,6 +194,7 @@ def _measured(
     from prefcast.forecasts.resolve import for_scores, resolve
     from prefcast.measuring.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.pairs.formats.saved import read_saved
+    from prefcast.report.cascades import kept_said
     from prefcast.runs.ready import ready
 
     reading, predictions, scores = measuring.reading, measuring.predictions, measuring.scores
@@ -228,6 +234,9 @@ def _measured(
     say_paid(measured.spent)
     say_truncated(measured.truncated or 0, measured.rows, chosen)
     say_literal(measured.literal, measured.rows)
+    say_escalated(measured.escalated, measured.rows)
+    if measured.kept is not None and chosen.agreement is not None:
+        measured.agreement = kept_said(measured.kept, chosen.agreement)
     return choice.title, measured
 
 

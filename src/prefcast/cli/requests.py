@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prefcast.base.limits import MAX_ROW
 from prefcast.cli.verbs import argument, option
 from prefcast.errors import UsageError
+from prefcast.scorers import cascade
 from prefcast.scorers.judge import PREFIX
 from prefcast.scorers.judge import Options as JudgeOptions
 from prefcast.scorers.reward import Options
@@ -134,6 +135,7 @@ class ModelOptions:
 
     reward: Options
     judging: Judging
+    cascade: cascade.Options
     option: list[str] | None = option(
         "An option of a scorer from another package; may be given several times.", "NAME=VALUE"
     )
@@ -141,7 +143,7 @@ class ModelOptions:
     @property
     def every(self) -> tuple[Any, ...]:
         """The options of each kind of model."""
-        return (self.reward, self.judging.options)
+        return (self.reward, self.judging.options, self.cascade)
 
     @property
     def more(self) -> tuple[str, ...]:
@@ -175,6 +177,11 @@ class Choosing:
         from prefcast.forecasts.resolve import Choice
 
         options = self.options
+        if options.cascade.then is not None:
+            raise UsageError(
+                "--then makes a cascade, which must be fitted to labelled pairs first: prefcast fit LABELLED --model FIRST "
+                "--then SECOND -o DIR; then use --forecaster DIR"
+            )
         model = options.named(self.model)
         return Choice(model, self.forecaster, scores, self.budget, self.preset, options.every, options.more)
 

@@ -19,6 +19,7 @@ from prefcast.cli.shared import (
     opened,
     progress,
     say,
+    say_escalated,
     say_literal,
     say_paid,
     say_restored,
@@ -120,6 +121,7 @@ def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | Non
         errors=dict(report.errors),
         truncated=report.truncated,
         literal=report.literal,
+        escalated=report.escalated,
         seconds=round(report.seconds, 3),
         pairs_a_second=round(report.rate, 2),
         shares={part: round(share, 4) for part, share in report.shares.items()},
@@ -140,6 +142,7 @@ def say_done(asked: Asked, report: RunReport, what: str, *, of: Forecaster | Non
         say_truncated(report.truncated, report.rows, of)
     say_literal(report.literal, report.rows)
     say_paid(report.spent)
+    say_escalated(report.escalated, report.rows)
     end_failed(report.failed, f"{report.failed} of {report.rows} rows failed{got}; the first: {report.first_error}")
 
 

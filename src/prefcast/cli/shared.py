@@ -66,6 +66,12 @@ def say_literal(literal: int, rows: int) -> None:
         )
 
 
+def say_escalated(escalated: int | None, rows: int) -> None:
+    """Tell how many rows the second tier of a cascade scored."""
+    if escalated is not None and rows:
+        say(f"the second tier scored {escalated:,} of {rows:,} rows ({escalated / rows:.1%})")
+
+
 def say_restored(restored: int, rows: int) -> None:
     """Tell of rows whose evidence was in the store."""
     if restored:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,27 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.limits import MAX_ROW
-from prefcast.errors import FitError, RowError, UsageError, shown_path
+from prefcast.errors import FitError, RowError, UsageError
+from prefcast.fitting.cards import agreement_said, card_of, cascade_said
+from prefcast.fitting.cascade import CascadeFit, fit_cascade
 from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.gathered import Gathered
 from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
+from prefcast.fitting.promises import HELD_OUT, promised
 from prefcast.fitting.selection import Fit, fit_link
 from prefcast.fitting.soft_labels import read_vote_counts, read_weights
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.resolve import Choice, is_named_model, resolve_scorer
-from prefcast.forecasts.scores import RawScores, read_scores, score_blocks, score_pairs
-from prefcast.outcomes.models import FITTED_MODELS, Link, drawn_interval
-from prefcast.pairs import Outcome, Pair
+from prefcast.forecasts.scores import read_scores
+from prefcast.outcomes.agreement import check_promise
+from prefcast.outcomes.models import FITTED_MODELS
+from prefcast.pairs import Outcome
 from prefcast.pairs.budget import WHOLE, Budget
 from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
-from prefcast.pairs.pair import group_key
-from prefcast.pairs.pieces import pieces
 from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.loop import Progress
 from prefcast.runs.ready import Running, ready_scorer
-from prefcast.scorers.base import SILENT, Meter, Scorer, Spent, total_spent
+from prefcast.scorers.base import Scorer, Spent, total_spent
 from prefcast.scorers.blend import BlendScorer, Member
-from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
+from prefcast.scorers.cascade.rule import checked_share
+from prefcast.scorers.cascade.scorer import CascadeScorer, Tier
+from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES
 from prefcast.scorers.given import GivenScorer
 from prefcast.scorers.options import given_values, options_for, which
 from prefcast.scorers.registry import DEFAULT, scorer_for
@@ -50,7 +55,7 @@ class Fitted:
     `failed` rows could not be scored and `unlabelled` rows had no label; neither is in the fit. `target_prior` is the
     share of ties to which the tie level was adjusted, None if it was not. `unmatched_votes` counts the rows of the
     votes file whose id is not among the pairs, `restored` the pairs whose evidence was in the store. `paid` is
-    what each scorer took that is paid for.
+    what each scorer took that is paid for. `cascade` has the curve of a cascade.
     """
 
     forecaster: Forecaster
@@ -65,6 +70,7 @@ class Fitted:
     unmatched_votes: int = 0
     restored: int = 0
     paid: Mapping[str, Spent] = field(default_factory=dict)
+    cascade: CascadeFit | None = None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster as a folder. Raises UsageError."""
@@ -90,6 +96,12 @@ def fit(
     running: Running | None = None,
     progress: Progress | None = None,
     seed: int = 0,
+    then: str | None = None,
+    share: float | None = None,
+    cost: tuple[float, float] | None = None,
+    target_logloss: float | None = None,
+    agree: float | None = None,
+    confidence: float = 0.95,
 ) -> Fitted:
     """Fit an outcome model to labelled pairs.
 
@@ -98,13 +110,20 @@ def fit(
     model; if it has labels, `source` may be left out. `weights` is a file of row weights. `target_prior` is the share
     of ties in the data where the forecaster will be used; alternatively `target` is unlabelled pairs of that data.
 
+    With `then`, a second model, the forecaster is a cascade: `model` scores every pair, and `then` scores a `share` of the
+    pairs (default 0.3), or the smallest share whose log loss is at most `target_logloss`. `cost` is that of a pair in the
+    first and in the second tier. With `agree`, half of the first prompts are held out from the fit, and the forecaster knows
+    from which probability on its most likely answer agrees with people at least that often, at the `confidence`.
+
     Raises UsageError, FitError and FileError.
     """
     models = [model] if isinstance(model, str) else list(model or [])
     _check(source, models, scores, target_prior, target, budget, options)
+    _check_cascade(models, then, share, cost, target_logloss, scores, target_prior, target)
+    _check_promise(agree, confidence, weights, target_prior, target)
     counts = None if votes is None else read_vote_counts(votes)
     amounts = None if weights is None else read_weights(weights)
-    gathered = _Gathered(counts, amounts)
+    gathered = Gathered(counts, amounts)
     with ExitStack() as stack:
         if source is None and scores is not None:
             gathered.of_scores(scores, label_values)
@@ -114,7 +133,7 @@ def fit(
             if scores is not None:
                 members, names = [(read_scores(scores), WHOLE)], ["scores"]
             else:
-                names = models or [DEFAULT]
+                names = [*(models or [DEFAULT]), *([] if then is None else [then])]
                 members = _resolved(names, budget, options, more)
             members = [(stack.enter_context(ready_scorer(scorer, running))[0], read) for scorer, read in members]
             with opened_pairs(source, columns, cells, label_values, max_row) as pairs:
@@ -126,23 +145,25 @@ def fit(
                 f"nothing to fit: of {gathered.rows} rows {gathered.failed} failed and {gathered.unlabelled} have no label"
                 + (f"; the first that failed: {gathered.first_error}" if gathered.first_error else "")
             )
-        found = fit_link(gathered.evidence, seed=seed)
-        forecaster = _forecaster(found, members)
-        interval = None
+        wanted = None if then is None else {"share": share, "target": target_logloss, "cost": cost}
+        promise = None if agree is None else (agree, confidence)
+        evidence, found, cascade, forecaster = _fitted(gathered.evidence, members, wanted, promise, seed)
+        moved: dict[str, Any] | None = None
         if target is not None:
             with opened_pairs(target, columns, cells, label_values, max_row) as pairs:
                 check_share(found.shares[Outcome.TIE])
                 ties = drawn_ties(forecaster, pairs)
-                interval = share_of_ties(ties, labelled_ties(found, gathered.evidence, seed), seed)
-                target_prior = interval[0]
+                target_prior, low, high = share_of_ties(ties, labelled_ties(found, evidence, seed), seed)
+                moved = {"to": target_prior, "target": "unlabelled pairs", "low": low, "high": high}
+        elif target_prior is not None:
+            moved = {"to": target_prior, "target": "given"}
         if target_prior is not None:
-            by = shift(found, gathered.evidence, target_prior)
-            forecaster = shifted(forecaster, by, target_prior)
-        link = found.link if forecaster.link is None else forecaster.link
-        how = "unlabelled pairs" if target is not None else "given"
-        card = _card(found, link, names, gathered, target_prior, how)
-        if interval is not None:
-            card["tie_level_moved"] |= {"low": interval[1], "high": interval[2]}
+            forecaster = shifted(forecaster, shift(found, evidence, target_prior), target_prior)
+        card = card_of(found, found.link if forecaster.link is None else forecaster.link, names, gathered, moved)
+        if cascade is not None:
+            card["cascade"] = cascade_said(cascade, names)
+        if forecaster.agreement is not None:
+            card["agreement"] = agreement_said(forecaster.agreement)
         return Fitted(
             replace(forecaster, scorer=forecaster.scorer.bare(), card=card),
             found,
@@ -156,6 +177,7 @@ def fit(
             0 if counts is None else len(counts) - gathered.matched,
             gathered.spent.kept,
             {name: total_spent(scorer) for name, (scorer, _) in zip(names, members, strict=True)},
+            cascade,
         )
 
 
@@ -204,120 +226,83 @@ def _check(
         raise UsageError("--target needs models to score it; with --scores give the share of ties: --target-prior")
 
 
-class _Gathered:
-    """Collects evidence and votes, row by row."""
+def _fitted(
+    evidence: LabelledEvidence,
+    members: Sequence[tuple[Scorer, Budget]],
+    cascade: Mapping[str, Any] | None,
+    promise: tuple[float, float] | None,
+    seed: int,
+) -> tuple[LabelledEvidence, Fit, CascadeFit | None, Forecaster]:
+    """The evidence without what was held out for the `promise`, the fit to it, and the forecaster."""
+    held = None
+    if promise is not None:
+        evidence, held = evidence.split(HELD_OUT, seed)
+    if cascade is None:
+        tiers, found = None, fit_link(evidence, seed=seed)
+        forecaster = _forecaster(found, members)
+    else:
+        tiers = fit_cascade(evidence, **cascade, seed=seed)
+        found, forecaster = tiers.fit, _cascade(tiers, members)
+    if held is not None and promise is not None:
+        read = partial(_probabilities, evidence, found, tiers)
+        forecaster = replace(forecaster, agreement=promised(found.out_of_fold, held, read, promise, seed))
+    return evidence, found, tiers, forecaster
 
-    def __init__(self, votes: dict[str, tuple[float, ...]] | None, weights: dict[str, float] | None) -> None:
-        self._votes, self._weights = votes, weights
-        self.evidence: LabelledEvidence | None = None
-        self.rows = self.failed = self.unlabelled = self.truncated = self.matched = 0
-        self.first_error: RowError | None = None
-        self.columns: tuple[str, ...] = ()
-        self.spent = Spent()
 
-    def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
-        """The votes on a row times its weight; None if it has no votes."""
-        if self._votes is not None:
-            counts = self._votes.get(str(id))
-            self.matched += counts is not None
-        else:
-            counts = None if label < 0 else tuple(float(outcome == label) for outcome in Outcome)
-        if counts is None or self._weights is None:
-            return counts
-        weight = self._weights.get(str(id))
-        if weight is None:
-            raise UsageError(f"--weights: id {str(id)!r} has no weight; every labelled row needs one")
-        return tuple(weight * count for count in counts)
+def _check_cascade(
+    models: Sequence[str],
+    then: str | None,
+    share: float | None,
+    cost: tuple[float, float] | None,
+    target: float | None,
+    *others: Any,
+) -> None:
+    """Raise UsageError for settings that do not go together. `others` are those that a cascade does not have."""
+    if then is None:
+        if share is not None or cost is not None or target is not None:
+            raise UsageError("--share, --cost and --target-logloss are for a cascade: name its second tier with --then")
+        return
+    if len(models) > 1:
+        raise UsageError("the first tier of a cascade is one model: give --model once")
+    if then in (models or [DEFAULT]):
+        raise UsageError("--then names the first tier's model; name another model")
+    if any(other is not None for other in others):
+        raise UsageError("--then does not go with --scores, --target or --target-prior")
+    if share is not None and target is not None:
+        raise UsageError("--target-logloss chooses the share; leave --share out")
+    if share is not None:
+        checked_share(share)
+    if cost is not None and not (all(0 <= each < float("inf") for each in cost) and cost[1] > 0):
+        raise UsageError("--cost must be two numbers FIRST/SECOND, the second above 0, like 1/50")
 
-    def of_scores(self, path: str | os.PathLike[str], label_values: Mapping[str, str] | None) -> None:
-        """Collect a file of scores with labels."""
-        for block in score_blocks(path, label_values=label_values):
-            if self.evidence is None:
-                self.evidence = LabelledEvidence(1, log_odds=block.log_odds)
-                self.columns = block.columns
-            start, n = self.rows, len(block.ids)
-            self.rows += n
-            self.failed += int((~block.scored).sum())
-            if self.first_error is None and not block.scored.all():
-                row = int(np.flatnonzero(~block.scored)[0])
-                self.first_error = RowError(shown_path(path), start + row + 1, "", "has no scores", block.ids[row])
-            keys = np.arange(start, start + n, dtype=np.uint64) if block.keys is None else block.keys
-            if self._votes is None and self._weights is None:
-                good = block.scored & (block.labels >= 0)
-                counts = np.eye(len(Outcome))[block.labels[good]]
-            else:
-                found = [self._vote(id, label) for id, label in zip(block.ids, block.labels.tolist(), strict=True)]
-                good = block.scored & np.array([each is not None for each in found])
-                counts = np.array([found[row] for row in np.flatnonzero(good)]).reshape(-1, len(Outcome))
-            self.unlabelled += int(block.scored.sum() - good.sum())
-            named = [block.models[row] for row in np.flatnonzero(good)] if any(map(any, block.models)) else None
-            self.evidence.add(block.margin[good, None], block.tie[good, None], counts, keys[good], models=named)
 
-    def of_pairs(
-        self,
-        pairs: Iterable[Pair | RowError],
-        members: Sequence[tuple[Scorer, Budget]],
-        names: Sequence[str],
-        progress: Progress | None,
-    ) -> None:
-        """Score labelled pairs with every member and collect the evidence."""
-        log_odds = len(members) == 1 and members[0][0].log_odds
-        self.evidence = LabelledEvidence(
-            len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names
-        )
-        for chunk in pieces(pairs):
-            before, rows, counts = self.rows, list[Pair](), list[tuple[float, ...]]()
-            self.rows += len(chunk)
-            for item in chunk:
-                if isinstance(item, RowError):
-                    self._fail(item)
-                    continue
-                vote = self._vote(item.id, -1 if item.outcome is None else int(item.outcome))
-                if vote is None:
-                    self.unlabelled += 1
-                else:
-                    rows.append(item)
-                    counts.append(vote)
-            if rows:
-                follow = partial(_after, progress, before) if progress else None
-                meters = [SILENT] * (len(members) - 1) + [Meter(follow, self.spent)]
-                scored = zip(members, meters, strict=True)
-                found = [score_pairs(rows, scorer, budget, meter, "fit") for (scorer, budget), meter in scored]
-                self._add(rows, np.array(counts), found)
-            if progress:
-                progress(self.rows)
-
-    def _fail(self, error: RowError) -> None:
-        self.failed += 1
-        self.first_error = self.first_error or error
-
-    def _add(self, rows: list[Pair], counts: Floats, found: Sequence[RawScores]) -> None:
-        """Collect the rows that every member could score."""
-        good = []
-        for row, errors in enumerate(zip(*(scores.errors for scores in found), strict=True)):
-            if error := next(filter(None, errors), None):
-                self._fail(error)
-            else:
-                good.append(row)
-        if not good or self.evidence is None:
-            return
-        cut = [[report is not None and report.truncated for report in scores.truncations] for scores in found]
-        self.truncated += int(np.any(cut, axis=0)[good].sum())
-        kept = [rows[row] for row in good]
-        facts = [covariates(pair) for pair in kept]
-        self.evidence.add(
-            np.column_stack([scores.columns["margin"][good] for scores in found]),
-            np.column_stack([scores.columns["tie"][good] for scores in found]),
-            counts[good],
-            np.array([group_key(pair.prompt[0]) for pair in kept], dtype=np.uint64),
-            margin_covariates=np.array([each[0] for each in facts]),
-            tie_covariates=np.array([each[1] for each in facts]),
-            models=[(pair.model_a, pair.model_b) for pair in kept],
+def _check_promise(agree: float | None, confidence: float, *others: Any) -> None:
+    if agree is None:
+        return
+    check_promise(agree, confidence)
+    if any(other is not None for other in others):
+        raise UsageError(
+            "--agree does not go with --weights, --target or --target-prior: the promise is about these rows"
         )
 
 
-def _after(progress: Progress, before: int, done: int) -> None:
-    progress(before + done)
+def _probabilities(evidence: LabelledEvidence, found: Fit, cascade: CascadeFit | None, rows: Floats) -> Floats:
+    """The forecasts (n, 3) of n rows of a table of evidence."""
+    if cascade is None:
+        return found.link.probabilities(*evidence.columns(found.link, rows))
+    return cascade.probabilities({name: rows[:, place] for name, place in evidence.place.items()})
+
+
+def _cascade(found: CascadeFit, members: Sequence[tuple[Scorer, Budget]]) -> Forecaster:
+    tiers = [Tier(scorer, budget) for scorer, budget in members]
+    return Forecaster(
+        CascadeScorer(tiers, found.alone, found.both, found.rule, found.share),
+        FITTED_MODELS["davidson"](1.0, 0.0, 1.0),
+        WHOLE,
+        found.fit.shares[Outcome.TIE],
+        link=found.fit.link,
+        calibration=found.fit.calibration,
+    )
 
 
 def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecaster:
@@ -346,46 +331,3 @@ def _forecaster(found: Fit, members: Sequence[tuple[Scorer, Budget]]) -> Forecas
         link=link.renamed(renamed),
         calibration=found.calibration,
     )
-
-
-def _named(column: str, names: Sequence[str]) -> str:
-    """The readable name of a column: margin:0 becomes "margin of surface"."""
-    what, colon, member = column.partition(":")
-    return f"{what} of {names[int(member)]}" if colon else what
-
-
-def _card(
-    found: Fit, link: Link, names: Sequence[str], gathered: _Gathered, target_prior: float | None, target: str
-) -> dict[str, Any]:
-    """The description of the fit that is saved in the folder; `link` is the saved link, with the adjusted tie level."""
-    low, high = drawn_interval(link.draws)
-    columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
-    card: dict[str, Any] = {
-        "fitted_on": {
-            "rows": found.rows,
-            "votes": found.votes,
-            "first_prompts": found.groups,
-            "outcome_shares": dict(zip(("a", "b", "tie"), found.shares, strict=True)),
-            "failed": gathered.failed,
-            "without_a_label": gathered.unlabelled,
-            "truncated": gathered.truncated,
-        },
-        "models": list(names),
-        "used": [names[member] for member in found.members] if found.chosen != "prior" else [],
-        "useless": [names[member] for member in found.useless],
-        "outcome_model": found.chosen,
-        "parameters": {
-            name: {"value": float(value), "low": float(a), "high": float(b)}
-            for name, value, a, b in zip(columns, link.theta, low, high, strict=True)
-        },
-        "cross_validated": {
-            "rows": found.validated,
-            "log_loss": asdict(found.log_loss),
-            "gain_over_class_prior": asdict(found.gain),
-            "better_than_class_prior": found.useful,
-        },
-        "candidates": [asdict(trial) for trial in found.trials],
-    }
-    if target_prior is not None:
-        card["tie_level_moved"] = {"from": found.shares[Outcome.TIE], "to": target_prior, "target": target}
-    return card

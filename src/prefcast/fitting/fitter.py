@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FitError
-from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.evidence import LabelledEvidence, spun
 from prefcast.outcomes.models import FITTED_MODELS, Link
 from prefcast.outcomes.statistics.bootstrap import poisson_weights
 from prefcast.outcomes.statistics.columns import BLOCK
 from prefcast.outcomes.statistics.likelihood import Block, Optimum, cross_fitted, linear, maximise
 from prefcast.pairs import Outcome
 
-__all__ = ["DRAWS", "LEAST_LABELS", "Candidate", "Fitter"]
+__all__ = ["DRAWS", "FOLDS", "LEAST_LABELS", "Candidate", "Fitter", "expanded"]
 
 Floats = NDArray[np.float64]
 
@@ -126,8 +126,8 @@ class Fitter:
         place, kept = self.data.place["key"], []
         for block in self.data.table.blocks():
             if share < 1:
-                spun = _spun(block[:, place].copy().view(np.uint64))
-                block = block[(spun >> np.uint64(32)).astype(np.float64) < share * 2**32]  # noqa: PLW2901
+                mixed = spun(block[:, place].copy().view(np.uint64))
+                block = block[(mixed >> np.uint64(32)).astype(np.float64) < share * 2**32]  # noqa: PLW2901
             kept.append(block)
         return np.concatenate(kept)
 
@@ -193,13 +193,27 @@ class Fitter:
         link = FITTED_MODELS[candidate.kind].log_probabilities
         return maximise(link, blocks, basis, offset, penalty=penalty, start=start, name=candidate.name)
 
+    def correlations(self, names: Sequence[str]) -> Floats:
+        """The correlations (k, k) of columns of the sample, weighted by votes; 0 for a column that does not vary."""
+        places = [self.data.place[name] for name in names]
+        columns = (self.sample[:, places] - self.mean[places]) * np.sqrt(self.votes.sum(axis=1))[:, None]
+        size = np.sqrt((columns**2).sum(axis=0))
+        size[~self.varies[places]] = np.inf
+        found: Floats = (columns.T @ columns) / np.outer(size, size)
+        return found
+
+    def folds(self) -> NDArray[np.int64]:
+        """The fold (n,) of each row of the sample.
+
+        Groups are dealt to the folds in the order of their mixed keys, so that all folds have about as many groups.
+        """
+        return np.unique(spun(self.keys), return_inverse=True)[1] % FOLDS
+
     def out_of_fold(self, candidate: Candidate) -> Floats:
         """Log-probabilities (n, 3) of the rows of the sample, each by the candidate fitted to the other folds."""
         basis, offset, penalty = self.basis(candidate)
         link, block = FITTED_MODELS[candidate.kind].log_probabilities, self.block(candidate, self.sample)
-        # Groups are dealt to the folds in the order of their mixed keys, so that all folds have about as many groups.
-        fold = np.unique(_spun(self.keys), return_inverse=True)[1] % FOLDS
-        folded = [(block, fold)]
+        folded = [(block, self.folds())]
         return next(cross_fitted(link, lambda: folded, FOLDS, basis, offset, penalty=penalty, name=candidate.name))
 
     def link(self, candidate: Candidate, repeats: int, seed: int) -> Link:
@@ -262,11 +276,11 @@ class Fitter:
                 slopes += (poisson_weights(keys, repeats, seed) - 1).T @ score
             steps = np.linalg.solve(optimum.information, slopes.T).T
             drawn = offset + (optimum.free + steps) @ basis.T
-        widened: Floats = optimum.theta + _expanded(self.groups) * (drawn - optimum.theta)
+        widened: Floats = optimum.theta + expanded(self.groups) * (drawn - optimum.theta)
         return widened
 
 
-def _expanded(groups: int) -> float:
+def expanded(groups: int) -> float:
     """The factor by which the 95 % interval of a mean of so many numbers is wider than its bootstrap interval.
 
     It is the ratio of Student's quantile to the normal quantile, times sqrt(groups / (groups - 1)).
@@ -274,12 +288,3 @@ def _expanded(groups: int) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(groups - 1, 0.975) / stdtrit(np.inf, 0.975) * np.sqrt(groups / (groups - 1)))
-
-
-def _spun(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A hash of the keys: keys may be row numbers, and consecutive rows must not go to folds in order."""
-    with np.errstate(over="ignore"):
-        z = (keys + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
-        z ^= z >> np.uint64(27)
-        z *= np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))

@@ -6,7 +6,7 @@ is lower than that of the best so far by more than the standard error of the dif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from prefcast.outcomes.calibration import Calibration, measure_calibration
 from prefcast.outcomes.models import Link
 from prefcast.outcomes.statistics.bootstrap import Figure, paired_error, weighted_mean
 
-__all__ = ["Fit", "Trial", "cross_fitted", "davidson_link", "fit_link"]
+__all__ = ["Fit", "Jury", "OutOfFold", "Trial", "Tried", "cross_fitted", "davidson_link", "fit_link"]
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +33,26 @@ class Trial:
     gain: float
     error: float
     taken: bool
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """Probabilities (n, 3) of rows by fits to other rows, with their votes (n, 3) and group keys (n,)."""
+
+    probabilities: Floats
+    votes: Floats
+    keys: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, eq=False)
+class Jury:
+    """What the members of an ensemble are worth: `lost` is the log loss that the ensemble loses without a member, paired and
+    out of fold. `margin` and `tie` (k, k) are the correlations between the evidence of all k scorers, 0 where one does not
+    vary; those of the margin are around 0, where a swap of A and B leaves them unchanged."""
+
+    lost: dict[int, Figure]
+    margin: Floats
+    tie: Floats
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,8 @@ class Fit:
     log_loss: Figure
     gain: Figure
     calibration: Calibration
+    out_of_fold: OutOfFold = field(repr=False)
+    jury: Jury | None = None
 
     @property
     def useful(self) -> bool:
@@ -71,7 +93,7 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
     Raises FitError if there are fewer than LEAST_LABELS rows or a fit does not converge.
     """
     fitter = Fitter(data)
-    tried = _Tried(fitter)
+    tried = Tried(fitter)
     prior = Candidate("prior", "davidson", (0,), blank=True)
     members, useless = _members(tried)
     plain = members == (0,) and data.log_odds
@@ -113,10 +135,23 @@ def fit_link(data: LabelledEvidence, *, repeats: int = DRAWS, seed: int = 0) -> 
             fitter.sample[:, data.place["model_a"]],
             fitter.sample[:, data.place["model_b"]],
         ),
+        out_of_fold=OutOfFold(np.exp(tried.logs[best]), fitter.votes, fitter.keys),
+        jury=_jury(tried, best, used) if data.members > 1 else None,
     )
 
 
-class _Tried:
+def _jury(tried: Tried, best: Candidate, used: tuple[int, ...]) -> Jury:
+    """What each member of `best` is worth, and how alike the evidence of all scorers is."""
+    fitter, lost = tried.fitter, dict[int, Figure]()
+    for member in used:
+        others = tuple(each for each in used if each != member)
+        without = replace(best, name=f"without {member}", members=others or (0,), blank=not others)
+        lost[member] = weighted_mean(tried.loss(without) - tried.loss(best), tried.weights, fitter.keys)
+    members = range(fitter.data.members)
+    return Jury(lost, *(fitter.correlations([f"{what}:{member}" for member in members]) for what in ("margin", "tie")))
+
+
+class Tried:
     """The candidates that were tried, with their log-probabilities out of fold."""
 
     def __init__(self, fitter: Fitter) -> None:
@@ -175,7 +210,7 @@ def _ladder(fitter: Fitter, members: tuple[int, ...], first: Candidate | None) -
     return ladder
 
 
-def _members(tried: _Tried) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _members(tried: Tried) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The members of the ensemble, and the scorers that are left out.
 
     The best scorer is first. The scorer that helps most is added as long as its gain is above the standard error and

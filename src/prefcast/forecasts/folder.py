@@ -18,6 +18,7 @@ import numpy as np
 
 from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
+from prefcast.outcomes.agreement import Agreement
 from prefcast.outcomes.calibration import Calibration
 from prefcast.outcomes.models import FITTED_MODELS, Link, OutcomeModel, outcome_model
 from prefcast.pairs.budget import DEFAULT_BUDGET, WHOLE, Budget, parse_budget
@@ -44,6 +45,7 @@ class ForecasterParts:
     fallback: tuple[float, float, float] | None = None
     link: Link | None = None
     calibration: Calibration | None = None
+    agreement: Agreement | None = None
 
     def __post_init__(self) -> None:
         if self.budget is None:
@@ -91,6 +93,7 @@ class ForecasterParts:
             "prior_tie": self.prior_tie,
             **({} if self.fallback is None else {"fallback": list(self.fallback)}),
             **({} if self.calibration is None else {"calibration": asdict(self.calibration)}),
+            **({} if self.agreement is None else {"agreement": asdict(self.agreement)}),
             "versions": versions,
             "card": dict(self.card),
         }
@@ -133,7 +136,8 @@ class ForecasterParts:
             if link is not None and not {*link.margin, *link.tie} <= {"margin", "tie", *scorer.raw_names}:
                 raise ForecasterError(f"{shown}/{_DRAWS}: damaged: it names evidence that the scorer does not give")
             calibration = None if calibration is None else Calibration(**calibration)
-            return cls(scorer, outcome, budget, prior_tie, dict(card["card"]), fallback, link, calibration)
+            promise = None if card.get("agreement") is None else Agreement.read(card["agreement"], shown)
+            return cls(scorer, outcome, budget, prior_tie, dict(card["card"]), fallback, link, calibration, promise)
         except OSError as error:
             raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({CARD})") from None
         except ModelError as error:

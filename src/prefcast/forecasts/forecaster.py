@@ -55,7 +55,7 @@ class Forecaster(ForecasterParts):
 
     A row that fails gets `fallback` as (A, B, tie). Without `fallback` it gets the class prior: `prior_tie` is the share of ties
     in the data of the fit, and A and B are equal. `link` has the draws of the bootstrap of the outcome model, `calibration` how far
-    forecasts were off. Both come from a fit and may be None. `card` has the data, figures and versions of the fit. Without a
+    forecasts were off, and `agreement` promises how often the most likely answer agrees with people. All come from a fit and may be None. `card` has the data, figures and versions of the fit. Without a
     budget, 24,000 characters are read, or everything if the scorer has a limit of its own.
     """
 
@@ -99,6 +99,8 @@ class Forecaster(ForecasterParts):
             self.link,
             None if self.link is None else (scores.array(self.link.margin), scores.array(self.link.tie)),
             scores.columns.get("member_spread"),
+            None if (tiers := scores.columns.get("escalated")) is None else tiers == 1,
+            None if self.agreement is None else ~(good & self.agreement.keeps(probabilities)),
             scores.columns,
         )
 
@@ -125,6 +127,7 @@ class Forecaster(ForecasterParts):
             # The uncertainty of the old link is not that of the new one.
             link=None,
             calibration=None,
+            agreement=None,
             card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
         )
 

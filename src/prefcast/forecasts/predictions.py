@@ -46,7 +46,8 @@ class Forecast:
     """The forecast of one pair.
 
     If `error` is set, the probabilities are the class prior and the evidence is nan. `interval` has the lower and the upper end
-    for each probability, `spread` the largest difference between the members of an ensemble.
+    for each probability, `spread` the largest difference between the members of an ensemble. `escalated` says whether the second
+    tier of a cascade scored the pair, `handed_over` whether the forecaster's promise of agreement leaves the pair to people.
     """
 
     id: str | int
@@ -58,6 +59,8 @@ class Forecast:
     outcome: Outcome | None
     interval: tuple[tuple[float, float], ...] | None = None
     spread: float | None = None
+    escalated: bool | None = None
+    handed_over: bool | None = None
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -73,7 +76,8 @@ class Forecasts(Rows, Sequence[Forecast]):
     row failed.
 
     The `interval` is computed from `link` and the `columns` of the evidence. `spread` (n,) is the largest difference between the
-    members of an ensemble in a probability. `evidence` has every number of the scorer (n,) by name; None if it was not kept.
+    members of an ensemble in a probability. `escalated` and `handed_over` (n,) are those of each Forecast. `evidence` has
+    every number of the scorer (n,) by name; None if it was not kept.
     """
 
     ids: list[str | int]
@@ -86,6 +90,8 @@ class Forecasts(Rows, Sequence[Forecast]):
     link: Link | None = field(default=None, repr=False)
     columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(default=None, repr=False)
     spread: NDArray[np.float64] | None = None
+    escalated: NDArray[np.bool_] | None = None
+    handed_over: NDArray[np.bool_] | None = None
     evidence: Mapping[str, NDArray[np.float64]] | None = field(default=None, repr=False)
 
     @cached_property
@@ -116,6 +122,8 @@ class Forecasts(Rows, Sequence[Forecast]):
             outcome,
             self._interval_of(int(index)),
             None if self.spread is None else float(self.spread[index]),
+            None if self.escalated is None else bool(self.escalated[index]),
+            None if self.handed_over is None else bool(self.handed_over[index]),
         )
 
     def _interval_of(self, index: int) -> tuple[tuple[float, float], ...] | None:

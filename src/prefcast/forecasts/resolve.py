@@ -97,6 +97,7 @@ def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecas
     if by_margin and choice.scores is not None and model is None and forecaster is None:
         return _by_margin(read_scores(choice.scores), _parsed(choice.budget or WHOLE))
     found = forecaster if isinstance(forecaster, Forecaster) else load_forecaster(forecaster or model or DEFAULT)
+    loaded = found
     if choice.more:
         found = replace(
             found, scorer=found.scorer.with_options(options_of_text(type(found.scorer.options), choice.more))
@@ -104,11 +105,22 @@ def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecas
     for options in choice.options if isinstance(choice.options, tuple) else [choice.options]:
         if options is not None and given(options):
             found = replace(found, scorer=found.scorer.with_options(options))
-    if choice.scores is not None:
-        found = _with_scores(found, choice.scores)
-    if choice.budget is None:
-        return found
-    read = _parsed(choice.budget)
+    if choice.budget is not None:
+        found = _with_budget(found, _parsed(choice.budget))
+    if found.agreement is not None and _differs(found, loaded):
+        _log.warning("the promise of agreement was tested with other settings; it does not hold for these")
+        found = replace(found, agreement=None)
+    return found if choice.scores is None else _with_scores(found, choice.scores)
+
+
+def _differs(found: Forecaster, loaded: Forecaster) -> bool:
+    """Whether a forecast may differ from that of the forecaster as it was loaded."""
+    if str(found.budget) != str(loaded.budget):
+        return True
+    return found.scorer is not loaded.scorer and found.scorer.identity() != loaded.scorer.identity()
+
+
+def _with_budget(found: Forecaster, read: Budget) -> Forecaster:
     if found.link is not None and str(read) != str(found.budget):
         _log.warning(
             "the forecaster was fitted with the budget %s; its probabilities were not checked with %s",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from prefcast.pairs.pair import group_key
 from prefcast.scorers.base import Spent, costs_money
 from prefcast.scorers.length import LengthScorer
 
-__all__ = ["SWAPPED", "Measured", "Surprise", "swap_of"]
+__all__ = ["SWAPPED", "KeptRows", "Measured", "Surprise", "swap_of"]
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +49,18 @@ class Surprise:
     pair: Pair
     probabilities: tuple[float, float, float]
     log_loss: float
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Of labelled `rows`, those that a promise of agreement keeps from people, and on how many of these people agree."""
+
+    rows: int = 0
+    kept: int = 0
+    agreed: int = 0
+
+    def plus(self, rows: int, kept: int, agreed: int) -> KeptRows:
+        return KeptRows(self.rows + rows, self.kept + kept, self.agreed + agreed)
 
 
 class Measured:
@@ -84,6 +97,11 @@ class Measured:
         self._judged: Judged | None = None
         # The name of the judge's model, where the forecaster is a judge.
         self.judge: str | None = None
+        # Rows that the second tier of a cascade scored, and what became of a promise of agreement; None without them.
+        self.escalated: int | None = None
+        self.kept: KeptRows | None = None
+        # `kept` beside what was promised, as JSON.
+        self.agreement: dict[str, Any] | None = None
 
     def add(self, forecasts: Forecasts) -> None:
         """Collect forecasts of pairs, labelled or not."""
@@ -104,6 +122,11 @@ class Measured:
         if forecasts.evidence is not None and Judged.tells(forecasts.evidence):
             self._judged = self._judged or Judged(self.judge)
             self._judged.add(pairs, {name: values[good] for name, values in forecasts.evidence.items()})
+        if forecasts.handed_over is not None:
+            kept = ~forecasts.handed_over[good]
+            outcomes = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+            agreed = kept & (forecasts.probabilities[good].argmax(axis=1) == outcomes)
+            self.kept = (self.kept or KeptRows()).plus(len(good), int(kept.sum()), int(agreed.sum()))
         self.add_pairs(pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts])
 
     def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncated: Sequence[bool] | None) -> None:

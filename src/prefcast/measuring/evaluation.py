@@ -51,7 +51,7 @@ def measured_forecasts(
             raise UsageError(f"{pairs.name}: nothing to evaluate: the file has no label columns ({LABEL_COLUMNS})")
         for forecasts in forecasts_of(pairs, forecaster, tally, progress=progress):
             measured.add(forecasts)
-    measured.restored, measured.spent = tally.restored, tally.spent
+    measured.restored, measured.spent, measured.escalated = tally.restored, tally.spent, tally.escalated
     measured.try_swapped(forecaster)
     return measured
 

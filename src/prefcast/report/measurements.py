@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefcast.base.files import atomic_file
 from prefcast.errors import shown_path
+from prefcast.report.cascades import agreement_lines, cascade_parts, jury_parts
 from prefcast.report.terminal import rendered, short, table
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def fit_text(fitted: Fitted) -> str:
         f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold",
         *([table(("", ""), parameters)] if parameters else []),
         *(f"{name} adds nothing: it has weight 0 and is not in the forecaster" for name in card["useless"]),
+        *([] if fit.jury is None else jury_parts(fit.jury, fitted.names)),
     ]
     if "tie_level_moved" in card:
         moved = card["tie_level_moved"]
@@ -192,6 +194,10 @@ def fit_text(fitted: Fitted) -> str:
         parts.append(
             f"the share of ties moved from {moved['from']:.1%} among the labels to {moved['to']:.1%}{estimate}"
         )
+    if fitted.cascade is not None:
+        parts += ["", *cascade_parts(fitted.cascade)]
+    if fitted.forecaster.agreement is not None:
+        parts += agreement_lines(fitted.forecaster.agreement)
     no_better = "it is no better than the class prior, as far as these labels can tell: its gain is"
     return rendered(*parts, f"it gains {fit.gain} over the class prior" if fit.useful else f"{no_better} {fit.gain}")
 

@@ -170,6 +170,8 @@ def _joined(parts: list[Forecasts]) -> Forecasts:
         link=next((part.link for part in parts if part.link is not None), None),
         columns=_joined_columns(parts),
         spread=_joined_spread(parts),
+        escalated=_joined_flags([part.escalated for part in parts]),
+        handed_over=_joined_flags([part.handed_over for part in parts]),
     )
 
 
@@ -180,6 +182,11 @@ def _joined_columns(parts: list[Forecasts]) -> tuple[NDArray[np.float64], NDArra
     # A piece whose rows all failed has no columns.
     every = [part.columns or tuple(np.full((len(part), size), np.nan) for size in width) for part in parts]
     return np.concatenate([each[0] for each in every]), np.concatenate([each[1] for each in every])
+
+
+def _joined_flags(parts: list[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if len(there) == len(parts) else None
 
 
 def _joined_spread(parts: list[Forecasts]) -> NDArray[np.float64] | None:

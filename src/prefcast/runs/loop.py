@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
+import numpy as np
+
 from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import RawScores
@@ -52,6 +54,7 @@ class RunReport:
     shares: Mapping[str, float] = field(default_factory=dict)
     literal: int = 0
     spent: Spent = field(default_factory=Spent)
+    escalated: int | None = None
 
     @property
     def rate(self) -> float:
@@ -66,6 +69,8 @@ class Tally:
         self.rows = self.failed = self.truncated = self.restored = self.literal = 0
         self.first: RowError | None = None
         self.spent = Spent()
+        # Rows that the second tier of a cascade scored; None without a cascade.
+        self.escalated: int | None = None
 
     def add(self, piece: Piece, on_error: str = "keep", restored: int = 0) -> None:
         """Count a piece, `restored` rows of which were in the store; with `on_error="stop"` its first error is raised."""
@@ -78,6 +83,9 @@ class Tally:
         self.truncated += sum(truncation is not None and truncation.truncated for truncation in piece.truncations)
         self.literal += sum(truncation is not None and truncation.literal for truncation in piece.truncations)
         self.first = self.first or first
+        tiers = piece.escalated if isinstance(piece, Forecasts) else piece.columns.get("escalated")
+        if tiers is not None:
+            self.escalated = (self.escalated or 0) + int(np.nansum(tiers))
 
     def report(self, seconds: float, watch: Watch | None = None) -> RunReport:
         """What was counted, as a report."""
@@ -93,6 +101,7 @@ class Tally:
             shares,
             self.literal,
             self.spent,
+            self.escalated,
         )
 
 

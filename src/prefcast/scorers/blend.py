@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, UsageError
 from prefcast.outcomes.models import OutcomeModel, outcome_model
-from prefcast.pairs import Pair, Turn
-from prefcast.pairs.budget import Budget, Truncation, parse_budget
-from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, fingerprint, read_pair
+from prefcast.pairs import Pair
+from prefcast.pairs.budget import Budget
+from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates, plain_covariate
 from prefcast.scorers.info import ScorerInfo
+from prefcast.scorers.members import EachItsOwn, check_moved, finite, load_member, save_member
 from prefcast.scorers.options import given, which
 
 __all__ = ["BlendScorer", "Member"]
@@ -62,7 +63,7 @@ class BlendScorer(Scorer):
         names += [*MARGIN_COVARIATES, *TIE_COVARIATES] if self.weights else []
         self.raw_names = (*names, "member_spread") if self._alone else tuple(names)
         # Every member cuts the pair itself.
-        self.limit = _EachItsOwn(self.parts)
+        self.limit = EachItsOwn([(part.scorer, part.budget) for part in self.parts])
         self.brought = next((part.scorer.brought for part in self.parts if part.scorer.brought), ())
         self.workers = max(part.scorer.workers for part in self.parts)
         self.portable = all(part.scorer.portable for part in self.parts)
@@ -167,47 +168,26 @@ class BlendScorer(Scorer):
     def save(self, folder: Path) -> None:
         members = []
         for number, member in enumerate(self.parts, 1):
-            room = folder / f"member-{number}"
-            room.mkdir()
-            member.scorer.save(room)
-            members.append(
-                {
-                    "model": member.scorer.name,
-                    "sha256": fingerprint(room, member.scorer),
-                    "budget": str(member.budget),
-                    "margin_weight": member.margin_weight,
-                    "tie_weight": member.tie_weight,
-                    "alone": _alone(member),
-                }
-            )
+            weights = {"margin_weight": member.margin_weight, "tie_weight": member.tie_weight}
+            kept = save_member(folder, number, member.scorer, member.budget)
+            members.append({**kept, **weights, "alone": _alone(member)})
         data = {"format": _FORMAT, "members": members, "covariates": self.weights}
         (folder / _FILE).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Self:
         """The blend in `folder`; `moved` says where its one reward model is now."""
-        from prefcast.scorers.registry import scorer_class
-
         data = json.loads(read_whole(folder / _FILE).decode())
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{folder / _FILE}: format {data['format']!r} is not one that this version reads")
         members = []
-        if moved is not None:
-            places = [said["model"] for said in data["members"] if scorer_class(said["model"]).may_lie_elsewhere]
-            if len(places) != 1:
-                raise ForecasterError(
-                    f"{folder}: holds {len(places)} reward models; one path cannot say where they lie now"
-                )
+        check_moved(folder, data["members"], moved)
         for number, said in enumerate(data["members"], 1):
-            room = folder / f"member-{number}"
-            scorer = scorer_class(said["model"])
-            if fingerprint(room, scorer) != said["sha256"]:
-                raise ForecasterError(f"{room}: the scorer's files are not those that the outcome model was fitted for")
+            scorer, budget = load_member(folder, number, said, moved)
             alone = said["alone"] and outcome_model(said["alone"]["kind"], said["alone"]["parameters"])
-            weights = _number(said["margin_weight"]), _number(said["tie_weight"])
-            found = scorer.load(room, moved if scorer.may_lie_elsewhere else None)
-            members.append(Member(found, parse_budget(said["budget"]), *weights, alone))
-        weights_of = {str(name): _number(weight) for name, weight in data["covariates"].items()}
+            weights = finite(said["margin_weight"], _FILE), finite(said["tie_weight"], _FILE)
+            members.append(Member(scorer, budget, *weights, alone))
+        weights_of = {str(name): finite(weight, _FILE) for name, weight in data["covariates"].items()}
         if weights_of and set(weights_of) != {*MARGIN_COVARIATES, *TIE_COVARIATES}:
             raise ForecasterError(f"{folder / _FILE}: covariates {sorted(weights_of)} are not those of this version")
         return cls(members, weights_of)
@@ -218,34 +198,6 @@ def _alone(member: Member) -> dict[str, Any] | None:
     if member.alone is None:
         return None
     return {"kind": member.alone.kind, "parameters": member.alone.parameters()}
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ForecasterError(f"{_FILE}: {value!r} where a finite number belongs")
-    return float(value)
-
-
-class _EachItsOwn(Budget):
-    """Does not cut the pair, and reports how much the member that reads least reads of it."""
-
-    name = "each member's own budget"
-    limit = 10**12
-
-    def __init__(self, members: Sequence[Member]) -> None:
-        self._members = members
-
-    def __str__(self) -> str:
-        return self.name
-
-    def apply(self, turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], Truncation]:
-        return turns, self.read(Pair(turns))[1]
-
-    def read(self, pair: Pair) -> tuple[Pair, Truncation]:
-        reports = [read_pair(pair, member.budget, member.scorer)[1] for member in self._members]
-        # Members may count a system message or not: what counts is how much each left out.
-        least = min(reports, key=lambda report: (report.kept - report.total, report.turns_kept))
-        return pair, replace(least, literal=any(report.literal for report in reports))
 
 
 SCORER = ScorerInfo(BlendScorer.name, f"{__name__}:BlendScorer", files=BlendScorer.files, listed=False)

@@ -184,6 +184,8 @@ class Service:
             self.metrics.item("failed")
             return schema.Forecast(id=asked.id, error=schema.ErrorDetail.model_validate(refusal))
         assert isinstance(found, Found)  # noqa: S101
+        if found.forecast.escalated:
+            self.metrics.escalated()
         cut = found.forecast.truncation
         self.metrics.item("truncated" if cut is not None and cut.truncated else "forecast")
         return replies.forecast_document(asked, found, swapped if isinstance(swapped, Found) else None)

@@ -257,4 +257,6 @@ def _forecast(pair: Pair, said: Mapping[str, Any], row: int) -> Forecast:
             None,
             pair.outcome,
             None if ends is None else tuple(ends),
+            escalated=said.get("escalated"),
+            handed_over=said.get("handed_over"),
         )

@@ -34,6 +34,9 @@ class Metrics:
         self._items = Counter(
             "prefcast_items", "Pairs and conversations answered.", ("outcome",), registry=self._registry
         )
+        self._escalated = Counter(
+            "prefcast_escalated", "Pairs that the second tier of a cascade scored.", registry=self._registry
+        )
         Gauge("prefcast_waiting_items", "Items that wait or are being scored.", registry=self._registry).set_function(
             waiting
         )
@@ -49,6 +52,10 @@ class Metrics:
     def item(self, outcome: str, count: int = 1) -> None:
         """Count an item. `outcome` is forecast, truncated, scored or failed."""
         self._items.labels(outcome).inc(count)
+
+    def escalated(self) -> None:
+        """Count a pair that the second tier of a cascade scored."""
+        self._escalated.inc()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -49,6 +49,8 @@ def forecast_document(asked: Asked, found: Found, swapped: Found | None) -> sche
             "swapped": None if swapped is None else _exchanged_back(forecast, swapped.forecast),
             "truncation": _truncation(asked, found),
             "influences": found.influences,
+            "escalated": forecast.escalated,
+            "handed_over": forecast.handed_over,
         }
     )
 

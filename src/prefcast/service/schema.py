@@ -262,8 +262,7 @@ class Interval(Out):
 
 
 class Swapped(Out):
-    """The forecast of the pair with A and B exchanged, its probabilities exchanged back. For an exact forecaster the difference
-    is rounding."""
+    """The forecast of the pair with A and B exchanged, exchanged back. For an exact forecaster the difference is rounding."""
 
     probabilities: Probabilities
     largest_difference: float
@@ -317,9 +316,10 @@ class Forecast(BaseModel):
     swapped: Swapped | None = Field(default=None, description="null unless the request had both_orders.")
     truncation: Truncation | None = None
     influences: list[Influence] | None = Field(
-        default=None,
-        description="The largest first. null unless the request had explain; empty if the forecaster cannot explain.",
+        default=None, description="The largest first. null without `explain`; empty if the forecaster cannot explain."
     )
+    escalated: bool | None = Field(default=None, description="Whether the second tier of a cascade scored the pair.")
+    handed_over: bool | None = Field(default=None, description="Whether the promise of agreement leaves it to people.")
     error: ErrorDetail | None = None
 
 

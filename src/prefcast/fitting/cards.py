@@ -1,0 +1,94 @@
+"""What a forecaster's folder says of its fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prefcast.fitting.cascade import CascadeFit
+from prefcast.fitting.gathered import Gathered
+from prefcast.fitting.selection import Fit
+from prefcast.outcomes.agreement import Agreement
+from prefcast.outcomes.models import Link, drawn_interval
+from prefcast.pairs import Outcome
+from prefcast.scorers.cascade.scorer import ESCALATED
+
+__all__ = ["agreement_said", "card_of", "cascade_said"]
+
+_TIERS = {"first": "first tier alone", "both": "with the second tier"}
+
+
+def card_of(
+    found: Fit, link: Link, names: Sequence[str], gathered: Gathered, moved: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The description of a fit to the scorers `names`. `link` is the link that is saved, `moved` says how its tie level was
+    adjusted, if it was."""
+    low, high = drawn_interval(link.draws)
+    columns = tuple(_named(column, names) for column in (*found.link.margin, "level", *found.link.tie))
+    card: dict[str, Any] = {
+        "fitted_on": {
+            "rows": found.rows,
+            "votes": found.votes,
+            "first_prompts": found.groups,
+            "outcome_shares": dict(zip(("a", "b", "tie"), found.shares, strict=True)),
+            "failed": gathered.failed,
+            "without_a_label": gathered.unlabelled,
+            "truncated": gathered.truncated,
+        },
+        "models": list(names),
+        "used": [names[member] for member in found.members] if found.chosen != "prior" else [],
+        "useless": [names[member] for member in found.useless],
+        "outcome_model": found.chosen,
+        "parameters": {
+            name: {"value": float(value), "low": float(a), "high": float(b)}
+            for name, value, a, b in zip(columns, link.theta, low, high, strict=True)
+        },
+        "cross_validated": {
+            "rows": found.validated,
+            "log_loss": asdict(found.log_loss),
+            "gain_over_class_prior": asdict(found.gain),
+            "better_than_class_prior": found.useful,
+        },
+        "candidates": [asdict(trial) for trial in found.trials],
+    }
+    if found.jury is not None:
+        card["jury"] = {
+            "loss_without": {names[member]: asdict(lost) for member, lost in found.jury.lost.items()},
+            "correlations": {
+                "models": list(names),
+                "margin": found.jury.margin.tolist(),
+                "tie": found.jury.tie.tolist(),
+            },
+        }
+    if moved is not None:
+        card["tie_level_moved"] = {"from": found.shares[Outcome.TIE], **moved}
+    return card
+
+
+def cascade_said(found: CascadeFit, names: Sequence[str]) -> dict[str, Any]:
+    """The description of a cascade."""
+    return {
+        "first": names[0],
+        "then": names[1],
+        "share": found.share,
+        "rule": found.rule.name,
+        "rules": [asdict(trial) for trial in found.rules],
+        "cost": None if found.cost is None else {"first": found.cost[0], "second": found.cost[1]},
+        "curve": [asdict(point) for point in found.curve],
+    }
+
+
+def agreement_said(promise: Agreement) -> dict[str, Any]:
+    """The description of a promise of agreement."""
+    return {**asdict(promise), "share": promise.share, "lower_bound": promise.lower_bound}
+
+
+def _named(column: str, names: Sequence[str]) -> str:
+    """The readable name of a column: margin:0 becomes "margin of surface"."""
+    if column == ESCALATED:
+        return f"{_TIERS['both']}: level, less that of the first"
+    what, _, member = column.partition(":")
+    member, _, tier = member.partition(":")
+    shown = f"{what} of {names[int(member)]}" if member.isdecimal() else member or what
+    return f"{_TIERS[tier]}: {shown}" if tier else shown
