@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prefcast.base.limits import MAX_ROW
 from prefcast.cli.verbs import argument, option
 from prefcast.errors import UsageError
+from prefcast.scorers.remote import Options as Server
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class ModelOptions:
     panel: ClassVar[str] = "Reward models"
 
     reward: Options
+    server: Server
     option: list[str] | None = option(
         "An option of a scorer from another package; may be given several times.", "NAME=VALUE"
     )
@@ -120,7 +122,7 @@ class ModelOptions:
     @property
     def every(self) -> tuple[Any, ...]:
         """The options of each kind of model."""
-        return (self.reward,)
+        return self.reward, self.server
 
     @property
     def more(self) -> tuple[str, ...]:
@@ -134,8 +136,8 @@ class Choosing:
 
     options: ModelOptions
     model: str | None = option(
-        "A built-in model (`prefcast models` lists them), a folder with a reward model, or its hub id.  [default: embedded]",
-        "NAME|PATH|ID",
+        "A built-in model (`prefcast models` lists them), a folder with a reward model, its hub id, or the address of a server that has one.  [default: embedded]",
+        "NAME|PATH|ID|URL",
     )
     forecaster: Path | None = option("A folder with a forecaster, instead of a built-in model.", "DIR")
     budget: str | None = BUDGET

@@ -40,7 +40,7 @@ def serve(
     ),
     queue: int = option("The most pairs that wait; beyond that, the answer is 429.", default=512, least=1),
     batch: int = option("The most pairs that are scored at once.", default=32, least=1),
-    wait: float = option("The most milliseconds that a pair waits for others.", "MS", default=3.0, least=0),
+    batch_wait: float = option("The most milliseconds that a pair waits for others.", "MS", default=3.0, least=0),
     log: str = LOG_KIND,
     choosing: Choosing,
     storing: Storing,
@@ -80,7 +80,7 @@ def serve(
         seconds=time_limit,
         queue=queue,
         batch=batch,
-        company_seconds=wait / 1000,
+        company_seconds=batch_wait / 1000,
     )
     running = Running(storing.store, not storing.no_store, storing.fresh, isolate, time_limit if isolate else None)
     listening = bind(host, port, beyond_loopback=secret is not None or no_token)

@@ -6,7 +6,7 @@ Importing this package imports neither the HTTP client nor torch; making a score
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from prefcast.scorers.info import ScorerInfo
 from prefcast.scorers.options import Option, option
@@ -23,6 +23,9 @@ PROTOCOLS = ("vllm", "sglang", "tei", "openrlhf")
 class Options:
     """How a server is asked. A saved forecaster keeps the options that the scores depend on; none of them says where the
     server is, or where a key is."""
+
+    # The section of --help that shows them.
+    panel: ClassVar[str] = "Servers"
 
     protocol: str | None = option(
         None, Option("The kind of the server at --model http://HOST:PORT.", saved=True, choices=PROTOCOLS)

@@ -7,10 +7,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,7 +20,6 @@ from prefcast.base.files import read_whole
 from prefcast.errors import (
     ForecasterError,
     ModelError,
-    PrefcastError,
     ServiceError,
     UsageError,
     excerpt,
@@ -34,8 +31,8 @@ from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Promise, Scorer
 from prefcast.scorers.options import given, saved_options, to_save, which
 from prefcast.scorers.remote import Options
 from prefcast.scorers.remote.probe import Report, probe
-from prefcast.scorers.remote.protocols import Item, Numbers
-from prefcast.scorers.remote.server import RefusedError, Server
+from prefcast.scorers.remote.sending import Sender
+from prefcast.scorers.remote.server import Server
 from prefcast.scorers.remote.texts import ChatTexts, Texts, texts_for
 
 if TYPE_CHECKING:
@@ -50,9 +47,6 @@ _COMPUTATION = 1
 # What a score may change with the other requests that a server works on at the same time. Servers promise nothing; this is
 # what bfloat16 loses.
 _BATCH = 0.05
-_NOT_FINITE = "the server gave a score that is not a finite number"
-# The outputs (sequences, width) of a pair, or what is wrong with it. None: not answered, because the run ends.
-Result = NDArray[np.float64] | str | None
 
 
 class RemoteScorer(Scorer):
@@ -79,12 +73,13 @@ class RemoteScorer(Scorer):
         self.server = Server(url, options, transport)
         self.workers = options.concurrency
         self._texts = self._found_texts()
+        self._sending: Sender | None = None
         if self._texts is not None:
+            self._sending = Sender(self.server, self._texts, options.concurrency, options.request_size)
             self.raw_names, self.pointwise = self._texts.raw_names, self._texts.pointwise
             self.takes_system, self.limit = self._texts.takes_system, self._texts.limit
         elif saved is not None:
             self.raw_names, self.pointwise = saved["raw_names"], saved["raw_names"] == ("score_a", "score_b")
-        self._pool: ThreadPoolExecutor | None = None
         self._report: Report | None = None
         self._lock = Lock()
 
@@ -129,11 +124,16 @@ class RemoteScorer(Scorer):
             )
         return self._texts
 
+    def _sender(self) -> Sender:
+        _ = self.texts
+        assert self._sending is not None  # noqa: S101
+        return self._sending
+
     # Scoring
 
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
         rows, problems = self.texts.items(pairs)
-        planned = self._planned(rows)
+        planned = self._sender().planned(rows)
         return [*planned, list(problems)] if problems else planned
 
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
@@ -146,122 +146,9 @@ class RemoteScorer(Scorer):
         if not rows:
             return
         self.prepare()
-        for batch, results in self._answered(rows, self._planned(rows)):
+        for batch, results in self._sender().answered(rows):
             meter.advance(len(batch))
             yield batch, self._evidence(results)
-
-    def _answered(
-        self, rows: Mapping[int, Sequence[Item]], batches: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[list[int], list[NDArray[np.float64] | str]]]:
-        """The results of rows, by batch, each as soon as it is there. What was answered is given before an error is raised:
-        the evidence store keeps it."""
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="prefcast-request")
-            pool = self._pool
-        waiting: dict[Future[tuple[list[Result], PrefcastError | None]], Sequence[int]] = {
-            pool.submit(self._asked, [rows[index] for index in batch]): batch for batch in batches
-        }
-        failure: BaseException | None = None
-        try:
-            for future in as_completed(waiting):
-                try:
-                    results, error = future.result()
-                except CancelledError:
-                    continue
-                except Exception as unforeseen:
-                    results, error = [], None
-                    failure = failure or unforeseen
-                if error is not None or failure is not None:
-                    failure = failure or error
-                    for other in waiting:
-                        other.cancel()
-                there = [
-                    (index, result)
-                    for index, result in zip(waiting[future], results, strict=False)
-                    if result is not None
-                ]
-                if there:
-                    yield [index for index, _ in there], [result for _, result in there]
-        finally:
-            for other in waiting:
-                other.cancel()
-        if failure is not None:
-            raise failure
-
-    def _planned(self, rows: Mapping[int, Sequence[Item]]) -> list[list[int]]:
-        """Rows in batches of one request each: the order of the rows alone decides."""
-        most, most_bytes = self._most(), self.server.protocol.most_bytes
-        batches: list[list[int]] = []
-        count = size = 0
-        for index, items in rows.items():
-            bytes_ = sum(item.bytes for item in items)
-            if not batches or count + len(items) > most or size + bytes_ > most_bytes:
-                batches.append([])
-                count = size = 0
-            batches[-1].append(index)
-            count, size = count + len(items), size + bytes_
-        return batches
-
-    def _most(self) -> int:
-        return 1 if self.texts.alone else min(self.options.request_size, self.server.protocol.most)
-
-    def _asked(self, rows: Sequence[Sequence[Item]]) -> tuple[list[Result], PrefcastError | None]:
-        """The results of some rows, and the error that ended the asking; rows after it are None."""
-        flat = [item for items in rows for item in items]
-        outputs: list[Numbers | str] = []
-        failure: PrefcastError | None = None
-        try:
-            most = self._most()
-            for start in range(0, len(flat), most):
-                self._ask(flat[start : start + most], outputs)
-        except PrefcastError as error:
-            failure = error
-        ends = np.cumsum([0, *map(len, rows)])
-        return [self._row(outputs[first:last], last - first) for first, last in pairwise(ends)], failure
-
-    @staticmethod
-    def _row(found: Sequence[Numbers | str], n: int) -> Result:
-        if len(found) < n:
-            return None
-        wrong = next((each for each in found if isinstance(each, str)), None)
-        return wrong if wrong is not None else np.array(found)
-
-    def _ask(self, items: Sequence[Item], outputs: list[Numbers | str]) -> None:
-        """Append the outputs of each item, or what is wrong with it. Raises PrefcastError once the run cannot go on; what was
-        answered is among `outputs` then."""
-        try:
-            reply = self.server.reply(items)
-            wrong = self._misread(items, reply.tokens)
-        except RefusedError as error:
-            wrong = f"the server refuses it: {error.said}"
-        if wrong is None:
-            outputs += [self._checked(each) for each in reply.outputs]
-        elif len(items) == 1:
-            outputs.append(wrong)
-        else:
-            middle = len(items) // 2
-            self._ask(items[:middle], outputs)
-            self._ask(items[middle:], outputs)
-
-    @staticmethod
-    def _misread(items: Sequence[Item], told: int | None) -> str | None:
-        """What is wrong where the server read other tokens than those that were sent."""
-        if told is None or any(item.ids is None for item in items):
-            return None
-        sent = sum(len(item.ids or ()) for item in items)
-        if told < sent:
-            return f"the server read {told} of {sent} tokens: it cuts texts without a word (--max-tokens sends fewer)"
-        return (
-            None if told == sent else f"the server read {told} tokens, and {sent} were sent: it adds tokens of its own"
-        )
-
-    def _checked(self, numbers: Numbers) -> Numbers | str:
-        if len(numbers) != self.texts.width:
-            raise ServiceError(
-                f"{self.server.shown}: gave {len(numbers)} numbers for a text, expected {self.texts.width}", 200
-            )
-        return numbers if np.isfinite(numbers).all() else _NOT_FINITE
 
     def compute(self, pairs: Sequence[Pair]) -> Evidence:
         return self.evidence(pairs)
@@ -279,7 +166,7 @@ class RemoteScorer(Scorer):
         scores = np.full(len(rows), np.nan)
         if rows:
             self.prepare()
-        for batch, results in self._answered(rows, self._planned(rows)):
+        for batch, results in self._sender().answered(rows):
             for index, result in zip(batch, results, strict=True):
                 if isinstance(result, str):
                     raise ModelError(f"conversation {index}: {result}")
@@ -402,10 +289,8 @@ class RemoteScorer(Scorer):
         return type(self)(self.url, changed, self._saved, self._transport)
 
     def close(self) -> None:
-        with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown(wait=True, cancel_futures=True)
-                self._pool = None
+        if self._sending is not None:
+            self._sending.close()
         self.server.close()
 
 

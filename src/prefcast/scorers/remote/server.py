@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from threading import Lock
+from functools import partial
+from threading import Event, Lock
 from typing import Any
 
 from prefcast.base.http import Answer, Connection, Retrying, Transport, read_key
@@ -40,16 +41,37 @@ class Server:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._wait = options.wait
         self._key = read_key(options.key_env, options.key_file)
-        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        retrying = Retrying(options.retries, options.wait, options.timeout, _AGAIN)
-        self._connection = Connection(
-            self.url, headers, retrying, connections=options.concurrency + 1, proxies=True, transport=transport
-        )
-        self._introduced, self._lock = False, Lock()
+        self._retrying = Retrying(options.retries, options.wait, options.timeout, _AGAIN)
+        self._connections, self._transport = options.concurrency + 1, transport
+        self._connection: Connection | None = None
+        self._stopped = Event()
+        self._introduced, self._lock, self._opening = False, Lock(), Lock()
+        # What is no address is told now.
+        self._open()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._connection.close()
+        """Close the connections, and let nobody wait for the server any more. The next question opens them again."""
+        with self._opening:
+            self._stopped.set()
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _open(self) -> Connection:
+        with self._opening:
+            if self._connection is None:
+                self._stopped = Event()
+                headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+                self._connection = Connection(
+                    self.url,
+                    headers,
+                    self._retrying,
+                    connections=self._connections,
+                    proxies=True,
+                    transport=self._transport,
+                    sleep=partial(_pause, self._stopped),
+                )
+            return self._connection
 
     @property
     def shown(self) -> str:
@@ -84,13 +106,13 @@ class Server:
         """The answer, once a server that is away behind a proxy has been waited for."""
         end: float | None = None
         while True:
-            answer = self._connection.ask(method, path, body)
+            answer = self._open().ask(method, path, body)
             if answer.status not in _AWAY or not self._wait:
                 return answer
             end = end or time.monotonic() + self._wait
             if time.monotonic() >= end:
                 return answer
-            time.sleep(_PAUSE)
+            _pause(self._stopped, _PAUSE)
 
     def get(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON at a path; None where the server has no such path. Raises PrefcastError."""
@@ -147,6 +169,11 @@ class Server:
     def _hidden(self, text: str) -> str:
         # A server may repeat the key that it does not like.
         return text if self._key is None else text.replace(self._key, "***")
+
+
+def _pause(stopped: Event, seconds: float) -> None:
+    if stopped.wait(seconds):
+        raise ServiceError("the server is not asked any more: the run was stopped")
 
 
 def _parsed(answer: Answer) -> Any:

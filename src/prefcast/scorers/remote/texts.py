@@ -115,14 +115,16 @@ class ModelTexts(Texts):
         self.raw_names, self.pointwise, self.takes_system = scorer.raw_names, scorer.pointwise, scorer.takes_system
         self.limit, self.max_tokens, self.width = scorer.limit, scorer.max_tokens, scorer.width
         self.template_date = scorer.options.template_date
-        tokens = scorer.tokenizer
-        self.ends = getattr(tokens, "bos_token", None), getattr(tokens, "eos_token", None)
         names = scorer.checkpoint.config.get("id2label")
         if isinstance(names, Mapping) and len(names) == self.width:
             listed = [names.get(str(index), names.get(index)) for index in range(self.width)]
             self.labels = tuple(map(str, listed)) if None not in listed else None
         # A server scores the last token; the model was trained to be scored before its padding.
         self._padding = trained_padding(scorer.checkpoint) if scorer.options.score_position == "trained" else None
+        tokens = scorer.tokenizer
+        # An end token that is padding changes no score, wherever it comes from.
+        last = None if tokens.eos_token_id == self._padding else tokens.eos_token
+        self.ends = tokens.bos_token, last
 
     def items_of(self, pair: Pair) -> list[Item]:
         groups, problems = self._scorer.grouped([pair])
