@@ -204,7 +204,7 @@ def test_the_page_is_served_and_not_sent_twice(server: Server) -> None:
 @pytest.mark.parametrize("model", ["surface", "embedded"])
 def test_results_do_not_depend_on_who_shares_the_batch(model: str) -> None:
     pairs = examples()[:16]
-    with serving("--model", model, "--wait", "20") as server:
+    with serving("--model", model, "--batch-wait", "20") as server:
         alone = [server.forecast(**as_json(pair)) for pair in pairs]
         with ThreadPoolExecutor(16) as pool:
             together = list(pool.map(lambda pair: server.forecast(**as_json(pair)), pairs))
