@@ -27,10 +27,13 @@ FAKES: dict[str, type[RewardServer]] = {
 
 def computed_by(model: Path) -> Any:
     """What a fake computes with: the outputs of the checkpoint's network, in this process."""
-    engine, lock = load_scorer(model).engine, Lock()
+    scorer, lock = load_scorer(model), Lock()
+    engine, typed = scorer.engine, "token_type_ids" in scorer.tokenizer.model_input_names
 
     def compute(sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        groups = [Group((np.array(ids, np.int32),), (np.array(types, np.int32),)) for ids, types in sequences]
+        groups = [
+            Group((np.array(ids, np.int32),), (np.array(types, np.int32),) if typed else None) for ids, types in sequences
+        ]
         with lock:
             found = engine.run(groups)
         return [each[0].tolist() for each in found]  # type: ignore[union-attr]
@@ -57,6 +60,6 @@ def served(kind: str, model: Path, **more: Any) -> RewardServer:
     return FAKES[kind](compute, Tokenizer.from_file(str(model / "tokenizer.json")), **{**said, **more})
 
 
-def scorer_of(server: RewardServer, kind: str, **options: Any) -> Any:
+def scorer_of(server: RewardServer, protocol: str, **options: Any) -> Any:
     """The scorer of a fake."""
-    return scorer_at(server.url, Options(protocol=kind, retries=2, **options))
+    return scorer_at(server.url, Options(protocol=protocol, retries=2, **options))

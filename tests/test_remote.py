@@ -455,7 +455,7 @@ def test_what_was_answered_is_kept_when_the_server_stays_away(
     def dying(method: str, path: str, headers: Any, body: bytes) -> Any:
         nonlocal asked
         asked += 1
-        return (-1, {}, None) if asked > 60 else answer(method, path, headers, body)
+        return (-1, {}, None) if asked > 35 else answer(method, path, headers, body)
 
     vllm.answer = dying  # type: ignore[method-assign]
     done = prefcast_here(*command)

@@ -86,8 +86,9 @@ def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecas
         info.check(model, _options(info, choice))
         raise UsageError(
             f"{shown_path(model)}: no outcome model was fitted for it, and the scale of a reward is arbitrary: fit one "
-            f"with prefcast fit LABELLED --model {shown_path(model)} -o DIR and use --forecaster DIR, or take the "
-            "Kaggle notebook's rule with --preset notebook (in Python: Forecaster.fit; prefcast score keeps the raw scores)"
+            f"with prefcast fit LABELLED --model {shown_path(model)} -o DIR and use --forecaster DIR"
+            + (", or take the Kaggle notebook's rule with --preset notebook" if info.presets else "")
+            + " (in Python: Forecaster.fit; prefcast score keeps the raw scores)"
         )
     if choice.preset is not None:
         raise UsageError(f"--preset {choice.preset} needs a reward model: --model PATH_OR_ID")

@@ -41,6 +41,11 @@ class Item:
     messages: tuple[Mapping[str, str], ...] = ()
 
     @property
+    def key(self) -> str:
+        """Equal for equal items only."""
+        return repr((self.ids, self.texts, [sorted(each.items()) for each in self.messages]))
+
+    @property
     def bytes(self) -> int:
         """About how many bytes it takes in a request."""
         texts = (*self.texts, *(message["content"] for message in self.messages))

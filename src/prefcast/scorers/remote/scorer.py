@@ -72,7 +72,11 @@ class RemoteScorer(Scorer):
         self.options: Options = options
         self.server = Server(url, options, transport)
         self.workers = options.concurrency
-        self._texts = self._found_texts()
+        try:
+            self._texts = self._found_texts()
+        except BaseException:
+            self.server.close()
+            raise
         self._sending: Sender | None = None
         if self._texts is not None:
             self._sending = Sender(self.server, self._texts, options.concurrency, options.request_size)

@@ -95,7 +95,9 @@ class Sender:
 
     def _asked(self, rows: Sequence[Sequence[Item]]) -> tuple[list[Result], PrefcastError | None]:
         """The results of some rows, and the error that ended the asking; rows after it are None."""
-        flat = [item for items in rows for item in items]
+        # Sorted, and each once: a pair and the swapped pair make the same request.
+        unique = [{item.key: item for item in sorted(items, key=lambda item: item.key)} for items in rows]
+        flat = [item for each in unique for item in each.values()]
         outputs: list[Numbers | str] = []
         failure: PrefcastError | None = None
         try:
@@ -104,8 +106,12 @@ class Sender:
                 self._ask(flat[start : start + most], outputs)
         except PrefcastError as error:
             failure = error
-        ends = np.cumsum([0, *map(len, rows)])
-        return [self._row(outputs[first:last], last - first) for first, last in pairwise(ends)], failure
+        ends = np.cumsum([0, *map(len, unique)])
+        results = [self._row(outputs[first:last], last - first) for first, last in pairwise(ends)]
+        for place, (items, keys) in enumerate(zip(rows, unique, strict=True)):
+            if isinstance(found := results[place], np.ndarray):
+                results[place] = found[[list(keys).index(item.key) for item in items]]
+        return results, failure
 
     @staticmethod
     def _row(found: Sequence[Numbers | str], n: int) -> Result:
