@@ -32,7 +32,8 @@ def computed_by(model: Path) -> Any:
 
     def compute(sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         groups = [
-            Group((np.array(ids, np.int32),), (np.array(types, np.int32),) if typed else None) for ids, types in sequences
+            Group((np.array(ids, np.int32),), (np.array(types, np.int32),) if typed else None)
+            for ids, types in sequences
         ]
         with lock:
             found = engine.run(groups)

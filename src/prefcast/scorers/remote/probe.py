@@ -50,7 +50,8 @@ def probe(server: Server, texts: Texts) -> Report:
     _look_at_batches(report, asking, items, outputs)
     _look_at_labels(report, asking, texts)
     look_at_tokens(report, asking, items, texts)
-    look_at_long_texts(report, asking, texts)
+    if all(each.kind != "cut" for each in report.findings):
+        look_at_long_texts(report, asking, texts)
     return report
 
 

@@ -97,14 +97,6 @@ def _look_at_silent_tokens(report: Report, asking: Asking, item: Item, texts: Te
     """A server that tells nothing: an empty text has a score only where the server adds tokens of its own."""
     first, last = texts.ends
     text = item.texts[0]
-    if first is not None and text.startswith(first) and not isinstance(asking.perhaps(Item(texts=("",))), str):
-        report.found(
-            "tokens",
-            "the server scores an empty text, so it adds a token of its own: a second first token",
-            _FIRST_MEND[True],
-            fault=False,
-        )
-        return
     if last is not None and not text.rstrip().endswith(last):
         plain, ended = asking.one(item)[0], asking.perhaps(Item(texts=(text + last,)))
         if not isinstance(ended, str) and np.abs(plain - ended).max() <= EQUAL:
@@ -115,6 +107,14 @@ def _look_at_silent_tokens(report: Report, asking: Asking, item: Item, texts: Te
                 fault=False,
             )
             return
+    if first is not None and text.startswith(first) and not isinstance(asking.perhaps(Item(texts=("",))), str):
+        report.found(
+            "tokens",
+            "the server scores an empty text, so it adds a token of its own: a second first token",
+            _FIRST_MEND[True],
+            fault=False,
+        )
+        return
     report.sound("tokens", "nothing shows that the server adds tokens")
 
 
