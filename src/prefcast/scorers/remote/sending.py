@@ -44,7 +44,8 @@ class Sender:
         the evidence store keeps it."""
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="prefcast-request")
+                # The server is asked `concurrency` requests at a time; the other threads wait to send one again.
+                self._pool = ThreadPoolExecutor(2 * self._concurrency, thread_name_prefix="prefcast-request")
             pool = self._pool
         waiting: dict[Future[tuple[list[Result], PrefcastError | None]], Sequence[int]] = {
             pool.submit(self._asked, [rows[index] for index in batch]): batch for batch in self.planned(rows)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from threading import Event, Lock
+from threading import Event, Lock, Semaphore
 from typing import Any
 
 from prefcast.base.http import Answer, Connection, Retrying, Transport, read_key
@@ -44,7 +44,7 @@ class Server:
         self._retrying = Retrying(options.retries, options.wait, options.timeout, _AGAIN)
         self._connections, self._transport = options.concurrency + 1, transport
         self._connection: Connection | None = None
-        self._stopped = Event()
+        self._stopped, self._slots = Event(), Semaphore(options.concurrency)
         self._introduced, self._lock, self._opening = False, Lock(), Lock()
         # What is no address is told now.
         self._open()
@@ -69,7 +69,7 @@ class Server:
                     connections=self._connections,
                     proxies=True,
                     transport=self._transport,
-                    sleep=partial(_pause, self._stopped),
+                    sleep=partial(self._pause, self._stopped),
                 )
             return self._connection
 
@@ -105,14 +105,24 @@ class Server:
     def _sent(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """The answer, once a server that is away behind a proxy has been waited for."""
         end: float | None = None
-        while True:
-            answer = self._open().ask(method, path, body)
-            if answer.status not in _AWAY or not self._wait:
-                return answer
-            end = end or time.monotonic() + self._wait
-            if time.monotonic() >= end:
-                return answer
-            _pause(self._stopped, _PAUSE)
+        with self._slots:
+            while True:
+                answer = self._open().ask(method, path, body)
+                if answer.status not in _AWAY or not self._wait:
+                    return answer
+                end = end or time.monotonic() + self._wait
+                if time.monotonic() >= end:
+                    return answer
+                self._pause(self._stopped, _PAUSE)
+
+    def _pause(self, stopped: Event, seconds: float) -> None:
+        """Wait before a request is sent again. Another request has the place meanwhile."""
+        self._slots.release()
+        try:
+            if stopped.wait(seconds):
+                raise ServiceError("the server is not asked any more: the run was stopped")
+        finally:
+            self._slots.acquire()
 
     def get(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON at a path; None where the server has no such path. Raises PrefcastError."""
@@ -169,11 +179,6 @@ class Server:
     def _hidden(self, text: str) -> str:
         # A server may repeat the key that it does not like.
         return text if self._key is None else text.replace(self._key, "***")
-
-
-def _pause(stopped: Event, seconds: float) -> None:
-    if stopped.wait(seconds):
-        raise ServiceError("the server is not asked any more: the run was stopped")
 
 
 def _parsed(answer: Answer) -> Any:
