@@ -57,8 +57,8 @@ def _check(python: str, room: Path, labels: int, pairs: list[Pair]) -> bool:
     with _serving(python, model, log) as url, scorer_at(url, Options(protocol="vllm", tokenizer=str(model))) as remote:
         local = load_scorer(model)
         report = remote.probed()
-        for subject, found in report.looked:
-            print(f"  {subject}: {found}")
+        for subject, said in report.looked:
+            print(f"  {subject}: {said}")
         read = [read_pair(pair, WHOLE, local)[0] for pair in pairs]
         start = time.perf_counter()
         found, wanted = remote.evidence(read), local.evidence(read)

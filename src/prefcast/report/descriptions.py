@@ -101,8 +101,8 @@ def models_text(scorers: Iterable[ScorerInfo]) -> str:
 def probe_text(url: str, model: str, report: Report) -> str:
     """What a probe of a server looked at, one line each, then each fault and doubt with what mends it."""
     found = [("fault" if each.fault else "doubt", each.line) for each in report.findings]
-    parts = [f"{url}: {model}", table(("", ""), report.looked)]
-    return rendered(*parts, *(["", table(("", ""), found)] if found else []))
+    head, looked = f"{url}: {model}", table(("", ""), report.looked)
+    return rendered(head, looked, "", table(("", ""), found)) if found else rendered(head, looked)
 
 
 def scorer_text(info: ScorerInfo) -> str:
