@@ -677,6 +677,8 @@ def test_single_conversations_have_scores(vllm: RewardServer, llama: Path, caplo
     ]
     with caplog.at_level(logging.WARNING), scorer_of(vllm, "vllm") as remote:
         np.testing.assert_allclose(remote.score(conversations), load_scorer(llama).score(conversations), atol=1e-6)
+        ready = [{"ids": [5, 6, 7]}, {"text": "<s>a<|im_end|>"}]
+        np.testing.assert_allclose(remote.score(ready), load_scorer(llama).score(ready), atol=1e-6)
         vllm.limit = 10
         with pytest.raises(ModelError, match="conversation 0: the server refuses it"):
             remote.score(conversations)

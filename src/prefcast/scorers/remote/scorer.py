@@ -27,7 +27,7 @@ from prefcast.errors import (
     shown_path,
 )
 from prefcast.pairs import Pair
-from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Promise, Scorer, gathered
+from prefcast.scorers.base import SILENT, Conversation, Evidence, Meter, Part, Promise, Scorer, gathered
 from prefcast.scorers.options import given, saved_options, to_save, which
 from prefcast.scorers.remote import Options
 from prefcast.scorers.remote.probe import Report, probe
@@ -81,7 +81,8 @@ class RemoteScorer(Scorer):
         if self._texts is not None:
             self._sending = Sender(self.server, self._texts, options.concurrency, options.request_size)
             self.raw_names, self.pointwise = self._texts.raw_names, self._texts.pointwise
-            self.takes_system, self.limit = self._texts.takes_system, self._texts.limit
+            self.takes_system, self.takes_tools = self._texts.takes_system, self._texts.takes_tools
+            self.limit = self._texts.limit
         elif saved is not None:
             self.raw_names, self.pointwise = saved["raw_names"], saved["raw_names"] == ("score_a", "score_b")
         self._report: Report | None = None
@@ -163,7 +164,7 @@ class RemoteScorer(Scorer):
         found = self.texts.reduced(list(good.values()))
         return replace(gathered(len(results), self.raw_names, [(list(good), found)]), problems=problems)
 
-    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> NDArray[np.float64]:
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
         if not self.pointwise:
             return super().score(conversations)
         rows = {index: [self.texts.item_of(each)] for index, each in enumerate(conversations)}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prefcast.errors import ModelError, UsageError
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
-from prefcast.scorers.base import Evidence
+from prefcast.scorers.base import Conversation, Evidence
 from prefcast.scorers.options import which
 from prefcast.scorers.remote import Options
 from prefcast.scorers.remote.protocols import Item, Protocol
@@ -41,6 +41,7 @@ class Texts(ABC):
     raw_names: tuple[str, ...] = ("score_a", "score_b")
     pointwise = True
     takes_system = True
+    takes_tools = False
     limit: Budget | None = None
     max_tokens: int | None = None
     width = 1
@@ -69,8 +70,8 @@ class Texts(ABC):
         return found, problems
 
     @abstractmethod
-    def item_of(self, conversation: Sequence[Mapping[str, str]]) -> Item:
-        """The item of one conversation. Raises UsageError."""
+    def item_of(self, conversation: Conversation) -> Item:
+        """The item of one conversation, as `Scorer.score` takes it. Raises UsageError."""
 
     def reduced(self, outputs: Sequence[Numbers]) -> Evidence:
         """The evidence of n pairs from the outputs (items, width) of each."""
@@ -96,9 +97,11 @@ class ChatTexts(Texts):
 
         return [Item(messages=tuple(messages)) for messages in conversations(pair)]
 
-    def item_of(self, conversation: Sequence[Mapping[str, str]]) -> Item:
+    def item_of(self, conversation: Conversation) -> Item:
         from prefcast.scorers.reward.text import checked
 
+        if isinstance(conversation, Mapping):
+            raise UsageError("a text in the model's template cannot be sent as messages (--template chat)")
         return Item(messages=tuple(checked(conversation)))
 
     def fingerprint(self) -> str:
@@ -112,7 +115,8 @@ class ModelTexts(Texts):
         from prefcast.scorers.reward.networks import trained_padding
 
         self.where, self._scorer, self._protocol = where, scorer, protocol
-        self.raw_names, self.pointwise, self.takes_system = scorer.raw_names, scorer.pointwise, scorer.takes_system
+        self.raw_names, self.pointwise = scorer.raw_names, scorer.pointwise
+        self.takes_system, self.takes_tools = scorer.takes_system, scorer.takes_tools
         self.limit, self.max_tokens, self.width = scorer.limit, scorer.max_tokens, scorer.width
         self.template_date = scorer.options.template_date
         names = scorer.checkpoint.config.get("id2label")
@@ -136,12 +140,16 @@ class ModelTexts(Texts):
             self._of_texts(texts, ids) for texts, ids in zip(self._scorer.written(pair), groups[0].ids, strict=True)
         ]
 
-    def item_of(self, conversation: Sequence[Mapping[str, str]]) -> Item:
+    def item_of(self, conversation: Conversation) -> Item:
         pointwise: PointwiseScorer = self._scorer  # type: ignore[assignment]
         group: Group = pointwise.sequence_of(conversation)
         if self._protocol.takes_ids:
             return self._of_ids(group.ids[0], group.types is not None)
-        return self._of_texts(pointwise.texts_of(conversation), group.ids[0])
+        if not isinstance(conversation, Mapping):
+            return self._of_texts(pointwise.texts_of(conversation), group.ids[0])
+        if "text" not in conversation:
+            raise UsageError(f"token ids cannot be sent to a server of the kind {self._protocol.name}: it takes texts")
+        return self._of_texts((conversation["text"],), group.ids[0])
 
     def _of_ids(self, ids: Sequence[int] | NDArray[np.int32], typed: bool) -> Item:
         if typed:
