@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from checkpoints import CHAT, EXAMPLES, LABELS, change_weights, save_ab, save_deberta, save_decoder, save_internlm2
-from conftest import Run, kaggle_row, labelled, write_csv
+from conftest import Run, Start, kaggle_row, labelled, wait_for, write_csv
 from prefcast import Pair, load_forecaster, load_scorer, read_pairs
 from prefcast.errors import ForecasterError, ModelError, ServiceError, UsageError
 from prefcast.forecasts.resolve import Choice, resolve_scorer
@@ -467,6 +467,62 @@ def test_what_was_answered_is_kept_when_the_server_stays_away(
             for pair in read_pairs(tmp_path / "pairs.csv")
         ]
         check_asked_once(vllm, remote, pairs)
+
+
+def test_a_killed_run_goes_on_without_asking_again(
+    start: Start, prefcast_here: Run, vllm: RewardServer, tmp_path: Path
+) -> None:
+    texts = [kaggle_row(number, (f"Question {number}?",), ("same",), ("same",)) for number in range(30)]
+    write_csv(tmp_path / "pairs.csv", texts)
+    command = ("score", "pairs.csv", "-o", "out.csv", "--model", vllm.url, "--protocol", "vllm", "--concurrency", "1")
+    command = (*command, "--request-size", "1")
+    with scorer_of(vllm, "vllm") as remote:
+        ids = [remote.texts.items_of(pair)[0].ids or () for pair in read_pairs(tmp_path / "pairs.csv")]
+    held, free, answer = threading.Event(), threading.Event(), vllm.answer
+
+    def holding(method: str, path: str, headers: Any, body: bytes) -> Any:
+        if sum(vllm.scored[each] for each in ids) >= 12 and not free.is_set():
+            held.set()
+            free.wait()
+        return answer(method, path, headers, body)
+
+    vllm.answer = holding  # type: ignore[method-assign]
+    process = start(*command)
+    wait_for(held.is_set, process)
+    process.kill()
+    process.wait()
+    free.set()
+    done = prefcast_here(*command)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"30 pairs scored in out.csv .*, 1[12] scored before", done.stderr)
+    # The server counts the request that was under way, and the last answer may not have been stored yet.
+    assert sum(vllm.scored[each] for each in ids) <= len(ids) + 2
+
+
+def test_an_ensemble_with_a_server(prefcast_here: Run, vllm: RewardServer, llama: Path, tmp_path: Path) -> None:
+    pairs = [Pair.of(f"Q {n}", f"{n} " * (1 + n % 13), f"{n * n} " * (1 + n % 7)) for n in range(240)]
+    longer = np.array([len(pair.response_a[0]) - len(pair.response_b[0]) for pair in pairs])
+    scores = load_scorer(llama).evidence(pairs).margin
+    # People who like the model's choice, and long answers.
+    noise = np.random.default_rng(0).normal(0, 1, len(pairs))
+    better = scores / scores.std() + longer / longer.std() + noise < 0
+    texts = [
+        labelled(int(b), id=n, prompt=pair.prompt, a=pair.response_a, b=pair.response_b)
+        for n, (pair, b) in enumerate(zip(pairs, better, strict=True))
+    ]
+    write_csv(tmp_path / "l.csv", texts)
+    models = ("--model", "length", "--model", vllm.url, "--protocol", "vllm")
+    done = prefcast_here("fit", "l.csv", *models, "--concurrency", "3", "-o", "mine")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "member-2").is_dir()
+    done = prefcast_here("predict", "l.csv", "--forecaster", "mine", "-o", "o.csv")
+    assert done.returncode == 2
+    assert "--model URL beside --forecaster" in done.stderr
+    command = ("predict", "l.csv", "--forecaster", "mine", "--model", vllm.url, "-o", "o.csv")
+    done = prefcast_here(*command, "--concurrency", "2")
+    assert done.returncode == 0, done.stderr
+    done = prefcast_here(*command, "--engine", "ray")
+    assert done.returncode == 2
 
 
 # Keys

@@ -257,6 +257,11 @@ class RemoteScorer(Scorer):
         }
         (folder / self.files[0]).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
+    def spec(self, folder: Path) -> dict[str, Any]:
+        raise UsageError(
+            "a server is asked from one process: leave out --engine ray, --concurrency sends more at a time"
+        )
+
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Self:
         """The scorer that `save` described, behind the server at `moved`. An address that a folder names is never asked."""
