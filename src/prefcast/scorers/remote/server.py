@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from threading import Event, Lock, Semaphore
 from typing import Any
+from weakref import finalize
 
 from prefcast.base.http import Answer, Connection, Retrying, Transport, read_key
 from prefcast.errors import ServiceError, excerpt, printable
@@ -69,8 +70,10 @@ class Server:
                     connections=self._connections,
                     proxies=True,
                     transport=self._transport,
-                    sleep=partial(self._pause, self._stopped),
+                    sleep=partial(_pause, self._slots, self._stopped),
                 )
+                # Whoever forgets to close it leaves no open sockets.
+                finalize(self, self._connection.close)
             return self._connection
 
     @property
@@ -113,16 +116,7 @@ class Server:
                 end = end or time.monotonic() + self._wait
                 if time.monotonic() >= end:
                     return answer
-                self._pause(self._stopped, _PAUSE)
-
-    def _pause(self, stopped: Event, seconds: float) -> None:
-        """Wait before a request is sent again. Another request has the place meanwhile."""
-        self._slots.release()
-        try:
-            if stopped.wait(seconds):
-                raise ServiceError("the server is not asked any more: the run was stopped")
-        finally:
-            self._slots.acquire()
+                _pause(self._slots, self._stopped, _PAUSE)
 
     def get(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON at a path; None where the server has no such path. Raises PrefcastError."""
@@ -179,6 +173,16 @@ class Server:
     def _hidden(self, text: str) -> str:
         # A server may repeat the key that it does not like.
         return text if self._key is None else text.replace(self._key, "***")
+
+
+def _pause(slots: Semaphore, stopped: Event, seconds: float) -> None:
+    """Wait before a request is sent again. Another request has the place meanwhile."""
+    slots.release()
+    try:
+        if stopped.wait(seconds):
+            raise ServiceError("the server is not asked any more: the run was stopped")
+    finally:
+        slots.acquire()
 
 
 def _parsed(answer: Answer) -> Any:
