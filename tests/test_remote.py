@@ -172,10 +172,22 @@ def test_a_value_head_without_weights_needs_a_word(llama: Path, network: Any, tm
 def test_the_server_names_the_folder_if_it_is_here(vllm: RewardServer, llama: Path) -> None:
     with scorer_of(vllm, "vllm") as remote:
         assert remote.texts.where == str(llama.resolve())
-    for root in ("owner/model", "", "../../etc", "/nowhere/at/all"):
+    for root in ("owner/model", "", "../../etc", "/nowhere/at/all", "/" + "x" * 400, "/a\0b"):
         vllm.root = root or "x"
         with pytest.raises(UsageError, match="--tokenizer FOLDER"):
             scorer_of(vllm, "vllm")
+
+
+def test_a_hub_id_is_fetched_without_its_weights(
+    vllm: RewardServer, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **more: asked.append({"name": name, **more}) or str(llama)
+    )
+    with scorer_of(vllm, "vllm", tokenizer="owner/model") as remote:
+        assert remote.texts.where == str(llama.resolve())
+    assert [(each["name"], each["ignore_patterns"]) for each in asked] == [("owner/model", ["*.safetensors"])]
 
 
 def test_messages_leave_the_text_to_the_server(vllm: RewardServer, llama: Path) -> None:

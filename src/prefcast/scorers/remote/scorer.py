@@ -102,11 +102,11 @@ class RemoteScorer(Scorer):
                 return None
         if where is None:
             root = self.server.introduced().about.root
-            # A name that the server chose: a folder here at most, never something to fetch.
-            if not (root and Path(root).is_absolute() and (Path(root) / "config.json").is_file()):
+            if not _is_model_folder(root):
                 raise UsageError(
-                    f"{self.server.shown}: its model {excerpt(root or 'without a name')} is no folder here; name the folder or hub id with its "
-                    "tokenizer and config.json: --tokenizer FOLDER|ID (with vLLM, --template chat leaves the text to the server)"
+                    f"{self.server.shown}: its model {excerpt(root or 'without a name')} is no folder here; name the folder or hub "
+                    "id with its tokenizer and config.json: --tokenizer FOLDER|ID (with vLLM, --template chat leaves the text to "
+                    "the server)"
                 )
             where = root
         found = texts_for(where, options, self.server.protocol)
@@ -302,6 +302,14 @@ class RemoteScorer(Scorer):
         if self._sending is not None:
             self._sending.close()
         self.server.close()
+
+
+def _is_model_folder(name: str) -> bool:
+    """Whether a name that a server chose is a folder with a model: a folder here at most, never something to fetch."""
+    try:
+        return Path(name).is_absolute() and (Path(name) / "config.json").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _served(model: str, revision: str) -> str:
