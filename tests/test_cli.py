@@ -177,7 +177,7 @@ def test_explain(prefcast: Run) -> None:
 
 def test_models(prefcast: Run) -> None:
     done = prefcast("models")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["embedded", "length", "surface", "PATH"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["embedded", "length", "surface", "PATH", "URL"]
 
 
 def endless(start: Start, *arguments: str | Path) -> subprocess.Popen[str]:
