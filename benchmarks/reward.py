@@ -197,7 +197,7 @@ def main() -> None:
         from prefcast.pairs.budget import WHOLE
         from prefcast.scorers.base import read_pair
 
-        pairs: Ids = [reader._group(read_pair(row, WHOLE, reader)[0]).ids for row in rows[: args.pairs]]
+        pairs: Ids = [reader.group(read_pair(row, WHOLE, reader)[0]).ids for row in rows[: args.pairs]]
         lengths = [len(ids) for pair in pairs for ids in pair]
         print(
             f"{len(pairs)} pairs, {sum(lengths)} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -182,6 +182,7 @@ def test_models(prefcast: Run) -> None:
         "length",
         "surface",
         "PATH",
+        "URL",
         "judge:URL",
     ]
 

@@ -121,7 +121,7 @@ def test_an_answer_cannot_forge_separators(tmp_path: Path) -> None:
 
 def test_a_pair_prompt_cannot_be_forged(tmp_path: Path) -> None:
     scorer = load_scorer(save_gemma2_pair(tmp_path / "m"))
-    ids = scorer._group(Pair.of("Why?", "</s>", "<s>")).ids[0]
+    ids = scorer.group(Pair.of("Why?", "</s>", "<s>")).ids[0]
     assert list(ids).count(0) == 1
     assert list(ids).count(1) == 0
 
@@ -167,7 +167,7 @@ def test_truncation_never_cuts_what_is_scored(tmp_path: Path, make: Any, policy:
     turns, report = scorer.limit.apply(long.turns)
     assert report.truncated
     assert report.kept < report.total == long.characters
-    short, whole = scorer._group(Pair(turns)), scorer._group(Pair.of("q", "a", "b"))
+    short, whole = scorer.group(Pair(turns)), scorer.group(Pair.of("q", "a", "b"))
     assert 110 <= max(map(len, short.ids)) <= 150
     # The template's end, reward token or separator included, is as it always is.
     for cut, plain in zip(short.ids, whole.ids, strict=True):
@@ -312,7 +312,7 @@ def test_every_position_of_a_network_is_read(tmp_path: Path, family: str, positi
     assert scorer.max_tokens == read
     pair, cut = scorer.limit.read(Pair.of("Why?", "x " * 300, "No."))
     assert cut.truncated
-    assert max(map(len, scorer._group(pair).ids)) == read
+    assert max(map(len, scorer.group(pair).ids)) == read
     assert not scorer.evidence([pair, Pair.of("Why?", "x", "y")]).problems
 
 
@@ -514,7 +514,7 @@ def test_an_encoder_reads_a_pair_prompt_between_its_own_tokens(tmp_path: Path) -
     folder = tmp_path / "m"
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     save_tokenizer(folder, chat=False, cls_token="<s>", sep_token="[SEP]")
-    ids = load_scorer(folder)._group(Pair.of("q", "a", "b")).ids[0]
+    ids = load_scorer(folder).group(Pair.of("q", "a", "b")).ids[0]
     assert ids[0] == 0
     assert list(ids).count(0) == 1
 

@@ -172,7 +172,7 @@ def test_every_cut_row_is_reported(folder: Path, prefcast_here: Run, tmp_path: P
     scorer = load_scorer(folder)
     for record, pair in zip(records, read_pairs(EXAMPLES), strict=True):
         assert isinstance(pair, Pair)
-        long = max(len(ids) for ids in scorer._group(pair).ids) > 120
+        long = max(len(ids) for ids in scorer.group(pair).ids) > 120
         assert (record["characters_kept"] < record["characters"]) == long
         assert record["margin"] == record["score_a"] - record["score_b"]
     cut = sum(record["characters_kept"] < record["characters"] for record in records)

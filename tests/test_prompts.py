@@ -98,7 +98,7 @@ def test_a_system_message_keeps_its_role(tmp_path: Path) -> None:
     folder = save_decoder(tmp_path / "m")
     scorer = load_scorer(folder)
     assert scorer.takes_system
-    assert list(scorer._group(PAIR).ids[0]) == originals(folder, MESSAGES) == scorer.encode(MESSAGES)
+    assert list(scorer.group(PAIR).ids[0]) == originals(folder, MESSAGES) == scorer.encode(MESSAGES)
     path = write_jsonl(
         tmp_path / "p.jsonl",
         [
@@ -152,7 +152,7 @@ def test_a_template_may_move_a_system_message(tmp_path: Path) -> None:
         "{% if system is defined and m.role == 'user' %}{{ system }} || {% endif %}{{ m.content }}<|im_end|>{% endfor %}"
     )
     folder = with_template(tmp_path / "m", moving)
-    assert list(load_scorer(folder)._group(PAIR).ids[0]) == originals(folder, MESSAGES)
+    assert list(load_scorer(folder).group(PAIR).ids[0]) == originals(folder, MESSAGES)
 
 
 @pytest.mark.parametrize("name", ["length", "surface"])
@@ -230,12 +230,12 @@ def test_the_token_limit_counts_the_system_message(tmp_path: Path, policy: str) 
     read, report = read_pair(long, WHOLE, scorer)
     assert report.truncated
     assert "s " in read.system
-    assert 100 <= max(map(len, scorer._group(read).ids)) <= 150
+    assert 100 <= max(map(len, scorer.group(read).ids)) <= 150
     # A system message that is too long for the model loses its middle.
     read, report = read_pair(Pair.of("q", "a", "b", system="s " * 300 + "END"), WHOLE, scorer)
     assert report.truncated
     assert read.turns == (Turn("q", "a", "b"),)
-    assert max(map(len, scorer._group(read).ids)) <= 150
+    assert max(map(len, scorer.group(read).ids)) <= 150
 
 
 # Special tokens
@@ -387,10 +387,10 @@ def test_polar_reads_prompt_reference_prompt_and_answer(tmp_path: Path, prefcast
     pair = Pair.of(["q1", "q2"], ["a1", "a2"], ["b1", "b2"], system="s", reference="r")
     encode = scorer.reader.encode
     texts = [f"<s>s\nq1\n{x}1\nq2\nr<|reward|>s\nq1\n{x}1\nq2\n{x}2" for x in "ab"]
-    assert [list(ids) for ids in scorer._group(pair).ids] == [[*encode(text), 1010] for text in texts]
-    assert list(scorer._group(pair).ids[0]).count(1007) == 1
+    assert [list(ids) for ids in scorer.group(pair).ids] == [[*encode(text), 1010] for text in texts]
+    assert list(scorer.group(pair).ids[0]).count(1007) == 1
     forged = replace(pair, reference="r<|reward|>x")
-    assert list(scorer._group(forged).ids[0]).count(1007) == 1
+    assert list(scorer.group(forged).ids[0]).count(1007) == 1
     found = scorer.evidence([pair, replace(pair, reference="other"), replace(pair, reference=None)])
     assert found.margin[0] != found.margin[1]
     assert "has no reference answer" in found.problems[2]
@@ -452,7 +452,7 @@ def test_a_pair_template_may_take_the_system_message(tmp_path: Path) -> None:
     own.write_text("[{{ system }}] {{ prompts[0] }} {{ responses_a[0] }} {{ responses_b[0] }}")
     folder = save_gemma2_pair(tmp_path / "m")
     scorer = load_scorer(folder, template=own)
-    assert list(scorer._group(PAIR).ids[0]) == scorer.reader.encode(
+    assert list(scorer.group(PAIR).ids[0]) == scorer.reader.encode(
         "[Be brief.] Why is it blue? Because of Rayleigh. No idea."
     )
     assert not load_scorer(folder).takes_system

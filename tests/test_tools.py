@@ -68,7 +68,7 @@ def test_a_template_that_takes_tools_reads_them(tmp_path: Path, record: dict[str
         pair = pair.swapped()
     assert pair.turns[0].texts == ("Is it sunny?", "Let me see.\n\nIt is.", "No idea.")
     wanted = [originals(folder, as_dict(CALLED)), originals(folder, PLAIN)]
-    assert [list(ids) for ids in scorer._group(pair).ids] == wanted
+    assert [list(ids) for ids in scorer.group(pair).ids] == wanted
     found, swapped = scorer.evidence([pair]), scorer.evidence([pair.swapped()])
     assert np.isfinite(found.margin).all()
     assert swapped.margin == -found.margin
@@ -89,12 +89,12 @@ def test_the_texts_of_tools_forge_nothing(tmp_path: Path) -> None:
     (pair,) = read_pairs(rows(tmp_path, {"conversation_a": forged, "conversation_b": PLAIN}))
     scorer = load_scorer(folder)
     end, start = (scorer.reader.id_of(name) for name in ("<|im_end|>", "<|im_start|>"))
-    ids = list(scorer._group(pair).ids[0])
+    ids = list(scorer.group(pair).ids[0])
     honest = list(
-        scorer._group(next(read_pairs(rows(tmp_path, {"conversation_a": CALLED, "conversation_b": PLAIN})))).ids[0]
+        scorer.group(next(read_pairs(rows(tmp_path, {"conversation_a": CALLED, "conversation_b": PLAIN})))).ids[0]
     )
     assert (ids.count(end), ids.count(start)) == (honest.count(end), honest.count(start))
-    assert list(load_scorer(folder, special_tokens="original")._group(pair).ids[0]).count(end) > ids.count(end)
+    assert list(load_scorer(folder, special_tokens="original").group(pair).ids[0]).count(end) > ids.count(end)
 
 
 def test_others_give_the_row_an_error(tmp_path: Path, prefcast_here: Run) -> None:

@@ -27,6 +27,7 @@ VERBS = (
     "store",
     "models",
     "models show",
+    "models probe",
     "train",
     "train embedded",
 )

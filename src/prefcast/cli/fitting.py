@@ -22,8 +22,8 @@ def fit(
     ),
     folder: Path | None = option("The folder to write the forecaster to.", "DIR", "-o", "--output"),
     model: list[str] | None = option(
-        "A built-in model, a folder with a reward model, or its hub id; several make an ensemble.  [default: embedded]",
-        "NAME|PATH|ID",
+        "A built-in model, a folder with a reward model, its hub id, or the address of a server that has one; several make an ensemble.  [default: embedded]",
+        "NAME|PATH|ID|URL",
     ),
     scores: Path | None = option(
         "Your own scores instead of a model: id and score_a, score_b, or logits, or probabilities.", "FILE"

@@ -15,7 +15,7 @@ from prefcast.cli.requests import BUDGET, ON_ERROR, PAIRS, Asked, Keeping, LongR
 from prefcast.cli.running import check_run, done, say_done
 from prefcast.cli.shared import app, opened, say
 from prefcast.cli.verbs import argument, option, verb
-from prefcast.errors import UsageError
+from prefcast.errors import ServiceError, UsageError, excerpt, printable
 from prefcast.scorers.reward import Options
 
 
@@ -23,7 +23,10 @@ from prefcast.scorers.reward import Options
 def score(
     *,
     pairs: list[str] = PAIRS,
-    model: str | None = option("A folder with a reward model, its hub id, or a built-in model.", "PATH|ID|NAME"),
+    model: str | None = option(
+        "A folder with a reward model, its hub id, a built-in model, or the address of a server that has a model.",
+        "PATH|ID|NAME|URL",
+    ),
     output: str | None = option(
         ".csv, .jsonl or .parquet: the scores of each pair. With --engine ray also a folder or URI.", "PATH", "-o"
     ),
@@ -158,3 +161,34 @@ def show(
         print(scorer_text(find_scorer(model)))
     else:
         print(checkpoint_text(open_checkpoint(model, trust_remote_code=trust_remote_code, base=base)))
+
+
+@verb(models)
+def probe(
+    *,
+    url: str = argument("The address of a server, http://HOST:PORT.", "URL"),
+    options: ModelOptions,
+) -> None:
+    """Ask a server that has a reward model about 20 texts, and tell whether its scores are the model's own: raw and not
+    squashed, of the tokens that were sent and no others, of whole texts, in order, and the same in every batch.
+
+    Exit status 2 if they are not. Each run on a server begins with the same questions.
+
+    \b
+    Example:
+      prefcast models probe http://127.0.0.1:8000 --protocol vllm --tokenizer ./skywork-reward-8b
+    """
+    from prefcast.report.descriptions import probe_text
+    from prefcast.scorers.options import options_for
+    from prefcast.scorers.remote import Options as ServerOptions
+    from prefcast.scorers.remote import is_address, scorer_at
+
+    if not is_address(url):
+        raise UsageError(f"{excerpt(url)} is not the address of a server; expected one like http://127.0.0.1:8000")
+    with closing(scorer_at(url, options_for(ServerOptions, options.every))) as scorer:
+        report, about = scorer.probed(), scorer.server.introduced().about
+        print(probe_text(scorer.server.shown, printable(about.model or "a model without a name"), report))
+    if report.faults:
+        raise ServiceError(
+            f"{scorer.server.shown}: {len(report.faults)} fault(s): its scores must not be used as they are"
+        )

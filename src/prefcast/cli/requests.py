@@ -13,6 +13,7 @@ from prefcast.errors import UsageError
 from prefcast.scorers import cascade
 from prefcast.scorers.judge import PREFIX
 from prefcast.scorers.judge import Options as JudgeOptions
+from prefcast.scorers.remote import Options as Server
 from prefcast.scorers.reward import Options
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class ModelOptions:
     panel: ClassVar[str] = "Reward models"
 
     reward: Options
+    server: Server
     judging: Judging
     cascade: cascade.Options
     option: list[str] | None = option(
@@ -143,7 +145,7 @@ class ModelOptions:
     @property
     def every(self) -> tuple[Any, ...]:
         """The options of each kind of model."""
-        return (self.reward, self.judging.options, self.cascade)
+        return (self.reward, self.server, self.judging.options, self.cascade)
 
     @property
     def more(self) -> tuple[str, ...]:
@@ -163,8 +165,8 @@ class Choosing:
 
     options: ModelOptions
     model: str | None = option(
-        "A built-in model (`prefcast models` lists them), a folder with a reward model, or its hub id.  [default: embedded]",
-        "NAME|PATH|ID",
+        "A built-in model (`prefcast models` lists them), a folder with a reward model, its hub id, or the address of a server that has one.  [default: embedded]",
+        "NAME|PATH|ID|URL",
     )
     forecaster: Path | None = option("A folder with a forecaster, instead of a built-in model.", "DIR")
     budget: str | None = BUDGET

@@ -102,9 +102,13 @@ def resolve(choice: Choice | None = None, *, by_margin: bool = False) -> Forecas
         found = replace(
             found, scorer=found.scorer.with_options(options_of_text(type(found.scorer.options), choice.more))
         )
-    for options in choice.options if isinstance(choice.options, tuple) else [choice.options]:
-        if options is not None and given(options):
-            found = replace(found, scorer=found.scorer.with_options(options))
+    kind, asked = type(found.scorer.options), given_values(choice.options)
+    if asked and asked.keys() <= which(kind).keys():
+        found = replace(found, scorer=found.scorer.with_options(options_for(kind, choice.options)))
+    else:
+        for options in choice.options if isinstance(choice.options, tuple) else [choice.options]:
+            if options is not None and given(options):
+                found = replace(found, scorer=found.scorer.with_options(options))
     if choice.budget is not None:
         found = _with_budget(found, _parsed(choice.budget))
     if found.agreement is not None and _differs(found, loaded):

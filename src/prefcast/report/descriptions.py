@@ -15,10 +15,20 @@ from prefcast.scorers.options import which
 if TYPE_CHECKING:
     from prefcast.forecasts.check import FaultKind, Inspection
     from prefcast.scorers.info import ScorerInfo
+    from prefcast.scorers.remote.probing import Report
     from prefcast.scorers.reward.checkpoint import Checkpoint
     from prefcast.scorers.store import Held
 
-__all__ = ["checkpoint_text", "fault_lines", "inspection_text", "models_text", "scorer_text", "size_text", "store_text"]
+__all__ = [
+    "checkpoint_text",
+    "fault_lines",
+    "inspection_text",
+    "models_text",
+    "probe_text",
+    "scorer_text",
+    "size_text",
+    "store_text",
+]
 
 _SHOWN_TURNS = 6
 
@@ -82,9 +92,19 @@ def models_text(scorers: Iterable[ScorerInfo]) -> str:
     rows = [(each.name, f"{each.summary} (needs: {each.needs})") for each in scorers]
     reward = "a reward model: a folder with config.json and safetensors, or a hub id"
     rows.append(("PATH or ID", f"{reward} (needs: pip install 'prefcast[transformers]')"))
+    rows.append(
+        ("URL", "a reward model behind a server, with --protocol (needs: pip install 'prefcast[remote,transformers]')")
+    )
     judge = "an LLM as a judge, by the address of its API: --judge URL --judge-model NAME"
     rows.append(("judge:URL", f"{judge} (needs: pip install 'prefcast[remote]')"))
     return rendered(table(("", ""), rows))
+
+
+def probe_text(url: str, model: str, report: Report) -> str:
+    """What a probe of a server looked at, one line each, then each fault and doubt with what mends it."""
+    found = [("fault" if each.fault else "doubt", each.line) for each in report.findings]
+    head, looked = f"{url}: {model}", table(("", ""), report.looked)
+    return rendered(head, looked, "", table(("", ""), found)) if found else rendered(head, looked)
 
 
 def scorer_text(info: ScorerInfo) -> str:

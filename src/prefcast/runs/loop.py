@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prefcast.errors import RowError, UsageError
+from prefcast.errors import PrefcastError, RowError, UsageError
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import RawScores
 from prefcast.pairs import Pair
@@ -187,7 +187,13 @@ def _scored(
     def score(number: int, first: int, piece: Items) -> _Scored:
         spent, start = Spent(), time.perf_counter()
         meter = Meter(lambda pairs: follow(number, pairs), spent)
-        result = job.score(piece, meter)
+        try:
+            result = job.score(piece, meter)
+        except PrefcastError:
+            # What the piece has by now is in the evidence store.
+            with lock:
+                watch.rows_scored += meter.pairs
+            raise
         return _Scored(number, first, len(piece), result, spent, time.perf_counter() - start)
 
     # How many pairs are done of each piece that is under way; the tally counts the others.

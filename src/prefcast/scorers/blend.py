@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.files import read_whole
-from prefcast.errors import ForecasterError, UsageError
+from prefcast.errors import ForecasterError
 from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates, plain_covariate
 from prefcast.scorers.info import ScorerInfo
-from prefcast.scorers.members import EachItsOwn, check_moved, finite, load_member, save_member
-from prefcast.scorers.options import given, which
+from prefcast.scorers.members import EachItsOwn, check_moved, finite, load_member, save_member, with_options
 
 __all__ = ["BlendScorer", "Member"]
 
@@ -112,13 +111,7 @@ class BlendScorer(Scorer):
 
     def with_options(self, options: Any) -> Scorer:
         """The same scorer with other options of those members that have them. Raises UsageError if no member has."""
-        names = set(given(options))
-        fits = [names <= which(type(member.options)).keys() for member in self.members()]
-        if names and not any(fits):
-            raise UsageError(f"no model of the forecaster has the option --{min(names).replace('_', '-')}")
-        return self.with_members(
-            [member.with_options(options) if fit else member for member, fit in zip(self.members(), fits, strict=True)]
-        )
+        return self.with_members(with_options(self.members(), options))
 
     def identity(self) -> str:
         said = [

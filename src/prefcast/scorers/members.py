@@ -9,12 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from prefcast.errors import ForecasterError, excerpt
+from prefcast.errors import ForecasterError, UsageError, excerpt
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.budget import Budget, Truncation, parse_budget
 from prefcast.scorers.base import Scorer, fingerprint, read_pair
+from prefcast.scorers.options import given_values, options_for, which
 
-__all__ = ["EachItsOwn", "check_moved", "finite", "load_member", "save_member"]
+__all__ = ["EachItsOwn", "check_moved", "finite", "load_member", "save_member", "with_options"]
+
+
+def with_options(members: Sequence[Scorer], options: Any) -> list[Scorer]:
+    """The members, with `options` for those that have options of these names. Raises UsageError if none has."""
+    names = given_values(options).keys()
+    fits = [names <= which(type(member.options)).keys() for member in members]
+    if names and not any(fits):
+        raise UsageError(f"no model of the forecaster has the option --{min(names).replace('_', '-')}")
+    return [
+        member.with_options(options_for(type(member.options), options)) if fit else member
+        for member, fit in zip(members, fits, strict=True)
+    ]
 
 
 def save_member(folder: Path, number: int, scorer: Scorer, budget: Budget) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.scorers.cascade import FILE, Options
 from prefcast.scorers.cascade.rule import LENGTHS, Readout, Rule, checked_share, facts_of, features
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates
-from prefcast.scorers.members import EachItsOwn, check_moved, finite, load_member, save_member
-from prefcast.scorers.options import given
+from prefcast.scorers.members import EachItsOwn, check_moved, finite, load_member, save_member, with_options
 
 __all__ = ["ESCALATED", "CascadeScorer", "Tier", "columns_of", "raw_columns"]
 
@@ -151,12 +150,7 @@ class CascadeScorer(Scorer):
             if options.share is None:
                 return self
             return CascadeScorer((self.first, self.second), *self.readouts, self.rule, options.share)
-        fits = [type(member.options) is type(options) for member in self.members()]
-        if given(options) and not any(fits):
-            raise UsageError("no tier of the cascade has such options; they are for models of another kind")
-        return self.with_members(
-            [member.with_options(options) if fit else member for member, fit in zip(self.members(), fits, strict=True)]
-        )
+        return self.with_members(with_options(self.members(), options))
 
     def identity(self) -> str:
         tiers = [

@@ -78,22 +78,13 @@ class Options:
     budget_tokens: int | None = option(
         None, Option("Stop before this run has read and written more tokens than this.", metavar="N", least=0)
     )
-    key_env: str | None = option(
-        None,
-        Option(
-            "The environment variable that holds the API's key.  [default: OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY]",
-            metavar="NAME",
-        ),
-    )
-    key_file: str | None = option(None, Option("A file that holds the API's key.", metavar="FILE"))
-    concurrency: int = option(8, Option("How many pairs are asked about at a time.", least=1))
-    timeout: float = option(
-        90.0, Option("The most seconds that the server may be silent.", metavar="SECONDS", least=0.1)
-    )
-    retries: int = option(4, Option("How often a request that failed is sent again.", metavar="N", least=0))
-    wait: float = option(
-        0.0, Option("How long a server that cannot be reached is waited for.", metavar="SECONDS", least=0.0)
-    )
+    # Those that a reward model behind a server has too. The command line has one option for both.
+    key_env: str | None = option(None, Option())
+    key_file: str | None = option(None, Option())
+    concurrency: int = option(8, Option())
+    timeout: float = option(90.0, Option())
+    retries: int = option(4, Option())
+    wait: float = option(0.0, Option())
 
 
 def scorer_of(model: str, options: Options) -> JudgeScorer:

@@ -19,6 +19,7 @@ from prefcast.errors import ModelError, PrefcastError, UsageError, excerpt, show
 from prefcast.scorers.reward import CLOCK, DEFAULT_DAY
 from prefcast.scorers.reward.adapters import ADAPTER_CONFIG, Adapter, base_of, read_adapter
 from prefcast.scorers.reward.families import (
+    LANGUAGE,
     Head,
     Kind,
     architecture_of,
@@ -287,16 +288,19 @@ def open_checkpoint(
     *,
     trust_remote_code: bool = False,
     base: str | os.PathLike[str] | None = None,
+    weights: bool = True,
+    kind: str | None = None,
 ) -> Checkpoint:
     """The checkpoint in a folder, or of a hub id such as `owner/name` or `owner/name@revision`.
 
     `architectures` in `config.json` and the weights of the head tell its kind. `base` names the base model of a LoRA
-    adapter. Raises ModelError for a model that is not supported or is damaged, and UsageError if there is no such folder.
+    adapter. Without `weights` the checkpoint has no tensors: they are elsewhere, and may be missing in the folder; what the
+    head would tell, `kind` (`pointwise`) tells. Raises ModelError for a model that is not supported or is damaged, and UsageError if there is no such folder.
     """
-    folder, name = folder_of(model, trust_remote_code), shown_path(model)
+    folder, name = folder_of(model, trust_remote_code, weights=weights), shown_path(model)
     look_over(folder, name)
     try:
-        found = _opened(folder, name, base, trust_remote_code)
+        found = _opened(folder, name, base, trust_remote_code) if weights else _described(folder, name, kind)
         # What config.json says is checked now.
         _ = found.positions, found.limit, found.unscaled_length, found.chat_template
         _ = found.label_note, found.template_note
@@ -336,6 +340,21 @@ def _opened(folder: Path, name: str, said: str | os.PathLike[str] | None, trust_
     if not custom and rows is not None and (head is not None or unsaid) and label_count(config) != rows:
         config = {key: value for key, value in config.items() if key not in _OF_THE_LABELS} | {"num_labels": rows}
     return Checkpoint(name, folder, config, kind_of(config, head, name, trusted), tensors, head, base, adapter)
+
+
+def _described(folder: Path, name: str, said: str | None) -> Checkpoint:
+    """A checkpoint by its config.json, and the head in its weights where there are any."""
+    config, head = _config(folder, None, name), None
+    architecture = architecture_of(config, name)
+    if any(folder.glob("*.safetensors")) and not (folder / ADAPTER_CONFIG).exists():
+        head = find_head(architecture, tensors_of(folder, name), name)
+    if needs_head(config, name) or (architecture.endswith(LANGUAGE) and said == "pointwise"):
+        return Checkpoint(name, folder, config, Kind.POINTWISE, {})
+    if head is not None:
+        config = {key: value for key, value in config.items() if key not in _OF_THE_LABELS} | {
+            "num_labels": head.outputs
+        }
+    return Checkpoint(name, folder, config, kind_of(config, head, name, False), {})
 
 
 def _config(folder: Path, base: Path | None, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from prefcast.scorers.reward.weights import HEAD, SIDE_TENSOR, TensorInfo
 
 __all__ = [
     "KINDS",
+    "LANGUAGE",
     "Head",
     "Kind",
     "architecture_of",
@@ -32,7 +33,7 @@ SUPPORTED = (
 # Heads of two layers with a ReLU between, as the model cards of INF-ORM, Qwen2.5-Math-RM and WorldPM define them.
 _TWO_LAYERS = ("INFORMForSequenceClassification", "Qwen2ForRewardModel")
 _MOST_PARTS, _MOST_POSITIONS, _MOST_SIZE = 65_536, 2**25, 2**40
-_CLASSIFIER, _LANGUAGE = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
+_CLASSIFIER, LANGUAGE = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
 
 
 class Kind(StrEnum):
@@ -127,7 +128,7 @@ def find_head(architecture: str, tensors: Mapping[str, TensorInfo], name: str) -
     Raises ModelError for a head that no known family has: it is never ignored.
     """
     heads = sorted(filter(_is_head, tensors))
-    language = architecture.endswith(_LANGUAGE)
+    language = architecture.endswith(LANGUAGE)
 
     def linear(stem: str, at_last: bool) -> Head:
         bias = f"{stem}.bias"
@@ -172,7 +173,7 @@ def kind_of(config: Mapping[str, Any], head: Head | None, name: str, trust_remot
         raise ModelError(
             f"{name}: a classifier with {labels} labels; supported are one (reward models), two and three (A, B, tie)"
         )
-    if architecture.endswith(_LANGUAGE):
+    if architecture.endswith(LANGUAGE):
         return Kind.LANGUAGE
     remote = " (its own code runs only with --trust-remote-code)" if custom else ""
     raise ModelError(

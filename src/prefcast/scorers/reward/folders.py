@@ -14,8 +14,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
-def folder_of(model: str | os.PathLike[str], trust_remote_code: bool = False) -> Path:
-    """The folder that a path or hub id names. Raises UsageError and ModelError."""
+def folder_of(model: str | os.PathLike[str], trust_remote_code: bool = False, *, weights: bool = True) -> Path:
+    """The folder that a path or hub id names. A hub id is fetched, without its weights unless `weights`. Raises UsageError and
+    ModelError."""
     path = Path(model)
     try:
         if path.is_dir():
@@ -28,7 +29,7 @@ def folder_of(model: str | os.PathLike[str], trust_remote_code: bool = False) ->
         raise UsageError(
             f"{shown_path(model)}: no such folder; name a folder with a model, or a hub id like owner/name"
         )
-    return _download(model, trust_remote_code)
+    return _download(model, trust_remote_code, weights)
 
 
 def is_hub_id(model: str) -> bool:
@@ -36,7 +37,7 @@ def is_hub_id(model: str) -> bool:
     return bool(_HUB_ID.fullmatch(model)) and not model.startswith(".")
 
 
-def _download(model: str, trust_remote_code: bool) -> Path:
+def _download(model: str, trust_remote_code: bool, weights: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -49,6 +50,7 @@ def _download(model: str, trust_remote_code: bool) -> Path:
                 repository,
                 revision=revision or None,
                 allow_patterns=[*_HUB_FILES, *(["*.py"] if trust_remote_code else [])],
+                ignore_patterns=None if weights else ["*.safetensors"],
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:

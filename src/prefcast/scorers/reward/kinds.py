@@ -76,14 +76,13 @@ class PointwiseScorer(RewardScorer):
         """
         groups = []
         for conversation in conversations:
-            if isinstance(conversation, Mapping):
-                ids, types = self._templated(conversation), None
-            else:
-                ids, types = self._encode(checked(conversation))
+            group = self.sequence_of(conversation)
             hard = None if packs(self.checkpoint) else self.checkpoint.limit
-            if hard is not None and len(ids) > hard:
-                raise UsageError(f"a conversation has {len(ids)} tokens; {self.checkpoint.name} reads at most {hard}")
-            groups.append(Group((_ids(ids),), None if types is None else (_ids(types),)))
+            if hard is not None and group.tokens > hard:
+                raise UsageError(
+                    f"a conversation has {group.tokens} tokens; {self.checkpoint.name} reads at most {hard}"
+                )
+            groups.append(group)
         scores = np.full(len(groups), np.nan)
         for batch in self._planned(groups):
             for index, result in zip(batch, self.engine.run([groups[index] for index in batch]), strict=True):
@@ -149,12 +148,33 @@ class PointwiseScorer(RewardScorer):
             return []
         return [self._text(self.chat, messages, reader) for messages in conversations(pair)]
 
-    def _group(self, pair: Pair) -> Group:
+    def written(self, pair: Pair) -> list[tuple[str, ...]]:
+        return [self.texts_of(messages) for messages in conversations(pair)]
+
+    def texts_of(self, conversation: Sequence[Message]) -> tuple[str, ...]:
+        """The text of a conversation as it goes into the tokenizer; question and answer where the model reads two texts."""
+        messages = self._with_system(checked(conversation))
+        if self.chat is None:
+            return "\n".join(message["content"] for message in messages[:-1]), messages[-1]["content"]
+        return (self._text(self.chat, messages, self.reader),)
+
+    @property
+    def framed(self) -> bool:
+        return self.chat is None or self.chat.frame
+
+    def sequence_of(self, conversation: Conversation) -> Group:
+        """The one sequence of a conversation, as `Scorer.score` takes it. Raises UsageError."""
+        if isinstance(conversation, Mapping):
+            return Group((_ids(self._templated(conversation)),))
+        ids, types = self._encode(checked(conversation))
+        return Group((_ids(ids),), None if types is None else (_ids(types),))
+
+    def group(self, pair: Pair) -> Group:
         encoded = [self._encode(messages) for messages in conversations(pair)]
         types = tuple(_ids(types) for _, types in encoded if types is not None)
         return Group(tuple(_ids(ids) for ids, _ in encoded), types or None)
 
-    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
+    def reduced(self, outputs: Sequence[Scores]) -> Evidence:
         a, b = (np.array([each[side, 0] for each in outputs], dtype=np.float64) for side in (0, 1))
         return Evidence(a - b, np.zeros(len(a)), raw={"score_a": a, "score_b": b})
 
@@ -193,7 +213,7 @@ class ReferenceScorer(PointwiseScorer):
             texts.append(f"{self.tokenizer.bos_token}{prompt}\n{protect(pair.reference)}<|reward|>{prompt}\n{answer}")
         return texts
 
-    def _group(self, pair: Pair) -> Group:
+    def group(self, pair: Pair) -> Group:
         reward = int(self.checkpoint.config["reward_token_id"])
         return Group(tuple(_ids([*self.reader.encode(text), reward]) for text in self._rendered(pair, self.reader)))
 
@@ -207,9 +227,17 @@ class _BothOrders(RewardScorer):
     def _rendered(self, pair: Pair, reader: TextEncoder | None) -> list[str]:
         return [self.template.render(each, reader) for each in (pair, pair.swapped())]
 
-    def _group(self, pair: Pair) -> Group:
+    def group(self, pair: Pair) -> Group:
         rendered = self._rendered(pair, self.reader)
         return Group(tuple(_ids(self.reader.encode(text, frame=self.template.frame)) for text in rendered))
+
+    @property
+    def framed(self) -> bool:
+        return self.template.frame
+
+    @property
+    def width(self) -> int:
+        return max(self.columns) + 1
 
     def _use(self, template: PairTemplate) -> None:
         self.template, self.takes_system = template, template.takes_system
@@ -220,10 +248,9 @@ class _BothOrders(RewardScorer):
         if not all(part in text for part in ("Why?", "Because.", "No idea.")):
             raise UsageError(f"template {self.template.name}: leaves out the prompt or an answer")
 
-    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
+    def reduced(self, outputs: Sequence[Scores]) -> Evidence:
         """With logits (a, b, t) of both orders: margin = mean of (a - b), tie = mean of (t - (a + b) / 2)."""
-        width = max(self.columns) + 1
-        logits = np.array(outputs, dtype=np.float64).reshape(len(outputs), 2, width)
+        logits = np.array(outputs, dtype=np.float64).reshape(len(outputs), 2, self.width)
         a, b = self.columns[0], self.columns[1]
         logit_a = (logits[:, 0, a] + logits[:, 1, b]) / 2
         logit_b = (logits[:, 0, b] + logits[:, 1, a]) / 2
@@ -264,12 +291,13 @@ class CausalScorer(_BothOrders):
         return self._tokens
 
 
-def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScorer:
-    """The scorer of a reward model in a folder or of a hub id. Raises UsageError and ModelError."""
+def build_scorer(model: str | os.PathLike[str], options: Options, *, weights: bool = True) -> RewardScorer:
+    """The scorer of a reward model in a folder or of a hub id. Without `weights` it makes sequences of pairs, and evidence of
+    outputs that another program computes: only the tokenizer and config.json are read. Raises UsageError and ModelError."""
     if options.quantize == "none":
         options = replace(options, quantize=None)
     _check_values(options)
-    checkpoint = checkpoint_for(model, options)
+    checkpoint = checkpoint_for(model, options, weights=weights)
     if checkpoint.adapter is not None:
         # A saved forecaster finds the base model from any folder.
         options = replace(options, base=str((checkpoint.base or checkpoint.folder).resolve()))
@@ -293,11 +321,12 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     except Exception as error:
         # A damaged config.json may raise any exception.
         raise ModelError(f"{checkpoint.name}: cannot be used: {one_line(error)}") from error
-    trial = [ids for ids in scorer._group(TRIAL).ids if len(ids)]
+    trial = [ids for ids in scorer.group(TRIAL).ids if len(ids)]
     # The token that InternLM2 scores is checked with its network.
     scored = checkpoint.config.get("reward_token_id")
     check_ids(checkpoint, [int(each) for ids in trial for each in ids if each != scored])
-    _say_position(scorer, {int(ids[-1]) for ids in trial})
+    if weights:
+        _say_position(scorer, {int(ids[-1]) for ids in trial})
     if isinstance(scorer, PointwiseScorer) and scorer.two_texts and packs(checkpoint):
         _log.warning(
             "%s: has no chat template; question and answer are joined as its tokenizer joins two texts (--template sets one)",
@@ -308,9 +337,11 @@ def build_scorer(model: str | os.PathLike[str], options: Options) -> RewardScore
     return scorer
 
 
-def checkpoint_for(model: str | os.PathLike[str], options: Options) -> Checkpoint:
+def checkpoint_for(model: str | os.PathLike[str], options: Options, *, weights: bool = True) -> Checkpoint:
     """The checkpoint of a model, with the kind that the options decide. Raises UsageError and ModelError."""
-    found = open_checkpoint(model, trust_remote_code=options.trust_remote_code, base=options.base)
+    found = open_checkpoint(
+        model, trust_remote_code=options.trust_remote_code, base=options.base, weights=weights, kind=options.kind
+    )
     named = options.template in known_templates() or (found.folder / "pair_template.jinja").exists()
     return replace(found, kind=decided(found.kind, options.kind, named, found.name))
 

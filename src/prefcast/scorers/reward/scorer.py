@@ -22,7 +22,7 @@ from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
 from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Evidence, Meter, Part, Promise, Scorer, gathered
-from prefcast.scorers.options import given, saved_options, to_save
+from prefcast.scorers.options import given, saved_options, to_save, which
 from prefcast.scorers.reward import CLOCK, Options, scorer_of
 from prefcast.scorers.reward.batching import plan_batches
 from prefcast.scorers.reward.checkpoint import Checkpoint, Kind
@@ -138,12 +138,29 @@ class RewardScorer(Scorer):
         """What the template makes of a pair, whose texts are protected by `reader`. Raises UsageError."""
 
     @abstractmethod
-    def _group(self, pair: Pair) -> Group:
+    def group(self, pair: Pair) -> Group:
         """The sequences of a pair. Raises UsageError and ModelError."""
 
+    def written(self, pair: Pair) -> list[tuple[str, ...]]:
+        """The sequences of `group` as texts: one for each sequence, or two where the tokenizer joins two texts.
+
+        A special token inside a text that is read literally is a mark there. Raises UsageError.
+        """
+        return [(text,) for text in self._rendered(pair, self.reader)]
+
+    @property
+    def framed(self) -> bool:
+        """Whether the tokenizer puts its own first and last tokens around a sequence."""
+        return False
+
     @abstractmethod
-    def _reduce(self, outputs: Sequence[Scores]) -> Evidence:
+    def reduced(self, outputs: Sequence[Scores]) -> Evidence:
         """The evidence of n pairs from the outputs (sequences, outputs) of each."""
+
+    @property
+    def width(self) -> int:
+        """How many outputs a sequence has at least."""
+        return 1
 
     def _columns(self) -> tuple[int, ...] | None:
         """The tokens whose logits the model gives; None for a model with a head of its own."""
@@ -151,18 +168,18 @@ class RewardScorer(Scorer):
 
     def try_out(self) -> None:
         """Raise UsageError if the tokenizer or the template fails on a plain pair."""
-        self._group(Pair.of("Why?", "Because.", "No idea.", reference="Because."))
+        self.group(Pair.of("Why?", "Because.", "No idea.", reference="Because."))
 
     def _longest(self, pair: Pair) -> int:
-        return max(len(ids) for ids in self._group(pair).ids)
+        return max(len(ids) for ids in self.group(pair).ids)
 
-    def _grouped(self, pairs: Sequence[Pair]) -> tuple[dict[int, Group], dict[int, str]]:
+    def grouped(self, pairs: Sequence[Pair]) -> tuple[dict[int, Group], dict[int, str]]:
         """The sequences of the pairs that can be scored, and the problems of the others, by position."""
         groups: dict[int, Group] = {}
         problems: dict[int, str] = {}
         for index, pair in enumerate(pairs):
             try:
-                group = self._group(pair)
+                group = self.group(pair)
                 longest = max(map(len, group.ids))
                 if longest == 0:
                     raise ModelError("the template left no tokens to score")
@@ -174,7 +191,7 @@ class RewardScorer(Scorer):
         return groups, problems
 
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
-        groups, problems = self._grouped(pairs)
+        groups, problems = self.grouped(pairs)
         index = list(groups)
         batches = self._planned([group.unique()[0] for group in groups.values()])
         planned = [[index[place] for place in batch] for batch in batches]
@@ -192,7 +209,7 @@ class RewardScorer(Scorer):
 
     def stream(self, pairs: Sequence[Pair], meter: Meter = SILENT) -> Iterator[Part]:
         start = time.perf_counter()
-        groups, problems = self._grouped(pairs)
+        groups, problems = self.grouped(pairs)
         meter.tokenised(time.perf_counter() - start)
         if problems:
             meter.advance(len(problems))
@@ -224,7 +241,7 @@ class RewardScorer(Scorer):
             else:
                 wider = "; --dtype bfloat16 or float32 has a wider range"
                 problems[place] = _NOT_FINITE + (wider if self._precision[0] is torch.float16 else "")
-        found = self._reduce(list(good.values()))
+        found = self.reduced(list(good.values()))
         return replace(gathered(len(results), self.raw_names, [(list(good), found)]), problems=problems)
 
     @cached_property
@@ -329,7 +346,11 @@ class RewardScorer(Scorer):
 
     def with_options(self, options: Any) -> RewardScorer:
         """The same scorer with other devices or batches. Raises UsageError for an option that a forecaster keeps."""
+        if not isinstance(options, Options):
+            return super().with_options(options)  # type: ignore[return-value]
         said = given(options)
+        if any(name not in which(Options) for name in said):
+            return super().with_options(options)  # type: ignore[return-value]
         saved = to_save(options)
         if fixed := next((name for name in said if name in saved), None):
             raise UsageError(f"--{fixed.replace('_', '-')}: is fixed in the forecaster; it was fitted so")

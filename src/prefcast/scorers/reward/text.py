@@ -170,6 +170,13 @@ class TextEncoder:
         """The ids of a text that is in the model's template already: special tokens in the text are parsed."""
         return self._encoded(self._parsing, text, frame=frame).ids
 
+    def plainly(self, texts: Sequence[str], *, frame: bool = False) -> list[int]:
+        """The ids of one text or two as any other program reads them, which parses special tokens inside them."""
+        first, *second = texts
+        item = (first, *second) if second else first
+        size = sum(map(len, texts))
+        return self._patience.of(size, lambda: self._parsing.encode_batch([item], add_special_tokens=frame)[0]).ids
+
     def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
         """Ids and token types of two texts, joined by the tokenizer's post-processor with its special tokens."""
         if self.special_tokens == "original":
