@@ -110,7 +110,7 @@ class Connection:
                 if attempt >= self._retrying.times and now - since >= self._retrying.wait:
                     problem = str(error) or type(error).__name__
                     raise ServiceError(f"{printable(self.url)}: no answer: {printable(problem)}") from None
-                wait = _backoff(attempt)
+                wait = _backoff(attempt + refused)
                 self._sleep(min(wait, _POLL) if self._retrying.wait else wait)
                 attempt += 1
             else:

@@ -71,7 +71,7 @@ class CascadeScorer(Scorer):
     # The evidence store keeps the tiers' evidence instead.
     cost = Cost.INSTANT
     # Each tier decides what becomes of a system message.
-    takes_system = True
+    takes_system = takes_tools = True
     log_odds = True
 
     def __init__(self, tiers: Sequence[Tier], alone: Readout, both: Readout, rule: Rule, share: float) -> None:
