@@ -673,19 +673,26 @@ def forged(folder: Path, **change: Any) -> Path:
     return folder
 
 
-def test_a_strangers_folder_gets_no_key(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_go_to_an_address_that_a_person_named_alone(saved: Path) -> None:
     folder = forged(saved, address="http://stranger.example/v1")
     scorer = load_forecaster(folder).scorer
-    assert isinstance(scorer, JudgeScorer)
-    scorer._connected()
-    assert scorer._key is None
-    assert "the texts are sent to http://stranger.example/v1, which the forecaster names" in caplog.text
+    with pytest.raises(
+        UsageError, match=r"an address that nobody named on this machine; .* --judge http://stranger\.example/v1"
+    ):
+        scorer.evidence(PAIRS)
     named = load_forecaster(folder, model="judge:http://stranger.example/v1").scorer
     assert isinstance(named, JudgeScorer)
     named._connected()
     assert named._key == KEY
-    scorer.close()
     named.close()
+    # From now on the folder is enough; for another API, whose key is another one, it is not.
+    again = load_forecaster(folder).scorer
+    assert isinstance(again, JudgeScorer)
+    again._connected()
+    again.close()
+    other = {"judge_model": "m", "judge_api": "gemini"}
+    with pytest.raises(UsageError, match="nobody named"):
+        load_forecaster(forged(saved, address="http://stranger.example/v1", options=other)).scorer.evidence(PAIRS)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ class Anthropic(Form):
     """`POST messages`."""
 
     repeats = 3
-    official = "api.anthropic.com"
     key = "ANTHROPIC_API_KEY"
     choice = False
     version = 1

@@ -44,11 +44,10 @@ class Reply:
 
 
 class Form(Protocol):
-    """One API. `repeats` is how many verdicts are asked for in each order if nobody says (0: log probabilities), `official`
-    the host of the API's maker, `key` the variable that holds its key."""
+    """One API. `repeats` is how many verdicts are asked for in each order if nobody says (0: log probabilities), `key`
+    the variable that holds its key."""
 
     repeats: int
-    official: str
     key: str
     # Whether replies can be limited to the three letters.
     choice: bool

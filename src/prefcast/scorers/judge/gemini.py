@@ -20,7 +20,6 @@ class Gemini(Form):
     """`POST models/MODEL:generateContent`."""
 
     repeats = 0
-    official = "generativelanguage.googleapis.com"
     key = "GEMINI_API_KEY"
     choice = True
     version = 1

@@ -18,7 +18,6 @@ class OpenAI(Form):
     """`POST chat/completions`."""
 
     repeats = 0
-    official = "api.openai.com"
     key = "OPENAI_API_KEY"
     choice = True
     version = 1

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -25,6 +24,7 @@ from prefcast.pairs import Pair
 from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Problem, Scorer, Spent, failed, unforeseen
 from prefcast.scorers.judge import APIS, FILES, PREFIX, Options
 from prefcast.scorers.judge.forms import Ask, Form, NoLogprobsError, Reply, form_of
+from prefcast.scorers.judge.known import is_known, remember
 from prefcast.scorers.judge.questions import Question, Rubric, read_rubric
 from prefcast.scorers.judge.spending import Purse, parse_price
 from prefcast.scorers.judge.verdicts import RAW, NoVerdict, Verdict, evidence_of, packed, unpacked
@@ -33,7 +33,6 @@ from prefcast.scorers.store import EvidenceStore
 
 __all__ = ["JudgeScorer", "judge_of"]
 
-_log = logging.getLogger("prefcast")
 _FORMAT = 1
 # Raise it when the evidence of the same verdicts changes.
 _EVIDENCE = 1
@@ -205,10 +204,14 @@ class JudgeScorer(Scorer):
                 self._stopped = threading.Event()
                 options = self.options
                 parts = urlsplit(self.address)
-                trusted = self._named or parts.hostname in (self._form.official, *_HERE)
-                self._key = read_key(options.key_env, options.key_file, self._form.key if trusted else None)
-                if not self._named and parts.hostname not in _HERE:
-                    _log.warning("the texts are sent to %s, which the forecaster names", printable(self.address))
+                if self._named:
+                    remember(self.address, options.judge_api)
+                elif parts.hostname not in _HERE and not is_known(self.address, options.judge_api):
+                    raise UsageError(
+                        f"the forecaster asks a judge at {printable(self.address)}, an address that nobody named on this machine; if "
+                        f"the texts may go there, name it: --judge {printable(self.address)}"
+                    )
+                self._key = read_key(options.key_env, options.key_file, self._form.key)
                 self._connection = Connection(
                     self.address,
                     self._form.headers(self._key),
