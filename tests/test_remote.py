@@ -20,15 +20,21 @@ from checkpoints import CHAT, EXAMPLES, LABELS, change_weights, save_ab, save_de
 from conftest import Run, Start, kaggle_row, labelled, wait_for, write_csv
 from prefcast import Pair, load_forecaster, load_scorer, read_pairs
 from prefcast.errors import ForecasterError, ModelError, ServiceError, UsageError
+from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.resolve import Choice, resolve_scorer
+from prefcast.outcomes.models import Davidson
 from prefcast.pairs.budget import WHOLE
 from prefcast.scorers.base import Meter, Promise, read_pair
+from prefcast.scorers.blend import BlendScorer, Member
+from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES
 from prefcast.scorers.kept import kept
 from prefcast.scorers.remote import Options, scorer_at
 from prefcast.scorers.remote.scorer import RemoteScorer
 from prefcast.scorers.store import EvidenceStore
+from prefcast.service.app import Service
 from prefcast.testing import FakeVllm, Faults, RewardServer, check_scorer, example_pairs
 from remote_models import FAKES, computed_by, scorer_of, served, tokenizer_only
+from servers import in_process
 
 
 def small(model: Path) -> Path:
@@ -751,3 +757,21 @@ def test_single_conversations_have_scores(vllm: RewardServer, llama: Path, caplo
         with pytest.raises(ModelError, match="conversation 0: the server refuses it"):
             remote.score(conversations)
     assert not caplog.records
+
+
+def test_prefcast_itself_stands_where_such_a_server_stood(tmp_path: Path) -> None:
+    """A reward model that `prefcast serve` serves scores as in this process, asked in the forms of OpenRLHF and vLLM."""
+    folder = save_decoder(tmp_path / "m")
+    # Without those that a server of texts refuses: special tokens.
+    pairs = example_pairs()[:6]
+    local = load_scorer(folder)
+    # An ensemble with one reward model gives single texts the scores of that model.
+    blend = BlendScorer([Member(local, WHOLE, 0.5, 0.0)], dict.fromkeys((*MARGIN_COVARIATES, *TIE_COVARIATES), 0.1))
+    service = Service(Forecaster(blend, Davidson(1.0, 0.0, 0.0)))
+    with in_process(service) as server:
+        for protocol in ("openrlhf", "vllm"):
+            remote = scorer_at(server.url, Options(protocol=protocol, tokenizer=str(folder)))
+            with remote:
+                found, wanted = remote.evidence(pairs), local.evidence(pairs)
+            assert not found.problems
+            np.testing.assert_allclose(found.margin, wanted.margin, atol=2e-5)

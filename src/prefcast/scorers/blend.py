@@ -17,7 +17,7 @@ from prefcast.errors import ForecasterError
 from prefcast.outcomes.models import OutcomeModel, outcome_model
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
-from prefcast.scorers.base import SILENT, Cost, Evidence, Meter, Part, Push, Scorer, read_pair
+from prefcast.scorers.base import SILENT, Conversation, Cost, Evidence, Meter, Part, Push, Scorer, read_pair
 from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES, covariates, plain_covariate
 from prefcast.scorers.info import ScorerInfo
 from prefcast.scorers.members import EachItsOwn, check_moved, finite, load_member, save_member, with_options
@@ -64,6 +64,10 @@ class BlendScorer(Scorer):
         # Every member cuts the pair itself.
         self.limit = EachItsOwn([(part.scorer, part.budget) for part in self.parts])
         self.brought = next((part.scorer.brought for part in self.parts if part.scorer.brought), ())
+        scored = [part.scorer for part in self.parts if part.scorer.pointwise]
+        # One reward model among the members gives single conversations their scores.
+        self._scored = scored[0] if len(scored) == 1 else None
+        self.pointwise = self._scored is not None
         self.workers = max(part.scorer.workers for part in self.parts)
         self.portable = all(part.scorer.portable for part in self.parts)
 
@@ -101,6 +105,10 @@ class BlendScorer(Scorer):
 
     def compute(self, pairs: Sequence[Pair]) -> Evidence:
         return self.evidence(pairs)
+
+    def score(self, conversations: Sequence[Conversation]) -> NDArray[np.float64]:
+        """The scores of the one member that has such. Raises UsageError where there is none, or several."""
+        return super().score(conversations) if self._scored is None else self._scored.score(conversations)
 
     def members(self) -> tuple[Scorer, ...]:
         return tuple(part.scorer for part in self.parts)

@@ -271,7 +271,8 @@ class Service:
             if info.listed
         ]
         limits = schema.LimitsSaid.model_validate(self.limits)
-        return _json(schema.Models(forecaster=self.said, models=models, limits=limits))
+        data = [{"id": self.said.name, "object": "model", "owned_by": "prefcast"}]
+        return _json(schema.Models(forecaster=self.said, models=models, limits=limits, data=data))
 
     async def health(self, request: Request) -> Response:
         return _json(schema.Health(status="ok"))

@@ -394,6 +394,8 @@ class Models(BaseModel):
     forecaster: ForecasterSaid
     models: list[BuiltIn]
     limits: LimitsSaid
+    object: str = "list"
+    data: list[dict[str, str]] = Field(description="The served model in the form of OpenAI's list of models.")
 
 
 class Health(BaseModel):
