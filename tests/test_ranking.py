@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import prefcast as library
-from conftest import Run, kaggle_row, said_by, write_csv, write_jsonl
+from conftest import EXAMPLES, Run, kaggle_row, said_by, write_csv, write_jsonl
 from prefcast.errors import FileError, FitError, UsageError, printable
 from prefcast.measuring.ranking import Leaderboard, rank
 from prefcast.measuring.ranking.strengths import expected_shares, fit_strengths
@@ -655,3 +655,93 @@ def test_votes_are_kept_as_sums() -> None:
     votes = read_board_votes([row | {"prompt": "the same"} for row in rows])
     assert len(votes.weight) <= 3 * 6
     assert votes.weight.sum() == votes.n == 3000
+
+
+# Other scales
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_arenas_scale_is_that_of_evalica(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 20))
+    names = [f"m{index}" for index in range(k)]
+    left, right = rng.integers(0, k, (2, 40 * k))
+    keep = left != right
+    left, right = left[keep], right[keep]
+    outcome = rng.integers(0, 3, len(left))
+    records = [
+        {"model_a": names[a], "model_b": names[b], "winner": ("model_a", "model_b", "tie")[o]}
+        for a, b, o in zip(left, right, outcome, strict=True)
+    ]
+    board = rank(records, scale="arena", repeats=2)
+    winners = (evalica.Winner.X, evalica.Winner.Y, evalica.Winner.Draw)
+    found = evalica.bradley_terry(
+        [names[each] for each in left],
+        [names[each] for each in right],
+        [winners[o] for o in outcome],
+        tolerance=1e-14,
+        limit=100_000,
+    )
+    expected = np.log(found.scores) * 400 / np.log(10)
+    expected = expected - expected.mean() + 1000
+    for standing in board.standings:
+        assert standing.rating == pytest.approx(expected[standing.model], abs=0.01)
+    assert board.nu == 0
+    # A share of the votes that the row wins, as for Davidson's model.
+    assert np.nanmax(np.abs(board.predicted + board.predicted.T - 1)) < 1e-12
+
+
+NEVER = [{"model_a": "a", "model_b": b, "winner": "model_a"} for b in ("b", "c") for _ in range(10)] + [
+    {"model_a": "b", "model_b": "c", "winner": winner} for winner in ("model_a", "model_b", "tie") for _ in range(10)
+]
+
+
+@pytest.mark.parametrize("scale", ["davidson", "arena"])
+def test_a_model_that_never_lost_has_a_place_with_a_prior(scale: str) -> None:
+    with pytest.raises(UsageError, match=r"never lost .*; --prior 400 ranks them too, with wide intervals"):
+        rank(NEVER, scale=scale, repeats=10)
+    board = rank(NEVER, scale=scale, prior=400, repeats=400)
+    first, second, third = board.standings
+    assert (first.model, first.rank_high) == ("a", 1)
+    assert np.mean([standing.rating for standing in board.standings]) == pytest.approx(1000, abs=1e-6)
+    assert second.rating == pytest.approx(third.rating, abs=1e-6)
+    # Nothing says how far it is ahead.
+    assert first.high - first.low > 1.5 * (second.high - second.low)
+    tight, loose = (rank(NEVER, scale=scale, prior=prior, repeats=2).standings[0].rating for prior in (50, 1000))
+    assert tight < first.rating < loose
+
+
+def test_a_weak_prior_changes_nothing() -> None:
+    records = [
+        {"model_a": a, "model_b": b, "winner": winner}
+        for a, b in (("a", "b"), ("b", "c"), ("c", "a"))
+        for winner in ("model_a", "model_a", "model_b", "tie")
+    ]
+    plain, weak = rank(records, repeats=20), rank(records, repeats=20, prior=1e6)
+    for one, other in zip(plain.standings, weak.standings, strict=True):
+        assert one.rating == pytest.approx(other.rating, abs=1e-3)
+
+
+def test_the_interval_of_the_prior_is_the_prior_where_there_are_no_votes() -> None:
+    """Two models with a single tie between them say nothing of a third whose only vote is a tie: its spread is the prior's."""
+    records = [{"model_a": "a", "model_b": "b", "winner": winner} for winner in ("model_a", "model_b")] * 500
+    records += [{"model_a": "a", "model_b": "c", "winner": "tie"}]
+    board = rank(records, scale="arena", prior=100, repeats=600)
+    (third,) = [standing for standing in board.standings if standing.model == "c"]
+    (first,) = [standing for standing in board.standings if standing.model == "a"]
+    assert 2.5 * 100 < third.high - third.low < 4 * 100
+    assert first.high - first.low < third.high - third.low
+
+
+def test_scales_on_the_command_line(prefcast_here: Run, tmp_path: Path) -> None:
+    done = prefcast_here("rank", EXAMPLES, "--scale", "arena", "--prior", "300", "--repeats", "20", "--json", "b.json")
+    assert done.returncode == 0, done.stderr
+    assert "a tie is half a win of either side; pulled towards the mean by a prior of 300 points" in done.stdout
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert (found["scale"], found["prior"]) == ("arena", 300)
+    assert "Davidson's model" in prefcast_here("rank", EXAMPLES, "--repeats", "20").stdout
+    for arguments, said in ((("--prior", "0"), "--prior"), (("--scale", "elo"), "--scale")):
+        assert said in prefcast_here("rank", EXAMPLES, *arguments).stderr
+    for options in ({"prior": float("nan")}, {"prior": -1.0}, {"scale": "elo"}):
+        with pytest.raises(UsageError, match=r"expected a positive number of points|unknown scale"):
+            rank(NEVER, **options)

@@ -31,6 +31,16 @@ def rank(
         "Count only the rows with this value in this column; may be given several times.", "COLUMN=VALUE"
     ),
     anchor: str | None = option("Move all ratings so that this model has this one.", "MODEL=RATING"),
+    scale: str = option(
+        "davidson: ties have a probability of their own. arena: a tie is half a win of either side, as on Arena's leaderboard; ratings lie closer together.",
+        default="davidson",
+        choices=("davidson", "arena"),
+    ),
+    prior: float | None = option(
+        "Expect ratings to differ by so many points (a standard deviation, like 400): a model that never lost then has a rating, with a wide interval.",
+        "POINTS",
+        least=1.0,
+    ),
     output: Path | None = option("The leaderboard as .csv or .jsonl.", "FILE", "-o"),
     plot: Path | None = option("Ratings and win rates as a plot: .svg, .png or .pdf.", "FILE"),
     matrix: Path | None = option(
@@ -97,6 +107,8 @@ def rank(
             min_votes=min_votes,
             repeats=repeats,
             seed=seed,
+            scale=scale,
+            prior=prior,
         )
     if output is not None:
         write_standings(board, output)

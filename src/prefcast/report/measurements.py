@@ -34,6 +34,10 @@ __all__ = [
     "write_json",
 ]
 
+_SCALES = {
+    "davidson": "Elo points of Davidson's model, in which ties have a probability of their own (--scale arena: as Arena's)",
+    "arena": "Elo points as on Arena's leaderboard: a tie is half a win of either side",
+}
 # With fewer rows the bootstrap intervals are too narrow.
 _FEW = 30
 _FIRST = 16
@@ -349,6 +353,8 @@ def leaderboard_text(board: Leaderboard) -> str:
     head = ("rank", "range", "model", "rating", "95 % interval", board.source, "win rate")
     parts: list[str | Table] = [
         f"{board.n} {board.source} between {len(rows)} models{left_out}; 95 % intervals by bootstrap over {board.groups} {board.resampled}",
+        _SCALES[board.scale]
+        + ("" if board.prior is None else f"; pulled towards the mean by a prior of {board.prior:g} points"),
         "",
         table(head, rows, right=(0, 3, 5, 6)),
     ]

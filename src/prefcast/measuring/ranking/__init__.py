@@ -1,26 +1,24 @@
 """Leaderboards: ratings of models from votes on pairs of their answers, or from forecasts of such votes.
 
-The ratings are strengths of Davidson's model, a Bradley-Terry model with ties (see `strengths`).
+The ratings are strengths of Davidson's model, a Bradley-Terry model with ties (see `strengths`); on Arena's scale, those of the
+Bradley-Terry model with a tie as half a win of either side.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.base.files import atomic_file, checked_ending
 from prefcast.base.limits import MAX_ROW
-from prefcast.errors import RowError, UsageError, excerpt, printable
-from prefcast.forecasts.outputs import quoted
-from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths
+from prefcast.errors import RowError, UsageError, excerpt
+from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths, halved_ties
 from prefcast.measuring.ranking.votes import Votes, read_board_votes
+from prefcast.measuring.ranking.writing import matrix_kind, standings_kind, write_matrix, write_standings
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.pairs import Outcome
 
@@ -32,6 +30,7 @@ CENTRE = 1000.0
 # Elo's scale: 400 points are a factor of 10 in strength.
 POINTS = 400 / math.log(10)
 MOST_MODELS = 500
+SCALES = ("davidson", "arena")
 # Ratings that differ by less than this count as equal: the difference is rounding.
 _SAME = 1e-5
 _LOW, _HIGH = 0.025, 0.975
@@ -70,6 +69,7 @@ class Leaderboard:
 
     `n` is the number of votes or forecasts; `source` says which. `nu` is the tie parameter. The intervals are from
     resampling `groups` units `repeats` times with `seed`; `resampled` says whether these are first prompts or rows.
+    `scale` is davidson or arena, `prior` the standard deviation in points that ratings were expected to have, None without one.
     `failed` rows had an error and no forecast, `unlabelled` rows no vote, and `faults` rows could not be read;
     `first_fault` is the first of these. `left_out` are the models with fewer than `min_votes` votes.
 
@@ -95,6 +95,8 @@ class Leaderboard:
     meetings: Floats
     observed: Floats
     predicted: Floats
+    scale: str = "davidson"
+    prior: float | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -122,6 +124,8 @@ def rank(
     min_votes: int = 0,
     repeats: int = REPEATS,
     seed: int = 0,
+    scale: str = "davidson",
+    prior: float | None = None,
 ) -> Leaderboard:
     """A leaderboard of the models that `model_a` and `model_b` name.
 
@@ -134,6 +138,11 @@ def rank(
     "The Bayesian bootstrap", Annals of Statistics 9, 130-134: the weight of a group is an exponential variate). No
     weight is 0, so the ratings of every draw are finite if those of the data are.
 
+    `scale` is `davidson`, or `arena`: a tie counts as half a win of either side, as in Arena's leaderboard, and ratings lie
+    closer together. `prior` pulls ratings towards their mean: a normal prior with this standard deviation in points. With it a
+    model that never lost has a rating, whose interval is wide: each draw has a prior mean of its own, drawn from the prior
+    (randomised maximum a posteriori; Gu and Oliver 2007).
+
     Raises FileError, UsageError (also if a rating would be infinite or fewer than two models remain), and FitError if a
     fit does not converge.
     """
@@ -141,6 +150,10 @@ def rank(
         raise UsageError(f"repeats is {repeats}; expected at least 1 draw")
     if min_votes < 0:
         raise UsageError(f"min_votes is {min_votes}; expected 0 or more")
+    if scale not in SCALES:
+        raise UsageError(f"unknown scale {excerpt(scale)}; there are {', '.join(SCALES)}")
+    if prior is not None and not 0 < prior < math.inf:
+        raise UsageError(f"prior is {prior:g}; expected a positive number of points")
     whole = read_board_votes(source, of=of, columns=columns, label_values=label_values, where=where, max_row=max_row)
     votes = _enough(whole, min_votes)
     if len(votes.models) < 2:
@@ -151,10 +164,12 @@ def rank(
             "models with few votes"
         )
     wins, ties = votes.matrices()
-    _check_connected(votes, whole)
-    strengths, nu = fit_strengths(wins, ties)
+    _check_connected(votes, whole, halve=scale == "arena", prior=prior is not None)
+    deviation = None if prior is None else prior / POINTS
+    precision = 0.0 if deviation is None else deviation**-2
+    strengths, nu = fit_strengths(wins, ties, precision=precision, halve=scale == "arena")
     ratings = CENTRE + POINTS * strengths
-    draws = _draws(votes, strengths, nu, repeats, seed)
+    draws = _draws(votes, (strengths, nu), repeats, seed, halve=scale == "arena", deviation=deviation)
     if anchor is not None:
         model, rating = anchor
         if model not in votes.models:
@@ -212,21 +227,26 @@ def rank(
         meetings=meetings[np.ix_(order, order)],
         observed=observed[np.ix_(order, order)],
         predicted=predicted[np.ix_(order, order)],
+        scale=scale,
+        prior=prior,
     )
 
 
-def _draws(votes: Votes, strengths: Floats, nu: float, repeats: int, seed: int) -> Floats:
-    """The ratings of the bootstrap draws, (repeats, k); each fit starts at the estimate."""
+def _draws(
+    votes: Votes, start: tuple[Floats, float], repeats: int, seed: int, *, halve: bool, deviation: float | None
+) -> Floats:
+    """The ratings of the bootstrap draws, (repeats, k); each fit starts at the estimate. `deviation` is that of the prior."""
     k = len(votes.models)
     met, pair = np.unique(votes.left * k + votes.right, return_inverse=True)
-    pairs = Pairs(met // k, met % k, k)
+    pairs = Pairs(met // k, met % k, k, 0.0 if deviation is None else deviation**-2)
     slot = (votes.outcome * len(met) + pair)[votes.cell]
     rng = np.random.default_rng(seed)
     draws = np.empty((repeats, k))
     for draw in draws:
         weights = rng.standard_exponential(votes.groups)[votes.group] * votes.weight
         sums: Floats = np.bincount(slot, weights, 3 * len(met)).astype(np.float64).reshape(3, -1)
-        draw[:] = pairs.fit(sums, (strengths, nu))[0]
+        centre = None if deviation is None else deviation * rng.standard_normal(k)
+        draw[:] = pairs.fit(halved_ties(sums) if halve else sums, start, centre)[0]
     return CENTRE + POINTS * draws
 
 
@@ -280,16 +300,19 @@ def _ties_bounded(votes: Votes) -> bool:
     return False
 
 
-def _check_connected(votes: Votes, whole: Votes) -> None:
-    """Raises UsageError unless all ratings and nu are finite.
+def _check_connected(votes: Votes, whole: Votes, *, halve: bool, prior: bool) -> None:
+    """Raises UsageError unless all ratings and nu are finite. With a `prior` they are, if there is a win; where ties are half
+    wins (`halve`) there is no nu.
 
     The ratings are finite if every model can be reached from every other by wins and ties (Ford 1957, "Solution of a
     ranking problem from binary comparisons", American Mathematical Monthly 64, 28-33).
     """
     if not (votes.outcome != Outcome.TIE).any():
         raise UsageError("every vote is a tie: the models cannot be ranked")
+    if prior:
+        return
     label, count, graph = _components(votes)
-    if count == 1 and _ties_bounded(votes):
+    if count == 1 and (halve or _ties_bounded(votes)):
         return
     if count == 1:
         raise UsageError(
@@ -311,7 +334,7 @@ def _check_connected(votes: Votes, whole: Votes) -> None:
     what = f"never {'lost' if won else 'won'} or tied{against}" if won or lost else "never met the others"
     raise UsageError(
         f"no finite rating for {', '.join(names)}{more} (of {len(votes.models)} models): {what}; "
-        f"more votes are needed{_advice(whole)}"
+        f"more votes are needed{_advice(whole)}; --prior 400 ranks them too, with wide intervals"
     )
 
 
@@ -324,56 +347,3 @@ def _advice(votes: Votes) -> str:
         if (votes.outcome != Outcome.TIE).any() and _components(votes)[1] == 1 and _ties_bounded(votes):
             return f", or --min-votes {least}, which leaves {len(votes.models)} models and {votes.n} votes"
     return ""
-
-
-def standings_kind(path: str | os.PathLike[str]) -> str:
-    """The extension of a file of standings. Raises UsageError if it is not supported."""
-    return checked_ending(path, "a leaderboard", ".csv", ".jsonl")
-
-
-def matrix_kind(path: str | os.PathLike[str]) -> str:
-    """The extension of a file of win rates. Raises UsageError if it is not supported."""
-    return checked_ending(path, "the matrix of win rates", ".csv")
-
-
-def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
-    """Write one line per model, the best first, with the fields of Standing, as .csv or .jsonl. Raises UsageError."""
-    kind = standings_kind(path)
-    records = [asdict(standing) for standing in board.standings]
-    if kind == ".csv":
-        lines = [",".join(each.name for each in fields(Standing))]
-        lines += [",".join(map(_cell, record.values())) for record in records]
-    else:
-        lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-    _write(lines, path)
-
-
-def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
-    """Write every model against every other as CSV. Raises UsageError.
-
-    The columns are `model`, `opponent`, `votes` (the number of votes between them), and the share of these votes that
-    the model won, a tie counting as half: `observed` (empty if there are no votes) and `predicted`.
-    """
-    matrix_kind(path)
-    lines = ["model,opponent,votes,observed,predicted"]
-    for i, model in enumerate(board.models):
-        for j, opponent in enumerate(board.models):
-            if i != j:
-                votes, observed, predicted = board.meetings[i, j], board.observed[i, j], board.predicted[i, j]
-                cells = (model, opponent, int(votes), "" if math.isnan(observed) else float(observed), float(predicted))
-                lines.append(",".join(map(_cell, cells)))
-    _write(lines, path)
-
-
-def _cell(value: object) -> str:
-    """A CSV cell. Names are untrusted: control characters are escaped, and a text that a spreadsheet would take for a
-    formula gets an apostrophe before it."""
-    if not isinstance(value, str):
-        return repr(value)
-    shown = printable(value)
-    return quoted(f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown)
-
-
-def _write(lines: list[str], path: str | os.PathLike[str]) -> None:
-    with atomic_file(path) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode("utf-8"))

@@ -5,7 +5,8 @@ experiments", JASA 65, 317-328). With strengths p and q of two models and the ti
 
     P(first wins) = p / (p + q + nu sqrt(p q)),    P(tie) = nu sqrt(p q) / (p + q + nu sqrt(p q)).
 
-Without ties this is the Bradley-Terry model. The likelihood is maximised by Newton's method.
+Without ties this is the Bradley-Terry model. The likelihood, perhaps times a normal prior of the log strengths, is maximised
+by Newton's method.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from prefcast.errors import FitError
 from prefcast.pairs import Outcome
 
-__all__ = ["Pairs", "expected_shares", "fit_strengths"]
+__all__ = ["Pairs", "expected_shares", "fit_strengths", "halved_ties"]
 
 Floats = NDArray[np.float64]
 
@@ -31,29 +32,43 @@ _FLAT = 1e-3
 _STRIDE = 2.0
 
 
-def fit_strengths(wins: Floats, ties: Floats) -> tuple[Floats, float]:
+def halved_ties(sums: Floats) -> Floats:
+    """`sums` (3, ...) with half of each tie as a win of either side, as Arena's leaderboard counts ties."""
+    half = sums[Outcome.TIE] / 2
+    return np.stack([sums[Outcome.A] + half, sums[Outcome.B] + half, np.zeros_like(half)])
+
+
+def fit_strengths(wins: Floats, ties: Floats, *, precision: float = 0.0, halve: bool = False) -> tuple[Floats, float]:
     """Log strengths (k,), their mean 0, and nu. `wins` (k, k) are of row over column, `ties` (k, k) are symmetric.
+    `precision` is that of a normal prior of the log strengths. With `halve` a tie is half a win of either side.
 
     A maximum exists where the graph of wins and ties is strongly connected and, if there are ties, wins outnumber ties
     around some circle of it. Raises FitError where the maximum is not reached.
     """
     left, right = np.nonzero(np.triu(wins + wins.T + ties, 1))
-    return Pairs(left, right, len(wins)).fit(np.stack([wins[left, right], wins[right, left], ties[left, right]]))
+    sums = np.stack([wins[left, right], wins[right, left], ties[left, right]])
+    return Pairs(left, right, len(wins), precision).fit(halved_ties(sums) if halve else sums)
 
 
 class Pairs:
-    """The likelihood of k models that met in p pairs, `left` and `right` (p,)."""
+    """The likelihood of k models that met in p pairs, `left` and `right` (p,), times a normal prior of the log strengths with
+    this `precision` (1 / variance)."""
 
-    def __init__(self, left: NDArray[Any], right: NDArray[Any], k: int) -> None:
-        self._left, self._right, self._k = left, right, k
+    def __init__(self, left: NDArray[Any], right: NDArray[Any], k: int, precision: float = 0.0) -> None:
+        self._left, self._right, self._k, self._precision = left, right, k, precision
+        self._centre: Floats = np.zeros(k)
 
-    def fit(self, sums: Floats, start: tuple[Floats, float] | None = None) -> tuple[Floats, float]:
+    def fit(
+        self, sums: Floats, start: tuple[Floats, float] | None = None, centre: Floats | None = None
+    ) -> tuple[Floats, float]:
         """The most likely log strengths (k,) and nu given `sums` (3, p): wins of left, wins of right, ties.
 
-        `start` is where to begin, by default equal models. The likelihood is concave in the log strengths and log nu,
+        `centre` (k,) is the mean of the prior, by default 0. `start` is where to begin, by default equal models. The likelihood is concave in the log strengths and log nu,
         so Newton's method reaches its one maximum if the steps have bounded length and are halved until the likelihood
         grows. Raises FitError where the maximum is not reached.
         """
+        # Only differences of strengths matter: with a mean of 0 here, theirs stays 0.
+        self._centre = np.zeros(self._k) if centre is None else centre - centre.mean()
         tied = bool(sums[Outcome.TIE].any())
         played = sums.sum(axis=0)
         theta = np.zeros(self._k + 1) if start is None else np.append(start[0], math.log(start[1] or 1.0))
@@ -87,7 +102,8 @@ class Pairs:
         logits = self._logits(theta)
         # 0 ties of probability 0 add 0, not nan.
         terms = np.where(sums > 0, sums * np.where(np.isfinite(logits), logits, 0.0), 0.0)
-        return float(terms.sum() - (played * np.logaddexp.reduce(logits, axis=0)).sum())
+        prior = self._precision / 2 * float(((theta[: self._k] - self._centre) ** 2).sum())
+        return float(terms.sum() - (played * np.logaddexp.reduce(logits, axis=0)).sum()) - prior
 
     def _step(self, theta: Floats, sums: Floats, played: Floats) -> Floats:
         """The Newton step: the inverse of the information matrix times the score."""
@@ -102,6 +118,9 @@ class Pairs:
         spread = played * (won * lost + tie * (won + lost) / 4)
         information[left, right] = information[right, left] = -spread
         information[np.arange(k), np.arange(k)] = np.bincount(left, spread, k) + np.bincount(right, spread, k)
+        if self._precision:
+            score[:k] -= self._precision * (theta[:k] - self._centre)
+            information[np.arange(k), np.arange(k)] += self._precision
         # Only differences of strengths matter. This term fixes their mean and has no other effect.
         information[:k, :k] += spread.sum() / k**2
         if len(theta) > k:
