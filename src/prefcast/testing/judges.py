@@ -216,12 +216,14 @@ class FakeJudge:
         likeliest = sorted(said.items(), key=lambda each: -each[1])[:top]
         return Drawn(text, likeliest, False, read, min(most, max(1, len(text.split()))))
 
-    def _count(self, drawn: Drawn, digest: str) -> None:
+    def _count(self, drawn: Drawn, digest: str, times: int) -> None:
         with self._lock:
-            self.answered += 1
-            self.read += drawn.read
-            self.written += drawn.written
-            self.paid[digest] += 1
+            self.answered += times
+            self.read += times * drawn.read
+            self.written += times * drawn.written
+            self.paid[digest] += times
+            if not self.paid[digest]:
+                del self.paid[digest]
 
 
 class _Server(ThreadingHTTPServer):
@@ -283,8 +285,11 @@ class _Handler(BaseHTTPRequestHandler):
             fake.hold(number)
         drawn = fake._drawn(body, digest)
         fake.bodies.append(body)
-        if self._answer((200, fake.api.reply(drawn, body)), cut=cut):
-            fake._count(drawn, digest)
+        # Counted before it is sent: whoever has the answer finds it counted.
+        if not cut:
+            fake._count(drawn, digest, 1)
+        if not self._answer((200, fake.api.reply(drawn, body)), cut=cut) and not cut:
+            fake._count(drawn, digest, -1)
 
     def _answer(self, answer: tuple[int, Any], more: Mapping[str, str] | None = None, *, cut: bool = False) -> bool:
         """Whether the whole answer was sent."""
