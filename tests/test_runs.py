@@ -383,10 +383,12 @@ def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(
     done = prefcast("predict", many, "-o", "out.csv", "--log", "json")
     assert done.returncode == 0
     again = events(done.stderr)
-    assert [event["rows"] for event in again if event["event"] == "resumed"] == [kept]
+    (resumed,) = [event["rows"] for event in again if event["event"] == "resumed"]
+    # The piece in flight may have come into the store after the rows were counted.
+    assert resumed in (kept, kept + 256)
     assert not [event for event in again if event["event"] == "ended_before"]
-    assert sum(event["rows"] - event["kept"] for event in again if event["event"] == "piece") == 15_000 - kept
-    assert (again[-1]["event"], again[-1]["rows"], again[-1]["restored"]) == ("finished", 15_000, kept)
+    assert sum(event["rows"] - event["kept"] for event in again if event["event"] == "piece") == 15_000 - resumed
+    assert (again[-1]["event"], again[-1]["rows"], again[-1]["restored"]) == ("finished", 15_000, resumed)
     assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "out.csv"}
 
 
