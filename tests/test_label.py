@@ -142,7 +142,7 @@ def test_from_two_systems_to_a_decision(systems: tuple[Path, Path], prefcast_her
     assert ballots(out) == rows
     found = prefcast_here("compare", *systems, *SURFACE, "--votes", out)
     assert "20 votes on 20 of 60 pairs" in found.stdout
-    assert "10 rows without a vote" in found.stdout
+    assert "rows without a vote: 10" in found.stdout
     assert "people prefer right.jsonl" in found.stdout
 
 

@@ -173,8 +173,8 @@ def test_the_command(systems: tuple[Path, Path, Path], prefcast_here: Run, tmp_p
     assert done.returncode == 0, done.stderr
     for said in (
         "28 votes by 2 raters on 24 of 40 pairs (joined by id); two raters of one pair agree in 50%",
-        "1 votes on ids that no pair has",
-        "1 rows without a vote",
+        "votes on ids that no pair has: 1",
+        "rows without a vote: 1",
         "people prefer right.jsonl",
         "votes alone",
         "forecasts alone",

@@ -170,7 +170,9 @@ def _bounded(found: Figure, shift: float, least: float = 0.0) -> Figure:
 
 def _always(sample: _Sample, f: Floats, value: float) -> Figure:
     if np.ptp(sample.inclusion) > 1e-9:
-        raise UsageError("--anytime needs votes on pairs that were drawn uniformly; the inclusion probabilities differ")
+        raise UsageError(
+            "--anytime needs votes on pairs that were drawn uniformly; the inclusion probabilities differ (prefcast label --uniform)"
+        )
     low, high = anytime(sample.y[:, 0], f[sample.places], float(f.mean()), len(f))
     return Figure(value, min(float(low[-1]), value), max(float(high[-1]), value))
 

@@ -256,7 +256,7 @@ def voted_text(found: Comparison, report: JoinReport) -> str:
     parts: list[str | Table] = [
         f"{of.votes} votes{raters} on {of.pairs} of {found.n} pairs (joined by {report.by}){agree}; {right} against {left}",
         *(
-            f"  {count} {what}"
+            f"  {what}: {count}"
             for count, what in ((of.unmatched, "votes on ids that no pair has"), (of.skipped, "rows without a vote"))
             if count
         ),
