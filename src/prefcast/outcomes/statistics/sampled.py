@@ -1,5 +1,5 @@
-"""Means over all rows from votes on a sample of them, with forecasts of every row to help: right whatever the forecasts are
-worth.
+"""Means over all rows, from votes on a sample of the rows and from forecasts of every row. The estimate does not depend on
+how good the forecasts are; only its interval does.
 
 The estimate is the mean of the forecasts plus the weighted mean of what the votes say beyond them,
 

@@ -1,5 +1,5 @@
-"""Files that people fill with votes: pairs to vote on, blind, their answers in random order. A file that was begun is
-continued: what was voted stays."""
+"""Files in which people vote on pairs. They are blind: the two answers stand in random order. An existing file is extended, and
+its votes stay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["COLUMNS", "Ballot", "ballots_of", "begun", "write_ballots"]
 
 COLUMNS = ("id", "prompt", "answer_1", "answer_2", "winner", "rater", "first", "inclusion_probability")
 _KINDS = (".csv", ".jsonl")
-# A spreadsheet would run such a cell as a formula.
+# A spreadsheet would run a cell that begins so as a formula.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
