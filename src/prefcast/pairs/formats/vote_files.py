@@ -6,9 +6,7 @@ a process that is killed at any moment leaves the file as it was before or after
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from typing import BinaryIO
 from prefcast.base.files import atomic_file, checked_ending
 from prefcast.errors import FileError, RowError, UsageError, excerpt, shown_path
 from prefcast.pairs.formats.fields import Record, absent
+from prefcast.pairs.formats.separated import csv_line
 from prefcast.pairs.formats.table import Table
 
 __all__ = ["COLUMNS", "SIDES", "Key", "Vote", "VoteFile"]
@@ -156,11 +155,7 @@ class VoteFile:
         ]
         if self._kind == ".jsonl":
             return "".join(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-        return text.getvalue()
+        return "".join(map(csv_line, [COLUMNS, *rows]))
 
 
 def _kept_open(file: BinaryIO) -> int:
