@@ -27,6 +27,12 @@ KEYS = st.tuples(st.sampled_from(list(INCLUSION)), st.sampled_from(["Ann", "Zoë
 WINNERS = st.sampled_from(["left", "right", "tie", ""])
 
 
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -65,6 +71,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 @given(steps=STEPS)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -270,6 +277,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         file.begin(INCLUSION)
 
 
+@pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 @given(
     ids=st.lists(

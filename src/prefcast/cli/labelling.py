@@ -214,7 +214,7 @@ def _vote(file: VoteFile, at: Open, drawing: _Drawing, overlap: float) -> None:
     )
     if service.broken is not None:
         raise UsageError(service.broken)
-    LOG.tell("stopped", f"stopped; {name} has {len(file.votes)} votes and skips; the same command goes on", name=name)
+    LOG.tell("stopped", f"stopped; {name} has {len(file.votes)} votes and skips; the same command goes on", votes=len(file.votes))
 
 
 def _say_plan(promised: Plan) -> None:
