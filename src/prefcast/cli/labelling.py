@@ -145,7 +145,8 @@ class _Drawing:
         sample = draw(of.ids, of.p, votes, seed=seed, uniform=uniform)
         self.forecast, self.seed, self.uniform, self.names = of, seed, uniform, names
         self.pairs = [found.pairs[place] for place in sample.places]
-        self.inclusion = {of.ids[place]: float(sample.inclusion[place]) for place in sample.places}
+        # As they stand in files, so that the page and compare find the same.
+        self.inclusion = {of.ids[place]: float(f"{sample.inclusion[place]:.12g}") for place in sample.places}
 
 
 def _forecast(left: str, right: str | None, choosing: Choosing, reading: Reading, keeping: Keeping) -> _Found:
@@ -214,7 +215,11 @@ def _vote(file: VoteFile, at: Open, drawing: _Drawing, overlap: float) -> None:
     )
     if service.broken is not None:
         raise UsageError(service.broken)
-    LOG.tell("stopped", f"stopped; {name} has {len(file.votes)} votes and skips; the same command goes on", votes=len(file.votes))
+    LOG.tell(
+        "stopped",
+        f"stopped; {name} has {len(file.votes)} votes and skips; the same command goes on",
+        votes=len(file.votes),
+    )
 
 
 def _say_plan(promised: Plan) -> None:

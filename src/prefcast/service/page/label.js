@@ -27,7 +27,6 @@ class Voting {
   constructor() {
     this.standing = null;
     this.busy = false;
-    this.from = 0;
     byId("who").addEventListener("submit", (event) => { event.preventDefault(); this.enter(byId("name").value); });
     byId("rater").addEventListener("click", () => this.askName());
     document.addEventListener("keydown", (event) => this.key(event));
@@ -115,7 +114,7 @@ class Voting {
   async vote(said) {
     const { shown, last } = this.standing;
     const ballot = said === "undo" ? last : shown?.ballot;
-    if (this.busy || !ballot || (said !== "undo" && performance.now() < this.from)) return;
+    if (this.busy || !ballot || (said !== "undo" && byId("choices").classList.contains("unread"))) return;
     const message = { rater: this.rater, ballot, vote: said };
     if (said !== "undo") keep(message);
     this.notice = null;
@@ -141,16 +140,17 @@ class Voting {
 
   draw() {
     const { shown, voted, skipped, left, last } = this.standing;
-    this.from = performance.now() + UNREAD;
     byId("counts").textContent = `${counted(voted, "vote")}${skipped ? `, ${whole(skipped)} skipped` : ""}; ${counted(left, "pair")} left`;
     const title = shown ? "Which answer is better?" : "You are done: there is no pair left for you. Thank you.";
     byId("vote").replaceChildren(
       el("div", { class: "bar vote-head" }, el("h1", { id: "title", tabindex: "-1" }, title),
         el("progress", { max: voted + skipped + left || 1, value: voted + skipped, "aria-label": "Pairs that you have voted on" })),
-      el("div", { class: "choices", role: "group", "aria-label": "Your vote" }, CHOICES.map(([said, name, more, key]) => (shown || said === "undo") && el("button", {
+      el("div", { class: "choices unread", id: "choices", role: "group", "aria-label": "Your vote" }, CHOICES.map(([said, name, more, key]) => (shown || said === "undo") && el("button", {
         type: "button", "data-said": said, class: ["skip", "undo"].includes(said) ? "plain" : null, "aria-keyshortcuts": key, disabled: said === "undo" && !last, onclick: () => this.vote(said) },
       name, el("span", { class: "long" }, more), " ", el("kbd", { "aria-hidden": "true" }, key)))),
       ...(shown ? this.texts(shown) : []));
+    const choices = byId("choices");
+    setTimeout(() => choices.classList.remove("unread"), UNREAD);
     scrollTo(0, 0);
     byId("title").focus({ preventScroll: true });
   }
