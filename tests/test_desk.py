@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefcast.measuring.interim import Forecast, Interim, Underway
+from prefcast.measuring.interim import Interim, Population, Underway
 from prefcast.measuring.voted import voted
 from prefcast.outcomes.statistics.raters import alike
 from prefcast.pairs import Pair
@@ -307,7 +307,7 @@ def votes_of(sides: dict[int, dict[str, str]]) -> list[dict[str, Vote]]:
 
 def underway(*, uniform: bool) -> Underway:
     p = np.tile([0.4, 0.35, 0.25], (ROWS, 1))
-    return Underway(Forecast.of(PAIRS, p), INCLUSION, uniform=uniform)
+    return Underway(Population.of(PAIRS, p), INCLUSION, uniform=uniform)
 
 
 def interim(sides: dict[int, dict[str, str]], *, uniform: bool) -> Interim:
@@ -337,7 +337,7 @@ def test_the_result_is_that_of_compare(tmp_path: Path) -> None:
         for place, each in sides.items():
             for at, (rater, winner) in enumerate(each.items()):
                 file.put((f"secret-{place}", rater), Vote(winner, str(at)))
-    of = Forecast.of(PAIRS, np.tile([0.4, 0.35, 0.25], (ROWS, 1)))
+    of = Population.of(PAIRS, np.tile([0.4, 0.35, 0.25], (ROWS, 1)))
     for uniform in (False, True):
         said = interim(sides, uniform=uniform).said
         expected = voted(of.ids, of.p, of.groups, read_side_votes(tmp_path / "votes.csv"))
@@ -374,7 +374,7 @@ def test_what_is_missing_is_counted_for_the_interval_that_decides() -> None:
     p = np.tile([0.4, 0.35, 0.25], (4000, 1))
     pairs = [Pair.of(f"Why {row}?", "l", "r", id=row) for row in range(4000)]
     inclusion = {str(row): 0.003 for row in range(12)}
-    of = Forecast.of(pairs, p)
+    of = Population.of(pairs, p)
     found = Underway(of, inclusion | {"12": 0.003}, uniform=True).interim([*votes_of(sides)[:12], {}]).said
     assert found is not None
     assert found.verdict == "none"

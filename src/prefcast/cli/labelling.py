@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prefcast.errors import RowError
-    from prefcast.measuring.interim import Forecast
+    from prefcast.measuring.interim import Population
     from prefcast.measuring.sampling import Plan
     from prefcast.pairs import Pair
     from prefcast.pairs.formats.vote_files import VoteFile
@@ -92,7 +92,7 @@ def label(
             found = _forecast(left, right, choosing, reading, keeping)
             drawing = _Drawing(found, votes, seed, uniform, names)
             file.begin(drawing.inclusion)
-            _say_plan(plan(found.forecast.p, votes=len(drawing.pairs), see=shares, uniform=uniform))
+            _say_plan(plan(found.population.p, votes=len(drawing.pairs), see=shares, uniform=uniform))
             found.say_failed()
             _vote(file, at, drawing, paging.overlap)
         found.end()
@@ -107,7 +107,7 @@ def label(
             f"{output}: has votes on {len(lost)} pairs that this draw does not have (the first: {lost[0]!r}); give the same "
             "files, model and --seed, or another output"
         )
-    promised = plan(found.forecast.p, votes=len(drawing.pairs), see=shares, uniform=uniform)
+    promised = plan(found.population.p, votes=len(drawing.pairs), see=shares, uniform=uniform)
     write_ballots(output, ballots_of(drawing.pairs, list(drawing.inclusion.values()), seed), before)
     _say_plan(promised)
     voted = sum(bool(said["winner"]) for said in before.values())
@@ -122,7 +122,7 @@ class _Found:
     """The pairs that have a forecast, their forecasts, and how many rows failed, with the first of them."""
 
     pairs: Sequence[Pair]
-    forecast: Forecast
+    population: Population
     failed: int
     first: RowError | None
 
@@ -141,9 +141,9 @@ class _Drawing:
     def __init__(self, found: _Found, votes: int, seed: int, uniform: bool, names: tuple[str, str]) -> None:
         from prefcast.measuring.sampling import draw
 
-        of = found.forecast
+        of = found.population
         sample = draw(of.ids, of.p, votes, seed=seed, uniform=uniform)
-        self.forecast, self.seed, self.uniform, self.names = of, seed, uniform, names
+        self.population, self.seed, self.uniform, self.names = of, seed, uniform, names
         self.pairs = [found.pairs[place] for place in sample.places]
         # As they stand in files, so that the page and compare find the same.
         self.inclusion = {of.ids[place]: float(f"{sample.inclusion[place]:.12g}") for place in sample.places}
@@ -153,7 +153,7 @@ def _forecast(left: str, right: str | None, choosing: Choosing, reading: Reading
     import numpy as np
 
     from prefcast.forecasts.resolve import resolve
-    from prefcast.measuring.interim import Forecast
+    from prefcast.measuring.interim import Population
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
     from prefcast.runs.jobs import forecasts_of
     from prefcast.runs.loop import Tally
@@ -181,8 +181,8 @@ def _forecast(left: str, right: str | None, choosing: Choosing, reading: Reading
             blocks.append(forecasts.probabilities[good])
     if not pairs:
         raise UsageError(f"no pair to vote on: of {tally.rows} pairs {tally.failed} failed ({tally.first})")
-    forecast = Forecast.of(pairs, np.concatenate(blocks))
-    return _Found(pairs, forecast, tally.failed + join.failed, join.first_error or tally.first)
+    population = Population.of(pairs, np.concatenate(blocks))
+    return _Found(pairs, population, tally.failed + join.failed, join.first_error or tally.first)
 
 
 def _vote(file: VoteFile, at: Open, drawing: _Drawing, overlap: float) -> None:
@@ -196,7 +196,7 @@ def _vote(file: VoteFile, at: Open, drawing: _Drawing, overlap: float) -> None:
     name = shown_path(file.path)
     service = VotingService(
         Desk(drawing.pairs, file, seed=drawing.seed, overlap=overlap),
-        Underway(drawing.forecast, drawing.inclusion, uniform=drawing.uniform),
+        Underway(drawing.population, drawing.inclusion, uniform=drawing.uniform),
         drawing.names,
         limits=fitted(Limits()),
         token=at.token,

@@ -23,21 +23,22 @@ from prefcast.pairs.formats.side_votes import SideVote, SideVotes
 from prefcast.pairs.formats.vote_files import SIDES, Vote
 from prefcast.pairs.pair import group_key
 
-__all__ = ["Forecast", "Interim", "Said", "Underway"]
+__all__ = ["Interim", "Population", "Said", "Underway"]
 
 _OUTCOMES = dict(zip(SIDES, (Outcome.A, Outcome.B, Outcome.TIE), strict=True))
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """The forecasts `p` (n, 3) of all n pairs, those that were drawn among them, as `voted` takes them."""
+class Population:
+    """All n pairs, the drawn ones among them: their ids, forecasts `p` (n, 3) and prompts (n,), as `voted` takes them."""
 
     ids: Sequence[str]
     p: NDArray[np.float64]
     groups: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], p: NDArray[np.float64]) -> Forecast:
+    def of(cls, pairs: Sequence[Pair], p: NDArray[np.float64]) -> Population:
+        """The population of these pairs and their forecasts."""
         groups = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
         return cls([str(pair.id) for pair in pairs], p, groups)
 
@@ -82,11 +83,11 @@ class Interim:
 
 
 class Underway:
-    """A vote that is under way: the forecasts of all pairs, and the drawn pairs with their inclusion probabilities, in the order
+    """A vote that is under way: all pairs, and the drawn ones with their inclusion probabilities, in the order
     of the draw."""
 
-    def __init__(self, forecast: Forecast, inclusion: Mapping[str, float], *, uniform: bool) -> None:
-        self._forecast, self._inclusion, self._uniform = forecast, inclusion, uniform
+    def __init__(self, population: Population, inclusion: Mapping[str, float], *, uniform: bool) -> None:
+        self._population, self._inclusion, self._uniform = population, inclusion, uniform
 
     def interim(self, given: Sequence[Mapping[str, Vote]]) -> Interim:
         """Where it stands; `given` maps raters to votes, for each drawn pair."""
@@ -120,7 +121,7 @@ class Underway:
                 SideVote(id, _OUTCOMES[side], rater, self._inclusion[id])
                 for _, rater, side in said[: 1 if always else None]
             ]
-        of = self._forecast
+        of = self._population
         found = voted(of.ids, of.p, of.groups, SideVotes("the votes", votes), always=always)
         if found.always is not None:
             return Said(found.always, found.verdict, True, found.more, None, None, None)

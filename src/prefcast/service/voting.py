@@ -88,7 +88,7 @@ class VotingService(Application):
     async def results(self, request: Request) -> Response:
         self._check_key(request)
         async with self._computing:
-            changed, given = self.desk.votes()
+            changed, given = await asyncio.to_thread(self.desk.votes)
             if self._found is None or self._found[0] != changed:
                 self._found = changed, await asyncio.to_thread(self._document, given)
         return Response(self._found[1], media_type="application/json")

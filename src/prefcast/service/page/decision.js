@@ -61,7 +61,7 @@ function work({ pairs, voted, skipped, votes }) {
 function agreement({ alike: { things, couples, same, alpha } }) {
   if (!couples) return "No pair has the votes of two raters yet.";
   const [low, high] = wilson(same, couples);
-  return `On ${counted(things, "pair")} with the votes of two raters, the two say the same in ${percent(same / couples)} (95 %: ${(100 * low).toFixed(0)} to ${(100 * high).toFixed(0)}). ${alpha === null ? "" : `Krippendorff's alpha is ${alpha.toFixed(2)}: 1 is full agreement, 0 is chance.`}`;
+  return `On ${counted(things, "pair")} with the votes of two raters, the two say the same in ${percent(same / couples)} (95 %: ${(100 * low).toFixed(0)} to ${(100 * high).toFixed(0)}). ${alpha === null ? "" : `Krippendorff's alpha is ${alpha.toFixed(2).replace("-", "−")}: 1 is full agreement, 0 is chance.`}`;
 }
 
 function people(found) {
