@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prefcast.base.files import atomic_file, checked_ending
 from prefcast.errors import printable
-from prefcast.forecasts.outputs import quoted
+from prefcast.pairs.formats.separated import quoted
 
 if TYPE_CHECKING:
     from prefcast.measuring.ranking import Leaderboard
