@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from prefcast.pairs.formats.vote_files import VoteFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Paging:
     """Whether people vote on a page, and where."""
 
     panel: ClassVar[str] = "Voting page"
 
-    listening: Listening
     page: bool = option(
         "Serve a page on which people vote, until Ctrl-C (extra `serve`). OUTPUT gets their votes as they are given.",
         default=False,
@@ -41,6 +40,7 @@ class Paging:
         least=0,
         most=1,
     )
+    listening: Listening
 
 
 @verb(app)
@@ -72,7 +72,7 @@ def label(
 
     With --page people vote in a browser instead, and OUTPUT has a vote a row. The same command goes on after a stop.
 
-    \\b
+    \b
     Examples:
       prefcast label yesterday.jsonl today.jsonl --votes 100 -o to_label.csv
       prefcast compare yesterday.jsonl today.jsonl --votes to_label.csv

@@ -93,8 +93,9 @@ class Underway:
         """Where it stands; `given` maps raters to votes, for each drawn pair."""
         raters = sorted({rater for votes in given for rater in votes})
         counts = np.array([[_sides(votes).count(side) for side in SIDES] for votes in given], dtype=np.int64)
-        voted_on = counts.any(axis=1)
-        skipped = [bool(votes) and len(votes) == len(raters) for votes in given] & ~voted_on
+        voted_on: NDArray[np.bool_] = counts.sum(axis=1) > 0
+        by_all = np.array([bool(votes) and len(votes) == len(raters) for votes in given])
+        skipped: NDArray[np.bool_] = by_all & ~voted_on
         open_ = np.flatnonzero(~(voted_on | skipped)).tolist()
         # Votes come in the order of the draw only up to the first pair that somebody still has to vote on.
         end = open_[0] if open_ else len(given)
