@@ -261,7 +261,7 @@ def test_the_share_of_ties_is_estimated_from_unlabelled_pairs() -> None:
             made.append(Pair.of(f"{name} {row}", "x" * 100, "x" * max(1, int(b)), id=f"{name}{row}", outcome=outcome))
         return made
 
-    fitted_on, there = told(600, "here", 1.0), told(600, "there", 0.35)
+    fitted_on, there = told(600, "here", 1.0), told(600, "away", 0.35)
     planted = np.mean([pair.outcome == Outcome.TIE for pair in there])
     before = np.mean([pair.outcome == Outcome.TIE for pair in fitted_on])
     unlabelled = [Pair(pair.turns, pair.id) for pair in there]
@@ -269,7 +269,7 @@ def test_the_share_of_ties_is_estimated_from_unlabelled_pairs() -> None:
     assert found.target_prior is not None
     assert abs(found.target_prior - planted) < 0.35 * abs(before - planted)
     moved = found.forecaster.card["tie_level_moved"]
-    assert moved["low"] < planted < moved["high"] < before
+    assert moved["estimate"]["low"] < planted < moved["estimate"]["high"] < before
     assert found.forecaster.card["tie_level_moved"]["target"] == "unlabelled pairs"
     with pytest.raises(UsageError, match="no row could be forecast"):
         fit(fitted_on[:50], model="length", target=[])

@@ -18,7 +18,7 @@ from prefcast.fitting.cards import agreement_said, card_of, cascade_said
 from prefcast.fitting.cascade import CascadeFit, fit_cascade
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.gathered import Gathered
-from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
+from prefcast.fitting.prior_shift import check_share, read_target, shift, shifted, tie_shift
 from prefcast.fitting.promises import HELD_OUT, promised
 from prefcast.fitting.selection import AS_SHIPPED, Fit, fit_link
 from prefcast.fitting.shipped import Shipped
@@ -153,9 +153,9 @@ def fit(
         if target is not None:
             with opened_pairs(target, columns, cells, label_values, max_row) as pairs:
                 check_share(found.shares[Outcome.TIE])
-                ties = drawn_ties(forecaster, pairs)
-                target_prior, low, high = share_of_ties(ties, labelled_ties(found, evidence, seed), seed)
-                moved = {"to": target_prior, "target": "unlabelled pairs", "low": low, "high": high}
+                ties = tie_shift(found, evidence, read_target(forecaster, pairs), seed)
+                target_prior = ties.share
+                moved = {"to": target_prior, "target": "unlabelled pairs", **ties.to_dict()}
         elif target_prior is not None:
             moved = {"to": target_prior, "target": "given"}
         if target_prior is not None:
@@ -248,6 +248,9 @@ def _fitted(
     if cascade is None:
         tiers, found = None, fit_link(evidence, seed=seed)
         forecaster = _forecaster(found, members)
+        if found.chosen == AS_SHIPPED:
+            # A row that fails has the prior that it had before the fit.
+            forecaster = replace(forecaster, prior_tie=evidence.shipped[found.members[0]].prior_tie)
     else:
         tiers = fit_cascade(evidence, **cascade, seed=seed)
         found, forecaster = tiers.fit, _cascade(tiers, members)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import FitError
 from prefcast.fitting.evidence import LabelledEvidence, spun
-from prefcast.fitting.shipped import best_shipped, centre, own_draws
+from prefcast.fitting.shipped import centre, own_draws
 from prefcast.fitting.shrinkage import Shrunken, power_of, shrunken
 from prefcast.outcomes.models import FITTED_MODELS, Link
 from prefcast.outcomes.statistics.bootstrap import poisson_weights
@@ -257,7 +257,11 @@ class Fitter:
         margin, tie = self.columns(candidate)
         draws = np.zeros((0, len(optimum.theta)))
         if repeats:
-            drawn = self._draws(candidate, optimum, repeats, seed) if shrunk is None else self._shrunk_draws(candidate, shrunk, repeats, seed)
+            drawn = (
+                self._draws(candidate, optimum, repeats, seed)
+                if shrunk is None
+                else self._shrunk_draws(candidate, shrunk, repeats, seed)
+            )
             draws = optimum.theta + expanded(self.groups) * (drawn - optimum.theta)
         unit = np.concatenate([self.unit[margin], [1.0], self.unit[tie]])
         level = len(margin)

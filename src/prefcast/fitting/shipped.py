@@ -34,12 +34,10 @@ class Shipped:
 
     def as_link(self, member: int) -> Link:
         """The outcome model as a link of the columns of this member; without draws of its own it has one, itself."""
-        margin, tie = f"margin:{member}", f"tie:{member}"
-        link = self.link
-        if link is not None and (link.margin, link.tie) == (("margin",), ("tie",)) and len(link.draws):
-            return link.renamed({"margin": margin, "tie": tie})
-        theta = np.array([self.outcome.scale, self.outcome.level, self.outcome.tie_weight])
-        return Link(self.outcome.kind, (margin,), (tie,), theta, theta[None, :])
+        link, theta = self.link, np.array([self.outcome.scale, self.outcome.level, self.outcome.tie_weight])
+        drawn = link is not None and (link.margin, link.tie) == (("margin",), ("tie",)) and len(link.draws) > 0
+        draws = link.draws if link is not None and drawn else theta[None, :]
+        return Link(self.outcome.kind, (f"margin:{member}",), (f"tie:{member}",), theta, draws)
 
 
 def best_shipped(fitter: Fitter, members: Sequence[int]) -> int | None:

@@ -50,9 +50,7 @@ class Shrunken:
     power: float
 
 
-def power_of(
-    link: LinkFunction, block: Block, keys: NDArray[np.uint64], basis: Floats, offset: Floats
-) -> float:
+def power_of(link: LinkFunction, block: Block, keys: NDArray[np.uint64], basis: Floats, offset: Floats) -> float:
     """The power of the likelihood, at most 1, from the rows of `block` and the groups of `keys` (n,)."""
     m, t, votes = block
     size = basis.shape[1]
@@ -103,4 +101,3 @@ def shrunken(
     widest = parts[-1].optimum
     mean = replace(widest, theta=offset + basis @ free, free=free, votes=widest.votes / power)
     return Shrunken(mean, tuple(parts), power)
-
