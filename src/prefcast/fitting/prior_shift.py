@@ -19,6 +19,7 @@ from prefcast.errors import RowError, UsageError
 from prefcast.fitting.evidence import LabelledEvidence, spun
 from prefcast.fitting.selection import Fit, OutOfFold
 from prefcast.forecasts.forecaster import Forecaster
+from prefcast.outcomes.models import Link
 from prefcast.outcomes.statistics.bootstrap import Figure, figure, poisson_weights, weighted_mean
 from prefcast.outcomes.statistics.mixture import mixture_test
 from prefcast.pairs import Outcome, Pair
@@ -27,7 +28,7 @@ from prefcast.pairs.pieces import pieces
 from prefcast.scorers.cascade.rule import LENGTHS, facts_of
 from prefcast.scorers.covariates import TIE_COVARIATES, covariates
 
-__all__ = ["Target", "TieShift", "check_share", "read_target", "shift", "shifted", "tie_shift"]
+__all__ = ["Target", "TieShift", "check_share", "read_target", "shift", "shifted", "target_of", "tie_shift"]
 
 Floats = NDArray[np.float64]
 Keys = NDArray[np.uint64]
@@ -112,14 +113,13 @@ def _log_odds(p: Floats) -> Floats:
     return np.column_stack([np.log(tie) - np.log(a + b), np.abs(np.log(a) - np.log(b))])
 
 
-def _labelled(found: Fit, evidence: LabelledEvidence) -> tuple[Target, Floats]:
-    """The first labelled rows as a Target, and their votes (n, 3)."""
+def target_of(link: Link, evidence: LabelledEvidence) -> tuple[Target, Floats]:
+    """The first 5,000 rows of a table of evidence, as a Target, and their votes (n, 3)."""
     rows = next(evidence.table.blocks(_TARGET_ROWS))
-    m, t = evidence.columns(found.link, rows)
+    m, t = evidence.columns(link, rows)
     facts = rows[:, [evidence.place[name] for name in (*TIE_COVARIATES, *LENGTHS)]]
-    features = np.column_stack([_log_odds(found.link.probabilities(m, t)), facts])
-    ties = found.link.drawn(m, t)[:, :, Outcome.TIE]
-    return Target(ties, features, evidence.keys(rows)), evidence.votes(rows)
+    features = np.column_stack([_log_odds(link.probabilities(m, t)), facts])
+    return Target(link.drawn(m, t)[:, :, Outcome.TIE], features, evidence.keys(rows)), evidence.votes(rows)
 
 
 def tie_shift(found: Fit, evidence: LabelledEvidence, target: Target, seed: int) -> TieShift:
@@ -130,7 +130,7 @@ def tie_shift(found: Fit, evidence: LabelledEvidence, target: Target, seed: int)
     """
     before = found.shares[Outcome.TIE]
     check_share(before)
-    labelled, votes = _labelled(found, evidence)
+    labelled, votes = target_of(found.link, evidence)
     prompts = [len(np.unique(each.keys)) for each in (labelled, target)]
     if min(prompts) < LEAST_PROMPTS:
         raise UsageError(
