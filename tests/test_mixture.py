@@ -17,7 +17,7 @@ def rows(n: int, share: float, rng: np.random.Generator, move: float = 0.0) -> t
     return values, np.column_stack([~second, second]).astype(float)
 
 
-def tested(seed: int, share: float, move: float = 0.0, n: int = 120, copies: int = 1) -> MixtureTest:
+def outcome_of(seed: int, share: float, move: float = 0.0, n: int = 120, copies: int = 1) -> MixtureTest:
     rng = np.random.default_rng(seed)
     (sample, second), (target, _) = rows(n, 0.3, rng), rows(n, share, rng, move)
     target = np.repeat(target, copies, axis=0)
@@ -28,25 +28,25 @@ def tested(seed: int, share: float, move: float = 0.0, n: int = 120, copies: int
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 def test_mixtures_are_refused_rarely(share: float) -> None:
-    refused = [tested(seed, share).p_value <= 0.05 for seed in range(60)]
+    refused = [outcome_of(seed, share).p_value <= 0.05 for seed in range(60)]
     # Five per cent of 60 are 3; 8 or more would be a chance of 1 in 100.
     assert sum(refused) < 8
 
 
 def test_the_share_of_the_nearest_mixture_is_the_planted_one() -> None:
     for share in (0.1, 0.7):
-        found = np.mean([tested(seed, share).share for seed in range(20)])
+        found = np.mean([outcome_of(seed, share).share for seed in range(20)])
         assert found == pytest.approx(share, abs=0.1)
 
 
 @pytest.mark.parametrize("move", [-0.8, 2.5])
 def test_what_is_no_mixture_is_refused(move: float) -> None:
-    assert all(tested(seed, 0.3, move).p_value <= 0.05 for seed in range(5))
+    assert all(outcome_of(seed, 0.3, move).p_value <= 0.05 for seed in range(5))
 
 
 def test_copies_of_a_group_prove_nothing() -> None:
     """Without the groups, ten copies of every row would look like a certain difference."""
-    refused = [tested(seed, 0.3, copies=10).p_value <= 0.05 for seed in range(20)]
+    refused = [outcome_of(seed, 0.3, copies=10).p_value <= 0.05 for seed in range(20)]
     assert sum(refused) < 5
 
 
