@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FitError
+from prefcast.fitting.candidate import Candidate
+from prefcast.fitting.centre import centre, own_draws
 from prefcast.fitting.evidence import LabelledEvidence, spun
-from prefcast.fitting.shipped import centre, own_draws
 from prefcast.fitting.shrinkage import Shrunken, power_of, shrunken
 from prefcast.outcomes.models import FITTED_MODELS, Link
 from prefcast.outcomes.statistics.bootstrap import poisson_weights
@@ -41,26 +42,6 @@ _REFITTED = 5_000
 # coefficient may be infinite, for example with 50 labels.
 _PENALTY = 1.0
 _LEVEL_PENALTY = 0.1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One form of link: its members, and whether it has covariates.
-
-    `tied` gives the tie evidence the coefficient of the margin, `fixed` uses the evidence as it is, and `blank` ignores
-    the evidence. `shipped` is the outcome model that the only member had before the fit, `shrunk` shrinks towards that of a
-    member.
-    """
-
-    name: str
-    kind: str
-    members: tuple[int, ...]
-    covariates: bool = False
-    tied: bool = False
-    fixed: bool = False
-    blank: bool = False
-    shipped: bool = False
-    shrunk: bool = False
 
 
 class Fitter:

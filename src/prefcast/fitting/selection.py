@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.fitting.centre import best_shipped
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.fitter import DRAWS, Candidate, Fitter
-from prefcast.fitting.shipped import best_shipped
 from prefcast.outcomes.calibration import Calibration, measure_calibration
 from prefcast.outcomes.models import Link
 from prefcast.outcomes.statistics.bootstrap import Figure, paired_error, weighted_mean
