@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.gathered import Gathered
-from prefcast.fitting.prior_shift import shift, target_of, tie_shift
+from prefcast.fitting.prior_shift import SIZE, shift, target_of, tie_shift
 from prefcast.fitting.selection import Fit, davidson_link, fit_link
 from prefcast.fitting.shipped import Shipped
 from prefcast.forecasts.forecaster import load_forecaster
 from prefcast.outcomes.models import FITTED_MODELS, Link
+from prefcast.outcomes.statistics.mixture import mixture_test
 from prefcast.pairs import Outcome
 from prefcast.pairs.formats import open_pairs
 
@@ -171,9 +172,9 @@ def sources(data: Data) -> None:
     for name, paths in SOURCES.items():
         rows = data.rows(*paths)
         keys = data.table(rows, None).keys(rows)
-        for labels in (50, 200, 500):
+        for labels in (50, 500):
             found = []
-            for draw in range(DRAWS):
+            for draw in range(DRAWS // 2):
                 train, test = split(keys, 0.5, np.random.default_rng([3, labels, draw]))
                 found.append(one_fit(data, rows[train[:labels]], rows[test], data.shipped))
             show(name, labels, found)
@@ -229,7 +230,7 @@ def shares(data: Data, repeats: int) -> None:
                 copies = rows[drawn].copy()
                 copies[:, data.table(rows[:0], None).place["key"]] = np.arange(400, dtype=np.uint64).view(np.float64)
                 here = data.table(rows[train[:400]], data.shipped)
-                before, after, what = moved(fit_link(here), here, data.table(copies, None))
+                before, after, what = moved(fit_link(here, repeats=50), here, data.table(copies, None))
                 said[what if what.startswith("refused") else "moved"] += 1
                 gains.append(after - before)
             counts = ", ".join(f"{count} {what}" for what, count in said.most_common())
@@ -240,18 +241,68 @@ def shares(data: Data, repeats: int) -> None:
             )
 
 
+def size(data: Data, repeats: int) -> None:
+    """How often the test refuses a target that differs in its share of ties alone; groups are drawn whole."""
+    print(
+        f"\n{data.model}: refusals at {SIZE:.0%} of targets that differ in their share of ties alone; {repeats} repeats"
+    )
+    link = data.shipped.as_link(0)
+    for name, paths in (("arena33k", ARENA), ("mtbench", (MTBENCH,))):
+        rows = data.rows(*paths)
+        there, votes = target_of(link, data.table(rows, None))
+        second = np.column_stack([votes[:, [Outcome.A, Outcome.B]].sum(axis=1), votes[:, Outcome.TIE]])
+        by_prompt = [np.flatnonzero(there.keys == key) for key in np.unique(there.keys)]
+        for share in (0.1, 0.5):
+            odds = np.where(second[:, 1] > 0, share / second[:, 1].mean(), (1 - share) / second[:, 0].mean())
+            values = []
+            for repeat in range(repeats):
+                random = np.random.default_rng([6, repeat])
+                here_rows, here_keys = _grouped(by_prompt, random, 300, np.ones(len(rows)))
+                there_rows, there_keys = _grouped(by_prompt, random, 300, odds / odds.max())
+                values.append(
+                    mixture_test(
+                        there.features[here_rows],
+                        second[here_rows],
+                        here_keys,
+                        there.features[there_rows],
+                        there_keys + np.uint64(len(rows)),
+                        repeats=199,
+                        seed=repeat,
+                    ).p_value
+                )
+            refused = np.array(values) <= SIZE
+            error = np.sqrt(refused.mean() * (1 - refused.mean()) / repeats)
+            print(
+                f"{name:9} {second[:, 1].mean():.2f} to {share:.2f} ties: refused {refused.mean():.3f} ± {error:.3f}",
+                flush=True,
+            )
+
+
+def _grouped(
+    by_prompt: list[NDArray[np.intp]], random: np.random.Generator, rows: int, kept: Floats
+) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+    """Rows of first prompts that are drawn with replacement, each row kept with its chance `kept` (n,), and the draws' numbers."""
+    found, keys = list[NDArray[np.intp]](), list[int]()
+    while len(keys) < rows:
+        prompt = by_prompt[random.integers(len(by_prompt))]
+        some = prompt[random.random(len(prompt)) < kept[prompt]]
+        found.append(some)
+        keys += [len(found)] * len(some)
+    return np.concatenate(found), np.array(keys, dtype=np.uint64)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="surface")
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--repeats", type=int, default=40, help="of the part shares")
-    parser.add_argument("parts", nargs="*", default=["votes", "sources", "targets", "shares"])
+    parser.add_argument("--repeats", type=int, default=40, help="of the parts shares and size")
+    parser.add_argument("parts", nargs="*", default=["votes", "sources", "targets", "shares", "size"])
     given = parser.parse_args()
     data = Data(given.data, given.model, given.cache)
     for part in given.parts:
-        if part == "shares":
-            shares(data, given.repeats)
+        if part in ("shares", "size"):
+            {"shares": shares, "size": size}[part](data, given.repeats)
         else:
             {"votes": votes, "sources": sources, "targets": targets}[part](data)
 
