@@ -71,8 +71,7 @@ def mixture_test(
     gap, step = first[:, 0] - aim[:, 0], other[:, 0] - first[:, 0]
     share, distance = _nearest(distances, gap[:, None], step[:, None])
     centre = gap + share[0] * step
-    share_drawn, null = _nearest(distances, first[:, 1:] - aim[:, 1:] - centre[:, None], other[:, 1:] - first[:, 1:])
-    del share_drawn
+    _, null = _nearest(distances, first[:, 1:] - aim[:, 1:] - centre[:, None], other[:, 1:] - first[:, 1:])
     null = null[np.isfinite(null)]
     p = (1 + int((null >= distance[0]).sum())) / (1 + len(null))
     return MixtureTest(float(share[0]), float(distance[0]), p)
@@ -101,4 +100,5 @@ def _distances(points: Floats) -> NDArray[np.float32]:
     """The Euclidean distances (n, n) between all rows."""
     squares = (points**2).sum(axis=1)
     found = np.maximum(squares[:, None] + squares[None, :] - 2 * points @ points.T, 0.0)
-    return np.sqrt(found, dtype=np.float64).astype(np.float32)
+    single: NDArray[np.float32] = np.sqrt(found).astype(np.float32)
+    return single
