@@ -37,6 +37,8 @@ Keys = NDArray[np.uint64]
 _WIDEST_SHIFT = 20.0
 # An estimated share of ties is refused if its 95 % interval is wider than this.
 _WIDEST_SHARE = 0.3
+# It is also refused if the interval is wider than this in log-odds. Near 0 and 1 an uncertain share has a narrow interval.
+_WIDEST_ODDS = 2.0
 # The odds of a tie change at most by this factor.
 LARGEST_FACTOR = 4.0
 # The test refuses a target that is such a mixture in this share of cases.
@@ -146,7 +148,7 @@ def tie_shift(found: Fit, evidence: LabelledEvidence, target: Target, seed: int)
         )
     draws = _drawn_shares(labelled, votes.sum(axis=1), target, seed)
     estimate = figure(float(np.median(draws)), draws)
-    if estimate.high - estimate.low > _WIDEST_SHARE:
+    if estimate.high - estimate.low > _WIDEST_SHARE or _odds(estimate.high) - _odds(estimate.low) > _WIDEST_ODDS:
         raise UsageError(
             "--target: the forecasts do not predict ties well enough to estimate the share of ties: its 95 % interval is "
             f"{estimate.low:.0%} to {estimate.high:.0%}; give the share with --target-prior, or fit to more labels"
