@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges check-gpu
+.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench: $(VENV)/.dev ## Measure speed and memory on DATA (train files)
 
 bench-outcomes: $(VENV)/.dev ## Measure fits, intervals and comparisons against a simulated truth (minutes)
 	$(BIN)/python benchmarks/outcomes.py
+
+bench-as-shipped: $(VENV)/.dev ## Measure fits to few labels and fit --target on DATA (minutes)
+	$(BIN)/python benchmarks/as_shipped.py --data $(DATA)
 
 bench-judges: $(VENV)/.dev ## Measure how well a fit calibrates a simulated LLM judge (minutes)
 	$(BIN)/python benchmarks/judges.py

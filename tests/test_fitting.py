@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,76 @@ def test_a_share_of_ties_that_cannot_be_known_is_not_made_up() -> None:
         fit(pairs(100, 1), model="length", target=pairs(100, 2))
 
 
+@pytest.mark.parametrize("differs", ["lengths", "prompts"])
+def test_a_target_that_differs_in_more_than_ties_is_refused(differs: str, prefcast_here: Run, tmp_path: Path) -> None:
+    target = [
+        Pair(
+            tuple(
+                Turn(
+                    turn.prompt + (" again" * 40 if differs == "prompts" else ""),
+                    turn.response_a,
+                    turn.response_b * (1 if differs == "prompts" else 5),
+                )
+                for turn in pair.turns
+            ),
+            pair.id,
+        )
+        for pair in pairs(150, 2)
+    ]
+    write_pairs(tmp_path / "train.csv", pairs(200, 1))
+    write_pairs(tmp_path / "new.csv", target, labels=False)
+    done = prefcast_here("fit", "train.csv", "--model", "length", "--target", "new.csv", "-o", "mine")
+    assert done.returncode == 2
+    assert "the target differs from the labelled pairs in more than its share of ties (p = 0.0" in done.stderr
+    assert "label some pairs of the target and fit to them" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("few", ["labels", "target"])
+def test_a_target_needs_first_prompts(few: str) -> None:
+    def of_few_prompts(given: list[Pair]) -> list[Pair]:
+        return [
+            Pair(
+                (Turn(f"question {row % 7}", pair.turns[0].response_a, pair.turns[0].response_b),),
+                pair.id,
+                pair.outcome,
+            )
+            for row, pair in enumerate(given)
+        ]
+
+    sides = [pairs(150, 1), pairs(150, 2)]
+    sides[few == "target"] = of_few_prompts(sides[few == "target"])
+    found = "7 and 150" if few == "labels" else "150 and 7"
+    with pytest.raises(UsageError, match=f"needs 20 first prompts .*; found {found};"):
+        fit(sides[0], model="length", target=sides[1])
+
+
+def test_a_fit_as_shipped_forecasts_as_before(prefcast_here: Run, tmp_path: Path) -> None:
+    """Random labels teach nothing."""
+    before = load_forecaster("length")
+    given = pairs(60)
+    p = before.forecast(given).probabilities
+    for seed in range(20):
+        outcomes = outcomes_of(p, np.random.default_rng(seed))
+        drawn = [replace(pair, outcome=Outcome(int(y))) for pair, y in zip(given, outcomes, strict=True)]
+        if fit(drawn, model="length").fit.chosen == "as shipped":
+            break
+    write_pairs(tmp_path / "train.csv", drawn)
+    done = prefcast_here("fit", "train.csv", "--model", "length", "-o", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "no fit is better than as shipped, so the forecaster stays as shipped: log loss" in done.stdout
+    made = load_forecaster(tmp_path / "mine")
+    assert made.outcome == before.outcome
+    assert made.prior == before.prior
+    np.testing.assert_array_equal(made.forecast(given).probabilities, p)
+    card = json.loads((tmp_path / "mine" / "forecaster.json").read_text())["card"]
+    assert card["as_shipped"]["kept"] is True
+    assert card["as_shipped"]["log_loss"] == card["cross_validated"]["log_loss"]
+    assert card["outcome_model"] == "as shipped"
+    assert card["used"] == ["length"]
+
+
 def test_odd_scores_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, _, _ = scores(tmp_path / "s.csv", 80)
     head, first, *rows = path.read_text().splitlines()
@@ -261,7 +332,7 @@ def test_the_share_of_ties_is_estimated_from_unlabelled_pairs() -> None:
             made.append(Pair.of(f"{name} {row}", "x" * 100, "x" * max(1, int(b)), id=f"{name}{row}", outcome=outcome))
         return made
 
-    fitted_on, there = told(600, "here", 1.0), told(600, "there", 0.35)
+    fitted_on, there = told(600, "here", 1.0), told(600, "away", 0.35)
     planted = np.mean([pair.outcome == Outcome.TIE for pair in there])
     before = np.mean([pair.outcome == Outcome.TIE for pair in fitted_on])
     unlabelled = [Pair(pair.turns, pair.id) for pair in there]
@@ -269,7 +340,7 @@ def test_the_share_of_ties_is_estimated_from_unlabelled_pairs() -> None:
     assert found.target_prior is not None
     assert abs(found.target_prior - planted) < 0.35 * abs(before - planted)
     moved = found.forecaster.card["tie_level_moved"]
-    assert moved["low"] < planted < moved["high"] < before
+    assert moved["estimate"]["low"] < planted < moved["estimate"]["high"] < before
     assert found.forecaster.card["tie_level_moved"]["target"] == "unlabelled pairs"
     with pytest.raises(UsageError, match="no row could be forecast"):
         fit(fitted_on[:50], model="length", target=[])

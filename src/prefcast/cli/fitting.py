@@ -32,7 +32,8 @@ def fit(
     weights: Path | None = option("How much each row counts: id, weight.", "FILE"),
     target_prior: float | None = option("The share of ties where the forecaster will be used.", "SHARE"),
     target: str | None = option(
-        "Unlabelled pairs from where the forecaster will be used; the share of ties is estimated from them.", "PAIRS"
+        "Unlabelled pairs from where the forecaster will be used; the share of ties is estimated from them, unless they differ in more than that share.",
+        "PAIRS",
     ),
     cost: str | None = option(
         "What a pair costs in the first and in the second tier, in any unit; the curve then shows the cost.",

@@ -18,15 +18,16 @@ from prefcast.fitting.cards import agreement_said, card_of, cascade_said
 from prefcast.fitting.cascade import CascadeFit, fit_cascade
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.gathered import Gathered
-from prefcast.fitting.prior_shift import check_share, drawn_ties, labelled_ties, share_of_ties, shift, shifted
+from prefcast.fitting.prior_shift import check_share, read_target, shift, shifted, tie_shift
 from prefcast.fitting.promises import HELD_OUT, promised
-from prefcast.fitting.selection import Fit, fit_link
+from prefcast.fitting.selection import AS_SHIPPED, Fit, fit_link
+from prefcast.fitting.shipped import Shipped
 from prefcast.fitting.soft_labels import read_vote_counts, read_weights
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.resolve import Choice, is_named_model, resolve_scorer
+from prefcast.forecasts.resolve import Choice, is_named_model, resolve_fitted
 from prefcast.forecasts.scores import read_scores
 from prefcast.outcomes.agreement import check_promise
-from prefcast.outcomes.models import FITTED_MODELS
+from prefcast.outcomes.models import FITTED_MODELS, FittedModel
 from prefcast.pairs import Outcome
 from prefcast.pairs.budget import WHOLE, Budget
 from prefcast.pairs.formats import PairFile
@@ -128,18 +129,18 @@ def fit(
         if source is None and scores is not None:
             gathered.of_scores(scores, label_values)
             members: list[tuple[Scorer, Budget]] = [(GivenScorer(gathered.columns), WHOLE)]
-            names = ["scores"]
+            names, shipped = ["scores"], dict[int, Shipped]()
         else:
             if scores is not None:
-                members, names = [(read_scores(scores), WHOLE)], ["scores"]
+                members, names, shipped = [(read_scores(scores), WHOLE)], ["scores"], {}
             else:
                 names = [*(models or [DEFAULT]), *([] if then is None else [then])]
-                members = _resolved(names, budget, options, more)
+                members, shipped = _resolved(names, budget, options, more)
             members = [(stack.enter_context(ready_scorer(scorer, running))[0], read) for scorer, read in members]
             with opened_pairs(source, columns, cells, label_values, max_row) as pairs:
                 if isinstance(pairs, PairFile) and counts is None and not pairs.may_have_labels:
                     raise UsageError(f"{pairs.name}: nothing to fit: the file has no label columns ({LABEL_COLUMNS})")
-                gathered.of_pairs(pairs, members, names, progress)
+                gathered.of_pairs(pairs, members, names, progress, shipped)
         if gathered.evidence is None or not len(gathered.evidence):
             raise FitError(
                 f"nothing to fit: of {gathered.rows} rows {gathered.failed} failed and {gathered.unlabelled} have no label"
@@ -152,9 +153,9 @@ def fit(
         if target is not None:
             with opened_pairs(target, columns, cells, label_values, max_row) as pairs:
                 check_share(found.shares[Outcome.TIE])
-                ties = drawn_ties(forecaster, pairs)
-                target_prior, low, high = share_of_ties(ties, labelled_ties(found, evidence, seed), seed)
-                moved = {"to": target_prior, "target": "unlabelled pairs", "low": low, "high": high}
+                ties = tie_shift(found, evidence, read_target(forecaster, pairs), seed)
+                target_prior = ties.share
+                moved = {"to": target_prior, "target": "unlabelled pairs", **ties.to_dict()}
         elif target_prior is not None:
             moved = {"to": target_prior, "target": "given"}
         if target_prior is not None:
@@ -183,14 +184,15 @@ def fit(
 
 def _resolved(
     names: Sequence[str], budget: str | None, options: Any, more: Sequence[str]
-) -> list[tuple[Scorer, Budget]]:
-    """The scorers. If models of several kinds are named together, an option is for those that have it."""
+) -> tuple[list[tuple[Scorer, Budget]], dict[int, Shipped]]:
+    """The scorers, and the outcome models of those that have one. If models of several kinds are named together, an option is
+    for those that have it."""
     kinds = {name: info.options for name in names if is_named_model(name) and (info := scorer_for(name))}
     unknown = [name for name in given_values(options) if not any(name in which(kind) for kind in kinds.values())]
     if kinds and unknown:
         raise UsageError(f"--{unknown[0].replace('_', '-')} is not an option of these models")
-    return [
-        resolve_scorer(
+    found = [
+        resolve_fitted(
             Choice(name, budget=budget, options=options_for(kinds[name], options), more=tuple(more))
             if name in kinds
             else Choice(name, budget=budget)
@@ -199,6 +201,12 @@ def _resolved(
         )
         for name in names
     ]
+    shipped = {
+        place: Shipped(made.outcome, made.link, made.prior_tie)
+        for place, (_, _, made) in enumerate(found)
+        if made is not None and isinstance(made.outcome, FittedModel)
+    }
+    return [(scorer, read) for scorer, read, _ in found], shipped
 
 
 def _check(
@@ -240,6 +248,9 @@ def _fitted(
     if cascade is None:
         tiers, found = None, fit_link(evidence, seed=seed)
         forecaster = _forecaster(found, members)
+        if found.chosen == AS_SHIPPED:
+            # A row that fails has the prior that it had before the fit.
+            forecaster = replace(forecaster, prior_tie=evidence.shipped[found.members[0]].prior_tie)
     else:
         tiers = fit_cascade(evidence, **cascade, seed=seed)
         found, forecaster = tiers.fit, _cascade(tiers, members)

@@ -8,13 +8,13 @@ from typing import Any
 
 from prefcast.fitting.cascade import CascadeFit
 from prefcast.fitting.gathered import Gathered
-from prefcast.fitting.selection import Fit
+from prefcast.fitting.selection import Fit, OverShipped
 from prefcast.outcomes.agreement import Agreement
 from prefcast.outcomes.models import Link, drawn_interval
 from prefcast.pairs import Outcome
 from prefcast.scorers.cascade.scorer import ESCALATED
 
-__all__ = ["agreement_said", "card_of", "cascade_said"]
+__all__ = ["agreement_said", "card_of", "cascade_said", "shipped_said"]
 
 _TIERS = {"first": "first tier alone", "both": "with the second tier"}
 
@@ -52,6 +52,17 @@ def card_of(
         },
         "candidates": [asdict(trial) for trial in found.trials],
     }
+    if found.over_shipped is not None:
+        over = found.over_shipped
+        card["as_shipped"] = {
+            "kept": over.kept,
+            "rows": found.validated,
+            "log_loss": asdict(over.log_loss),
+            "best_fit": over.best,
+            "log_loss_of_best_fit": asdict(over.best_log_loss),
+            "gain_of_best_fit": asdict(over.gain),
+            "said": shipped_said(over, found.validated),
+        }
     if found.jury is not None:
         card["jury"] = {
             "loss_without": {names[member]: asdict(lost) for member, lost in found.jury.lost.items()},
@@ -64,6 +75,21 @@ def card_of(
     if moved is not None:
         card["tie_level_moved"] = {"from": found.shares[Outcome.TIE], **moved}
     return card
+
+
+def shipped_said(over: OverShipped, rows: int) -> str:
+    """Whether the fit is better than the forecaster was before it, in one line."""
+    gain, before, after = over.gain, over.log_loss.value, over.best_log_loss.value
+    better = gain.value >= 0
+    low, high = (gain.low, gain.high) if better else (-gain.high, -gain.low)
+    size = f"{'better' if better else 'worse'} by {abs(gain.value):.4f} [{low:.4f}, {high:.4f}]"
+    if not over.kept:
+        return f"log loss out of fold {after:.4f}, as shipped {before:.4f}: {size} (n = {rows})"
+    within = ", less than its standard error" if better else ""
+    return (
+        f"no fit is better than as shipped, so the forecaster stays as shipped: log loss {before:.4f}; the best fit "
+        f"({over.best}) {after:.4f} out of fold: {size}{within} (n = {rows})"
+    )
 
 
 def cascade_said(found: CascadeFit, names: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import chain
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import UsageError
+from prefcast.fitting.shipped import Shipped
 from prefcast.outcomes.models import Link
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs.pair import group_key
@@ -35,6 +36,7 @@ class LabelledEvidence:
         log_odds: bool = False,
         names: Sequence[str] | None = None,
         facts: Sequence[str] = (),
+        shipped: Mapping[int, Shipped] | None = None,
     ) -> None:
         self.members = members
         self.names = tuple(names) if names is not None else tuple(f"scorer {number + 1}" for number in range(members))
@@ -42,6 +44,8 @@ class LabelledEvidence:
         self.tie_covariates = tuple(tie_covariates)
         # Whether the evidence of the only member is already the log-odds of a forecast.
         self.log_odds = log_odds
+        # The outcome models of the members that were fitted before.
+        self.shipped = dict(shipped or {})
         self.facts = tuple(facts)
         names = [f"{what}:{member}" for what in ("margin", "tie") for member in range(members)]
         names += [*self.margin_covariates, *self.tie_covariates, "votes_a", "votes_b", "votes_tie", "key"]

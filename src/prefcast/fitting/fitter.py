@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import FitError
+from prefcast.fitting.candidate import Candidate
+from prefcast.fitting.centre import centre, own_draws
 from prefcast.fitting.evidence import LabelledEvidence, spun
+from prefcast.fitting.shrinkage import Shrunken, power_of, shrunken
 from prefcast.outcomes.models import FITTED_MODELS, Link
 from prefcast.outcomes.statistics.bootstrap import poisson_weights
 from prefcast.outcomes.statistics.columns import BLOCK
@@ -39,23 +42,6 @@ _REFITTED = 5_000
 # coefficient may be infinite, for example with 50 labels.
 _PENALTY = 1.0
 _LEVEL_PENALTY = 0.1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One form of link: its members, and whether it has covariates.
-
-    `tied` gives the tie evidence the coefficient of the margin, `fixed` uses the evidence as it is, and `blank` ignores
-    the evidence.
-    """
-
-    name: str
-    kind: str
-    members: tuple[int, ...]
-    covariates: bool = False
-    tied: bool = False
-    fixed: bool = False
-    blank: bool = False
 
 
 class Fitter:
@@ -119,6 +105,8 @@ class Fitter:
                 )
         self.mean, self.unit = mean, np.where(self.varies, spread, 1.0)
         self.sample = self._sampled()
+        # Basis, offset and power of the likelihood of each candidate that shrinks.
+        self._around: dict[Candidate, tuple[Floats, Floats, float]] = {}
 
     def _sampled(self) -> Floats:
         """The rows for cross-validation: all rows, or all rows of a random sample of groups."""
@@ -155,12 +143,14 @@ class Fitter:
         size = len(margin) + 1 + len(tie)
         level = len(margin)
         offset = np.zeros(size)
+        if candidate.blank:
+            return np.eye(size)[:, [level]], offset, np.array([_LEVEL_PENALTY])
+        if candidate.shipped:
+            return np.zeros((size, 0)), centre(self, candidate), np.zeros(0)
         if candidate.fixed:
             offset[0], offset[2] = self.unit[margin[0]], self.unit[tie[0]]
             offset[1] = self.mean[tie[0]]
             return np.zeros((size, 0)), offset, np.zeros(0)
-        if candidate.blank:
-            return np.eye(size)[:, [level]], offset, np.array([_LEVEL_PENALTY])
         if candidate.tied:
             scale = np.zeros(size)
             scale[0] = 1.0
@@ -170,8 +160,25 @@ class Fitter:
             return np.column_stack([scale, np.eye(size)[level]]), offset, np.array([_PENALTY, _LEVEL_PENALTY])
         free = [index for index, column in enumerate(margin) if self.varies[column]]
         free += [level] + [level + 1 + index for index, column in enumerate(tie) if self.varies[column]]
+        if candidate.shrunk:
+            # The penalties are those of `shrunken`.
+            return np.eye(size)[:, free], centre(self, candidate), np.zeros(len(free))
         penalty = np.array([_LEVEL_PENALTY if index == level else _PENALTY for index in free])
         return np.eye(size)[:, free], offset, penalty
+
+    def shrink(self, candidate: Candidate, rows: Floats | None = None) -> Shrunken:
+        """The fit of a candidate that shrinks, to `rows`, by default to the whole table. Raises FitError."""
+        link = FITTED_MODELS[candidate.kind].log_probabilities
+        if candidate not in self._around:
+            basis, offset, _ = self.basis(candidate)
+            power = power_of(link, self.block(candidate, self.sample), self.keys, basis, offset)
+            self._around[candidate] = basis, offset, power
+        return shrunken(link, partial(self._blocks, candidate, rows), *self._around[candidate], candidate.name)
+
+    def _blocks(self, candidate: Candidate, rows: Floats | None = None) -> Iterable[Block]:
+        if rows is not None:
+            return [self.block(candidate, rows)]
+        return (self.block(candidate, block) for block in self.data.table.blocks())
 
     def block(self, candidate: Candidate, rows: Floats) -> Block:
         margin, tie = self.columns(candidate)
@@ -183,14 +190,10 @@ class Fitter:
 
     def fit(self, candidate: Candidate, rows: Floats | None = None, start: Floats | None = None) -> Optimum:
         """The candidate's optimum on `rows`, by default on the whole table."""
-
-        def blocks() -> Iterable[Block]:
-            if rows is not None:
-                return [self.block(candidate, rows)]
-            return (self.block(candidate, block) for block in self.data.table.blocks())
-
+        if candidate.shrunk:
+            return self.shrink(candidate, rows).optimum
         basis, offset, penalty = self.basis(candidate)
-        link = FITTED_MODELS[candidate.kind].log_probabilities
+        link, blocks = FITTED_MODELS[candidate.kind].log_probabilities, partial(self._blocks, candidate, rows)
         return maximise(link, blocks, basis, offset, penalty=penalty, start=start, name=candidate.name)
 
     def correlations(self, names: Sequence[str]) -> Floats:
@@ -213,14 +216,34 @@ class Fitter:
         """Log-probabilities (n, 3) of the rows of the sample, each by the candidate fitted to the other folds."""
         basis, offset, penalty = self.basis(candidate)
         link, block = FITTED_MODELS[candidate.kind].log_probabilities, self.block(candidate, self.sample)
+        if candidate.shrunk:
+            (m, t, _), fold = block, self.folds()
+            log_p = np.empty((len(m), len(Outcome)))
+            for number in np.unique(fold):
+                held = fold == number
+                theta = self.shrink(candidate, self.sample[~held]).optimum.theta
+                log_p[held] = link(*linear(theta, m[held], t[held]))[0]
+            return log_p
         folded = [(block, self.folds())]
         return next(cross_fitted(link, lambda: folded, FOLDS, basis, offset, penalty=penalty, name=candidate.name))
 
     def link(self, candidate: Candidate, repeats: int, seed: int) -> Link:
         """The candidate fitted to all rows, with the draws of its bootstrap, in the units of the evidence."""
-        optimum = self.fit(candidate)
+        if candidate.shipped:
+            (member,) = candidate.members
+            found = self.data.shipped[member].as_link(member)
+            return found if repeats else replace(found, draws=found.draws[:0])
+        shrunk = self.shrink(candidate) if candidate.shrunk else None
+        optimum = self.fit(candidate) if shrunk is None else shrunk.optimum
         margin, tie = self.columns(candidate)
-        draws = self._draws(candidate, optimum, repeats, seed) if repeats else np.zeros((0, len(optimum.theta)))
+        draws = np.zeros((0, len(optimum.theta)))
+        if repeats:
+            drawn = (
+                self._draws(candidate, optimum, repeats, seed)
+                if shrunk is None
+                else self._shrunk_draws(candidate, shrunk, repeats, seed)
+            )
+            draws = optimum.theta + expanded(self.groups) * (drawn - optimum.theta)
         unit = np.concatenate([self.unit[margin], [1.0], self.unit[tie]])
         level = len(margin)
 
@@ -248,36 +271,64 @@ class Fitter:
         the factor of Hesterberg's expanded interval ("What teachers should know about the bootstrap", The American
         Statistician 69, 2015).
         """
-        basis, offset, penalty = self.basis(candidate)
+        basis, _, penalty = self.basis(candidate)
         if not basis.shape[1]:
             return np.tile(optimum.theta, (repeats, 1))
-        link = FITTED_MODELS[candidate.kind].log_probabilities
         centres = np.random.default_rng(seed).standard_normal((repeats, len(penalty))) / np.sqrt(penalty)
+        return self._around_centres(candidate, optimum, penalty, centres, np.arange(repeats), seed)
+
+    def _shrunk_draws(self, candidate: Candidate, found: Shrunken, repeats: int, seed: int) -> Floats:
+        """The same for a fit that shrinks: each draw has one of its widths, and a draw of the shipped parameters as centre."""
+        basis, offset, power = self._around[candidate]
+        rng = np.random.default_rng(seed)
+        width = rng.choice(len(found.parts), repeats, p=[part.weight for part in found.parts])
+        normal, own = rng.standard_normal((repeats, basis.shape[1])), own_draws(self, candidate, repeats)
+        drawn: Floats = offset + own
+        for number, part in enumerate(found.parts):
+            which = np.flatnonzero(width == number)
+            if number and len(which):
+                penalty = np.full(basis.shape[1], part.penalty)
+                centres = own[which] @ basis + normal[which] / np.sqrt(penalty)
+                drawn[which] = self._around_centres(candidate, part.optimum, penalty, centres, which, seed, power)
+        return drawn
+
+    def _around_centres(
+        self,
+        candidate: Candidate,
+        optimum: Optimum,
+        penalty: Floats,
+        centres: Floats,
+        which: NDArray[np.intp],
+        seed: int,
+        power: float = 1.0,
+    ) -> Floats:
+        """The parameters (r, k) of the bootstrap draws `which` (r,), each with a prior around its own of `centres` (r, f)."""
+        basis, offset, _ = self.basis(candidate)
+        link = FITTED_MODELS[candidate.kind].log_probabilities
+        drawn = np.tile(optimum.theta, (len(which), 1))
         if len(self.data) <= _REFITTED:
             rows = np.concatenate(list(self.data.table.blocks()))
-            weights = poisson_weights(rows[:, self.data.place["key"]].copy().view(np.uint64), repeats, seed)
+            weights = poisson_weights(self.data.keys(rows), int(which.max()) + 1, seed)
             m, t, votes = self.block(candidate, rows)
-            found = []
-            for draw, centre in enumerate(centres):
-                drawn_votes = votes * weights[:, draw, None]
+            for place, (draw, centre) in enumerate(zip(which, centres, strict=True)):
+                drawn_votes = power * votes * weights[:, draw, None]
                 if drawn_votes.any():
                     blocks: list[Block] = [(m, t, drawn_votes)]
                     around, start = offset + basis @ centre, optimum.free - centre
-                    found.append(maximise(link, partial(list, blocks), basis, around, penalty=penalty, start=start))
-            drawn = np.stack([each.theta for each in found])
-        else:
-            slopes = penalty * centres
-            for block in self.data.table.blocks(BLOCK):
-                m, t, counts = self.block(candidate, block)
-                _, by_s, by_t = link(*linear(optimum.theta, m, t))
-                of_s, of_t = (counts * by_s).sum(axis=1), (counts * by_t).sum(axis=1)
-                score = np.concatenate([of_s[:, None] * m, of_t[:, None], of_t[:, None] * t], axis=1) @ basis
-                keys = block[:, self.data.place["key"]].copy().view(np.uint64)
-                slopes += (poisson_weights(keys, repeats, seed) - 1).T @ score
-            steps = np.linalg.solve(optimum.information, slopes.T).T
-            drawn = offset + (optimum.free + steps) @ basis.T
-        widened: Floats = optimum.theta + expanded(self.groups) * (drawn - optimum.theta)
-        return widened
+                    found = maximise(link, partial(list, blocks), basis, around, penalty=penalty, start=start)
+                    drawn[place] = found.theta
+            return drawn
+        slopes = penalty * centres
+        for block in self.data.table.blocks(BLOCK):
+            m, t, counts = self.block(candidate, block)
+            _, by_s, by_t = link(*linear(optimum.theta, m, t))
+            of_s, of_t = (counts * by_s).sum(axis=1), (counts * by_t).sum(axis=1)
+            score = np.concatenate([of_s[:, None] * m, of_t[:, None], of_t[:, None] * t], axis=1) @ basis
+            weights = poisson_weights(self.data.keys(block), int(which.max()) + 1, seed)[:, which]
+            slopes += power * ((weights - 1).T @ score)
+        steps = np.linalg.solve(optimum.information, slopes.T).T
+        drawn[:] = offset + (optimum.free + steps) @ basis.T
+        return drawn
 
 
 def expanded(groups: int) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.shipped import Shipped
 from prefcast.forecasts.scores import RawScores, score_blocks, score_pairs
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Budget
@@ -81,11 +82,18 @@ class Gathered:
         members: Sequence[tuple[Scorer, Budget]],
         names: Sequence[str],
         progress: Progress | None,
+        shipped: Mapping[int, Shipped] | None = None,
     ) -> None:
-        """Score labelled pairs with every member and collect the evidence."""
+        """Score labelled pairs with every member and collect the evidence; `shipped` are the members' outcome models."""
         log_odds = len(members) == 1 and members[0][0].log_odds
         self.evidence = LabelledEvidence(
-            len(members), MARGIN_COVARIATES, TIE_COVARIATES, log_odds=log_odds, names=names, facts=LENGTHS
+            len(members),
+            MARGIN_COVARIATES,
+            TIE_COVARIATES,
+            log_odds=log_odds,
+            names=names,
+            facts=LENGTHS,
+            shipped=shipped,
         )
         for chunk in pieces(pairs):
             before, rows, counts = self.rows, list[Pair](), list[tuple[float, ...]]()

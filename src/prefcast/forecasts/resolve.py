@@ -17,7 +17,7 @@ from prefcast.scorers.base import Scorer
 from prefcast.scorers.options import given, given_values, options_for, options_of_text, which
 from prefcast.scorers.registry import DEFAULT, ScorerInfo, find_scorer, scorer_for
 
-__all__ = ["PRESETS", "Choice", "for_scores", "is_named_model", "resolve", "resolve_scorer"]
+__all__ = ["PRESETS", "Choice", "for_scores", "is_named_model", "resolve", "resolve_fitted", "resolve_scorer"]
 
 PRESETS = ("notebook",)
 TOKEN_POLICIES = ("keep-last", "proportional")
@@ -202,17 +202,24 @@ def resolve_scorer(choice: Choice) -> tuple[Scorer, Budget]:
 
     For a model that counts tokens, a budget without a limit is the policy that cuts to the limit of the model.
     """
+    scorer, budget, _ = resolve_fitted(choice)
+    return scorer, budget
+
+
+def resolve_fitted(choice: Choice) -> tuple[Scorer, Budget, Forecaster | None]:
+    """The scorer of a model and its budget, as `resolve_scorer`, and the forecaster they are from, None for a model without an
+    outcome model."""
     model = choice.model or DEFAULT
     if not is_named_model(model):
         found = resolve(choice)
-        return found.scorer, found.budget
+        return found.scorer, found.budget, found
     info = _info(model)
     options = _options(info, choice)
     if "policy" not in which(info.options):
         scorer = info.open(model, options)
-        return scorer, Forecaster.default_budget(scorer) if choice.budget is None else _parsed(choice.budget)
+        return scorer, Forecaster.default_budget(scorer) if choice.budget is None else _parsed(choice.budget), None
     policy, characters = token_policy(choice.budget)
-    return info.open(model, replace(options, policy=policy)), characters
+    return info.open(model, replace(options, policy=policy)), characters, None
 
 
 def _parsed(budget: Budget | str) -> Budget:

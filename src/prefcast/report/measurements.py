@@ -188,22 +188,36 @@ def fit_text(fitted: Fitted) -> str:
         table(("candidate", "log loss", "gain ± standard error", ""), rows, first_width=_FIRST),
         "",
         f"chosen: {fit.chosen}; log loss {fit.log_loss} out of fold",
+        *([card["as_shipped"]["said"]] if "as_shipped" in card else []),
         *([table(("", ""), parameters)] if parameters else []),
         *(f"{name} adds nothing: it has weight 0 and is not in the forecaster" for name in card["useless"]),
         *([] if fit.jury is None else jury_parts(fit.jury, fitted.names)),
     ]
     if "tie_level_moved" in card:
-        moved = card["tie_level_moved"]
-        estimate = f" [{moved['low']:.0%}, {moved['high']:.0%}], estimated" if "low" in moved else ""
-        parts.append(
-            f"the share of ties moved from {moved['from']:.1%} among the labels to {moved['to']:.1%}{estimate}"
-        )
+        parts += _moved_ties(card["tie_level_moved"])
     if fitted.cascade is not None:
         parts += ["", *cascade_parts(fitted.cascade)]
     if fitted.forecaster.agreement is not None:
         parts += agreement_lines(fitted.forecaster.agreement)
     no_better = "it is no better than the class prior, as far as these labels can tell: its gain is"
     return rendered(*parts, f"it gains {fit.gain} over the class prior" if fit.useful else f"{no_better} {fit.gain}")
+
+
+def _moved_ties(moved: Mapping[str, Any]) -> list[str]:
+    """How far the tie level was moved, and, if the share was estimated, on what grounds and with what result."""
+    line = f"the share of ties moved from {moved['from']:.1%} among the labels to {moved['to']:.1%}"
+    if "estimate" not in moved:
+        return [line]
+    share, loss, gain = moved["estimate"], moved["log_loss"], moved["gain"]
+    bounded = "; more is not believed" if moved["bounded"] else ""
+    return [
+        f"the target has {share['value']:.1%} ties [{share['low']:.1%}, {share['high']:.1%}], estimated from "
+        f"{moved['rows']} pairs with {moved['groups']} first prompts",
+        f"a mixture of the labelled ties and the other labelled pairs describes the target (p = {moved['p_value']:.2f})",
+        f"{line}, the estimate shrunk by its error{bounded}",
+        f"expected log loss on the target {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}], "
+        f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] better than without the move",
+    ]
 
 
 def plan_text(found: Plan) -> str:

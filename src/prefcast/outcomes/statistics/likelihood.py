@@ -38,12 +38,13 @@ _ROUNDING = 1e-12
 @dataclass(frozen=True)
 class Optimum:
     """The maximum of the likelihood: all parameters `theta` (k,), the free parameters `free` (f,), the `information`
-    (f, f) in the free parameters with the penalty, and the number of votes."""
+    (f, f) in the free parameters with the penalty, the number of votes, and the `loss`: minus the log-likelihood, plus the penalty."""
 
     theta: Floats
     free: Floats
     information: Floats
     votes: float
+    loss: float
 
 
 def linear(theta: Floats, m: Floats, t: Floats) -> tuple[Floats, Floats]:
@@ -75,7 +76,7 @@ def maximise(
         raise FitError(f"cannot fit {name}: there are no votes")
     for _ in range(_STEPS):
         if np.abs(slope).max(initial=0.0) <= _TOLERANCE * votes:
-            return Optimum(offset + basis @ free, free, information, votes)
+            return Optimum(offset + basis @ free, free, information, votes, loss)
         try:
             step = np.asarray(np.linalg.solve(information, slope), dtype=np.float64)
         except np.linalg.LinAlgError:
@@ -93,7 +94,7 @@ def maximise(
     size = float(np.abs(slope).max()) / votes
     if not size <= 100 * _TOLERANCE:
         raise FitError(f"the fit of {name} to {votes:g} labels did not converge (gradient {size:.1e})")
-    return Optimum(offset + basis @ free, free, information, votes)
+    return Optimum(offset + basis @ free, free, information, votes, loss)
 
 
 def cross_fitted(
