@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 from prefcast.errors import UsageError
-from prefcast.measuring.doctor.ballots import Ballots, VotesFile
+from prefcast.forecasts.check import Inspection, inspect
+from prefcast.forecasts.resolve import Choice, resolve_scorer
+from prefcast.measuring.doctor.ballots import Ballots, VotesFile, read_votes
 from prefcast.measuring.doctor.findings import Finding, FoundRow, Part, Places, rows_kind, write_rows
 from prefcast.measuring.doctor.leaks import Leaks
 from prefcast.measuring.doctor.raters import Raters
@@ -16,10 +20,11 @@ from prefcast.measuring.doctor.sides import Sides
 from prefcast.measuring.doctor.unlikely import Unlikely
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
-from prefcast.pairs.formats import PairFile
+from prefcast.pairs.formats import PairFile, open_pairs
+from prefcast.runs.ready import Running, ready_scorer
 from prefcast.scorers.base import Scorer
 
-__all__ = ["RATER_COLUMNS", "Doctor", "Finding", "FoundRow", "Request", "find_rater", "rows_kind", "write_rows"]
+__all__ = ["RATER_COLUMNS", "Checked", "Doctor", "Finding", "FoundRow", "Request", "check", "examined", "rows_kind"]
 
 # What the column with the rater's name is called, the likeliest first.
 RATER_COLUMNS = ("rater", "annotator", "rater_id", "annotator_id", "worker_id", "judge")
@@ -104,5 +109,82 @@ class Doctor:
 
     def write(self, path: str | os.PathLike[str]) -> int:
         """Write the rows that have a finding as .csv or .jsonl. Returns how many there are. Raises UsageError."""
-        rows: Iterable[FoundRow] = self.rows()
-        return write_rows(rows, path)
+        return write_rows(self.rows(), path)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file that was read: its contents, what was found in it, and the rows that have a finding."""
+
+    inspection: Inspection
+    findings: tuple[Finding, ...]
+    rows: tuple[FoundRow, ...] = field(default=(), repr=False)
+    written: int = 0
+
+    def __getitem__(self, name: str) -> Finding:
+        """The finding of that name. Raises KeyError."""
+        for finding in self.findings:
+            if finding.name == name:
+                return finding
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents and the findings as JSON types."""
+        return {"inspection": self.inspection.to_dict(), "findings": [each.to_dict() for each in self.findings]}
+
+
+def check(
+    source: Any,
+    *,
+    against: Sequence[Any] = (),
+    votes: str | os.PathLike[str] | None = None,
+    rater: str | None = None,
+    model: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    cells: str = "json",
+    label_values: Mapping[str, str] | None = None,
+    request: Request | None = None,
+) -> Checked:
+    """Read pairs and examine them and their labels.
+
+    `source` is what `open_pairs` takes; its first prompts and pairs are looked for in each source of `against`. `votes` is a file
+    of votes by id, `rater` the column that names who voted. With a `model` (`surface` is fast) the votes are listed that
+    everything else makes unlikely. Raises FileError and UsageError.
+    """
+    request = request or Request(keep_rows=True)
+    with ExitStack() as stack:
+        file = stack.enter_context(open_pairs(source, columns=columns, cells=cells, label_values=label_values))
+        others = [open_pairs(other, columns=columns, cells=cells, label_values=label_values) for other in against]
+        return examined(file, others, request=request, votes=votes, rater=rater, model=model)
+
+
+def examined(
+    file: PairFile,
+    against: Sequence[PairFile] = (),
+    *,
+    request: Request,
+    votes: str | os.PathLike[str] | None = None,
+    rater: str | None = None,
+    model: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    running: Running | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Checked:
+    """As `check`, of files that are open already. `output` receives the rows with findings; then they are not held."""
+    with ExitStack() as stack:
+        find_rater(file, rater)
+        given = None if votes is None else read_votes(votes)
+        scorer = None
+        if model is not None:
+            found, budget = resolve_scorer(Choice(model))
+            scorer = stack.enter_context(ready_scorer(found, running))[0], budget
+        leaks = [Leaks(other, request.similarity, request.most or Request.most) for other in against]
+        doctor = Doctor(file, request, votes=given, leaks=leaks, scorer=scorer)
+        inspection = inspect(file, progress=progress, each=doctor.see)
+        if given is not None and not doctor.ballots.matched:
+            raise UsageError(f"{given.name}: no vote has an id of {file.name}")
+        findings = doctor.findings()
+        if output is not None:
+            return Checked(inspection, findings, written=doctor.write(output))
+        rows = tuple(doctor.rows()) if request.keep_rows else ()
+        return Checked(inspection, findings, rows, len(rows))

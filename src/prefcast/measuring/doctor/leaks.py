@@ -102,7 +102,7 @@ class Leaks:
             "prompts": prompts,
             "rows_there": self.rows_there,
             "left_out": self.left_out,
-            **{kind: count for kind, count in zip(KINDS, kinds, strict=True)},
+            **dict(zip(KINDS, kinds, strict=True)),
         }
         yield Finding(f"leaks to {self.name}", total, self._rows, text, figures)
 

@@ -7,7 +7,7 @@ and the other votes on the same pair. Davidson's model joins them, fitted to the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,9 +105,9 @@ def _cross_fitted(votes: Votes, outcome: NDArray[np.int64], *, models: bool, oth
         margin.append(columns)
         hold[0] += [_PENALTY] * columns.shape[1]
     if others:
-        for part, penalties, columns in zip((margin, tie), (hold[0], hold[2]), _others(votes, outcome), strict=True):
+        for part, place, columns in zip((margin, tie), (0, 2), _others(votes, outcome), strict=True):
             part.append(columns)
-            penalties += [_OTHERS_PENALTY] * columns.shape[1]
+            hold[place] += [_OTHERS_PENALTY] * columns.shape[1]
     m, t = np.hstack(margin), np.hstack(tie)
     said = np.eye(len(Outcome))[outcome] * votes.count[:, None]
     folds = np.unique(spun(votes.prompts), return_inverse=True)[1] % FOLDS
