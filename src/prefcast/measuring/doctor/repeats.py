@@ -16,8 +16,9 @@ __all__ = ["NearPair", "NearPairs", "NearRepeats", "Repeats", "pair_key"]
 
 _NAMES = {Outcome.A: "A", Outcome.B: "B", Outcome.TIE: "tie"}
 _NO_LABEL = -1
-# Each part of a near-duplicate is at least so similar; the whole is at least as similar as the threshold.
-_PART = 0.5
+# The prompts of a near-duplicate are at least so similar, and so is each of its answers; the whole is at least as similar as the
+# threshold.
+_PROMPT, _ANSWER = 0.5, 0.7
 
 
 def pair_key(pair: Pair) -> tuple[int, bool]:
@@ -132,12 +133,15 @@ class NearPair:
         texts = ("\n".join(each) for each in ((pair.system, *pair.prompt), pair.response_a, pair.response_b))
         (self.prompt, first), (self.a, second), (self.b, third) = map(sketched, texts)
         self.minima: Hashes | None = np.minimum(np.minimum(first, second), third)
+        self.turns = len(pair.turns)
 
     def similarity(self, other: NearPair) -> tuple[float, bool]:
-        """The similarity of two pairs and whether A and B are exchanged; 0 if a part is another text."""
+        """The similarity of two pairs and whether A and B are exchanged; 0 if a part is another text, or one has more turns."""
+        if self.turns != other.turns:
+            return 0.0, False
         straight = min(self.a.similarity(other.a), self.b.similarity(other.b))
         crossed = min(self.a.similarity(other.b), self.b.similarity(other.a))
-        if min(max(straight, crossed), self.prompt.similarity(other.prompt)) < _PART:
+        if max(straight, crossed) < _ANSWER or self.prompt.similarity(other.prompt) < _PROMPT:
             return 0.0, False
         whole = self._whole().similarity(other._whole())
         return whole, crossed > straight
