@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -42,11 +43,13 @@ def spaced(text: str, draw: random.Random) -> str:
 
 
 def without_punctuation(text: str, draw: random.Random) -> str:
-    return "".join(each for each in text if each.isalnum() or each.isspace())
+    return "".join(each for each in text if unicodedata.category(each)[0] != "P")
 
 
 def one_word(text: str, draw: random.Random) -> str:
     words = text.split(" ")
+    if len(words) < 10:
+        return text  # in a shorter answer the word may be the answer
     words[draw.randrange(len(words))] = draw.choice(("indeed", "other", "quickly", "这个"))
     return " ".join(words)
 
@@ -95,7 +98,10 @@ def near(files: Sequence[str], copies: int = 350) -> None:
     kinds = [list(EDITS)[number % len(EDITS)] for number in range(copies)]
     rows = max(pair.row for pair in pairs)
     chosen = draw.sample(pairs, copies)
-    made = [edited(pair, kind, rows + 1 + number, draw) for number, (pair, kind) in enumerate(zip(chosen, kinds, strict=True))]
+    made = [
+        edited(pair, kind, rows + 1 + number, draw)
+        for number, (pair, kind) in enumerate(zip(chosen, kinds, strict=True))
+    ]
     origin = {copy.row: pair.row for copy, pair in zip(made, chosen, strict=True)}
     start = time.process_time()
     exact, nearly = Repeats(), NearRepeats(0.8, len(pairs) + copies)
@@ -115,11 +121,15 @@ def near(files: Sequence[str], copies: int = 350) -> None:
         mine = [copy.row for copy, each in zip(made, kinds, strict=True) if each == kind]
         print(f"  {kind:<36}{sum(row in right for row in mine)} of {len(mine)}")
     print(f"  recall {len(right) / copies:.3f}; found {len(found)}, of them {len(right)} copies of the right row")
-    print(f"  precision if no other row is a near-duplicate {len(right) / max(1, len(found)):.3f}; others: {len(natural)}")
+    print(
+        f"  precision if no other row is a near-duplicate {len(right) / max(1, len(found)):.3f}; others: {len(natural)}"
+    )
     by_row = {pair.row: pair for pair in pairs}
     for row, other in list(natural.items())[:12]:
         one, two = by_row[row], by_row[other]
-        print(f"    {one.id} / {two.id}: {one.prompt[0][:50]!r} / {two.prompt[0][:50]!r}; A {one.response_a[0][:30]!r} / {two.response_a[0][:30]!r}")
+        print(
+            f"    {one.id} / {two.id}: {one.prompt[0][:50]!r} / {two.prompt[0][:50]!r}; A {one.response_a[0][:30]!r} / {two.response_a[0][:30]!r}"
+        )
 
 
 def flips(files: Sequence[str], votes: str | None, model: str) -> None:
@@ -134,9 +144,9 @@ def flips(files: Sequence[str], votes: str | None, model: str) -> None:
     given, _ = part.votes()
     print(f"{len(given)} votes, {int(given.decided.sum())} decided; evidence of {model}")
     several = bool((np.bincount(given.pair) > 1).any())
-    for models, others in [(False, False), (True, False), *([(False, True), (True, True)] if several else [])]:
+    for models, others in ((False, False), (True, several)):
         for share in SHARES:
-            test = planted(given, share, models=models, others=others, repeats=10)
+            test = planted(given, share, models=models, others=others, repeats=5)
             half = float(test.right[int(np.searchsorted(test.held, 0.5))])
             reached = test.reached(0.8)
             print(

@@ -26,10 +26,7 @@ from prefcast.measuring.doctor.unlikely import Votes, odds_against, planted
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import open_pairs
 
-WORDS = (
-    "river garden window yellow seven answer never mountain paper bridge silver winter money doctor little open music "
-    "kitchen train letter summer quiet engine market island corner animal number simple"
-).split()
+WORDS = ("river", "garden", "window", "yellow", "seven", "answer", "never", "mountain", "paper", "bridge", "silver")
 
 
 def text(draw: random.Random, words: int = 40) -> str:
@@ -58,7 +55,10 @@ def named(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def examined(
-    rows: Sequence[dict[str, Any]], against: Sequence[Sequence[dict[str, Any]]] = (), rater: str | None = None, **more: Any
+    rows: Sequence[dict[str, Any]],
+    against: Sequence[Sequence[dict[str, Any]]] = (),
+    rater: str | None = None,
+    **more: Any,
 ) -> tuple[dict[str, Finding], list[FoundRow]]:
     """The findings by name, and the rows that have one."""
     votes = more.pop("votes", None)
@@ -179,7 +179,9 @@ def test_leaks_are_found_by_how_close_they_are() -> None:
     found, listed = examined(train, [test])
     first = found["leaks to table"]
     assert first.count == 4
-    assert [first.figures[kind] for kind in ("same pair", "nearly the same pair", "same prompt", "nearly the same prompt")] == [1, 1, 1, 1]
+    assert [
+        first.figures[kind] for kind in ("same pair", "nearly the same pair", "same prompt", "nearly the same prompt")
+    ] == [1, 1, 1, 1]
     assert about(listed, "leak") == [("p0", "p3"), ("p1", "p4"), ("p2", "p5"), ("p3", "p6")]
     assert examined(train, [rows_of(5, seed=3)])[0]["leaks to table"].text == "none of 20 rows"
 
@@ -379,7 +381,17 @@ def test_the_verb_says_counts_and_writes_the_rows(prefcast_here: Run, tmp_path: 
     write_jsonl(tmp_path / "train.jsonl", named([*rows, {**rows[3], "id": "=cmd()"}, {**rows[4], "id": "p\u202e4"}]))
     write_jsonl(tmp_path / "test.jsonl", named([*rows_of(5, seed=4), {**rows[7], "id": "leak"}]))
     done = prefcast_here(
-        "check", "train.jsonl", "--against", "test.jsonl", "--rows", "found.csv", "--json", "found.json", "--unlikely", "--cells", "text"
+        "check",
+        "train.jsonl",
+        "--against",
+        "test.jsonl",
+        "--rows",
+        "found.csv",
+        "--json",
+        "found.json",
+        "--unlikely",
+        "--cells",
+        "text",
     )
     assert done.returncode == 0, done.stderr
     lines = {line[:25].strip(): line[25:].strip() for line in done.stdout.splitlines()}
@@ -392,9 +404,11 @@ def test_the_verb_says_counts_and_writes_the_rows(prefcast_here: Run, tmp_path: 
         ("'=cmd()", "p3"),
         ("p\\u202e4", "p4"),
     ]
-    assert [(row["file"], row["row"], row["id"], row["other_file"], row["other_row"], row["other_id"]) for row in found if row["finding"] == "leak"] == [
-        ("train.jsonl", "8", "p7", "test.jsonl", "6", "leak")
-    ]
+    assert [
+        (row["file"], row["row"], row["id"], row["other_file"], row["other_row"], row["other_id"])
+        for row in found
+        if row["finding"] == "leak"
+    ] == [("train.jsonl", "8", "p7", "test.jsonl", "6", "leak")]
     said = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert said["inspection"]["rows"] == 32
     assert {each["name"]: each["count"] for each in said["findings"]}["leaks to test.jsonl"] == 1
@@ -414,7 +428,13 @@ def test_the_verb_says_counts_and_writes_the_rows(prefcast_here: Run, tmp_path: 
     ],
 )
 def test_mistakes_are_one_line(prefcast_here: Run, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
-    write_csv(tmp_path / "p.csv", [{**row, **{name: json.dumps([row[name]]) for name in ("prompt", "response_a", "response_b")}} for row in named(rows_of(5))])
+    write_csv(
+        tmp_path / "p.csv",
+        [
+            {**row, **{name: json.dumps([row[name]]) for name in ("prompt", "response_a", "response_b")}}
+            for row in named(rows_of(5))
+        ],
+    )
     (tmp_path / "votes.csv").write_text("id,winner\nother,a\n")
     done = prefcast_here("check", "p.csv", *options)
     assert done.returncode == 2

@@ -7,7 +7,7 @@ of up to 1,024 different shingles, for longer ones from their 1,024 smallest has
 elements in a data stream", 2002), with a standard error of at most 0.016.
 
 A shingle is five characters in a row. It is three where it begins with a character of Chinese, Japanese or Korean, which write
-a word with fewer. Texts are compared after NFKC and casefolding; punctuation is a space, and spaces in a row are one.
+a word with fewer. Texts are compared after NFKC and casefolding, without spaces and punctuation, up to 250,000 characters.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _LONG, _SHORT = 5, 3
 _IDEOGRAPHS = 0x2E80
 # NFKC brings almost all punctuation below this character.
 _TABLED = 0x3100
-_SPACE = np.uint32(32)
+# More of a text is not read: a text of any length takes the same memory and time.
+_READ = 250_000
 _KEPT = 1024
 _PERMUTATIONS = 48
 _RECALL = 0.99
-# So many shingles are hashed at a time: the memory does not depend on the length of a text.
+# So many shingles are hashed at a time.
 _PART = 8192
 # A bucket holds so many texts, and a text is compared with so many: a million texts that are alike take linear time. Each is
 # still found to be like the first of them.
@@ -46,31 +47,20 @@ _CROWD, _CANDIDATES = 32, 32
 
 
 @cache
-def _kinds() -> NDArray[np.uint8]:
-    """What becomes of each character below `_TABLED`: 0 it stays, 1 it is a space, 2 it is left out."""
-    kinds = np.zeros(_TABLED + 1, dtype=np.uint8)
+def _left_out() -> NDArray[np.bool_]:
+    """Which characters up to `_TABLED` are left out: spaces, punctuation, and what no one sees."""
+    found = np.zeros(_TABLED + 1, dtype=bool)
     for code in range(_TABLED):
         category = unicodedata.category(chr(code))
-        if category[0] in "PZ" or chr(code).isspace():
-            kinds[code] = 1
-        elif category in ("Cc", "Cf"):
-            kinds[code] = 2
-    return kinds
+        found[code] = category[0] in "PZ" or category in ("Cc", "Cf") or chr(code).isspace()
+    return found
 
 
 def normalised(text: str) -> Codes:
     """The code points of `text` as they are compared. A text of punctuation alone keeps its punctuation."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text[:_READ]).casefold())
     codes = _codes(folded)
-    kinds = _kinds()[np.minimum(codes, _TABLED)]
-    space = kinds == 1
-    plain = np.where(space, _SPACE, codes)
-    if kinds.max(initial=0) == 2:
-        plain, space = plain[kinds != 2], space[kinds != 2]
-    # Of spaces in a row the last one stays, but none at an end of the text, nor beside a character that needs none.
-    plain = plain[~space | np.append(~space[1:], False)]
-    bare = np.concatenate([[True], plain >= _IDEOGRAPHS, [True]])
-    kept = plain[(plain != _SPACE) | ~(bare[:-2] | bare[2:])]
+    kept = codes[~_left_out()[np.minimum(codes, _TABLED)]]
     return kept if len(kept) else _codes("".join(folded.split()))
 
 
