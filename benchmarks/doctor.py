@@ -94,7 +94,7 @@ def read(files: Sequence[str]) -> list[Pair]:
 
 def near(files: Sequence[str], copies: int = 350) -> None:
     """Recall of edited copies, by kind, and the precision of what is named."""
-    pairs, draw = read(files), random.Random(1)
+    pairs, draw = read(files), random.Random(1)  # noqa: S311
     kinds = [list(EDITS)[number % len(EDITS)] for number in range(copies)]
     rows = max(pair.row for pair in pairs)
     chosen = draw.sample(pairs, copies)
