@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prefcast.forecasts.resolve import Choice
     from prefcast.forecasts.scores import open_score_writer
     from prefcast.measuring.comparison import compare
+    from prefcast.measuring.doctor import check
     from prefcast.measuring.evaluation import evaluate
     from prefcast.measuring.ranking import rank
     from prefcast.outcomes.models import Davidson, NotebookRule, RaoKupper
@@ -46,6 +47,7 @@ __all__ = [
     "Running",
     "Scorer",
     "Turn",
+    "check",
     "compare",
     "evaluate",
     "fit",
@@ -79,6 +81,7 @@ _HOMES = {
     "Running": "runs.ready",
     "Scorer": "scorers.base",
     "Turn": "pairs",
+    "check": "measuring.doctor",
     "compare": "measuring.comparison",
     "evaluate": "measuring.evaluation",
     "fit": "fitting",

@@ -1,4 +1,4 @@
-"""The verbs that forecast: predict, explain, check."""
+"""The verbs that forecast: predict, explain."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ from prefcast.cli.shared import (
     app,
     check_outputs,
     check_with_text,
-    end_failed,
     one_file,
     opened,
-    progress,
     say,
     say_paid,
 )
 from prefcast.cli.verbs import MISSING, option, verb
-from prefcast.errors import UsageError, printable, shown_path
+from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.forecasts.handing import HandedOver
@@ -165,24 +163,3 @@ def explain(
     with ready(chosen, Running(keep=costs_money(chosen.scorer))) as forecaster:
         print(explanation_text(pair, forecaster.explain(pair)))
     say_paid(total_spent(chosen.scorer))
-
-
-@verb(app)
-def check(*, pairs: list[str] = PAIRS, reading: Reading) -> None:
-    """Read a file and show its format, rows, turns, labels, faults, and how long a forecast would take here.
-
-    Faults of one kind are shown once, with their number and their first rows.
-
-    \b
-    Example:
-      prefcast check pairs.csv --columns prompt=question,response_a=left,response_b=right --cells text
-    """
-    from prefcast.forecasts.check import inspect
-    from prefcast.report.descriptions import fault_lines, inspection_text
-
-    with opened(pairs, reading) as file, progress(file) as show:
-        found = inspect(file, progress=show)
-    for line in fault_lines(found.faults):
-        print(printable(line))
-    print(inspection_text(found))
-    end_failed(found.failed)

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -83,9 +84,23 @@ class Inspection:
     seconds: float
     faults: tuple[FaultKind, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        plain = dict(vars(self))
+        plain["turns"] = {str(number): count for number, count in self.turns.items()}
+        plain["labels"] = {
+            "none" if outcome is None else outcome.name.lower(): count for outcome, count in self.labels.items()
+        }
+        plain["faults"] = [
+            {"first": str(kind.first), "count": kind.count, "rows": list(kind.rows)} for kind in self.faults
+        ]
+        return plain
 
-def inspect(file: PairFile, *, progress: Callable[[int], None] | None = None) -> Inspection:
-    """Read all of `file`. Raises FileError for a fault of the file."""
+
+def inspect(
+    file: PairFile, *, progress: Callable[[int], None] | None = None, each: Callable[[Pair], None] | None = None
+) -> Inspection:
+    """Read all of `file`; `each` gets every pair. Raises FileError for a fault of the file."""
     forecaster = load_forecaster()
     rows = failed = truncated = 0
     turns: Counter[int] = Counter()
@@ -96,6 +111,7 @@ def inspect(file: PairFile, *, progress: Callable[[int], None] | None = None) ->
     sample: list[Pair] = []
     faults = _Faults()
     start = time.perf_counter()
+    examining = 0.0
     for item in file:
         rows += 1
         if progress and rows % _SAMPLE == 0:
@@ -112,7 +128,11 @@ def inspect(file: PairFile, *, progress: Callable[[int], None] | None = None) ->
         truncated += characters > forecaster.budget.limit
         if len(sample) < _SAMPLE:
             sample.append(forecaster.read(item)[0])
-    reading = time.perf_counter() - start
+        if each is not None:
+            begun = time.perf_counter()
+            each(item)
+            examining += time.perf_counter() - begun
+    reading = time.perf_counter() - start - examining
     rate, seconds = 0.0, reading
     if sample:
         forecaster.forecast(sample[:8])  # the first call takes longer

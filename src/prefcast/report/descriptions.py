@@ -14,6 +14,7 @@ from prefcast.scorers.options import which
 
 if TYPE_CHECKING:
     from prefcast.forecasts.check import FaultKind, Inspection
+    from prefcast.measuring.doctor.findings import Finding
     from prefcast.scorers.info import ScorerInfo
     from prefcast.scorers.remote.probing import Report
     from prefcast.scorers.reward.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "checkpoint_text",
     "fault_lines",
+    "findings_text",
     "inspection_text",
     "models_text",
     "probe_text",
@@ -62,6 +64,11 @@ def inspection_text(found: Inspection) -> str:
     if found.note:
         facts.insert(0, ("order", found.note))
     return rendered(f"{found.name}: {found.description}", table(("", ""), facts))
+
+
+def findings_text(findings: Iterable[Finding]) -> str:
+    """What `check` found in the pairs and their votes, one finding per line."""
+    return rendered(table(("", ""), [(each.name, each.text) for each in findings]))
 
 
 def fault_lines(kinds: Iterable[FaultKind]) -> Iterator[str]:
