@@ -59,6 +59,11 @@ class Votes:
     unused: int = 0
     unmatched: int = 0
 
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """The kinds that `n` counts."""
+        return (FORECAST,) if self.source == "forecasts" else (VOTE, FURTHER)
+
     def totals(self, *kinds: int) -> Floats:
         """The sum of each cell (c,); with `kinds` cells of other kinds are 0."""
         found: Floats = np.bincount(self.cell, self.weight, len(self.left)).astype(np.float64)
@@ -95,7 +100,7 @@ class Votes:
         entries = kept[self.cell]
         groups, group = np.unique(self.group[entries], return_inverse=True)
         weight = self.weight[entries]
-        counted = np.isin(self.kind[self.cell[entries]], (FORECAST,) if self.source == "forecasts" else (VOTE, FURTHER))
+        counted = np.isin(self.kind[self.cell[entries]], self.counted)
         return replace(
             self,
             left=self.left[kept],

@@ -44,9 +44,7 @@ class Styles:
         place = np.array([number.get(model, -1) for model in self.models])
         left, right = place[self.left], place[self.right]
         kept = (left >= 0) & (right >= 0)
-        return Styles(
-            tuple(models), left[kept], right[kept], self.sums[:, kept], self.group[kept], self.look[kept]
-        )
+        return Styles(tuple(models), left[kept], right[kept], self.sums[:, kept], self.group[kept], self.look[kept])
 
 
 class LookRows:

@@ -93,7 +93,7 @@ class _Collected:
         if of is not None:
             return of
         if not self.forecasts or self.voted == self.rows:
-            return "votes" if self.voted else "forecasts"
+            return "votes" if self.voted or not self.forecasts else "forecasts"
         return "both" if self.voted else "forecasts"
 
 
@@ -113,7 +113,10 @@ class _Reader(Table):
     def choose(self, asked: Asked, beside: Beside) -> None:
         """Say what is counted. Raises FileError where the file has none."""
         ours = {theirs: ours for ours, theirs in self._mapping.items()}
-        for name, why in ((*((name, "chooses the rows") for name in asked.where or ()), (asked.by, "names the categories"))):
+        for name, why in (
+            *((name, "chooses the rows") for name in asked.where or ()),
+            (asked.by, "names the categories"),
+        ):
             if name is not None and name not in self.columns:
                 raise FileError(self.name, f"column {excerpt(name)}, which {why}, is missing; {self.found}")
         self.read_too(*(asked.where or ()), *filter(None, [asked.by]))
@@ -124,9 +127,7 @@ class _Reader(Table):
             self.need("id", otherwise="votes and weights belong to rows by their id")
         labelled = bool(self.names & {"winner", "label"}) or beside.votes is not None
         if not self._three and (asked.of in ("forecasts", "both") or not labelled):
-            expected = (
-                ", ".join(WINNERS) if asked.of == "forecasts" else f"{', '.join(WINNERS)}; or winner; or label"
-            )
+            expected = ", ".join(WINNERS) if asked.of == "forecasts" else f"{', '.join(WINNERS)}; or winner; or label"
             raise FileError(self.name, f"has no column that says who won; expected {expected}")
         self._asked = asked.of
         # Whether the three columns are forecasts; None: the first row that has them decides.
@@ -139,7 +140,9 @@ class _Reader(Table):
             # A label tells the votes, so the three columns may be a forecast.
             self._forecasts = "label" in self.names or beside.votes is not None
         self._by_prompt, self._by_id = "prompt" in self.names, "id" in self.names
-        self._shape = next((shape for shape in SHAPES.values() if shape.labelled and self.names >= set(shape.needs)), None)
+        self._shape = next(
+            (shape for shape in SHAPES.values() if shape.labelled and self.names >= set(shape.needs)), None
+        )
         if asked.styled and self._shape is None:
             raise FileError(
                 self.name,

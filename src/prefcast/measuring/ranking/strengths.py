@@ -78,7 +78,7 @@ class Pairs:
         precision: float = 0.0,
         covariates: Floats | None = None,
     ) -> None:
-        self._left, self._right, self._k, self._precision = left, right, k, precision
+        self.left, self.right, self._k, self._precision = left, right, k, precision
         self._covariates = np.zeros((len(left), 0)) if covariates is None else covariates
         self._q = self._covariates.shape[1]
         self._centre: Floats = np.zeros(k)
@@ -103,25 +103,41 @@ class Pairs:
         # Only differences of strengths matter: with a mean of 0 here, theirs stays 0.
         self._centre = np.zeros(self._k) if centre is None else centre - centre.mean()
         tied = bool(sums[Outcome.TIE].any())
-        played = sums.sum(axis=0)
         free = self._k + self._q
         theta = np.zeros(free) if start is None else np.concatenate([start.strengths, start.slopes])
         if tied:
             theta = np.append(theta, 0.0 if start is None else math.log(start.nu or 1.0))
+        theta = self._climbed(theta, sums, step)
+        strengths = theta[: self._k] - theta[: self._k].mean()
+        return Fitted(strengths, theta[self._k : free], math.exp(theta[-1]) if tied else 0.0)
+
+    def added(self, sums: Floats, start: Fitted, free: NDArray[np.bool_], *, step: float = _STEP) -> Floats:
+        """The most likely log strengths (k,) where all but the `free` ones (k,), the slopes and nu are those of `start`. The mean of
+        the prior is `start`. Raises FitError where the maximum is not reached."""
+        self._centre = start.strengths
+        moving = np.append(free, np.zeros(len(start.theta) - self._k, bool))
+        return self._climbed(start.theta, sums, step, moving)[: self._k]
+
+    def _climbed(self, theta: Floats, sums: Floats, step: float, free: NDArray[np.bool_] | None = None) -> Floats:
+        """Where Newton's method ends that begins at `theta`; with `free` only these parameters move."""
+        played = sums.sum(axis=0)
         value = self._log_likelihood(theta, sums, played)
         stalled = False
         for _ in range(_MOST_STEPS):
             chances = self.chances(theta)
             score, information = self.score(theta, sums, chances), self.information(theta, played, chances)
+            move = np.zeros(len(theta))
+            some = np.ones(len(theta), bool) if free is None else free
+            if free is None:
+                # Only differences of strengths matter. This term fixes their mean and has no other effect.
+                information[: self._k, : self._k] += np.trace(information[: self._k, : self._k]) / self._k**2
             try:
-                move = np.asarray(np.linalg.solve(information, score), np.float64)
+                move[some] = np.linalg.solve(information[np.ix_(some, some)], score[some])
             except np.linalg.LinAlgError:
                 raise FitError("the ratings do not converge: too few votes join some models") from None
             longest = float(np.abs(move).max())
             if longest < (_FLAT if stalled else step):
-                theta = theta + move
-                strengths = theta[: self._k] - theta[: self._k].mean()
-                return Fitted(strengths, theta[self._k : free], math.exp(theta[-1]) if tied else 0.0)
+                return theta + move
             scale = min(1.0, _STRIDE / longest)
             # At its maximum the likelihood is flat, and rounding may make it fall a little.
             least = value - _ROUNDING * played.sum()
@@ -133,9 +149,15 @@ class Pairs:
             theta, value = theta + scale * move, risen
         raise FitError(f"the ratings did not converge in {_MOST_STEPS} steps: too few votes join some models")
 
+    def inverse(self, fitted: Fitted, sums: Floats) -> Floats:
+        """The inverse of the information, (d, d); of strengths whose mean is fixed."""
+        found = self.information(fitted.theta, sums.sum(axis=0))
+        found[: self._k, : self._k] += np.trace(found[: self._k, : self._k]) / self._k**2
+        return np.asarray(np.linalg.inv(found), np.float64)
+
     def _logits(self, theta: Floats) -> Floats:
         """Unnormalised log-probabilities of the three outcomes, (3, p)."""
-        half = (theta[self._left] - theta[self._right]) / 2
+        half = (theta[self.left] - theta[self.right]) / 2
         free = self._k + self._q
         if self._q:
             half = half + self._covariates @ theta[self._k : free] / 2
@@ -157,7 +179,7 @@ class Pairs:
 
     def score(self, theta: Floats, sums: Floats, chances: Floats | None = None) -> Floats:
         """The gradient of the log likelihood; `chances` (3, p) are those of `theta`."""
-        k, left, right = self._k, self._left, self._right
+        k, left, right = self._k, self.left, self.right
         won, lost, tie = self.chances(theta) if chances is None else chances
         score = np.zeros(len(theta))
         # 1 - p is never computed: it would lose all digits where p is almost 1.
@@ -173,7 +195,7 @@ class Pairs:
 
     def information(self, theta: Floats, played: Floats, chances: Floats | None = None) -> Floats:
         """Minus the second derivatives of the log likelihood, given how often each pair `played` (p,)."""
-        k, q, left, right, z = self._k, self._q, self._left, self._right, self._covariates
+        k, q, left, right, z = self._k, self._q, self.left, self.right, self._covariates
         won, lost, tie = self.chances(theta) if chances is None else chances
         found = np.zeros((len(theta), len(theta)))
         spread = played * (won * lost + tie * (won + lost) / 4)
@@ -186,8 +208,6 @@ class Pairs:
         found[k : k + q, :k] = found[:k, k : k + q].T
         if self._precision:
             found[np.arange(k), np.arange(k)] += self._precision
-        # Only differences of strengths matter. This term fixes their mean and has no other effect.
-        found[:k, :k] += spread.sum() / k**2
         if len(theta) > k + q:
             shared = played * tie * (lost - won) / 2
             found[-1, :k] = found[:k, -1] = np.bincount(left, shared, k) - np.bincount(right, shared, k)
