@@ -37,7 +37,9 @@ def leaderboard_text(board: Leaderboard) -> str:
 
 
 def _board(board: Leaderboard) -> list[str | Table]:
-    counts = ((board.failed, "failed"), (board.unlabelled, "without a vote"), (board.faults, "at fault"))
+    # Of votes with forecasts the first line says how many rows have votes.
+    unlabelled = 0 if board.together is not None else board.unlabelled
+    counts = ((board.failed, "failed"), (unlabelled, "without a vote"), (board.faults, "at fault"))
     left_out = "".join(f", {count} {what}" for count, what in counts if count)
     head, more = ("rank", "range", "model", "rating", "95 % interval", *_columns(board)), list(_rows(board))
     rows = [
@@ -67,7 +69,7 @@ def _board(board: Leaderboard) -> list[str | Table]:
 
 def _columns(board: Leaderboard) -> tuple[str, ...]:
     if board.style is not None:
-        return "without control", "change", "95 % interval", "votes"
+        return "without control", "change", "interval of the change", "votes"
     counted = "votes" if board.source == "both" else board.source
     return (counted, "win rate", *(("votes alone",) if board.together is not None else ()))
 

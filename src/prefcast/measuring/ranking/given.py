@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from prefcast.pairs.formats.table import Table
 __all__ = ["Beside", "beside"]
 
 _Path = str | os.PathLike[str]
+
+_MOST_VOTES = 1e9
 
 
 @dataclass
@@ -64,12 +67,16 @@ def beside(votes: _Path | None, weights: _Path | None) -> Beside:
         weights=None if weights is None else read_weights(weights),
         name=shown_path(votes if weights is None or votes is not None else weights) if votes or weights else "",
     )
+    if found.weights is not None and not math.isfinite(sum(found.weights.values())):
+        raise FileError(found.name, "the weights are too large to be added; expected numbers like 0.5 or 2")
     if votes is None:
         return found
     with Table(votes, fields=("id", *VOTES)) as table:
         counted = set(VOTES) <= table.names
     if counted:
         found.votes = read_vote_counts(votes)
+        if (many := next((id for id, each in found.votes.items() if sum(each) > _MOST_VOTES), None)) is not None:
+            raise FileError(shown_path(votes), f"the id {excerpt(many)} has more than a billion votes")
         return found
     counts: dict[str, list[float]] = {}
     for vote in read_side_votes(votes).votes:

@@ -79,6 +79,8 @@ class _Problem:
         self._pair, self._p = pair, len(met)
         self._pairs = Pairs(met // self._k, met % self._k, self._k, settings.precision)
         self._kind = votes.kind[votes.cell]
+        # Where nobody says tie, the forecast of a tie is half a win of either side: nu = 0 has no derivative.
+        self._halve = settings.halve or not (votes.totals(VOTE) * (votes.outcome == Outcome.TIE)).any()
         self._fold = np.arange(votes.groups) % _FOLDS
         # By group: the weight of the rows with votes, and of all rows.
         self._sampled, self._all = (
@@ -97,7 +99,7 @@ class _Problem:
         """The sums (3, p) of the entries `of` (m,)."""
         slot = (self._votes.outcome * self._p + self._pair)[self._votes.cell]
         found: Floats = np.bincount(slot, self._votes.weight * of, 3 * self._p).reshape(3, -1)
-        return halved_ties(found) if self._settings.halve else found
+        return halved_ties(found) if self._halve else found
 
     def _targets(self, tuned: Floats) -> Floats:
         """The prediction-powered sums (3, p), of as many votes as there are."""

@@ -22,6 +22,8 @@ __all__ = ["MOST_CATEGORIES", "SOURCES", "Asked", "Found", "read_board_votes"]
 
 SOURCES = ("votes", "forecasts", "both")
 MOST_CATEGORIES = 100
+# The smallest probability with which a row can have been drawn.
+_RAREST = 1e-9
 _TEXTS = tuple(dict.fromkeys(name for shape in SHAPES.values() if shape.labelled for name in shape.needs))
 
 
@@ -252,13 +254,15 @@ class _Reader(Table):
         return None if vote is None else tuple(float(outcome is vote) for outcome in Outcome)
 
     def _inclusion(self, record: Record, id: str) -> float:
-        if (found := self._beside.inclusion.get(id)) is not None:
-            return found
-        if absent(record.get("inclusion_probability")):
+        """With which probability a row was drawn to be voted on."""
+        found = self._beside.inclusion.get(id)
+        if found is None and absent(record.get("inclusion_probability")):
             return 1.0
-        found = number(record, "inclusion_probability", 0.0)
-        if not 0 < found <= 1:
-            raise Fault("inclusion_probability", f"is {found:g}; expected a number above 0 and at most 1")
+        found = number(record, "inclusion_probability") if found is None else found
+        if not _RAREST <= found <= 1:
+            raise Fault(
+                "inclusion_probability", f"is {found:g}; expected a number above 0 (1e-9 or more) and at most 1"
+            )
         return found
 
     def _empty(self, part: _Collected) -> bool:

@@ -31,6 +31,8 @@ _MOST_STEPS, _STEP, _ROUNDING = 500, 1e-6, 1e-12
 _FLAT = 1e-3
 # The longest step, in log strengths. Beyond that distance the quadratic approximation is not reliable.
 _STRIDE = 2.0
+# No data give log strengths as large as this: there is no maximum.
+_FARTHEST = 300.0
 
 
 def halved_ties(sums: Floats) -> Floats:
@@ -147,6 +149,8 @@ class Pairs:
                     raise FitError("the ratings do not converge: too few votes join some models")
             stalled = risen - value < _ROUNDING * played.sum()
             theta, value = theta + scale * move, risen
+            if np.abs(theta).max() > _FARTHEST:
+                break
         raise FitError(f"the ratings did not converge in {_MOST_STEPS} steps: too few votes join some models")
 
     def inverse(self, fitted: Fitted, sums: Floats) -> Floats:
