@@ -184,6 +184,18 @@ def test_an_inclusion_probability_at_fault_is_the_rows_fault(value: Any) -> None
     assert "inclusion_probability" in str(board.first_fault)
 
 
+def test_too_few_votes_say_what_forecasts_can_do() -> None:
+    rows = records(60, 60)
+    for row in rows[3:]:
+        row["label"] = None
+    for row in rows[:3]:
+        row["label"] = 0
+    with pytest.raises(
+        UsageError, match=r"more votes are needed; --prior 400 .*--from forecasts ranks by the forecasts alone"
+    ):
+        rank(rows, repeats=2)
+
+
 def test_few_votes_use_no_forecasts() -> None:
     given = sums(*_few())
     found = powered(given, Settings(repeats=3, prior=300))

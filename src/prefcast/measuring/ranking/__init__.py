@@ -33,7 +33,7 @@ from prefcast.measuring.ranking.finite import check_finite, with_enough
 from prefcast.measuring.ranking.given import beside
 from prefcast.measuring.ranking.onto import Board, added_to, read_board
 from prefcast.measuring.ranking.powered import powered
-from prefcast.measuring.ranking.rated import Rated, rank_ranges, ranks, rated
+from prefcast.measuring.ranking.rated import Rated, place_of, rank_ranges, ranks, rated
 from prefcast.measuring.ranking.reading import Asked, Found, read_board_votes
 from prefcast.measuring.ranking.strengths import expected_shares
 from prefcast.measuring.ranking.writing import matrix_kind, standings_kind, write_matrix, write_standings
@@ -158,8 +158,15 @@ def _ranked(found: Found, settings: Settings) -> Leaderboard:
             "--model or --forecaster, which know their error; or give the error with --system-error 0.27 (compare prints it)"
         )
     votes = with_enough(whole, settings.min_votes)
+    if settings.anchor is not None:
+        place_of(settings.anchor[0], votes.models)
     counted = votes.of(*votes.counted)
-    check_finite(counted, whole.of(*whole.counted), halve=settings.halve, prior=settings.prior is not None)
+    try:
+        check_finite(counted, whole.of(*whole.counted), halve=settings.halve, prior=settings.prior is not None)
+    except UsageError as error:
+        if votes.source != "both":
+            raise
+        raise UsageError(f"{error}; --from forecasts ranks by the forecasts alone, with wide intervals") from None
     more: dict[str, Any] = {}
     alone: list[Figure] = []
     if votes.source == "both":

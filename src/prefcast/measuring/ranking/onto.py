@@ -164,7 +164,7 @@ def added_to(board: Board, votes: Votes, settings: Settings) -> tuple[tuple[str,
 
     def strengths(weights: Floats, start: Fitted) -> Floats:
         # The votes between models of the board tell nothing of the new ones.
-        sums = np.bincount(slot, np.where(counted, weights, 0.0), 3 * len(met)).reshape(3, -1)
+        sums = np.bincount(slot, np.where(counted, weights, 0.0), 3 * len(met)).astype(np.float64).reshape(3, -1)
         return pairs.added(halved_ties(sums) if settings.halve else sums, start, free)
 
     try:
@@ -179,7 +179,8 @@ def added_to(board: Board, votes: Votes, settings: Settings) -> tuple[tuple[str,
             theirs = np.append(start.strengths[:before] + moved, found[before:])
             if settings.deviation is not None:
                 theirs[before:] = settings.deviation * rng.standard_normal(len(new))
-            draw[:] = strengths(np.bincount(votes.cell, weights, len(left)), Fitted(theirs, start.slopes, start.nu))
+            drawn = np.bincount(votes.cell, weights, len(left)).astype(np.float64)
+            draw[:] = strengths(drawn, Fitted(theirs, start.slopes, start.nu))
     except FitError as error:
         raise UsageError(f"{error}; a new model needs more votes against models of the board") from None
     rated = Rated.of_draws(found, board.nu, level + POINTS * found, level + POINTS * draws)

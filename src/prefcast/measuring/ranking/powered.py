@@ -98,7 +98,7 @@ class _Problem:
     def _sums(self, of: NDArray[np.bool_]) -> Floats:
         """The sums (3, p) of the entries `of` (m,)."""
         slot = (self._votes.outcome * self._p + self._pair)[self._votes.cell]
-        found: Floats = np.bincount(slot, self._votes.weight * of, 3 * self._p).reshape(3, -1)
+        found = np.bincount(slot, self._votes.weight * of, 3 * self._p).astype(np.float64).reshape(3, -1)
         return halved_ties(found) if self._halve else found
 
     def _targets(self, tuned: Floats) -> Floats:
@@ -124,12 +124,13 @@ class _Problem:
             np.add.at(scores, (group, votes.left[cell]), moved)
             np.add.at(scores, (group, votes.right[cell]), -moved)
             if len(theta) > k:
-                np.add.at(scores, (group, k), values[part] * level[cell])
+                np.add.at(scores[:, k], group, values[part] * level[cell])
             yield slice(start, stop), scores
 
     def _total(self, fitted: Fitted, values: Floats) -> Floats:
         """The scores of all groups together, (d,)."""
-        return np.sum([scores.sum(axis=0) for _, scores in self._scores(fitted, values)], axis=0)
+        found: Floats = np.sum([scores.sum(axis=0) for _, scores in self._scores(fitted, values)], axis=0)
+        return found
 
     def tuned(self) -> Floats:
         """Lambda of each fold (folds,), from the other folds."""
@@ -152,7 +153,8 @@ class _Problem:
             together += np.bincount(fold, (y * f).sum(axis=1), _FOLDS)
             spread += np.bincount(fold, (f * f).sum(axis=1), _FOLDS)
         above, below = together.sum() - together, spread.sum() - spread
-        return np.clip(np.divide(above, below, out=np.zeros(_FOLDS), where=below > 0), 0.0, 1.0)
+        found: Floats = np.clip(np.divide(above, below, out=np.zeros(_FOLDS), where=below > 0), 0.0, 1.0)
+        return found
 
     def rated(self, tuned: Floats) -> tuple[Rated, float]:
         """The ratings with these lambdas, and the sum of their variances."""

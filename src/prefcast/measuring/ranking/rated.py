@@ -122,5 +122,5 @@ def rank_ranges(draws: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The ends of the ranges of ranks (k,) and (k,)."""
     found = ranks(draws)
     # This method gives whole numbers, as ranks are.
-    low, high = (np.quantile(found, share, axis=0, method="inverted_cdf") for share in (_LOW, _HIGH))
+    low, high = np.quantile(found, [_LOW, _HIGH], axis=0, method="inverted_cdf").astype(np.int64)
     return low, high
