@@ -1,6 +1,6 @@
 """Do the intervals of `rank` hold where there are votes on a sample of the rows and forecasts of all?
 
-    python benchmarks/ranking.py [--repeats 500]
+    python benchmarks/ranking.py [--repeats 500] [--errors 0 1.5 -1.5]
 
 Five systems, 1,000 rows between them, and a forecaster that misjudges whole systems: the first by the error, the last by half of it
 in the other direction, on the logit scale. Votes on 50, 100 and 200 rows, drawn uniformly and as `prefcast label` draws them. The
@@ -10,7 +10,7 @@ truth is the ratings of 400,000 votes. Writes Markdown.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,27 +51,28 @@ def world(rng: np.random.Generator, rows: int, error: float) -> tuple[Ints, Ints
 
 def sums(left: Ints, right: Ints, parts: list[tuple[int, Ints, Floats]]) -> Votes:
     """`parts` are (kind, rows, weights (rows, 3)); each row is a group."""
-    columns = []
+    keys, groups = [], []
     for kind, rows, _ in parts:
         for outcome in range(3):
-            columns.append([left[rows], right[rows], np.full(len(rows), outcome), np.full(len(rows), kind), rows])
-    cells = np.concatenate([np.stack(each) for each in columns], axis=1)
+            keys.append(((left[rows] * 8 + right[rows]) * 4 + kind) * 4 + outcome)
+            groups.append(rows)
     weight = np.concatenate([weights[:, outcome] for _, _, weights in parts for outcome in range(3)])
     kept = weight > 0
-    found, cell = np.unique(cells[:4, kept], axis=1, return_inverse=True)
-    group = cells[4, kept]
+    found, cell = np.unique(np.concatenate(keys)[kept], return_inverse=True)
+    cells = found >> 7, found >> 4 & 7, found & 3, found >> 2 & 3
+    group = np.concatenate(groups)[kept]
     order = np.lexsort((cell, group))
-    groups, group = np.unique(group[order], return_inverse=True)
+    places, group = np.unique(group[order], return_inverse=True)
     source = "both" if len(parts) > 1 else "votes"
     return Votes(
-        MODELS, *found, group, cell[order], weight[kept][order], 0, len(groups), "rows", source, 0, 0, 0, None
+        MODELS, *cells, group, cell[order], weight[kept][order], 0, len(places), "rows", source, 0, 0, 0, None
     )  # fmt: skip
 
 
-def simulated(repeats: int) -> Iterator[str]:
+def simulated(repeats: int, errors: Sequence[float] = (0.0, 1.5, -1.5)) -> Iterator[str]:
     """A row for each setting: how often the intervals hold the truth, and their width beside that of votes alone."""
     settings = Settings(repeats=1)
-    for error in (0.0, 1.5, -1.5):
+    for error in errors:
         left, right, votes, _ = world(np.random.default_rng(99), 400_000, error)
         every = np.arange(len(left))
         whole = sums(left, right, [(VOTE, every, np.eye(3)[votes])])
@@ -110,12 +111,13 @@ def simulated(repeats: int) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--errors", type=float, nargs="+", default=[0.0, 1.5, -1.5])
     asked = parser.parse_args()
     print(
         "| error | sample | votes | intervals hold | votes alone hold | width | width of votes alone | lambda | no rating |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for line in simulated(asked.repeats):
+    for line in simulated(asked.repeats, asked.errors):
         print(line, flush=True)
 
 
