@@ -142,13 +142,18 @@ class _Problem:
         sums = self._w * self._votes_of
         fitted = pairs.solve(sums)
         inverse = pairs.inverse(fitted, sums)[:, : self._k]
-        of_votes, of_guesses = (np.where(self._kind == kind, weight, 0.0) for kind in (VOTE, GUESS))
-        y_mean, f_mean = (self._total(fitted, each) / self._w for each in (of_votes, of_guesses))
+        # What lambda multiplies: by group, the forecasts of the rows with votes less those of all rows.
+        ratio = self._w / self._n
+        of_votes = np.where(self._kind == VOTE, weight, 0.0)
+        of_forecasts = np.select([self._kind == GUESS, self._kind == FORECAST], [weight, -ratio * weight])
+        y_mean = self._total(fitted, of_votes) / self._w
+        f_mean = self._total(fitted, np.where(self._kind == FORECAST, weight, 0.0)) / self._n
         together, spread = np.zeros(_FOLDS), np.zeros(_FOLDS)
-        both = zip(self._scores(fitted, of_votes), self._scores(fitted, of_guesses), strict=True)
-        for (rows, said), (_, guessed) in both:
-            sampled = self._sampled[rows, None]
-            y, f = (said - sampled * y_mean) @ inverse, (guessed - sampled * f_mean) @ inverse
+        both = zip(self._scores(fitted, of_votes), self._scores(fitted, of_forecasts), strict=True)
+        for (rows, said), (_, forecast) in both:
+            sampled, every = self._sampled[rows, None], self._all[rows, None]
+            y = (said - sampled * y_mean) @ inverse
+            f = (forecast - (sampled - ratio * every) * f_mean) @ inverse
             fold = self._fold[rows]
             together += np.bincount(fold, (y * f).sum(axis=1), _FOLDS)
             spread += np.bincount(fold, (f * f).sum(axis=1), _FOLDS)
