@@ -59,14 +59,29 @@ def sums(left: Ints, right: Ints, parts: list[tuple[int, Ints, Floats]]) -> Vote
     weight = np.concatenate([weights[:, outcome] for _, _, weights in parts for outcome in range(3)])
     kept = weight > 0
     found, cell = np.unique(np.concatenate(keys)[kept], return_inverse=True)
-    cells = found >> 7, found >> 4 & 7, found & 3, found >> 2 & 3
+    left_of, right_of, outcome, kind_of = found >> 7, found >> 4 & 7, found & 3, found >> 2 & 3
     group = np.concatenate(groups)[kept]
     order = np.lexsort((cell, group))
     places, group = np.unique(group[order], return_inverse=True)
     source = "both" if len(parts) > 1 else "votes"
     return Votes(
-        MODELS, *cells, group, cell[order], weight[kept][order], 0, len(places), "rows", source, 0, 0, 0, None
-    )  # fmt: skip
+        models=MODELS,
+        left=left_of,
+        right=right_of,
+        outcome=outcome,
+        kind=kind_of,
+        group=group,
+        cell=cell[order],
+        weight=weight[kept][order],
+        n=0,
+        groups=len(places),
+        resampled="rows",
+        source=source,
+        failed=0,
+        unlabelled=0,
+        faults=0,
+        first_fault=None,
+    )
 
 
 def simulated(repeats: int, errors: Sequence[float] = (0.0, 1.5, -1.5)) -> Iterator[str]:

@@ -27,7 +27,8 @@ class Beside:
     votes: dict[str, tuple[float, ...]] | None = None
     inclusion: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] | None = None
-    name: str = ""
+    votes_name: str = ""
+    weights_name: str = ""
     _seen: set[str] = field(default_factory=set)
 
     @property
@@ -38,7 +39,9 @@ class Beside:
         """The votes on a row. Raises FileError for the second row of an id: whose votes they are would not be known."""
         found = None if self.votes is None else self.votes.get(id)
         if found is not None and id in self._seen:
-            raise FileError(self.name, f"has votes on the id {excerpt(id)}, which two rows have; each needs its own")
+            raise FileError(
+                self.votes_name, f"has votes on the id {excerpt(id)}, which two rows have; each needs its own"
+            )
         if found is not None:
             self._seen.add(id)
         return found
@@ -48,7 +51,7 @@ class Beside:
         if self.weights is None:
             return 1.0
         if (found := self.weights.get(id)) is None:
-            raise FileError(self.name, f"the id {excerpt(id)} has no weight; every row needs one")
+            raise FileError(self.weights_name, f"the id {excerpt(id)} has no weight; every row needs one")
         return found
 
     @property
@@ -63,14 +66,14 @@ def beside(votes: _Path | None, weights: _Path | None) -> Beside:
 
     Raises FileError.
     """
-    found = Beside(
-        weights=None if weights is None else read_weights(weights),
-        name=shown_path(votes if weights is None or votes is not None else weights) if votes or weights else "",
-    )
+    found = Beside()
+    if weights is not None:
+        found.weights, found.weights_name = read_weights(weights), shown_path(weights)
     if found.weights is not None and not math.isfinite(sum(found.weights.values())):
-        raise FileError(found.name, "the weights are too large to be added; expected numbers like 0.5 or 2")
+        raise FileError(found.weights_name, "the weights are too large to be added; expected numbers like 0.5 or 2")
     if votes is None:
         return found
+    found.votes_name = shown_path(votes)
     with Table(votes, fields=("id", *VOTES)) as table:
         counted = set(VOTES) <= table.names
     if counted:
