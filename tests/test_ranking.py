@@ -22,8 +22,9 @@ import prefcast as library
 from conftest import EXAMPLES, Run, kaggle_row, said_by, write_csv, write_jsonl
 from prefcast.errors import FileError, FitError, UsageError, printable
 from prefcast.measuring.ranking import Leaderboard, rank
+from prefcast.measuring.ranking.cells import Sums as _Sums
+from prefcast.measuring.ranking.reading import read_board_votes
 from prefcast.measuring.ranking.strengths import expected_shares, fit_strengths
-from prefcast.measuring.ranking.votes import _Sums, read_board_votes
 from prefcast.report.plots import inline_svg, leaderboard_figure, plot_style, save_figure
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -233,8 +234,9 @@ def test_certain_forecasts_are_votes() -> None:
         | {label: float(row["winner"] == outcome) for label, outcome in zip(LABELS, OUTCOMES, strict=True)}
         for row in rows
     ]
-    votes, forecasts = rank(rows, repeats=5).to_dict(), rank(soft, repeats=5).to_dict()
+    votes, forecasts = rank(rows, repeats=5).to_dict(), rank(soft, repeats=5, system_error=0).to_dict()
     assert (votes.pop("source"), forecasts.pop("source")) == ("votes", "forecasts")
+    assert (votes.pop("system_error"), forecasts.pop("system_error")) == (None, 0)
     assert votes == forecasts
 
 
@@ -361,7 +363,7 @@ def test_forecasts_and_votes_of_a_predictions_file(tmp_path: Path) -> None:
         forecast("x", "y", 0.3, 0.3, 0.4, margin=0.1, label=None, error=None),
     ]
     path = write_jsonl(tmp_path / "forecasts.jsonl", rows)
-    forecasts, votes = rank(path, repeats=3), rank(path, of="votes", repeats=3)
+    forecasts, votes = rank(path, of="forecasts", repeats=3, system_error=0.2), rank(path, of="votes", repeats=3)
     assert (forecasts.source, forecasts.n, forecasts.failed, forecasts.unlabelled) == ("forecasts", 4, 1, 0)
     assert (votes.source, votes.n, votes.failed, votes.unlabelled) == ("votes", 3, 1, 1)
     x = next(standing for standing in forecasts.standings if standing.model == "x")
@@ -377,7 +379,7 @@ def test_forecasts_of_predict_can_be_ranked(tmp_path: Path) -> None:
         for number in range(12)
     ]
     forecasts = library.predict(write_csv(tmp_path / "pairs.csv", rows))
-    board = library.rank(forecasts.records(with_text=True), repeats=10)
+    board = library.rank(forecasts.records(with_text=True), repeats=10, of="forecasts", system_error=0.1)
     assert (board.source, board.n, board.groups, board.resampled) == ("forecasts", 12, 4, "prompts")
 
 
@@ -412,7 +414,7 @@ def test_rows_at_fault_are_counted_and_named(row: dict[str, Any], field: str, sa
     ],
 )
 def test_forecasts_at_fault(row: dict[str, Any], says: str) -> None:
-    board = rank([forecast("x", "y", 0.5, 0.3, 0.2), row], repeats=3)
+    board = rank([forecast("x", "y", 0.5, 0.3, 0.2), row], repeats=3, system_error=0.1)
     assert board.faults == 1
     assert says in str(board.first_fault)
 
@@ -652,7 +654,7 @@ def test_a_plot_leaves_matplotlib_as_it_was() -> None:
 
 def test_votes_are_kept_as_sums() -> None:
     rows, _ = simulated(4, 3000, 6)
-    votes = read_board_votes([row | {"prompt": "the same"} for row in rows])
+    votes = read_board_votes([row | {"prompt": "the same"} for row in rows]).votes
     assert len(votes.weight) <= 3 * 6
     assert votes.weight.sum() == votes.n == 3000
 

@@ -20,7 +20,7 @@ from prefcast import open_pairs, read_pairs
 from prefcast.errors import FileError, RowError, UsageError
 from prefcast.fitting import fit
 from prefcast.forecasts.scores import score_blocks
-from prefcast.measuring.ranking.votes import read_board_votes
+from prefcast.measuring.ranking.reading import Asked, read_board_votes
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats.labels import label_values_of
 from prefcast.pairs.formats.saved import read_saved
@@ -260,7 +260,7 @@ def test_who_gives_a_number_another_meaning_has_to_give_all() -> None:
 
 def test_values_of_ones_own_in_every_reader(tmp_path: Path) -> None:
     rows = [{"id": number, "model_a": "x", "model_b": "y", "label": sign} for number, sign in enumerate(SIGNS)]
-    assert read_board_votes(rows, label_values=VALUES).n == 3
+    assert read_board_votes(rows, Asked(label_values=VALUES)).votes.n == 3
     scores = write_csv(tmp_path / "s.csv", [{**row, "score_a": 1, "score_b": 0} for row in rows])
     (block,) = score_blocks(scores, label_values=VALUES)
     assert block.labels.tolist() == [0, 1, 2]

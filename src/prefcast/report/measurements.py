@@ -1,4 +1,4 @@
-"""Evaluations, fits, comparisons, leaderboards and drifts as text, and any of them as JSON."""
+"""Evaluations, fits, comparisons and drifts as text, and any of them as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from prefcast.measuring.comparison import Comparison
     from prefcast.measuring.drift import Drift
     from prefcast.measuring.metrics import Baseline, Evaluation, Figure, Scores
-    from prefcast.measuring.ranking import Leaderboard
     from prefcast.measuring.sampling import Plan
     from prefcast.pairs.formats.answers import JoinReport
 
@@ -29,19 +28,14 @@ __all__ = [
     "drift_text",
     "evaluation_text",
     "fit_text",
-    "leaderboard_text",
     "plan_text",
     "write_json",
 ]
 
-_SCALES = {
-    "davidson": "Elo points of Davidson's model, in which ties have a probability of their own (--scale arena: as Arena's)",
-    "arena": "Elo points as on Arena's leaderboard: a tie is half a win of either side",
-}
 # With fewer rows the bootstrap intervals are too narrow.
 _FEW = 30
 _FIRST = 16
-_ID, _PROMPT, _MODEL, _LEFT_OUT = 16, 60, 60, 20
+_ID, _PROMPT = 16, 60
 _NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
 
 
@@ -347,36 +341,6 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
 
 def _percent(figure: Figure) -> tuple[str, str]:
     return f"{figure.value:.1%}", f"[{figure.low:.1%}, {figure.high:.1%}]"
-
-
-def leaderboard_text(board: Leaderboard) -> str:
-    """The models, the best first, one per line."""
-    left_out = _counts((board.failed, "failed"), (board.unlabelled, "without a vote"), (board.faults, "at fault"))
-    rows = [
-        (
-            str(standing.rank),
-            f"{standing.rank_low}-{standing.rank_high}",
-            short(standing.model, _MODEL),
-            f"{standing.rating:.0f}",
-            f"[{standing.low:.0f}, {standing.high:.0f}]",
-            str(standing.n),
-            f"{standing.win_rate:.1%}",
-        )
-        for standing in board.standings
-    ]
-    head = ("rank", "range", "model", "rating", "95 % interval", board.source, "win rate")
-    parts: list[str | Table] = [
-        f"{board.n} {board.source} between {len(rows)} models{left_out}; 95 % intervals by bootstrap over {board.groups} {board.resampled}",
-        _SCALES[board.scale]
-        + ("" if board.prior is None else f"; pulled towards the mean by a prior of {board.prior:g} points"),
-        "",
-        table(head, rows, right=(0, 3, 5, 6)),
-    ]
-    if board.left_out:
-        shown = ", ".join(short(model, _MODEL) for model in board.left_out[:_LEFT_OUT])
-        more = f" and {len(board.left_out) - _LEFT_OUT} more" if len(board.left_out) > _LEFT_OUT else ""
-        parts += ["", f"left out, with fewer than {board.min_votes} {board.source}: {shown}{more}"]
-    return rendered(*parts)
 
 
 def drift_text(drift: Drift) -> str:

@@ -154,7 +154,8 @@ def _ratings(axes: Axes, board: Leaderboard, names: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     axes.set_xlabel("rating (Elo points, mean 1000) and 95 % interval")
-    axes.set_title(f"{board.n:,} {board.source}, {board.groups:,} {board.resampled}")
+    counted = "votes, with forecasts" if board.source == "both" else board.source
+    axes.set_title(f"{board.n:,} {counted}, {board.groups:,} {board.resampled}")
 
 
 def _win_rates(figure: Figure, axes: Axes, board: Leaderboard) -> None:

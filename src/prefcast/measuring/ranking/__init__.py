@@ -1,4 +1,4 @@
-"""Leaderboards: ratings of models from votes on pairs of their answers, or from forecasts of such votes.
+"""Leaderboards: ratings of models from votes on pairs of their answers, from forecasts of such votes, or from both together.
 
 The ratings are strengths of Davidson's model, a Bradley-Terry model with ties (see `strengths`); on Arena's scale, those of the
 Bradley-Terry model with a tie as half a win of either side.
@@ -6,110 +6,57 @@ Bradley-Terry model with a tie as half a win of either side.
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.limits import MAX_ROW
-from prefcast.errors import RowError, UsageError, excerpt
-from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths, halved_ties
-from prefcast.measuring.ranking.votes import Votes, read_board_votes
+from prefcast.errors import UsageError
+from prefcast.measuring.ranking.boards import (
+    Added,
+    Category,
+    Leaderboard,
+    Settings,
+    Shift,
+    Slope,
+    Standing,
+    Style,
+    Together,
+)
+from prefcast.measuring.ranking.cells import FORECAST, FURTHER, VOTE, Votes
+from prefcast.measuring.ranking.controlled import controlled
+from prefcast.measuring.ranking.finite import check_finite, with_enough
+from prefcast.measuring.ranking.given import beside
+from prefcast.measuring.ranking.onto import Board, added_to, read_board
+from prefcast.measuring.ranking.powered import powered
+from prefcast.measuring.ranking.rated import Rated, place_of, rank_ranges, ranks, rated
+from prefcast.measuring.ranking.reading import Asked, Found, read_board_votes
+from prefcast.measuring.ranking.strengths import expected_shares
 from prefcast.measuring.ranking.writing import matrix_kind, standings_kind, write_matrix, write_standings
-from prefcast.outcomes.statistics.bootstrap import REPEATS
-from prefcast.pairs import Outcome
+from prefcast.outcomes.statistics.bootstrap import REPEATS, Figure
 
-__all__ = ["Leaderboard", "Standing", "matrix_kind", "rank", "standings_kind", "write_matrix", "write_standings"]
+__all__ = [
+    "Added",
+    "Category",
+    "Leaderboard",
+    "Shift",
+    "Slope",
+    "Standing",
+    "Style",
+    "Together",
+    "matrix_kind",
+    "rank",
+    "standings_kind",
+    "write_matrix",
+    "write_standings",
+]
 
 Floats = NDArray[np.float64]
-
-CENTRE = 1000.0
-# Elo's scale: 400 points are a factor of 10 in strength.
-POINTS = 400 / math.log(10)
-MOST_MODELS = 500
-SCALES = ("davidson", "arena")
-# Ratings that differ by less than this count as equal: the difference is rounding.
-_SAME = 1e-5
-_LOW, _HIGH = 0.025, 0.975
-_TRIED = (2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
-_NAMED = 5
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The place of one model.
-
-    `rating` is in Elo points, 1000 + 400 / ln(10) * log(strength); the mean over the models is 1000. `low` and `high`
-    are the 2.5 % and 97.5 % quantiles of the bootstrap draws of the rating. `rank` is 1 + the number of models with a
-    higher rating; `rank_low` (the better one) and `rank_high` are the 2.5 % and 97.5 % quantiles of the rank over the
-    draws. `n` is the number of rows with the model. `wins`, `losses` and `ties` are counts of votes, or sums of
-    probabilities of forecasts. `win_rate` is (wins + ties / 2) / n.
-    """
-
-    model: str
-    rating: float
-    low: float
-    high: float
-    rank: int
-    rank_low: int
-    rank_high: int
-    n: int
-    wins: float
-    losses: float
-    ties: float
-    win_rate: float
-
-
-@dataclass(frozen=True, eq=False)
-class Leaderboard:
-    """A leaderboard of k models, the best first.
-
-    `n` is the number of votes or forecasts; `source` says which. `nu` is the tie parameter. The intervals are from
-    resampling `groups` units `repeats` times with `seed`; `resampled` says whether these are first prompts or rows.
-    `scale` is davidson or arena, `prior` the standard deviation in points that ratings were expected to have, None without one.
-    `failed` rows had an error and no forecast, `unlabelled` rows no vote, and `faults` rows could not be read;
-    `first_fault` is the first of these. `left_out` are the models with fewer than `min_votes` votes.
-
-    The matrices (k, k) are in the order of `standings`, row against column. `meetings` is the number of votes.
-    `observed` is the share of them that the row won, a tie counting as half; it is nan if the two never met.
-    `predicted` is the share that the model expects. `observed` and `predicted` are nan on the diagonal.
-    """
-
-    standings: tuple[Standing, ...]
-    nu: float
-    n: int
-    groups: int
-    resampled: str
-    repeats: int
-    seed: int
-    source: str
-    failed: int
-    unlabelled: int
-    faults: int
-    first_fault: RowError | None
-    min_votes: int
-    left_out: tuple[str, ...]
-    meetings: Floats
-    observed: Floats
-    predicted: Floats
-    scale: str = "davidson"
-    prior: float | None = None
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names, the best first."""
-        return tuple(standing.model for standing in self.standings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types: matrices are lists of rows, and nan is None."""
-        plain = vars(self) | {"standings": [asdict(standing) for standing in self.standings]}
-        plain |= {"first_fault": self.first_fault and str(self.first_fault), "left_out": list(self.left_out)}
-        for name in ("meetings", "observed", "predicted"):
-            plain[name] = [[None if math.isnan(value) else value for value in row] for row in plain[name].tolist()]
-        return plain
+_Path = str | os.PathLike[str]
 
 
 def rank(
@@ -117,233 +64,224 @@ def rank(
     *,
     of: str | None = None,
     columns: Mapping[str, str] | None = None,
+    cells: str = "json",
     label_values: Mapping[str, str] | None = None,
     max_row: int = MAX_ROW,
     where: Mapping[str, str] | None = None,
+    by: str | None = None,
+    votes: _Path | None = None,
+    weights: _Path | None = None,
     anchor: tuple[str, float] | None = None,
     min_votes: int = 0,
     repeats: int = REPEATS,
     seed: int = 0,
     scale: str = "davidson",
     prior: float | None = None,
+    system_error: float | None = None,
+    style: bool = False,
+    onto: _Path | None = None,
 ) -> Leaderboard:
     """A leaderboard of the models that `model_a` and `model_b` name.
 
     `source` is a file, a table or a sequence of records (dicts, or `forecasts.records()`). `read_board_votes` describes the columns
-    that it needs, `of` ("forecasts" or "votes"), `columns`, `label_values` and `where`.
+    that it needs, `columns`, `label_values` and `where`. `of` is what ratings are made of: "votes", "forecasts" or "both"; without it,
+    the votes where every row has one or there are no forecasts, the forecasts where there are no votes, and otherwise both
+    (`powered`). `votes` is a file of votes by id, in the place of the labels, and `weights` one of weights (`beside`).
+
+    The ratings of forecasts alone need `system_error`: the standard deviation of the forecaster's error for two systems, in win
+    minus loss (`Forecaster.calibration.net`). Their intervals cover it.
 
     `anchor` is a model and its rating: all ratings are moved so that it has that rating in every draw. Without it their mean is
     1000. Models with fewer than `min_votes` votes are left out; this is repeated until all remaining models have that many
     votes among themselves. The intervals are from `repeats` draws of the Bayesian bootstrap over groups (Rubin 1981,
     "The Bayesian bootstrap", Annals of Statistics 9, 130-134: the weight of a group is an exponential variate). No
-    weight is 0, so the ratings of every draw are finite if those of the data are.
+    weight is 0, so the ratings of every draw are finite if those of the data are. Those of votes and forecasts together are described
+    in `powered`.
 
     `scale` is `davidson`, or `arena`: a tie counts as half a win of either side, as in Arena's leaderboard, and ratings lie
     closer together. `prior` pulls ratings towards their mean: a normal prior with this standard deviation in points. With it a
     model that never lost has a rating, whose interval is wide: each draw has a prior mean of its own, drawn from the prior
     (randomised maximum a posteriori; Gu and Oliver 2007).
 
+    `by` names a column: each of its values has a leaderboard of its own in `categories`. `style` controls for the style of the
+    answers (`controlled`), which needs their texts. `onto` is the JSON file of an earlier leaderboard: its ratings stay, and
+    the models that it does not have are rated against them (`added_to`); scale and nu are those of that leaderboard.
+
     Raises FileError, UsageError (also if a rating would be infinite or fewer than two models remain), and FitError if a
     fit does not converge.
     """
-    if repeats < 1:
-        raise UsageError(f"repeats is {repeats}; expected at least 1 draw")
-    if min_votes < 0:
-        raise UsageError(f"min_votes is {min_votes}; expected 0 or more")
-    if scale not in SCALES:
-        raise UsageError(f"unknown scale {excerpt(scale)}; there are {', '.join(SCALES)}")
-    if prior is not None and not 0 < prior < math.inf:
-        raise UsageError(f"prior is {prior:g}; expected a positive number of points")
-    whole = read_board_votes(source, of=of, columns=columns, label_values=label_values, where=where, max_row=max_row)
-    votes = _enough(whole, min_votes)
-    if len(votes.models) < 2:
-        raise UsageError(f"fewer than two models have {min_votes} votes or more; a leaderboard needs two")
-    if len(votes.models) > MOST_MODELS:
+    settings = Settings(
+        anchor=anchor,
+        min_votes=min_votes,
+        repeats=repeats,
+        seed=seed,
+        scale=scale,
+        prior=prior,
+        system_error=system_error,
+    )
+    if style and of in ("forecasts", "both"):
+        raise UsageError("style control is of votes; leave out the forecasts (--from votes)")
+    board = None if onto is None else _board(onto, settings, by=by, style=style)
+    asked = Asked(
+        of="votes" if style else of,
+        columns=columns,
+        cells=cells,
+        label_values=label_values,
+        max_row=max_row,
+        where=where,
+        by=by,
+        styled=style,
+    )
+    found = read_board_votes(source, asked, beside(votes, weights))
+    if board is not None:
+        return _onto(board, found.votes, settings)
+    categories = [_category(name, part, settings) for name, part in found.categories.items()]
+    return replace(_ranked(found, settings), categories=tuple(categories))
+
+
+def _category(name: str, found: Found | None, settings: Settings) -> Category:
+    if found is None:
+        return Category(name, None, "no row has what is ranked")
+    try:
+        return Category(name, _ranked(found, settings))
+    except UsageError as error:
+        return Category(name, None, str(error))
+
+
+def _ranked(found: Found, settings: Settings) -> Leaderboard:
+    """The leaderboard of what was read."""
+    whole = found.votes
+    if whole.source == "forecasts" and settings.system_error is None:
         raise UsageError(
-            f"there are {len(votes.models)} models; at most {MOST_MODELS} can be ranked; a higher --min-votes leaves out "
-            "models with few votes"
+            "these are forecasts without votes, and how far the forecaster is off for a whole system is not known: an interval would "
+            "promise too much. Add votes on some of the rows (a column label, or --votes FILE); or rank the pairs themselves with "
+            "--model or --forecaster, which know their error; or give the error with --system-error 0.27 (compare prints it)"
         )
-    wins, ties = votes.matrices()
-    _check_connected(votes, whole, halve=scale == "arena", prior=prior is not None)
-    deviation = None if prior is None else prior / POINTS
-    precision = 0.0 if deviation is None else deviation**-2
-    strengths, nu = fit_strengths(wins, ties, precision=precision, halve=scale == "arena")
-    ratings = CENTRE + POINTS * strengths
-    draws = _draws(votes, (strengths, nu), repeats, seed, halve=scale == "arena", deviation=deviation)
-    if anchor is not None:
-        model, rating = anchor
-        if model not in votes.models:
-            more = ", ..." if len(votes.models) > _NAMED else ""
-            named = f"{', '.join(map(excerpt, votes.models[:_NAMED]))}{more}"
-            raise UsageError(f"the anchor {excerpt(model)} is not among the ranked models; they are {named}")
-        place = votes.models.index(model)
-        ratings = ratings + (rating - ratings[place])
-        draws = draws + (rating - draws[:, [place]])
-    points = _ranks(ratings[None])[0]
-    # This method gives whole numbers, as ranks are.
-    rank_low = np.quantile(_ranks(draws), _LOW, axis=0, method="inverted_cdf")
-    rank_high = np.quantile(_ranks(draws), _HIGH, axis=0, method="inverted_cdf")
-    low, high = np.quantile(draws, [_LOW, _HIGH], axis=0)
+    votes = with_enough(whole, settings.min_votes)
+    if settings.anchor is not None:
+        place_of(settings.anchor[0], votes.models)
+    counted = votes.of(*votes.counted)
+    try:
+        check_finite(counted, whole.of(*whole.counted), halve=settings.halve, prior=settings.prior is not None)
+    except UsageError as error:
+        if votes.source != "both":
+            raise
+        raise UsageError(f"{error}; --from forecasts ranks by the forecasts alone, with wide intervals") from None
+    more: dict[str, Any] = {}
+    alone: list[Figure] = []
+    if votes.source == "both":
+        both = powered(votes, settings)
+        points = both.rated
+        alone = [
+            Figure(*map(float, each)) for each in zip(both.alone.ratings, both.alone.low, both.alone.high, strict=True)
+        ]
+        voted = round(float(votes.totals(VOTE).sum()))
+        rows = round(float(votes.totals(FORECAST).sum()))
+        more["together"] = Together(rows, voted, both.weight, round(voted * both.gain), ())
+    elif found.styles is not None:
+        points, more["style"] = controlled(found.styles.only(votes.models), settings)
+    else:
+        points = rated(counted, settings if votes.source == "forecasts" else replace(settings, system_error=None))
+        more["system_error"] = settings.system_error if votes.source == "forecasts" else None
+    made = _leaderboard(counted, votes.models, points, settings, **more)
+    place = {model: index for index, model in enumerate(votes.models)}
+    order = [place[model] for model in made.models]
+    if made.together is not None:
+        made = replace(made, together=replace(made.together, alone=tuple(alone[index] for index in order)))
+    if made.style is not None:
+        made = replace(made, style=replace(made.style, shifts=tuple(made.style.shifts[index] for index in order)))
+    return replace(made, left_out=tuple(model for model in whole.models if model not in place))
+
+
+def _leaderboard(votes: Votes, models: tuple[str, ...], points: Rated, settings: Settings, **more: Any) -> Leaderboard:
+    """The board of `models` with these ratings, and with the counts of `votes` between some of them."""
+    place = [models.index(model) for model in votes.models]
+    k = len(models)
+    wins, ties = np.zeros((k, k)), np.zeros((k, k))
+    wins[np.ix_(place, place)], ties[np.ix_(place, place)] = votes.matrices()
     # Without rounding there would be 12.000000000000002 wins.
     won, lost, tied = (np.round(total, 9) for total in (wins.sum(axis=1), wins.sum(axis=0), ties.sum(axis=1)))
     meetings = np.round(wins + wins.T + ties)
     with np.errstate(invalid="ignore"):
         observed = (wins + ties / 2) / (wins + wins.T + ties)
-    predicted = expected_shares(strengths, nu)
+        win_rate = (won + tied / 2) / (won + lost + tied)
+    predicted = expected_shares(points.strengths, points.nu)
     np.fill_diagonal(observed, np.nan)
     np.fill_diagonal(predicted, np.nan)
-    order = sorted(range(len(votes.models)), key=lambda i: (points[i], votes.models[i]))
+    rank_of = ranks(points.ratings[None])[0]
+    rank_low, rank_high = rank_ranges(points.draws)
+    order = sorted(range(k), key=lambda i: (rank_of[i], models[i]))
+    square = np.ix_(order, order)
     return Leaderboard(
         standings=tuple(
             Standing(
-                model=votes.models[i],
-                rating=float(ratings[i]),
-                low=float(low[i]),
-                high=float(high[i]),
-                rank=int(points[i]),
+                model=models[i],
+                rating=float(points.ratings[i]),
+                low=float(points.low[i]),
+                high=float(points.high[i]),
+                rank=int(rank_of[i]),
                 rank_low=int(rank_low[i]),
                 rank_high=int(rank_high[i]),
                 n=int(meetings[i].sum()) if votes.source == "votes" else round(float(won[i] + lost[i] + tied[i])),
                 wins=float(won[i]),
                 losses=float(lost[i]),
                 ties=float(tied[i]),
-                win_rate=float((won[i] + tied[i] / 2) / (won[i] + lost[i] + tied[i])),
+                win_rate=float(win_rate[i]),
             )
             for i in order
         ),
-        nu=nu,
+        nu=points.nu,
         n=votes.n,
         groups=votes.groups,
         resampled=votes.resampled,
-        repeats=repeats,
-        seed=seed,
+        repeats=settings.repeats,
+        seed=settings.seed,
         source=votes.source,
         failed=votes.failed,
         unlabelled=votes.unlabelled,
         faults=votes.faults,
         first_fault=votes.first_fault,
-        min_votes=min_votes,
-        left_out=tuple(model for model in whole.models if model not in set(votes.models)),
-        meetings=meetings[np.ix_(order, order)],
-        observed=observed[np.ix_(order, order)],
-        predicted=predicted[np.ix_(order, order)],
-        scale=scale,
-        prior=prior,
+        min_votes=settings.min_votes,
+        left_out=(),
+        meetings=meetings[square],
+        observed=observed[square],
+        predicted=predicted[square],
+        covariance=points.covariance[square],
+        scale=settings.scale,
+        prior=settings.prior,
+        unused=votes.unused,
+        unmatched=votes.unmatched,
+        **more,
     )
 
 
-def _draws(
-    votes: Votes, start: tuple[Floats, float], repeats: int, seed: int, *, halve: bool, deviation: float | None
-) -> Floats:
-    """The ratings of the bootstrap draws, (repeats, k); each fit starts at the estimate. `deviation` is that of the prior."""
-    k = len(votes.models)
-    met, pair = np.unique(votes.left * k + votes.right, return_inverse=True)
-    pairs = Pairs(met // k, met % k, k, 0.0 if deviation is None else deviation**-2)
-    slot = (votes.outcome * len(met) + pair)[votes.cell]
-    rng = np.random.default_rng(seed)
-    draws = np.empty((repeats, k))
-    for draw in draws:
-        weights = rng.standard_exponential(votes.groups)[votes.group] * votes.weight
-        sums: Floats = np.bincount(slot, weights, 3 * len(met)).astype(np.float64).reshape(3, -1)
-        centre = None if deviation is None else deviation * rng.standard_normal(k)
-        draw[:] = pairs.fit(halved_ties(sums) if halve else sums, start, centre)[0]
-    return CENTRE + POINTS * draws
+def _board(path: _Path, settings: Settings, *, by: str | None, style: bool) -> Board:
+    """The board that new models are added to. Raises UsageError for settings that do not go with one."""
+    for given, name in (
+        (settings.anchor is not None, "--anchor"),
+        (settings.min_votes, "--min-votes"),
+        (by is not None, "--by"),
+        (style, "--style"),
+    ):
+        if given:
+            raise UsageError(f"{name} does not go with --onto: the ratings of the earlier board stay as they are")
+    return read_board(path)
 
 
-def _ranks(ratings: Floats) -> NDArray[np.int64]:
-    """1 + the number of models with a higher rating, for each row of `ratings` (r, k)."""
-    ranks = np.empty(ratings.shape, np.int64)
-    for row, out in zip(ratings, ranks, strict=True):
-        out[:] = 1 + len(row) - np.searchsorted(np.sort(row), row + _SAME, side="right")
-    return ranks
-
-
-def _enough(votes: Votes, least: int) -> Votes:
-    while True:
-        cells = np.bincount(votes.cell, votes.weight, len(votes.left))
-        k = len(votes.models)
-        counts = np.bincount(votes.left, cells, k) + np.bincount(votes.right, cells, k)
-        enough = np.round(counts, 6) >= max(least, _SAME)
-        if enough.all():
-            return votes
-        votes = votes.only(enough)
-
-
-def _components(votes: Votes) -> tuple[NDArray[np.int64], int, Floats]:
-    """The strong components of the graph of wins and ties: the component of each model (k,), their count, and the graph
-    (k, k)."""
-    from scipy.sparse.csgraph import connected_components
-
-    wins, ties = votes.matrices()
-    graph = (wins + ties > 0).astype(np.float64)
-    count, label = connected_components(graph, connection="strong")
-    return label, int(count), graph
-
-
-def _ties_bounded(votes: Votes) -> bool:
-    """Whether nu is finite, given one component. It is if there are no ties, or if wins outnumber ties around some
-    circle of the graph.
-
-    Otherwise the log strengths can be shifted so that every winner moves at least 2 above the loser and models that tied
-    move at most 2 apart. If these shifts and log nu grow in proportion, no vote becomes less likely, so there is no
-    maximum. A circle with more wins than ties makes such shifts impossible.
-    """
-    from scipy.sparse.csgraph import NegativeCycleError, bellman_ford, connected_components
-
-    wins, ties = votes.matrices()
-    if not ties.any() or connected_components(wins > 0, connection="strong")[0] < len(wins):
-        return True
-    try:
-        bellman_ford(np.where(wins > 0, -1.0, (ties > 0).astype(np.float64)), indices=0)
-    except NegativeCycleError:
-        return True
-    return False
-
-
-def _check_connected(votes: Votes, whole: Votes, *, halve: bool, prior: bool) -> None:
-    """Raises UsageError unless all ratings and nu are finite. With a `prior` they are, if there is a win; where ties are half
-    wins (`halve`) there is no nu.
-
-    The ratings are finite if every model can be reached from every other by wins and ties (Ford 1957, "Solution of a
-    ranking problem from binary comparisons", American Mathematical Monthly 64, 28-33).
-    """
-    if not (votes.outcome != Outcome.TIE).any():
-        raise UsageError("every vote is a tie: the models cannot be ranked")
-    if prior:
-        return
-    label, count, graph = _components(votes)
-    if count == 1 and (halve or _ties_bounded(votes)):
-        return
-    if count == 1:
-        raise UsageError(
-            f"no finite ratings: no win contradicts the other wins, only ties do; more votes are needed{_advice(whole)}"
+def _onto(board: Board, votes: Votes, settings: Settings) -> Leaderboard:
+    """The board with the new models of `votes`; what it says of its own models stays."""
+    if votes.source == "forecasts":
+        raise UsageError("--onto rates new models by votes; these rows have forecasts alone")
+    counted = votes.of(VOTE, FURTHER)
+    settings = replace(settings, scale=board.scale)
+    models, points, added = added_to(board, counted, settings)
+    made = _leaderboard(counted, models, points, settings, added=added)
+    before = {each.model: each for each in board.standings}
+    standings = []
+    for each in made.standings:
+        old = before.get(each.model)
+        counts = (
+            {} if old is None else {name: getattr(old, name) for name in ("n", "wins", "losses", "ties", "win_rate")}
         )
-    # Of the groups without a win or tie into them, or out of them, the smallest gives the clearest message.
-    between = graph * (label[:, None] != label[None])
-    closed = [
-        (int((label == each).sum()), each)
-        for each in range(count)
-        if not between[label == each].any() or not between[:, label == each].any()
-    ]
-    size, each = min(closed)
-    inside = label == each
-    won, lost = between[inside].any(), between[:, inside].any()
-    names = [excerpt(votes.models[i], 40) for i in np.flatnonzero(inside)[:_NAMED]]
-    more = f" and {size - _NAMED} more" if size > _NAMED else ""
-    against = "" if size == 1 else " against the others"
-    what = f"never {'lost' if won else 'won'} or tied{against}" if won or lost else "never met the others"
-    raise UsageError(
-        f"no finite rating for {', '.join(names)}{more} (of {len(votes.models)} models): {what}; "
-        f"more votes are needed{_advice(whole)}; --prior 400 ranks them too, with wide intervals"
-    )
-
-
-def _advice(votes: Votes) -> str:
-    """The effect of leaving out models with few votes, as the end of a message."""
-    for least in _TRIED:
-        votes = _enough(votes, least)
-        if len(votes.models) < 2:
-            break
-        if (votes.outcome != Outcome.TIE).any() and _components(votes)[1] == 1 and _ties_bounded(votes):
-            return f", or --min-votes {least}, which leaves {len(votes.models)} models and {votes.n} votes"
-    return ""
+        standings.append(replace(each, **counts))
+    return replace(made, standings=tuple(standings), source="votes")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from prefcast.base.files import atomic_file, checked_ending
 from prefcast.errors import printable
@@ -29,15 +30,37 @@ def matrix_kind(path: str | os.PathLike[str]) -> str:
 
 
 def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
-    """Write one line per model, the best first, with the fields of Standing, as .csv or .jsonl. Raises UsageError."""
+    """Write one line per model, the best first, as .csv or .jsonl. Raises UsageError.
+
+    The fields are those of Standing; with forecasts beside the votes also what the votes alone say (`alone`, `alone_low`,
+    `alone_high`); with style control the rating without it and the change (`raw`, `change`, `change_low`, `change_high`). With
+    categories a first field `category` names the category; it is empty for the board of all rows.
+    """
     kind = standings_kind(path)
-    records = [asdict(standing) for standing in board.standings]
+    records = list(_records(board))
+    if board.categories:
+        boards = [("", board), *((each.name, each.board) for each in board.categories)]
+        records = [{"category": name, **each} for name, made in boards if made is not None for each in _records(made)]
     if kind == ".csv":
-        lines = [",".join(each.name for each in fields(board.standings[0]))]
-        lines += [",".join(map(_cell, record.values())) for record in records]
+        # A category may have columns that another lacks: there may be votes alone in it.
+        names = list(dict.fromkeys(name for record in records for name in record))
+        lines = [",".join(names)]
+        lines += [",".join(_cell(record.get(name, "")) for name in names) for record in records]
     else:
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
     _write(lines, path)
+
+
+def _records(board: Leaderboard) -> Iterator[dict[str, Any]]:
+    for place, standing in enumerate(board.standings):
+        more: dict[str, Any] = {}
+        if board.together is not None:
+            alone = board.together.alone[place]
+            more = {"alone": alone.value, "alone_low": alone.low, "alone_high": alone.high}
+        if board.style is not None:
+            raw, change = board.style.shifts[place].raw, board.style.shifts[place].change
+            more = {"raw": raw.value, "change": change.value, "change_low": change.low, "change_high": change.high}
+        yield asdict(standing) | more
 
 
 def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:

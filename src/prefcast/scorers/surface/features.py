@@ -27,6 +27,7 @@ __all__ = [
     "language",
     "pair_features",
     "read_texts",
+    "style_counts",
     "vocabulary_overlap",
 ]
 
@@ -161,6 +162,12 @@ def vocabulary_overlap(a: Text, b: Text) -> float:
     """The Jaccard index of the vocabularies of two texts; 1 for two texts without words."""
     union = len(a.vocabulary | b.vocabulary)
     return len(a.vocabulary & b.vocabulary) / union if union else 1.0
+
+
+def style_counts(texts: Sequence[str]) -> tuple[int, int, int, int]:
+    """What an answer, a text a turn, looks like: its characters, list items, headings and bold passages."""
+    text = "\n\n".join(texts)
+    return len(text), len(_LIST_ITEM.findall(text)), len(_HEADING.findall(text)), text.count("**") // 2
 
 
 def _count(phrases: Sequence[str], lower: str) -> int:
