@@ -263,6 +263,7 @@ class Asked:
     on_error: str
     with_text: bool = False
     allow_all_failed: bool = False
+    keep: Sequence[str] = ()
 
     @property
     def path(self) -> Path | None:

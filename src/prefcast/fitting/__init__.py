@@ -165,7 +165,7 @@ def fit(
         if forecaster.agreement is not None:
             card["agreement"] = agreement_said(forecaster.agreement)
         return Fitted(
-            replace(forecaster, scorer=forecaster.scorer.bare(), card=card),
+            replace(forecaster, scorer=forecaster.scorer.bare(), card=card, fitted_rows=gathered.fitted_rows),
             found,
             tuple(names),
             gathered.failed,

@@ -9,8 +9,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from prefcast.base.files import atomic_file, checked_ending
-from prefcast.errors import printable
-from prefcast.forecasts.outputs import quoted
+from prefcast.forecasts.outputs import safe_cell
 
 if TYPE_CHECKING:
     from prefcast.measuring.ranking import Leaderboard
@@ -34,7 +33,7 @@ def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
     records = [asdict(standing) for standing in board.standings]
     if kind == ".csv":
         lines = [",".join(each.name for each in fields(board.standings[0]))]
-        lines += [",".join(map(_cell, record.values())) for record in records]
+        lines += [",".join(map(safe_cell, record.values())) for record in records]
     else:
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
     _write(lines, path)
@@ -53,17 +52,8 @@ def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
             if i != j:
                 votes, observed, predicted = board.meetings[i, j], board.observed[i, j], board.predicted[i, j]
                 cells = (model, opponent, int(votes), "" if math.isnan(observed) else float(observed), float(predicted))
-                lines.append(",".join(map(_cell, cells)))
+                lines.append(",".join(map(safe_cell, cells)))
     _write(lines, path)
-
-
-def _cell(value: object) -> str:
-    """A CSV cell. Names are untrusted: control characters are escaped, and a text that a spreadsheet would take for a
-    formula gets an apostrophe before it."""
-    if not isinstance(value, str):
-        return repr(value)
-    shown = printable(value)
-    return quoted(f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown)
 
 
 def _write(lines: list[str], path: str | os.PathLike[str]) -> None:
