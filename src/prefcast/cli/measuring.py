@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcast.cli.requests import JSON_OUTPUT, SCORES, WITH_TEXT, Choosing, Keeping, Reading
+from prefcast.cli.requests import JSON_OUTPUT, MARKDOWN, SCORES, WITH_TEXT, Choosing, Keeping, Reading
 from prefcast.cli.shared import (
     app,
     check_outputs,
@@ -85,6 +85,7 @@ def evaluate(
     ),
     slices: bool = option("Show the figures for each kind of row too.", default=False),
     json_output: str | None = JSON_OUTPUT,
+    markdown: str | None = MARKDOWN,
     measuring: Measuring,
 ) -> None:
     """Measure forecasts on labelled pairs, next to forecasts that anyone can make.
@@ -100,16 +101,21 @@ def evaluate(
     """
     from prefcast.report.cascades import kept_lines
     from prefcast.report.evaluations import evaluation_text
-    from prefcast.report.measurements import write_json
+    from prefcast.report.measurements import write_json, write_markdown
 
     _check_swapped(swapped, measuring)
-    check_outputs([json_output, measuring.export], [*(labelled or []), swapped, *measuring.files], "the figures")
+    check_outputs(
+        [json_output, markdown, measuring.export], [*(labelled or []), swapped, *measuring.files], "the figures"
+    )
+    _check_one_standard_output(json_output, markdown)
     title, measured = _measured(labelled, measuring, swapped=swapped, by_margin=True)
     evaluation = measured.evaluation(repeats=measuring.repeats)
     promised = measured.agreement
     if json_output is not None:
         write_json(evaluation.to_dict() | ({} if promised is None else {"agreement": promised}), json_output)
-    if json_output != "-":
+    if markdown is not None:
+        write_markdown(evaluation, markdown)
+    if "-" not in (json_output, markdown):
         print(evaluation_text(evaluation, title, slices=slices or measuring.by is not None))
         for line in [] if promised is None else kept_lines(promised):
             print(line)
@@ -182,6 +188,11 @@ def _today() -> date:
         return datetime.fromtimestamp(int(seconds), UTC).date()
     except (ValueError, OverflowError, OSError):
         raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, found {seconds!r}") from None
+
+
+def _check_one_standard_output(*outputs: str | None) -> None:
+    if outputs.count("-") > 1:
+        raise UsageError("--json and --markdown cannot both go to standard output")
 
 
 def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
@@ -287,6 +298,7 @@ def compare(
     by: str | None = option("Compare for each value of this column of RIGHT too (with --votes).", "COLUMN"),
     scores: Path | None = SCORES,
     json_output: str | None = JSON_OUTPUT,
+    markdown: str | None = MARKDOWN,
     with_text: bool = WITH_TEXT,
     choosing: Choosing,
     reading: Reading,
@@ -308,14 +320,15 @@ def compare(
     from prefcast.measuring.comparison import compare as compare_pairs
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
     from prefcast.pairs.formats.side_votes import read_side_votes
-    from prefcast.report.measurements import comparison_text, write_json
+    from prefcast.report.measurements import comparison_text, write_json, write_markdown
     from prefcast.runs.ready import ready
     from prefcast.scorers.base import total_spent
 
     if output is not None:
         output_kind(output)
     check_with_text(output, with_text)
-    check_outputs([output, json_output], [left, right, votes])
+    check_outputs([output, json_output, markdown], [left, right, votes])
+    _check_one_standard_output(json_output, markdown)
     if votes is None and (anytime or by is not None):
         raise UsageError(f"--{'anytime' if anytime else 'by'} goes with --votes")
     said_votes = None if votes is None else read_side_votes(votes)
@@ -348,7 +361,9 @@ def compare(
             "first_error": join.first_error and str(join.first_error),
         }
         write_json({**found.to_dict(), "join": said}, json_output)
-    if json_output != "-":
+    if markdown is not None:
+        write_markdown(found, markdown)
+    if "-" not in (json_output, markdown):
         print(comparison_text(found, join))
     say_paid(total_spent(chosen.scorer))
     failed = join.failed + found.failed

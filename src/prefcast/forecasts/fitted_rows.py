@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ from prefcast.errors import ForecasterError, shown_path
 from prefcast.pairs import Pair
 from prefcast.pairs.pair import pair_keys
 
-__all__ = ["FITTED_ROWS", "FittedRows", "row_key"]
+__all__ = ["FITTED_ROWS", "FittedRows", "InSample", "Overlap", "row_key"]
 
 FITTED_ROWS = "fitted-rows.bin"
 _MAGIC = b"prefcast rows 1\n"
@@ -73,3 +73,45 @@ class FittedRows:
         if not fits or (found.keys[1:] <= found.keys[:-1]).any():
             raise ForecasterError(f"{shown_path(path)}: damaged: its hashes are not in order, or their number is wrong")
         return found
+
+
+@dataclass(frozen=True)
+class InSample:
+    """How many of `rows` were among those that the forecaster was fitted on. `exact` says that every fitted row is known;
+    otherwise the number is estimated from a sample of them."""
+
+    found: int
+    rows: int
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"{'' if self.exact else 'about '}{self.found:,} of these {self.rows:,} rows were in the fit"
+
+
+class Overlap:
+    """Counts pairs that a forecaster was fitted on; `fitted` is None if the forecaster does not say."""
+
+    def __init__(self, fitted: FittedRows | None) -> None:
+        self._fitted = fitted
+        self._rows = self._known = self._found = 0
+
+    def add(self, keys: NDArray[np.uint64]) -> None:
+        """Count pairs by their keys (`row_key`)."""
+        if self._fitted is not None:
+            held = self._fitted.holds(keys)
+            self._rows += len(keys)
+            self._known += int((held >= 0).sum())
+            self._found += int((held == 1).sum())
+
+    def add_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Count pairs."""
+        if self._fitted is not None:
+            self.add(np.array([row_key(pair) for pair in pairs], dtype=np.uint64))
+
+    @property
+    def found(self) -> InSample | None:
+        """What was counted; None if the forecaster does not say, or no pair was counted."""
+        if self._fitted is None or not self._rows:
+            return None
+        found = self._found if self._fitted.exact else round(self._rows * self._found / max(1, self._known))
+        return InSample(found, self._rows, self._fitted.exact)

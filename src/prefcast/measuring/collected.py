@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import RowError, UsageError
-from prefcast.forecasts.fitted_rows import FittedRows
+from prefcast.forecasts.fitted_rows import FittedRows, Overlap
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import GivenScores
 from prefcast.measuring.bias import Judged
 from prefcast.measuring.exported import ExportedRows, RowExport
 from prefcast.measuring.lengths import with_lengths
-from prefcast.measuring.metrics import NAMES, Evaluation, InSample, Swap, row_log_loss
+from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
 from prefcast.measuring.metrics.measure import measure
 from prefcast.measuring.metrics.rows import MeasuredRows, given_rows
 from prefcast.measuring.metrics.slices import Slicer
@@ -83,14 +83,12 @@ class Measured:
         fitted: FittedRows | None = None,
         export: RowExport | None = None,
     ) -> None:
-        self._by, self.labels, self._fitted, self._export = by, labels or RowLabels(), fitted, export
+        self._by, self.labels, self._overlap, self._export = by, labels or RowLabels(), Overlap(fitted), export
         self._slicer, self._length = Slicer(by), LengthScorer()
         of_texts = ["length", *(f"slice:{kind}" for kind in self._slicer.kinds)]
         others = [f"other{number}_{name}" for number in range(len(against)) for name in NAMES]
         self._table = Columns([*MeasuredRows.COLUMNS, *of_texts, *others])
         self._against, self._most = tuple(against), surprises
-        # Of the rows, those of the fit, and those of which that is known.
-        self._seen = self._known = 0
         self._largest: list[tuple[float, int, Pair, list[float]]] = []
         self._swapped: list[tuple[Pair, Floats]] = []
         self._swapped_characters = 0
@@ -181,9 +179,7 @@ class Measured:
             losses = row_log_loss(p, np.array([each.share for each in said])).tolist()
             new = zip(losses, numbers, map(_with_majority, pairs, said), p.tolist(), strict=True)
             self._largest = nlargest(self._most, [*self._largest, *new])
-        if self._fitted is not None:
-            held = self._fitted.holds(either)
-            self._seen, self._known = self._seen + int((held == 1).sum()), self._known + int((held >= 0).sum())
+        self._overlap.add(either)
         self._append([pair.id for pair in pairs], p, said, (keys, same), np.column_stack([lengths, codes]))
         for pair, each in zip(pairs, p, strict=True):
             if len(self._swapped) == SWAPPED or self._swapped_characters > _SWAPPED_CHARACTERS:
@@ -292,16 +288,9 @@ class Measured:
             unlabelled=self.unlabelled,
             truncated=self.truncated,
             by_margin=self.by_margin,
-            in_sample=self._in_sample(found.n),
+            in_sample=self._overlap.found,
             judge_bias=None if self._judged is None else self._judged.bias(repeats=repeats, seed=seed),
         )
-
-    def _in_sample(self, n: int) -> InSample | None:
-        """How many of the n measured rows the forecaster was fitted on."""
-        if self._fitted is None or not self._texts:
-            return None
-        found = self._seen if self._fitted.exact else round(n * self._seen / max(1, self._known))
-        return InSample(found, n, self._fitted.exact)
 
 
 def _with_majority(pair: Pair, label: RowLabel) -> Pair:

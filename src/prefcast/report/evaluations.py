@@ -110,10 +110,7 @@ def in_sample_said(evaluation: Evaluation) -> list[str]:
     found = evaluation.in_sample
     if found is None or not found.found:
         return []
-    about = "" if found.exact else "about "
-    return [
-        f"{about}{found.found} of these {found.rows} rows were in the fit: these figures are in-sample, and new rows will do worse"
-    ]
+    return [f"{found}: these figures are in-sample, and forecasts of new rows are worse"]
 
 
 def _people(limit: PeopleLimit) -> list[str | Table]:

@@ -15,6 +15,7 @@ from prefcast.report.terminal import counts_said, rendered, short, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from prefcast.base.tables import Tables
     from prefcast.fitting import Fitted
     from prefcast.measuring.comparison import Comparison
     from prefcast.measuring.drift import Drift
@@ -30,6 +31,7 @@ __all__ = [
     "leaderboard_text",
     "plan_text",
     "write_json",
+    "write_markdown",
 ]
 
 _SCALES = {
@@ -194,6 +196,11 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         "",
         verdict[found.verdict],
         f"(the 95 % intervals cover {covered})",
+        *(
+            [f"{found.in_sample}: the forecasts of these are in-sample"]
+            if found.in_sample and found.in_sample.found
+            else []
+        ),
         "",
         table(("kind of prompt", "n", "win minus loss", "", ""), kinds, right=(1, 2)),
     ]
@@ -269,7 +276,15 @@ def drift_text(drift: Drift) -> str:
 
 def write_json(data: Mapping[str, Any], path: str) -> None:
     """Write JSON to a file, whole or not at all, or to standard output (`-`)."""
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    _write(json.dumps(data, indent=1, allow_nan=False) + "\n", path)
+
+
+def write_markdown(found: Tables, path: str) -> None:
+    """Write the tables of a result as Markdown to a file, whole or not at all, or to standard output (`-`)."""
+    _write(found.to_markdown(), path)
+
+
+def _write(text: str, path: str) -> None:
     if path == "-":
         sys.stdout.write(text)
         return

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.tables import ShownTable, Tables
+from prefcast.forecasts.fitted_rows import InSample
 from prefcast.measuring.bias import JudgeBias
 from prefcast.measuring.metrics.calibration import CalibrationTest
 from prefcast.measuring.metrics.people import PeopleLimit
@@ -121,16 +123,6 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class InSample:
-    """How many of the measured `rows` were among those that the forecaster was fitted on. `exact` says that every fitted row is
-    known; otherwise the number is estimated from a sample of them."""
-
-    found: int
-    rows: int
-    exact: bool
-
-
-@dataclass(frozen=True)
 class Bin:
     """Rows with similar probabilities of one outcome: their number, mean probability, and the share where it happened."""
 
@@ -165,7 +157,7 @@ class Swap:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Tables):
     """The `scores` of a forecast on `n` labelled rows, and those of the `baselines` on the same rows.
 
     The intervals are from resampling `groups` units; `resampled` says whether these are first prompts or rows. `failed`
@@ -203,6 +195,12 @@ class Evaluation:
     def against(self) -> Difference | None:
         """The comparison with the first other forecast."""
         return None if self.compared is None else self.compared.others[0]
+
+    def tables(self) -> list[ShownTable]:
+        """The forecast beside the baselines and the other forecasts, its other figures, and the slices."""
+        from prefcast.measuring.metrics.shown import evaluation_tables
+
+        return evaluation_tables(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types; the fields of `scores` are on the top level. Without figures that mean nothing."""

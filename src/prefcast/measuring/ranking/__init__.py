@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.limits import MAX_ROW
+from prefcast.base.tables import ShownTable, Tables
 from prefcast.errors import RowError, UsageError, excerpt
 from prefcast.measuring.ranking.strengths import Pairs, expected_shares, fit_strengths, halved_ties
 from prefcast.measuring.ranking.votes import Votes, read_board_votes
@@ -64,7 +65,7 @@ class Standing:
 
 
 @dataclass(frozen=True, eq=False)
-class Leaderboard:
+class Leaderboard(Tables):
     """A leaderboard of k models, the best first.
 
     `n` is the number of votes or forecasts; `source` says which. `nu` is the tie parameter. The intervals are from
@@ -102,6 +103,16 @@ class Leaderboard:
     def models(self) -> tuple[str, ...]:
         """The names, the best first."""
         return tuple(standing.model for standing in self.standings)
+
+    def tables(self) -> list[ShownTable]:
+        """The standings, the best first."""
+        return [
+            ShownTable(
+                f"{self.n} {self.source} between {len(self.standings)} models",
+                tuple(each.name for each in fields(Standing)),
+                [tuple(vars(standing).values()) for standing in self.standings],
+            )
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types: matrices are lists of rows, and nan is None."""
