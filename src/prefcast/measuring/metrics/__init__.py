@@ -224,7 +224,8 @@ def _pairwise(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _shares(outcomes: NDArray[Any]) -> Floats:
     """Labels (n,) as shares of votes (n, 3)."""
-    return np.eye(len(Outcome))[outcomes] if outcomes.ndim == 1 else outcomes
+    shares: Floats = np.eye(len(Outcome))[outcomes] if outcomes.ndim == 1 else outcomes
+    return shares
 
 
 def row_log_loss(probabilities: Floats, outcomes: NDArray[Any]) -> Floats:

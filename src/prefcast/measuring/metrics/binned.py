@@ -64,7 +64,7 @@ class Binned:
         self._residuals += ((happened - said) ** 2).sum(axis=0)
         if self._rows <= DRAWN_ROWS:
             self._held = p, inside, weight
-        columns = {}
+        columns: dict[str, Floats] = {}
         for number, (name, index) in enumerate(self.bins):
             parts = (weighted, said, happened)
             columns |= {

@@ -173,7 +173,8 @@ def drawn_labels(p: Floats, inside: Floats, columns: NDArray[np.int64], weight: 
         for outcome in range(3):
             mine = columns == outcome
             found[start : start + len(u), mine] = happened[outcome].astype(np.float64) @ weighted[:, mine]
-    return found - said
+    found -= said
+    return found
 
 
 def recalibration_test(score: Floats, information: Floats, inflation: Floats) -> CalibrationTest:

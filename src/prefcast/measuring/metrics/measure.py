@@ -182,7 +182,7 @@ class _Plan:
     def _of_others(self, block: Floats, share: Floats, weight: Floats, losses: dict[str, Floats]) -> dict[str, Floats]:
         """The losses of the other forecasts, on the rows that all forecasts have."""
         every = [self._triple(block, f"other{number}") for number in range(len(self.rows.others))]
-        there = np.isfinite(np.concatenate(every, axis=1)).all(axis=1)
+        there: NDArray[np.bool_] = np.asarray(np.isfinite(np.concatenate(every, axis=1)).all(axis=1))
         columns = {"rows:both": weight * there, "log_loss:0": losses["log_loss"] * there}
         for number, theirs in enumerate(every, 1):
             other = _losses(np.where(there[:, None], theirs, 1 / 3), share)

@@ -36,7 +36,7 @@ def compared(sums: Bootstrap, names: Sequence[str], n: int) -> Compared | None:
     far = np.divide(np.abs(moved - gaps), error, out=np.zeros_like(moved), where=error > 0)
     times = float(np.quantile(far.max(axis=(1, 2)), 1 - _LEVEL)) if len(drawn) else 0.0
     # A forecast may be the best if no other is better by more than the width.
-    maybe = (gaps - times * error <= 0).all(axis=1)
+    maybe = [all(row) for row in (gaps - times * error <= 0).tolist()]
     others = tuple(
         Difference(
             name,
@@ -44,11 +44,11 @@ def compared(sums: Bootstrap, names: Sequence[str], n: int) -> Compared | None:
             **{what: sums.ratio(f"{what}:minus:{number}", "rows:both") for what in LOSSES},
             theirs=sums.ratio(f"log_loss:{number}", "rows:both"),
             together=_around(float(gaps[0, number]), times * float(error[0, number])),
-            may_be_best=bool(maybe[number]),
+            may_be_best=maybe[number],
         )
         for number, name in enumerate(names, 1)
     )
-    return Compared(n, sums.ratio("log_loss:0", "rows:both"), bool(maybe[0]), others)
+    return Compared(n, sums.ratio("log_loss:0", "rows:both"), maybe[0], others)
 
 
 def _around(value: float, half: float) -> Figure:
