@@ -27,9 +27,9 @@ def rows(n: int = 36, **more: Any) -> list[dict[str, Any]]:
         labelled(
             row % 3,
             id=f"r{row}",
-            prompt=f"question {row // 2}",
-            response_a="a" * (1 + 7 * row % 11),
-            response_b="b" * (1 + 5 * row % 13),
+            prompt=(f"question {row // 2}",),
+            a=("a" * (1 + 7 * row % 11),),
+            b=("b" * (1 + 5 * row % 13),),
             lang=("en", "de", "=cmd()")[row % 3],
             **more,
         )

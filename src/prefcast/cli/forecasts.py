@@ -83,7 +83,7 @@ def predict(
       prefcast predict test.csv --model internlm2-20b-reward --preset notebook --rehearse train.csv -o submission.csv
     """
     from prefcast.forecasts.handing import check_handing_over, handing_over
-    from prefcast.forecasts.predictions import open_writer
+    from prefcast.forecasts.predictions import check_kept, open_writer
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.rehearsal import Rehearsal, rehearsal_rows
     from prefcast.report.evaluations import evaluation_text
@@ -93,6 +93,7 @@ def predict(
     winner, kept = submission == "winner", tuple(dict.fromkeys(keep or ()))
     asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text, allow_all_failed, kept)
     check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores, hand_over=hand_over, keep=keep)
+    check_kept(kept)
     if kept and (output is None or rehearse is not None):
         raise UsageError(
             "--keep and --rehearse exclude each other"

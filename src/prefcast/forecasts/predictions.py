@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "open_writer", "output_kind"]
+__all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "check_kept", "open_writer", "output_kind"]
 
 # The interval of each probability, and the difference between the members of an ensemble.
 UNCERTAINTY = (*(f"{name}_{end}" for name in WINNERS for end in ("low", "high")), "member_spread")
@@ -194,6 +194,12 @@ def _bar(probability: float) -> str:
     return f'<td style="min-width:6em;background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
 
 
+def check_kept(own: Sequence[str]) -> None:
+    """Raise UsageError if a column that is kept is called as a column of the forecasts."""
+    if taken := next((name for name in own if name in RESERVED), None):
+        raise UsageError(f"a column that is kept is called {taken!r}, as a column of the forecasts is; leave it out")
+
+
 @contextmanager
 def open_writer(
     path: str | os.PathLike[str], *, with_text: bool = False, winner: bool = False, own: Sequence[str] = ()
@@ -209,8 +215,7 @@ def open_writer(
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
     if winner and kind != ".csv":
         raise UsageError(f"{shown_path(path)}: a submission of winners is a .csv; the other kinds have everything")
-    if taken := next((name for name in own if name in RESERVED), None):
-        raise UsageError(f"a column that is kept is called {taken!r}, as a column of the forecasts is; leave it out")
+    check_kept(own)
     columns = ("id", "winner") if winner else ("id", *WINNERS)
     with opened_writer(path, kind, columns, NUMBERS, with_text=with_text, own=own) as writer:
         yield _Submission(writer, winner) if kind == ".csv" else writer

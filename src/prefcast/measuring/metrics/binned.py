@@ -78,8 +78,10 @@ class Binned:
         logs = np.log(np.clip(p, _LEAST, 1.0))
         off = (share - p) * weight[:, None]
         gradient = np.column_stack([off[:, 0], off[:, 1], (off * logs).sum(axis=1)])
+        # What is certain has no variance; then any surprise is a contradiction.
+        near = np.clip(p, _LEAST, 1.0)
         mean = (p * logs).sum(axis=1)
-        weighted = p * (weight**2)[:, None]
+        weighted = near * (weight**2)[:, None]
         # The derivatives of log q by the parameters, less their means.
         steps = [np.eye(3)[outcome] - p[:, [outcome]] for outcome in range(2)] + [logs - mean[:, None]]
         self._information += [[float((weighted * one * other).sum()) for other in steps] for one in steps]

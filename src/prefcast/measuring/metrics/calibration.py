@@ -188,7 +188,10 @@ def recalibration_test(score: Floats, information: Floats, inflation: Floats) ->
     """
     from scipy.special import chdtrc
 
-    scale = np.sqrt(np.maximum(np.diag(information), 1e-300) * inflation)
+    # The slope of equal chances changes nothing.
+    there = np.diag(information) > _NO_INFORMATION * np.diag(information).max()
+    score, information, inflation = score[there], information[np.ix_(there, there)], inflation[there]
+    scale = np.sqrt(np.diag(information) * inflation)
     values, vectors = np.linalg.eigh(information * np.sqrt(np.outer(inflation, inflation)) / np.outer(scale, scale))
     # The slope of forecasts that are all the same is no direction of its own.
     informed = values > _NO_INFORMATION * max(1.0, float(values.max(initial=0.0)))
