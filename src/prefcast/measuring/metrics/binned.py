@@ -44,7 +44,7 @@ class Binned:
         k = len(self.bins)
         self._covariance, self._squares, self._residuals = np.zeros((k, k)), np.zeros(k), np.zeros(k)
         self._information, self._scores = np.zeros((3, 3)), np.zeros(3)
-        self._held: tuple[Floats, Floats, Floats] | None = None
+        self._held: list[tuple[Floats, Floats, Floats]] = []
 
     def columns(self, p: Floats, share: Floats, weight: Floats) -> dict[str, Floats]:
         """What each row of a block adds to the drawn sums: probabilities and shares of votes (m, 3), weights (m,)."""
@@ -63,7 +63,7 @@ class Binned:
         self._squares += (weighted**2).sum(axis=0)
         self._residuals += ((happened - said) ** 2).sum(axis=0)
         if self._rows <= DRAWN_ROWS:
-            self._held = p, inside, weight
+            self._held.append((p, inside, weight))
         columns: dict[str, Floats] = {}
         for number, (name, index) in enumerate(self.bins):
             parts = (weighted, said, happened)
@@ -105,10 +105,12 @@ class Binned:
             for outcome in range(3):
                 mine = self._of == outcome
                 more[mine] = _inflation(spread[mine].sum(), expected[mine].sum(), soft)
-        held = self._held
-        noise = (
-            drawn_noise(self._covariance) if held is None else drawn_labels(held[0], held[1], self._of, held[2])
-        ) * np.sqrt(more)
+        if self._held:
+            p, inside, weight = (np.concatenate(parts) for parts in zip(*self._held, strict=True))
+            noise = drawn_labels(p, inside, self._of, weight)
+        else:
+            noise = drawn_noise(self._covariance)
+        noise *= np.sqrt(more)
         error, p_value = calibration_error(Gaps(rows, said, happened, self._squares * more, noise))
         score = np.array([sums.total(name) for name in _SCORES])
         larger = np.ones(3)

@@ -108,7 +108,12 @@ class _Votes:
         table = rows.table
         votes, weight = table.column("votes"), table.column("weight")
         self.soft, self.weighted = bool((votes != 1).any()), bool((weight != 1).any())
-        _, self._first, pair = np.unique(table.column("pair").view(np.uint64), return_index=True, return_inverse=True)
+        self.several, self.part = False, np.zeros(0)
+        keys = table.column("pair").view(np.uint64)
+        # Most tables have one vote on each pair: no more is held of these.
+        if not self.soft and len(np.unique(keys)) == len(keys):
+            return
+        _, self._first, pair = np.unique(keys, return_index=True, return_inverse=True)
         self._counts = np.zeros((len(self._first), len(Outcome)))
         start = 0
         for block in table.blocks():
@@ -117,9 +122,10 @@ class _Votes:
             start += len(block)
         totals = self._counts.sum(axis=1)
         several = totals >= 2
-        self.several = bool(several.sum() >= _LEAST_PAIRS)
-        # What each row counts, (n,), if each pair with several votes counts once.
-        self.part = np.where(several, 1 / np.maximum(totals, 1), 0.0)[pair] * votes if self.several else np.zeros(0)
+        if several.sum() >= _LEAST_PAIRS:
+            self.several = True
+            # What each row counts, (n,), if each pair with several votes counts once.
+            self.part = np.where(several, 1 / np.maximum(totals, 1), 0.0)[pair] * votes
 
     def limit(self, key: NDArray[np.uint64], sums: Bootstrap) -> PeopleLimit | None:
         """The limit that agreement sets, for pairs with several votes."""
