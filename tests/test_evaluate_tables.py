@@ -240,7 +240,7 @@ def test_the_measured_rows_as_a_file(prefcast_here: Run, tmp_path: Path, ending:
         assert read[0]["id"] == "'=r0"
         assert read[2]["slice_lang"] == "'=cmd()"
     elif ending == "jsonl":
-        read = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+        read = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
         assert read[2]["slice_lang"] == "=cmd()"
     else:
         read = pandas.read_parquet(tmp_path / "rows.parquet").to_dict("records")

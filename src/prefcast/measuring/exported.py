@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class ExportedRows:
         figures = (row_log_loss(self.p, self.share), row_brier(self.p, self.share), row_accuracy(self.p, self.share))
         numbers = np.column_stack([self.p, self.share, self.votes, self.weight, *figures, self.p - self.share]).tolist()
         labels = np.where(self.share.max(axis=1) == 1, self.share.argmax(axis=1), -1).tolist()
-        known = (np.where(np.isnan(values), None, values).tolist() for values in self.others.values())
+        known = ([None if math.isnan(loss) else loss for loss in values.tolist()] for values in self.others.values())
         losses = list(zip(*known, strict=True))
         for row, id in enumerate(self.ids):
             key = int(self.keys[row])

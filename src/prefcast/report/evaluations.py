@@ -72,8 +72,11 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
         parts.append("no label is a tie: pairwise accuracy leaves the forecast of a tie out")
     if slices:
         parts += ["", *_slices(evaluation)]
-    if evaluation.n < _FEW:
-        parts += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures are uncertain"]
+    if evaluation.groups < _FEW:
+        parts += [
+            "",
+            f"{evaluation.groups} {evaluation.resampled} are few: the intervals above are too narrow, and the figures are uncertain",
+        ]
     return rendered(*parts)
 
 

@@ -224,8 +224,10 @@ def _pairwise(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _shares(outcomes: NDArray[Any]) -> Floats:
     """Labels (n,) as shares of votes (n, 3)."""
-    shares: Floats = np.eye(len(Outcome))[outcomes] if outcomes.ndim == 1 else outcomes
-    return shares
+    if outcomes.ndim == 1:
+        shares: Floats = np.eye(len(Outcome))[outcomes]
+        return shares
+    return outcomes
 
 
 def row_log_loss(probabilities: Floats, outcomes: NDArray[Any]) -> Floats:
@@ -233,7 +235,8 @@ def row_log_loss(probabilities: Floats, outcomes: NDArray[Any]) -> Floats:
 
     Here and below, `outcomes` are labels (n,), or shares of votes (n, 3).
     """
-    return -(_shares(outcomes) * np.log(np.clip(probabilities, _EPSILON, 1 - _EPSILON))).sum(axis=1)
+    losses: Floats = -(_shares(outcomes) * np.log(np.clip(probabilities, _EPSILON, 1 - _EPSILON))).sum(axis=1)
+    return losses
 
 
 def row_accuracy(probabilities: Floats, outcomes: NDArray[Any]) -> Floats:

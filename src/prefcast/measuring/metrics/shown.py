@@ -23,7 +23,7 @@ def evaluation_tables(found: Evaluation) -> list[ShownTable]:
     tables = [ShownTable(f"{found.n} labelled pairs", ("forecast", *(head for head, _ in columns)), rows)]
     tables.append(ShownTable("figures", ("figure", "value"), _figures(found)))
     if found.compared is not None:
-        others = [(_OURS, found.compared.log_loss, None, None, _yes(found.compared.may_be_best))]
+        others: list[tuple[Any, ...]] = [(_OURS, found.compared.log_loss, None, None, _yes(found.compared.may_be_best))]
         others += [
             (each.name, each.theirs, each.log_loss, each.together, _yes(each.may_be_best))
             for each in found.compared.others
