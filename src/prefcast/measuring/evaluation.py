@@ -28,7 +28,6 @@ from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.fields import Fault
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts, read_saved, saved_blocks
-from prefcast.pairs.formats.table import Table
 from prefcast.pairs.sources import opened_pairs
 from prefcast.runs.jobs import forecasts_of
 from prefcast.runs.loop import Progress, Tally
@@ -177,11 +176,16 @@ def measured_predictions(
     """
     wanted = wanted or Wanted()
     if labelled is None:
-        with Table(path, fields=("id",)) as table:
-            measured, name = wanted.collector(table.columns), table.name
+        made: list[Measured] = []
+
+        def own(columns: Sequence[str]) -> Sequence[str]:
+            made.append(wanted.collector(columns))
+            return wanted.kept(made[0])
+
         exchanged = []
-        for block in saved_blocks(path, label_values=label_values, own=wanted.kept(measured)):
-            labels = _labels(measured, block, name)
+        for block in saved_blocks(path, label_values=label_values, own=own):
+            measured = made[0]
+            labels = _labels(measured, block, shown_path(path))
             with_label = np.array([label is not None for label in labels])
             used = with_label & ~block.failed
             measured.failed += int((with_label & block.failed).sum())
@@ -199,11 +203,11 @@ def measured_predictions(
         predictions = SavedForecasts.of(saved_blocks(path, label_values=label_values))
         waiting: list[Pair] = []
         found: list[int] = []
-        labels: list[RowLabel] = []
+        said: list[RowLabel] = []
 
         def collect() -> None:
             cut = None if predictions.truncated is None else predictions.truncated[found].tolist()
-            measured.add_pairs(waiting, predictions.probabilities[found], cut, labels)
+            measured.add_pairs(waiting, predictions.probabilities[found], cut, said)
 
         for item in file:
             measured.rows += 1
@@ -222,10 +226,10 @@ def measured_predictions(
             else:
                 waiting.append(item)
                 found.append(index)
-                labels.append(label)
+                said.append(label)
                 if len(waiting) >= SWAPPED:
                     collect()
-                    waiting, found, labels = [], [], []
+                    waiting, found, said = [], [], []
         collect()
     if swapped is not None:
         measured.swap = swap_of(predictions.probabilities, swapped.rows_of(predictions.ids))

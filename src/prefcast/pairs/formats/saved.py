@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -86,26 +86,31 @@ def read_saved(path: Any) -> SavedForecasts:
 
 
 def saved_blocks(
-    path: Any, *, label_values: Mapping[str, str] | None = None, own: Sequence[str] = ()
+    path: Any,
+    *,
+    label_values: Mapping[str, str] | None = None,
+    own: Callable[[Sequence[str]], Sequence[str]] | None = None,
 ) -> Iterator[SavedForecasts]:
     """Read a submission or predictions file, a block of rows at a time: `id`, three probabilities, perhaps `label` (0, 1,
-    2, or what `label_values` names), `error`, `prompt` and `own` columns.
+    2, or what `label_values` names), `error` and `prompt`. `own` is given the file's columns and names those of them to keep.
 
     Probabilities that were rounded (rows summing to 1 within 0.001) are normalised. Anything else raises FileError with its row.
     """
     expected = ("id", *WINNERS)
-    with Table(path, fields=(*expected, *ROW_FIELDS, *chain.from_iterable(_READ), *own)) as table:
+    with Table(path, fields=(*expected, *ROW_FIELDS, *chain.from_iterable(_READ))) as table:
         told = all(name in table.names for name in _READ[0])
         table.need(*expected, otherwise=f"expected {', '.join(expected)} (a predictions file)")
         if not are_forecasts(table.names) and {"prompt", "response_a", "conversation_a"} & table.names:
             raise FileError(table.name, "holds pairs and their labels, not predictions")
-        if missing := next((name for name in own if name not in table.columns and not table.loose), None):
+        kept = () if own is None else own(table.columns)
+        table.read_too(*kept)
+        if missing := next((name for name in kept if name not in table.columns and not table.loose), None):
             raise FileError(table.name, f"column {excerpt(missing)} is missing; {table.found}")
         for block in row_blocks(table, Labels(label_values)):
             values = numbers(table, block, WINNERS, gaps=False)
             cut = np.array([*map(_truncated, block.records)], bool) if told else None
-            kept = {name: [_own(record.get(name)) for record in block.records] for name in own}
-            yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys, cut, kept)
+            values_of = {name: [_own(record.get(name)) for record in block.records] for name in kept}
+            yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys, cut, values_of)
 
 
 def _own(value: Any) -> str | None:
