@@ -217,6 +217,11 @@ def test_several_forecasts_are_compared_on_the_rows_that_all_have(prefcast_here:
         assert wide["value"] == pytest.approx(narrow["value"])
         assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
     assert found["against"]["name"] == "good.csv"
+    # A forecast that is the same as another one makes no interval wider.
+    (tmp_path / "same.csv").write_text((tmp_path / "good.csv").read_text())
+    again = figures(prefcast_here("evaluate", "f.jsonl", *QUICK, *against, "--against", "same.csv", "--json", "-"))
+    for one, other in zip(again["compared"]["others"], compared["others"], strict=False):
+        assert one["together"] == pytest.approx(other["together"], abs=1e-6)
     text = prefcast_here("evaluate", "f.jsonl", *QUICK, *against).stdout
     assert "4 forecasts on the 30 rows that all of them have" in text
     forecast("none.csv", 0.5, 0)

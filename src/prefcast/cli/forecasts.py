@@ -92,7 +92,9 @@ def predict(
     check_with_text(output, with_text)
     winner, kept = submission == "winner", tuple(dict.fromkeys(keep or ()))
     asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text, allow_all_failed, kept)
-    check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores, hand_over=hand_over, keep=keep or None)
+    check_run(
+        asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores, hand_over=hand_over, keep=keep or None
+    )
     check_kept(kept)
     if kept and (output is None or rehearse is not None):
         raise UsageError(

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 LOSSES = ("log_loss", "accuracy", "brier_score")
 _LEVEL = 0.05
+_ROUNDING = 1e-5
 
 
 def compared(sums: Bootstrap, names: Sequence[str], n: int) -> Compared | None:
@@ -33,6 +34,8 @@ def compared(sums: Bootstrap, names: Sequence[str], n: int) -> Compared | None:
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
     gaps, moved = value[:, None] - value, drawn[:, :, None] - drawn[:, None, :]
     error = moved.std(axis=0) if len(drawn) else np.zeros_like(gaps)
+    # Draws are summed in single precision: two forecasts that are the same differ by rounding.
+    error = np.where(error > _ROUNDING, error, 0.0)
     far = np.divide(np.abs(moved - gaps), error, out=np.zeros_like(moved), where=error > 0)
     times = float(np.quantile(far.max(axis=(1, 2)), 1 - _LEVEL)) if len(drawn) else 0.0
     # A forecast may be the best if no other is better by more than the width.
