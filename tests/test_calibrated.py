@@ -12,8 +12,9 @@ from prefcast.measuring.metrics import row_log_loss
 from prefcast.measuring.metrics.calibration import Gaps, calibration_error, drawn_noise, recalibration_test
 from prefcast.measuring.metrics.measure import evaluate_probabilities
 from prefcast.measuring.metrics.people import people_limit
+from prefcast.measuring.metrics.several import LOSSES, compared
 from prefcast.outcomes.models import Davidson
-from prefcast.outcomes.statistics.bootstrap import Figure
+from prefcast.outcomes.statistics.bootstrap import Bootstrap, Figure
 
 NOTHING = Figure(1.0, 1.0, 1.0)
 
@@ -179,3 +180,23 @@ def test_the_limit_is_the_entropy_of_what_all_people_say(alpha: tuple[float, ...
     assert found.agree.low < same < found.agree.high
     assert found.brier_score.value == pytest.approx(1 - found.agree.value)
     assert people_limit(np.eye(3), np.arange(3, dtype=np.uint64), NOTHING) is None
+
+
+def test_intervals_of_many_forecasts_hold_together() -> None:
+    rng, outside = np.random.default_rng(0), 0
+    for repeat in range(30):
+        # The losses of five forecasts, which are equally good.
+        losses = rng.normal(1, 0.5, (80, 5))
+        sums = Bootstrap(200, repeat)
+        columns = {f"log_loss:{number}": losses[:, number] for number in range(5)} | {"rows:both": np.ones(80)}
+        for number in range(1, 5):
+            columns |= {f"{what}:minus:{number}": losses[:, 0] - losses[:, number] for what in LOSSES}
+        sums.add(np.arange(80, dtype=np.uint64), columns)
+        found = compared(sums, ["b", "c", "d", "e"], 80)
+        assert found is not None
+        outside += not all(each.together.low <= 0 <= each.together.high for each in found.others)
+        assert all(
+            each.together.high - each.together.low > each.log_loss.high - each.log_loss.low for each in found.others
+        )
+    # 5 % of 30 are 1.5.
+    assert outside <= 5
