@@ -1,15 +1,17 @@
 """Do the intervals of `compare --votes` hold, and how much do forecasts narrow them?
 
-    python benchmarks/votes.py [--data DIR] [--model surface]
+    python benchmarks/votes.py [--data DIR] [--model surface | embedded]
 
 Simulated: systems that a forecaster misjudges as a whole, votes on 50, 100 and 200 of 1,000 pairs, drawn uniformly and with
 unequal probabilities, and streams that are looked at after every vote. Real: every pair of systems in the training files with
-at least 60 votes; all votes but 50 are hidden, 200 times. Writes Markdown.
+at least 60 votes; all votes but 50 are hidden, 200 times: a uniform sample and one drawn as `label` draws it. The weights of `embedded`
+are fitted again for each file, without it and without its prompts. Writes Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +20,25 @@ from numpy.typing import NDArray
 
 import prefcast
 from prefcast import Pair
+from prefcast.fitting.evidence import LabelledEvidence
+from prefcast.fitting.selection import davidson_link
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.measuring.sampling import draw
 from prefcast.measuring.voted import voted
+from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.sampled import anytime
 from prefcast.pairs import Outcome
 from prefcast.pairs.formats import open_pairs
 from prefcast.pairs.formats.side_votes import SideVote, SideVotes
 from prefcast.pairs.pair import group_key
+from prefcast.scorers.embedded import EmbeddedScorer
+from prefcast.scorers.embedded.encoder import ENCODER
+from prefcast.scorers.embedded.texts import TOKENIZER, PairTokenizer
+from prefcast.scorers.store import EvidenceStore
+from prefcast.scorers.surface import feature_arrays
+from prefcast.training.data import read_labelled
+from prefcast.training.fit import Rows, evidence, fit
+from prefcast.training.vectors import read_vectors
 
 Floats = NDArray[np.float64]
 FILES = ("mtbench_human", "tulu_human_eval", "vicuna80_human", "arena33k_sample574", "arena33k_writing1277")
@@ -44,13 +59,14 @@ def population(rng: np.random.Generator, bias: float, shift: float) -> tuple[NDA
     return votes, three(seen), float((p[:, 1] - p[:, 0]).mean())
 
 
-def drawn(rng: np.random.Generator, n: int, forecasts: Floats, *, planned: bool) -> tuple[NDArray[np.int64], Floats]:
-    """The rows with votes, and the inclusion probability of every row."""
-    if not planned:
-        return rng.choice(ROWS, n, replace=False), np.full(ROWS, n / ROWS)
+def drawn(ids: list[str], forecasts: Floats, n: int, seed: int, sample: str) -> tuple[NDArray[np.int64], Floats]:
+    """The rows with votes, and the inclusion probability of every row. `planned` is as `label` draws, `skewed` far from any plan."""
+    if sample != "skewed":
+        found = draw(ids, forecasts, n, seed=seed, uniform=sample == "uniform")
+        return found.places, found.inclusion
     size = 0.3 + np.abs(forecasts[:, 1] - forecasts[:, 0])
     inclusion = np.minimum(1, n * size / size.sum())
-    return np.flatnonzero(rng.random(ROWS) < inclusion), inclusion
+    return np.flatnonzero(np.random.default_rng(seed).random(ROWS) < inclusion), inclusion
 
 
 def simulated(repeats: int) -> Iterator[str]:
@@ -58,22 +74,18 @@ def simulated(repeats: int) -> Iterator[str]:
     ids = [str(row) for row in range(ROWS)]
     groups = np.arange(ROWS, dtype=np.uint64)
     for bias, shift in ((0.0, 0.1), (1.5, 0.1), (-1.5, 0.6)):
-        for planned in (False, True):
+        for sample in ("uniform", "planned", "skewed"):
             for n in (50, 100, 200):
                 rng = np.random.default_rng(n)
                 held, widths = 0, []
-                for _ in range(repeats):
+                for repeat in range(repeats):
                     votes, forecasts, truth = population(rng, bias, shift)
-                    rows, inclusion = drawn(rng, n, forecasts, planned=planned)
-                    given = [
-                        SideVote(ids[row], Outcome(int(votes[row])), None, float(inclusion[row]) if planned else None)
-                        for row in rows
-                    ]
+                    rows, inclusion = drawn(ids, forecasts, n, repeat, sample)
+                    given = [SideVote(ids[row], Outcome(int(votes[row])), None, float(inclusion[row])) for row in rows]
                     found = voted(ids, forecasts, groups, SideVotes("votes", given))
                     held += found.net.low <= truth <= found.net.high
                     widths.append([each.high - each.low for each in (found.net, found.alone)])
                 width, alone = np.mean(widths, axis=0)
-                sample = "unequal" if planned else "uniform"
                 yield f"| {bias:+.1f} | {sample} | {n} | {held / repeats:.1%} | {width:.3f} | {alone:.3f} |"
 
 
@@ -93,8 +105,7 @@ def looked_at_always(repeats: int) -> Iterator[str]:
 
 def real(data: Path, model: str) -> Iterator[str]:
     """A row for each pair of systems."""
-    forecaster = prefcast.load_forecaster(model)
-    for name in FILES:
+    for name, forecaster in forecasters(data, model):
         sides: dict[tuple[str, str], list[Pair]] = {}
         for pair in open_pairs(data / "train" / f"{name}.csv.gz"):
             if isinstance(pair, Pair) and pair.outcome is not None and pair.model_a and pair.model_b:
@@ -105,25 +116,63 @@ def real(data: Path, model: str) -> Iterator[str]:
                 yield hidden(name, f"{right} against {left}", pairs, forecaster.forecast(pairs).probabilities)
 
 
+def forecasters(data: Path, model: str) -> Iterator[tuple[str, Forecaster]]:
+    """A forecaster for each file. The weights of `embedded` are fitted without the file and its prompts, and the link to dev votes
+    that the weights do not know."""
+    if model != "embedded":
+        forecaster = prefcast.load_forecaster(model)
+        yield from ((name, forecaster) for name in FILES)
+        return
+    old = prefcast.load_forecaster(model).scorer
+    if not isinstance(old, EmbeddedScorer):
+        raise SystemExit(f"{model} is no embedded forecaster")
+    labelled = read_labelled([data])
+    used = np.flatnonzero((labelled.weight > 0) | labelled.calibration)
+    pairs = [labelled.pairs[row] for row in used.tolist()]
+    digest = hashlib.sha256()
+    for file in (ENCODER, TOKENIZER):
+        digest.update((old.folder / file).read_bytes())
+    texts = PairTokenizer(old.folder / TOKENIZER, old.reader.limit).read(pairs)
+    with EvidenceStore() as store:
+        vectors = read_vectors(texts, old.encoder, digest.hexdigest(), store)
+    source, link, group = labelled.source[used], labelled.calibration[used], labelled.group[used]
+    target, weight = labelled.target[used], labelled.weight[used]
+    rows = Rows(*feature_arrays(pairs), vectors, target, weight, source, labelled.tieless[source])
+    for name in FILES:
+        mine = source == labelled.names.index(name)
+        model_of = fit(rows.where((weight > 0) & ~np.isin(group, group[mine])))
+        found = LabelledEvidence(1)
+        margin, tie = evidence(model_of, rows.where(link))
+        found.add(margin[:, None], tie[:, None], target[link], group[link].astype(np.uint64))
+        scale, level, tie_weight = map(float, davidson_link(found).theta)
+        scorer = EmbeddedScorer(model_of, old.encoder, old.folder, old.reader.limit)
+        yield name, Forecaster(scorer, Davidson(scale, level, tie_weight))
+
+
 def hidden(name: str, title: str, pairs: list[Pair], probabilities: Floats) -> str:
     outcomes = [pair.outcome for pair in pairs]
     y = np.array([(each is Outcome.B) - float(each is Outcome.A) for each in outcomes])
     f = probabilities[:, 1] - probabilities[:, 0]
     groups = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
     ids = [str(row) for row in range(len(pairs))]
-    rng = np.random.default_rng(0)
-    held, ratios = 0, []
-    for _ in range(200):
-        rows = rng.choice(len(pairs), 50, replace=False)
-        given = [SideVote(ids[row], Outcome(int(outcomes[row] or 0))) for row in rows]
-        found = voted(ids, probabilities, groups, SideVotes("votes", given))
-        held += found.net.low <= y.mean() <= found.net.high
-        ratios.append((found.net.high - found.net.low) / (found.alone.high - found.alone.low))
+    held, widths = np.zeros(2), np.zeros((2, 2, 200))
+    for kind in range(2):
+        for seed in range(200):
+            sample = draw(ids, probabilities, 50, seed=seed, uniform=kind == 0)
+            given = [
+                SideVote(ids[row], Outcome(int(outcomes[row] or 0)), None, float(sample.inclusion[row]))
+                for row in sample.places
+            ]
+            found = voted(ids, probabilities, groups, SideVotes("votes", given))
+            held[kind] += found.net.low <= y.mean() <= found.net.high
+            widths[kind, :, seed] = [each.high - each.low for each in (found.net, found.alone)]
+    ratios = widths[0, 0] / widths[0, 1]
     rho = float(np.corrcoef(y, f)[0, 1])
     allowed = 1 - np.sqrt(1 - max(rho, 0.0) ** 2)
+    planned = 1 - widths[1, 0].mean() / widths[0, 0].mean()
     return (
-        f"| {name} | {title} | {len(pairs)} | {y.mean():+.2f} | {held / 200:.1%} | {rho:.2f} | "
-        f"{1 - np.mean(ratios):.1%} | {allowed:.1%} | {max(ratios):.3f} |"
+        f"| {name} | {title} | {len(pairs)} | {y.mean():+.2f} | {held[0] / 200:.1%} | {rho:.2f} | {1 - np.mean(ratios):.1%} | "
+        f"{allowed:.1%} | {max(ratios):.3f} | {held[1] / 200:.1%} | {planned:.1%} |"
     )
 
 
@@ -139,9 +188,10 @@ def main() -> None:
     print(*looked_at_always(2 * asked.repeats), sep="\n")
     if asked.data is not None:
         print(
-            "\n| file | systems | pairs | win minus loss | interval holds | correlation | narrower by | possible | widest |"
+            "\n| file | systems | pairs | win minus loss | interval holds | correlation | narrower by | possible | widest | "
+            "planned: holds | planned: narrower by |"
         )
-        print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         for line in real(asked.data, asked.model):
             print(line, flush=True)
 

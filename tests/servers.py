@@ -93,10 +93,18 @@ class Server:
 
 
 @contextmanager
-def serving(*options: str, token: str | None = None, ending: int = 0, **environment: str) -> Iterator[Server]:
-    """A server on a free port, stopped by SIGTERM; it must end with status `ending`."""
+def serving(
+    *options: str,
+    token: str | None = None,
+    ending: int = 0,
+    verb: tuple[str, ...] = ("serve",),
+    port: int = 0,
+    **environment: str,
+) -> Iterator[Server]:
+    """A server on a free port (or `port`), stopped by SIGTERM; it must end with status `ending`. `verb` is what serves."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "prefcast.cli", "serve", "--port", "0", *options],
+        [sys.executable, "-m", "prefcast.cli", *verb, "--port", str(port), *options],
+        stdout=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

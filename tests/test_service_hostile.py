@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from conftest import Run
 from prefcast import Pair, load_forecaster
-from prefcast.cli.serving import _token
+from prefcast.cli.listening import _token
 from prefcast.errors import ModelError, UsageError
 from prefcast.scorers.base import Evidence
 from prefcast.service.app import Service

@@ -37,13 +37,14 @@ def means(y: Any, f: Any, mean_f: float, *, use: bool = True, inclusion: Any = N
     return sampled_means(y[:, None], f[:, None], np.array([mean_f]), w, np.arange(len(y)), use=use)
 
 
-def test_the_estimate_is_that_of_a_regression() -> None:
+def test_the_estimate_is_that_of_a_regression_drawn_towards_a_slope_of_1() -> None:
     rng = np.random.default_rng(0)
-    f = rng.normal(size=40)
-    y = np.clip(0.3 * f + rng.normal(size=40) / 3, -1, 1)
-    slope, intercept = np.polyfit(f, y, 1)
+    f = rng.normal(size=40) / 3
+    y = np.clip(1.2 * f + rng.normal(size=40) / 3, -1, 1)
+    # 40 votes beside the 20 that a calibrated forecast counts for.
+    slope = (40 * np.polyfit(f, y, 1)[0] + 20) / 60
     found = means(y, f, 0.1)
-    assert found.values[0] == pytest.approx(intercept + slope * 0.1)
+    assert found.values[0] == pytest.approx(y.mean() + slope * (0.1 - f.mean()))
     assert found.weights[0] == pytest.approx(slope)
     alone = means(y, f, 0.1, use=False)
     assert alone.values[0] == pytest.approx(y.mean())
@@ -76,15 +77,15 @@ def test_votes_that_all_agree_do_not_prove_that_all_people_do() -> None:
     assert found.low < 0.6
 
 
-@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("sample", ["uniform", "planned", "skewed"])
 @pytest.mark.parametrize("bias", [0.0, 1.5])
-def test_the_interval_holds_whatever_the_forecasts_are_worth(bias: float, planned: bool) -> None:
+def test_the_interval_holds_whatever_the_forecasts_are_worth(bias: float, sample: str) -> None:
     rng = np.random.default_rng(1)
     ids, groups = [str(row) for row in range(ROWS)], np.arange(ROWS, dtype=np.uint64)
     held, wider = 0, 0.0
-    for _ in range(100):
+    for repeat in range(100):
         votes, forecasts, truth = population(rng, bias, 0.1)
-        rows, inclusion = drawn(rng, 100, forecasts, planned=planned)
+        rows, inclusion = drawn(ids, forecasts, 100, repeat, sample)
         said = [SideVote(ids[row], Outcome(int(votes[row])), None, float(inclusion[row])) for row in rows]
         found = voted(ids, forecasts, groups, SideVotes("votes", said))
         held += found.net.low <= truth <= found.net.high

@@ -19,6 +19,7 @@ VERBS = (
     "evaluate",
     "report",
     "rank",
+    "label",
     "compare",
     "score",
     "merge",
@@ -37,7 +38,7 @@ HEAD = f"""# The command line
 
 | exit status | meaning |
 | --- | --- |
-| 0 | The command succeeded. `serve` ends with 0 when it is told to stop. |
+| 0 | The command succeeded. `serve` and `label --page` end with 0 when they are told to stop. |
 | 2 | The call, the file or the machine is at fault. No output was written (a cluster that writes parts keeps the whole ones). |
 | 3 | The command finished, but some rows failed. |
 | 129, 130, 143 | SIGHUP, SIGINT or SIGTERM stopped the command. |

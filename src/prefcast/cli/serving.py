@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
-from pathlib import Path
 
+from prefcast.cli.listening import Listening, need_serve
 from prefcast.cli.requests import LOG_KIND, Choosing, Storing
 from prefcast.cli.shared import LOG, app
 from prefcast.cli.verbs import option, verb
-from prefcast.errors import ModelError, UsageError, shown_path
-
-_LEAST_TOKEN, _VARIABLE = 8, "PREFCAST_TOKEN"
+from prefcast.errors import ModelError
 
 
 @verb(app)
 def serve(
     *,
-    host: str = option("Where to listen. Beyond loopback a token is needed.", default="127.0.0.1"),
-    port: int = option("The port; 0 takes a free port and prints its number.", default=8000, least=0, most=65535),
-    token: str | None = option(
-        f"The token that clients must send. Other users of this machine can read it here; {_VARIABLE} and --token-file are safer.",
-        "TOKEN",
-    ),
-    token_file: Path | None = option("A file whose first line is the token.", "FILE"),
-    no_token: bool = option(
-        "Listen beyond loopback without a token: everybody who reaches the server may ask.", default=False
-    ),
-    allow_host: list[str] | None = option(
-        "A host name under which clients reach a server on loopback, for example through a proxy.", "NAME"
-    ),
+    listening: Listening,
     max_body: int = option("The most bytes of a request.", default=16_000_000, least=1000),
     max_characters: int = option("The most characters of one text.", default=200_000, least=1),
     max_pairs: int = option("The most pairs of a request.", default=256, least=1),
@@ -54,24 +39,15 @@ def serve(
       prefcast serve
       prefcast serve --forecaster mine --host 0.0.0.0 --token-file token
     """
-    from importlib.util import find_spec
-
-    from prefcast.errors import MissingExtraError
-
-    for module in ("starlette", "pydantic", "uvicorn", "prometheus_client"):
-        if find_spec(module) is None:
-            raise MissingExtraError(module, "serve")
+    need_serve()
     from prefcast.forecasts.resolve import resolve
     from prefcast.runs.ready import Running, ready
     from prefcast.service.app import Service
     from prefcast.service.limits import Limits
-    from prefcast.service.server import bind, fitted
+    from prefcast.service.server import fitted
     from prefcast.service.server import serve as run
 
     LOG.as_json = log == "json"
-    secret = _token(token, token_file)
-    if no_token and secret is not None:
-        raise UsageError("--no-token and a token exclude each other; give one of them")
     limits = Limits(
         body_bytes=max_body,
         text_characters=max_characters,
@@ -83,51 +59,15 @@ def serve(
         company_seconds=batch_wait / 1000,
     )
     running = Running(storing.store, not storing.no_store, storing.fresh, isolate, time_limit if isolate else None)
-    listening = bind(host, port, beyond_loopback=secret is not None or no_token)
-    with listening, ExitStack() as stack:
+    with ExitStack() as stack:
+        at = stack.enter_context(listening.opened())
         chosen = stack.enter_context(ready(resolve(choosing.choice()), running))
-        address, number = listening.getsockname()[:2]
-        from prefcast.service.guard import is_loopback
-
-        shown = f"[{address}]" if ":" in address else address
-        local = is_loopback(address)
-        # Beyond loopback the machine's names are unknown; there the token keeps strange pages out.
-        service = Service(
-            chosen,
-            limits=fitted(limits),
-            token=secret,
-            hosts=(allow_host or ()) if local or allow_host else None,
-            log=LOG,
-        )
-        url = f"http://{shown}:{number}"
+        service = Service(chosen, limits=fitted(limits), token=at.token, hosts=at.hosts, log=LOG)
         run(
             service,
-            listening,
-            lambda: LOG.tell("serving", f"{chosen.scorer.name} at {url} (documents: {url}/docs)", url=url),
+            at.socket,
+            lambda: LOG.tell("serving", f"{chosen.scorer.name} at {at.url} (documents: {at.url}/docs)", url=at.url),
         )
         if service.broken is not None:
             raise ModelError(service.broken)
         LOG.tell("stopped", f"stopped; {service.answered} requests were answered", answered=service.answered)
-
-
-def _token(said: str | None, file: Path | None) -> str | None:
-    """The token from the one place that has it. Raises UsageError."""
-    given = {"--token": said, _VARIABLE: os.environ.get(_VARIABLE)}
-    if file is not None:
-        try:
-            given["--token-file"] = file.read_text(encoding="utf-8").partition("\n")[0].strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"--token-file {shown_path(file)}: {getattr(error, 'strerror', None) or 'is not text'}"
-            ) from None
-    places = [place for place, value in given.items() if value is not None]
-    if len(places) > 1:
-        raise UsageError(f"the token is given twice: {' and '.join(places)}")
-    if not places:
-        return None
-    token = given[places[0]] or ""
-    if len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(
-            f"{places[0]}: expected a token of at least {_LEAST_TOKEN} letters, digits or signs, without spaces"
-        )
-    return token

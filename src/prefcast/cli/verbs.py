@@ -21,7 +21,17 @@ from prefcast.scorers.options import Option
 __all__ = ["MISSING", "argument", "option", "verb"]
 
 F = TypeVar("F", bound=Callable[..., None])
-_PANELS = ("Options", "Reward models", "Servers", "Judges", "Cascades", "Evidence and workers", "Long runs", "Cluster")
+_PANELS = (
+    "Options",
+    "Voting page",
+    "Reward models",
+    "Servers",
+    "Judges",
+    "Cascades",
+    "Evidence and workers",
+    "Long runs",
+    "Cluster",
+)
 # Options of earlier versions and what they are called now; None for one whose effect is the default.
 _RENAMED = {"--no-keep-scores": "--no-store", "--no-journal": "--no-store", "--keep-scores": None, "--journal": None}
 # Made from a list of names, which a type checker cannot follow.

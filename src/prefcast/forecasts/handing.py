@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from typing import Any, BinaryIO
 from prefcast.base.files import atomic_file
 from prefcast.errors import UsageError
 from prefcast.forecasts.forecaster import Forecaster
+from prefcast.pairs.formats.separated import csv_line
 
 __all__ = ["HandedOver", "check_handing_over", "handing_over"]
 
@@ -31,9 +30,7 @@ class HandedOver:
         self._ids(found)
 
     def _ids(self, rows: list[list[Any]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        self._file.write("".join(map(csv_line, rows)).encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

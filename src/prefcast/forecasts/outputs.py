@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from prefcast.base.files import atomic_file
 from prefcast.errors import RowError, UsageError, printable, shown_path
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Truncation
+from prefcast.pairs.formats.separated import quoted
 from prefcast.pairs.formats.shapes import BESIDE
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = [
     "columns_of",
     "opened_writer",
     "output_kind",
-    "quoted",
     "safe_cell",
     "whole_numbers",
 ]
@@ -113,7 +112,6 @@ def columns_of(
 
 # The endings of output files, and what a message says of each.
 ENDINGS = {".csv": " (Kaggle submission)", ".jsonl": "", ".parquet": " (everything)"}
-_MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16_000_000
 
 
@@ -187,11 +185,6 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return quoted(clean(json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)))
-
-
-def quoted(text: str) -> str:
-    """A CSV cell, in quotes if it needs them. (The csv module leaves a lone carriage return bare.)"""
-    return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) else text
 
 
 def safe_cell(value: object) -> str:

@@ -129,7 +129,7 @@ def voted(
         verdict=decided,
         correlation=_correlation(sample, f[:, 0]),
         worth=round(len(sample.places) * (alone.error(_NET) / with_forecasts.error(_NET)) ** 2),
-        more=None if decided != "none" else _more(net, len(sample.places), len(ids)),
+        more=None if decided != "none" else _more(sequence or net, len(sample.places), len(ids)),
         unmatched=len(given.votes) - len(matched),
         skipped=given.skipped,
         always=sequence,

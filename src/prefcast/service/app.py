@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Route
 
 from prefcast.errors import PrefcastError
 from prefcast.forecasts.best import answer_pairs
@@ -24,37 +21,25 @@ from prefcast.runs.log import Log
 from prefcast.scorers.registry import scorer_infos
 from prefcast.service import openapi, replies, schema
 from prefcast.service.apart import Apart, rows_asked
+from prefcast.service.application import Application, as_json
 from prefcast.service.batching import Batcher
+from prefcast.service.files import file_routes
 from prefcast.service.forecasting import BatchForecaster, Found, Item, Result, ToForecast
 from prefcast.service.forms import FORMS
-from prefcast.service.guard import Bodies, Guard
 from prefcast.service.limits import Limits
 from prefcast.service.metrics import CONTENT_TYPE, Metrics
-from prefcast.service.reading import Asked, asked_of, conversations_of, parsed, ranked_of
+from prefcast.service.reading import Asked, asked_of, conversations_of, ranked_of
 from prefcast.service.refusals import Refusal
 
 __all__ = ["Service"]
 
-_PAGE = Path(__file__).parent / "page"
 _DOCS = Path(__file__).parent / "docs.html.jinja"
-# A larger body is parsed on another thread, so that the event loop goes on.
-_LARGE = 64_000
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".json": "application/json",
-}
 
 T = TypeVar("T")
 
 
-class Service:
-    """The application of one server and its parts. A server runs `app`.
-
-    /v1 and /metrics want `token`, if there is one. `hosts` are the names that a Host header may have besides loopback's. None
-    allows every name.
-    """
+class Service(Application):
+    """The application that forecasts."""
 
     def __init__(
         self,
@@ -65,13 +50,8 @@ class Service:
         hosts: Sequence[str] | None = (),
         log: Log | None = None,
     ) -> None:
-        self.limits, self.log = limits or Limits(), log or Log()
-        self.ready = False
-        # Why the service can never be ready.
-        self.broken: str | None = None
-        self.answered = 0
+        super().__init__(limits, log)
         self.said = replies.said(forecaster)
-        self.bodies = Bodies(self.limits)
         self.metrics = Metrics(lambda: self.batcher.waiting)
         self._forecasting = BatchForecaster(forecaster, self.failed)
         self.batcher: Batcher[Item, Result] = Batcher(
@@ -81,7 +61,6 @@ class Service:
             room=self.limits.queue,
             seen=self.metrics.batch,
         )
-        self._parsing = asyncio.Lock()
         self.apart = Apart(self.limits.seconds)
         routes = [
             Route("/v1/forecast", self.forecast, methods=["POST"]),
@@ -93,11 +72,9 @@ class Service:
             Route("/ready", self.is_ready),
             Route("/metrics", self.counters),
             *(Route(path, self.form, methods=["POST"]) for path in FORMS),
-            *_file_routes(openapi.document(self.limits, secured=token is not None)),
+            *_pages(openapi.document(self.limits, secured=token is not None)),
         ]
-        router = Router(routes, redirect_slashes=False, lifespan=self.lifespan)
-        paths = {route.path for route in routes}
-        self.app = Guard(router, token=token, hosts=hosts, routes=paths, seen=self.seen, failed=self.failed)
+        self.app = self.guarded(routes, token=token, hosts=hosts)
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
@@ -118,40 +95,6 @@ class Service:
             self.broken = str(error)
         else:
             self.ready = not self.app.stopping
-
-    def stop(self) -> None:
-        """Refuse new requests: the server is stopping."""
-        self.ready = False
-        self.app.stopping = True
-        self.bodies.stop()
-
-    @asynccontextmanager
-    async def body(self, request: Request, expected: str) -> AsyncIterator[bytes]:
-        """The body of a request, whose type must be `expected`. Its bytes count as held during the block. Raises Refusal."""
-        # Another web page cannot send these types without permission.
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != expected:
-            raise Refusal("unsupported_media_type", f"expected the header Content-Type: {expected}")
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refusal("unsupported_media_type", "expected a body without Content-Encoding")
-        body, release = await self.bodies.read(request.receive, request.headers.get("content-length"))
-        try:
-            yield body
-        finally:
-            release()
-
-    @asynccontextmanager
-    async def document(self, request: Request, read: Callable[[dict[str, Any]], T]) -> AsyncIterator[T]:
-        """The result of `read` for the JSON object in the body of a request. Raises Refusal."""
-        async with self.body(request, "application/json") as body:
-            if len(body) <= _LARGE:
-                yield read(parsed(body))
-            else:
-                # One at a time: parsed JSON may take many times the memory of its bytes.
-                async with self._parsing:
-                    found = await asyncio.to_thread(lambda: read(parsed(body)))
-                del body
-                yield found
 
     async def work(self, request: Request, items: Sequence[Item]) -> list[Result]:
         """The result of each item. Raises Refusal."""
@@ -190,14 +133,9 @@ class Service:
         self.metrics.item("truncated" if cut is not None and cut.truncated else "forecast")
         return replies.forecast_document(asked, found, swapped if isinstance(swapped, Found) else None)
 
-    def failed(self, what: str) -> None:
-        self.log.tell("failed", f"a request failed with an unforeseen {what}", exception=what)
-
     def seen(self, method: str, route: str, status: int, seconds: float) -> None:
-        self.answered += 1
         self.metrics.request(route, status, seconds)
-        ms = round(1000 * seconds, 1)
-        self.log.tell("request", f"{method} {route} {status} {ms} ms", method=method, route=route, status=status, ms=ms)
+        super().seen(method, route, status, seconds)
 
     async def forecast(self, request: Request) -> Response:
         async with self.document(request, lambda document: asked_of(document, self.limits)) as (asked, several):
@@ -210,8 +148,8 @@ class Service:
             places = (f"pairs.{number}" if several else "" for number in range(len(asked)))
             forecasts = [self.forecast_of(one, place, results) for one, place in zip(asked, places, strict=True)]
             if several:
-                return _json(schema.Forecasts(forecasts=forecasts, forecaster=self.said))
-            return _json(forecasts[0])
+                return as_json(schema.Forecasts(forecasts=forecasts, forecaster=self.said))
+            return as_json(forecasts[0])
 
     def check_pointwise(self) -> None:
         """Raise Refusal if single conversations have no scores."""
@@ -233,7 +171,7 @@ class Service:
                 assert isinstance(result, float)  # noqa: S101
                 scores.append(result)
             self.metrics.item("scored", len(scores))
-            return _json(form.reply(asked, scores, self.said.name))
+            return as_json(form.reply(asked, scores, self.said.name))
 
     async def score(self, request: Request) -> Response:
         self.check_pointwise()
@@ -246,7 +184,7 @@ class Service:
             ]
             for one in scores:
                 self.metrics.item("scored" if one.error is None else "failed")
-            return _json(schema.Scores(scores=scores, forecaster=self.said))
+            return as_json(schema.Scores(scores=scores, forecaster=self.said))
 
     async def rank(self, request: Request) -> Response:
         async with self.document(request, lambda document: ranked_of(document, self.limits)) as ranked:
@@ -256,7 +194,7 @@ class Service:
             results = await self.work(request, [ToForecast(pair) for pair in pairs])
             ranking = replies.ranking_document(ranked, results, self.said)
             self.metrics.item("forecast", len(pairs))
-            return _json(ranking)
+            return as_json(ranking)
 
     async def rows(self, request: Request) -> Response:
         asked = rows_asked(request.query_params)
@@ -272,15 +210,15 @@ class Service:
         ]
         limits = schema.LimitsSaid.model_validate(self.limits)
         data = [{"id": self.said.name, "object": "model", "owned_by": "prefcast"}]
-        return _json(schema.Models(forecaster=self.said, models=models, limits=limits, data=data))
+        return as_json(schema.Models(forecaster=self.said, models=models, limits=limits, data=data))
 
     async def health(self, request: Request) -> Response:
-        return _json(schema.Health(status="ok"))
+        return as_json(schema.Health(status="ok"))
 
     async def is_ready(self, request: Request) -> Response:
         if not self.ready or not self.batcher.alive:
             raise Refusal("stopping", "not ready: the forecaster is being loaded, or the server is stopping")
-        return _json(schema.Health(status="ready"))
+        return as_json(schema.Health(status="ready"))
 
     async def counters(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -292,48 +230,9 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _file_routes(document: dict[str, Any]) -> list[Route]:
-    """The OpenAPI document, its page, and the page of the service. All of it is in memory under fixed names."""
-    described = json.dumps(document).encode()
+def _pages(document: dict[str, Any]) -> list[Route]:
+    """The page of the service, the OpenAPI document and its page."""
     template = Environment(autoescape=True, trim_blocks=True).from_string(_DOCS.read_text("utf-8"))
-    shown = template.render(document, examples=openapi.EXAMPLES).encode()
-    files = {
-        path.name: _file(path.suffix, path.read_bytes())
-        for path in sorted(_PAGE.iterdir())
-        if path.suffix in (*_TYPES, ".svg", ".png", ".woff2")
-    }
-    fixed = {
-        "/": files["index.html"],
-        "/docs": _file(".html", shown),
-        "/docs.css": files["docs.css"],
-        "/openapi.json": _file(".json", described),
-    }
-
-    async def at_fixed_path(request: Request) -> Response:
-        return _served(fixed[request.scope["path"]], request)
-
-    async def static(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in files:
-            raise Refusal("not_found", "there is no such file")
-        return _served(files[name], request)
-
-    return [*(Route(path, at_fixed_path) for path in fixed), Route("/static/{name}", static)]
-
-
-def _file(suffix: str, data: bytes) -> tuple[bytes, str, str]:
-    """A file's bytes, type and tag."""
-    kind = _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
-    return data, kind, f'"{sha256(data).hexdigest()[:32]}"'
-
-
-def _served(file: tuple[bytes, str, str], request: Request) -> Response:
-    data, kind, tag = file
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    return Response(data, headers={**headers, "content-type": kind})
-
-
-def _json(model: BaseModel) -> Response:
-    return Response(model.model_dump_json(), media_type="application/json")
+    shown = template.render(document, examples=openapi.EXAMPLES)
+    made = {"/docs": (".html", shown), "/openapi.json": (".json", json.dumps(document))}
+    return file_routes({"/": "index.html", "/docs.css": "docs.css"}, made)

@@ -242,7 +242,7 @@ def _as_refusal(error: Exception) -> Refusal | None:
     """An exception of a route as an answer; None for an unforeseen one."""
     if isinstance(error, HTTPException):
         kind, problem = {
-            404: ("not_found", "there is no such route; /docs lists them"),
+            404: ("not_found", "there is no such route"),
             405: ("method_not_allowed", "the route does not have this method"),
         }.get(error.status_code, ("bad_request", "the request is not understood"))
         return Refusal(kind, problem, headers=error.headers)

@@ -11,10 +11,12 @@ STATUS = {
     "bad_request": 400,
     "bad_json": 400,
     "unauthorized": 401,
+    "no_key": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "slow_body": 408,
     "not_pointwise": 409,
+    "voted_already": 409,
     "too_large": 413,
     "unsupported_media_type": 415,
     "wrong_host": 421,
@@ -25,6 +27,7 @@ STATUS = {
     # For the log alone: the client has left.
     "gone": 499,
     "internal": 500,
+    "not_kept": 503,
     "stopping": 503,
     "time_limit": 504,
 }

@@ -26,7 +26,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from prefcast.errors import UsageError, excerpt
-from prefcast.service.app import Service
+from prefcast.service.application import Application
 from prefcast.service.guard import HEADERS, is_loopback, refusal_response
 from prefcast.service.limits import Limits
 from prefcast.service.refusals import Refusal
@@ -83,7 +83,7 @@ def bind(host: str, port: int, *, beyond_loopback: bool) -> socket.socket:
 
 
 def serve(
-    service: Service, listening: socket.socket, started: Callable[[], None], stop: threading.Event | None = None
+    service: Application, listening: socket.socket, started: Callable[[], None], stop: threading.Event | None = None
 ) -> None:
     """Serve until a signal comes, then answer the requests that were accepted. A second signal ends the process at once.
 
@@ -113,7 +113,7 @@ def serve(
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, service: Service, started: Callable[[], None], stop: threading.Event | None
+        self, config: uvicorn.Config, service: Application, started: Callable[[], None], stop: threading.Event | None
     ) -> None:
         super().__init__(config)
         self._service, self._say_started, self._stop = service, started, stop

@@ -29,6 +29,8 @@ Floats = NDArray[np.float64]
 _GRID = 2001
 # A bet is at most this share of what could be lost.
 _BOLD = 0.75
+# Lambda starts at 1, which is best for a calibrated forecast, as firmly as this many votes would say it.
+_PRIOR = 20
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,16 @@ def _terms(y: Floats, f: Floats, w: Floats) -> Floats:
 
 
 def _mean(sums: Floats, mean_f: float, *, use: bool) -> tuple[float, float]:
-    """The estimate and its lambda, which makes the variance of the estimate smallest; never below 0."""
+    """The estimate and its lambda: the one that makes the variance of the estimate smallest, drawn towards 1 while the votes
+    are few; never below 0."""
     w, wy, wf, v, vy, vf, vyf, vff = sums.tolist()
     y, f = wy / w, wf / w
     spread = vff - 2 * f * vf + f * f * v
-    together = vyf - f * vy - y * vf + y * f * v
-    tuned = max(0.0, together / spread) if use and spread > 1e-12 * max(1.0, vff) else 0.0
+    if not use or spread <= 1e-12 * max(1.0, vff):
+        return y, 0.0
+    best = (vyf - f * vy - y * vf + y * f * v) / spread
+    votes = w * w / v
+    tuned = max(0.0, (votes * best + _PRIOR) / (votes + _PRIOR))
     return y + tuned * (mean_f - f), tuned
 
 

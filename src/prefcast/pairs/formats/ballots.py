@@ -3,9 +3,7 @@ its votes stay."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 from prefcast.base.files import atomic_file
 from prefcast.errors import FileError, RowError, UsageError, shown_path
 from prefcast.pairs.formats.fields import absent
+from prefcast.pairs.formats.separated import csv_line
 from prefcast.pairs.formats.table import Table
 from prefcast.pairs.pair import Pair
 
@@ -75,15 +74,12 @@ def write_ballots(path: Path, ballots: Sequence[Ballot], voted: Mapping[str, Map
     """Write pairs to vote on, as .csv or .jsonl, with what was voted before."""
     kind = path.suffix.lower()
     rows = [_row(ballot, voted.get(str(ballot.pair.id), {}), plain=kind == ".csv") for ballot in ballots]
-    text = io.StringIO(newline="")
     if kind == ".csv":
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([row[name] for name in COLUMNS] for row in rows)
+        lines = [csv_line(COLUMNS), *(csv_line(row[name] for name in COLUMNS) for row in rows)]
     else:
-        text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     with atomic_file(path) as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+        file.write("".join(lines).encode("utf-8", "backslashreplace"))
 
 
 def _row(ballot: Ballot, before: Mapping[str, str], *, plain: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""CSV and TSV: lines -> rows of cells."""
+"""CSV and TSV: lines -> rows of cells, and cells -> lines of CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from prefcast.errors import FileError, RowError, printable
 from prefcast.pairs.formats.rows import Bounds, Row, no_duplicates, size_of
 from prefcast.pairs.formats.streams import lines
 
-__all__ = ["read_separated"]
+__all__ = ["csv_line", "quoted", "read_separated"]
+
+_MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
+
+
+def quoted(text: str) -> str:
+    """A CSV cell, in quotes if it needs them. (The csv module leaves a lone carriage return bare.)"""
+    return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) else text
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """A row of a CSV file, with its end."""
+    return ",".join(quoted(str(cell)) for cell in cells) + "\n"
 
 
 def read_separated(

@@ -16,9 +16,9 @@ export class Refused extends Error {
 
 const address = (path) => new URL(path, document.baseURI);
 
-async function send(path, body, signal) {
+async function send(path, body, signal, more) {
   const token = sessionStorage.getItem(KEY);
-  const headers = { Accept: "application/json" };
+  const headers = { Accept: "application/json", ...more };
   if (body !== undefined) headers["Content-Type"] = body instanceof Blob ? "application/octet-stream" : "application/json";
   // A header cannot hold other characters, so such a token is wrong: the server asks again.
   if (token && /^[\x21-\x7e]+$/.test(token)) headers.Authorization = `Bearer ${token}`;
@@ -29,7 +29,7 @@ async function send(path, body, signal) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server does not answer. Is prefcast serve still running?", 0);
+    throw new Refused("The server does not answer. Is prefcast still running?", 0);
   }
 }
 
@@ -45,7 +45,7 @@ async function refusal(response) {
 }
 
 /** Waits `seconds`. Rejects at once if `signal` aborts. */
-function pause(seconds, signal) {
+export function pause(seconds, signal) {
   return new Promise((done, fail) => {
     const stop = () => { clearTimeout(timer); fail(new DOMException("stopped", "AbortError")); };
     const timer = setTimeout(() => { signal?.removeEventListener("abort", stop); done(); }, 1000 * seconds);
@@ -54,12 +54,13 @@ function pause(seconds, signal) {
   });
 }
 
-/** GET (without content) or POST, of JSON or of a Blob's bytes. Asks for the token if the server wants one. Throws Refused. */
-export async function ask(path, content, signal) {
+/** GET (without content) or POST, of JSON or of a Blob's bytes. Asks for the token if the server wants one. `headers` are sent too;
+ * with `bytes` the answer is a Blob. Throws Refused. */
+export async function ask(path, content, signal, { headers = {}, bytes = false } = {}) {
   const body = content === undefined || content instanceof Blob ? content : JSON.stringify(content);
   for (;;) {
-    const response = await send(path, body, signal);
-    if (response.ok) return response.json();
+    const response = await send(path, body, signal, headers);
+    if (response.ok) return bytes ? response.blob() : response.json();
     const error = await refusal(response);
     if (error.status !== 401 || !(await askToken())) throw error;
   }

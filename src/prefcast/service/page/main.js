@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { byId, visible } from "./dom.js";
 import { FileView } from "./fileview.js";
 import { PairView } from "./pairview.js";
+import { theme } from "./theme.js";
 
 const VIEWS = ["pair", "file"];
 
@@ -28,25 +29,6 @@ function tabs() {
       byId(`tab-${other}`).focus();
     });
   }
-}
-
-const THEMES = ["system", "light", "dark"];
-
-function theme() {
-  const button = byId("theme");
-  let chosen = localStorage.getItem("prefcast-theme") ?? "system";
-  const apply = () => {
-    if (chosen === "system") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = chosen;
-    button.textContent = { system: "◐ System", light: "○ Light", dark: "● Dark" }[chosen];
-    button.setAttribute("aria-label", `Theme: ${chosen}. Change it`);
-  };
-  button.addEventListener("click", () => {
-    chosen = THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length];
-    localStorage.setItem("prefcast-theme", chosen);
-    apply();
-  });
-  apply();
 }
 
 async function whoForecasts() {
