@@ -52,6 +52,9 @@ def predict(
     scores: Path | None = SCORES,
     on_error: str = ON_ERROR,
     with_text: bool = WITH_TEXT,
+    keep: list[str] | None = option(
+        "Copy this column of PAIRS to the output, under its name; may be given several times.", "COLUMN"
+    ),
     submission: str = SUBMISSION,
     allow_all_failed: bool = ALLOW_ALL_FAILED,
     hand_over: Path | None = option(
@@ -78,16 +81,25 @@ def predict(
       prefcast predict test.csv --model internlm2-20b-reward --preset notebook --rehearse train.csv -o submission.csv
     """
     from prefcast.forecasts.handing import check_handing_over, handing_over
-    from prefcast.forecasts.predictions import open_writer
+    from prefcast.forecasts.predictions import check_kept, open_writer
     from prefcast.forecasts.resolve import resolve
     from prefcast.measuring.rehearsal import Rehearsal, rehearsal_rows
+    from prefcast.report.evaluations import evaluation_text
     from prefcast.report.forecasts import TableWriter
-    from prefcast.report.measurements import evaluation_text
 
     check_with_text(output, with_text)
-    winner = submission == "winner"
-    asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text, allow_all_failed)
-    check_run(asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores, hand_over=hand_over)
+    winner, kept = submission == "winner", tuple(dict.fromkeys(keep or ()))
+    asked = Asked("predict", pairs, output, reading, keeping, long, on_error, with_text, allow_all_failed, kept)
+    check_run(
+        asked, rehearse, what="the forecasts", rehearse=rehearse, scores=scores, hand_over=hand_over, keep=keep or None
+    )
+    check_kept(kept)
+    if kept and (output is None or rehearse is not None):
+        raise UsageError(
+            "--keep and --rehearse exclude each other"
+            if output is not None
+            else "--keep needs an output file (-o FILE.csv, FILE.jsonl or FILE.parquet)"
+        )
     if rehearse is not None and long.shard is not None:
         raise UsageError("--rehearse and --shard exclude each other")
     if hand_over is not None:
@@ -114,7 +126,7 @@ def predict(
         out = (
             nullcontext(TableWriter(sys.stdout))
             if output is None
-            else open_writer(output, with_text=with_text, winner=winner)
+            else open_writer(output, with_text=with_text, winner=winner, own=kept)
         )
         with out as writer:
             rehearsal = None if train is None else Rehearsal(writer)

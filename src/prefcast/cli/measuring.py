@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefcast.cli.requests import JSON_OUTPUT, SCORES, WITH_TEXT, Choosing, Keeping, Reading
+from prefcast.cli.requests import JSON_OUTPUT, MARKDOWN, SCORES, WITH_TEXT, Choosing, Keeping, Reading
 from prefcast.cli.shared import (
     app,
     check_outputs,
@@ -30,7 +30,7 @@ from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.measuring.collected import Measured
-    from prefcast.pairs.formats import PairFile
+    from prefcast.measuring.evaluation import Wanted
 
 _SURPRISES = 20
 _FAILED = "{} rows failed and are not in the figures; prefcast check names them"
@@ -49,17 +49,31 @@ class Measuring:
     predictions: Path | None = option(
         "Measure these forecasts (a submission or predictions file) instead of making them.", "FILE"
     )
-    against: Path | None = option("Compare with these forecasts of the same rows, by id.", "FILE")
-    by: str | None = option("Show the figures for each value of this column of LABELLED too.", "COLUMN")
+    against: list[Path] | None = option(
+        "Compare with these forecasts of the same rows, by id; may be given several times.", "FILE"
+    )
+    by: str | None = option(
+        "Show the figures for each value of this column of LABELLED (or of the predictions) too.", "COLUMN"
+    )
+    votes: Path | None = option(
+        "How many people said what, by id: id, votes_a, votes_b, votes_tie. Columns of these names in LABELLED count too.",
+        "FILE",
+    )
+    weights: str | None = option(
+        "How much each row counts: a column of LABELLED, or a file with id and weight.", "COLUMN|FILE"
+    )
+    export: Path | None = option(
+        "Write each measured row with its loss and residuals: .csv, .jsonl or .parquet.", "FILE"
+    )
     repeats: int = option("Bootstrap repeats.", default=1000, least=100)
     choosing: Choosing
     reading: Reading
     keeping: Keeping
 
     @property
-    def files(self) -> tuple[Path | None, ...]:
+    def files(self) -> tuple[Path | str | None, ...]:
         """The files that are read."""
-        return self.predictions, self.scores, self.against
+        return self.predictions, self.scores, *(self.against or ()), self.votes, self.weights
 
 
 @verb(app)
@@ -71,6 +85,7 @@ def evaluate(
     ),
     slices: bool = option("Show the figures for each kind of row too.", default=False),
     json_output: str | None = JSON_OUTPUT,
+    markdown: str | None = MARKDOWN,
     measuring: Measuring,
 ) -> None:
     """Measure forecasts on labelled pairs, next to forecasts that anyone can make.
@@ -85,16 +100,22 @@ def evaluate(
       prefcast evaluate --predictions forecasts.jsonl --against other.csv
     """
     from prefcast.report.cascades import kept_lines
-    from prefcast.report.measurements import evaluation_text, write_json
+    from prefcast.report.evaluations import evaluation_text
+    from prefcast.report.measurements import write_json, write_markdown
 
     _check_swapped(swapped, measuring)
-    check_outputs([json_output], [*(labelled or []), swapped, *measuring.files], "the figures")
+    check_outputs(
+        [json_output, markdown, measuring.export], [*(labelled or []), swapped, *measuring.files], "the figures"
+    )
+    _check_one_standard_output(json_output, markdown)
     title, measured = _measured(labelled, measuring, swapped=swapped, by_margin=True)
     evaluation = measured.evaluation(repeats=measuring.repeats)
     promised = measured.agreement
     if json_output is not None:
         write_json(evaluation.to_dict() | ({} if promised is None else {"agreement": promised}), json_output)
-    if json_output != "-":
+    if markdown is not None:
+        write_markdown(evaluation, markdown)
+    if "-" not in (json_output, markdown):
         print(evaluation_text(evaluation, title, slices=slices or measuring.by is not None))
         for line in [] if promised is None else kept_lines(promised):
             print(line)
@@ -126,7 +147,7 @@ def report(
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{shown_path(output)}: a report is an HTML page; name a file that ends in .html")
-    check_outputs([output, json_output], [*(labelled or []), *measuring.files], "the report")
+    check_outputs([output, json_output, measuring.export], [*(labelled or []), *measuring.files], "the report")
     today = _today()
     # The file is opened first: a folder that cannot be written is found before hours of forecasting, not after.
     with atomic_file(output) as file:
@@ -169,6 +190,11 @@ def _today() -> date:
         raise UsageError(f"SOURCE_DATE_EPOCH must be seconds since 1970, found {seconds!r}") from None
 
 
+def _check_one_standard_output(*outputs: str | None) -> None:
+    if outputs.count("-") > 1:
+        raise UsageError("--json and --markdown cannot both go to standard output")
+
+
 def _check_swapped(swapped: Path | None, measuring: Measuring) -> None:
     from prefcast.pairs.sources import same_file
 
@@ -191,6 +217,28 @@ def _measured(
     by_margin: bool = False,
 ) -> tuple[str, Measured]:
     """What the options name, measured, and what the forecasts are called."""
+    from prefcast.measuring.evaluation import Wanted, read_others
+    from prefcast.measuring.exported import opened_export
+    from prefcast.measuring.metrics.slices import Slicer
+
+    others = read_others(measuring.against or [])
+    kinds, names = Slicer(measuring.by).kinds, [name for name, _ in others]
+    with nullcontext() if measuring.export is None else opened_export(measuring.export, kinds, names) as export:
+        wanted = Wanted(surprises, others, measuring.by, measuring.votes, measuring.weights, export)
+        title, measured = _measured_rows(labelled, measuring, wanted, swapped, by_margin=by_margin)
+    _say_votes(measured)
+    return title, measured
+
+
+def _say_votes(measured: Measured) -> None:
+    labels = measured.labels
+    if labels.votes is not None and (unmatched := len(labels.votes) - labels.matched):
+        say(f"{unmatched} of {len(labels.votes)} rows of the votes file have ids that no pair has")
+
+
+def _measured_rows(
+    labelled: list[str] | None, measuring: Measuring, wanted: Wanted, swapped: Path | None, *, by_margin: bool
+) -> tuple[str, Measured]:
     from prefcast.forecasts.resolve import for_scores, resolve
     from prefcast.measuring.evaluation import measured_forecasts, measured_predictions, measured_scores
     from prefcast.pairs.formats.saved import read_saved
@@ -199,9 +247,6 @@ def _measured(
 
     reading, predictions, scores = measuring.reading, measuring.predictions, measuring.scores
     choice = measuring.choosing.choice(None if labelled is None else scores)
-    if measuring.by is not None and labelled is None:
-        raise UsageError("--by names a column of the file of labelled pairs; name that file as well")
-    other = None if measuring.against is None else (measuring.against.name, read_saved(measuring.against))
     if predictions is not None:
         if scores is not None:
             raise UsageError("--predictions measures forecasts that exist, --scores makes them; give one of them")
@@ -211,9 +256,8 @@ def _measured(
             )
         measured = measured_predictions(
             predictions,
-            None if labelled is None else _opened_by(labelled, measuring),
-            surprises=surprises,
-            against=other,
+            None if labelled is None else opened(labelled, reading),
+            wanted=wanted,
             swapped=None if swapped is None else read_saved(swapped),
             label_values=reading.labels,
         )
@@ -223,13 +267,13 @@ def _measured(
             raise UsageError("name the file of labelled pairs, or --predictions with labels of their own")
         # The scores hold the labels: they are read a block at a time, and never all held.
         fitted = None if by_margin and choice.empty else for_scores(resolve(choice))
-        return scores.name, measured_scores(scores, fitted, against=other, label_values=reading.labels)
+        return scores.name, measured_scores(scores, fitted, wanted=wanted, label_values=reading.labels)
     with (
-        _opened_by(labelled, measuring) as file,
+        opened(labelled, reading) as file,
         progress(file) as show,
         ready(resolve(choice, by_margin=by_margin), measuring.keeping.running()) as chosen,
     ):
-        measured = measured_forecasts(file, chosen, progress=show, surprises=surprises, against=other)
+        measured = measured_forecasts(file, chosen, progress=show, wanted=wanted)
     say_restored(measured.restored, measured.rows)
     say_paid(measured.spent)
     say_truncated(measured.truncated or 0, measured.rows, chosen)
@@ -238,17 +282,6 @@ def _measured(
     if measured.kept is not None and chosen.agreement is not None:
         measured.agreement = kept_said(measured.kept, chosen.agreement)
     return choice.title, measured
-
-
-def _opened_by(labelled: Sequence[str], measuring: Measuring) -> PairFile:
-    file = opened(labelled, measuring.reading)
-    if measuring.by is not None:
-        try:
-            file.keep(measuring.by)
-        except BaseException:
-            file.close()
-            raise
-    return file
 
 
 @verb(app)
@@ -265,6 +298,7 @@ def compare(
     by: str | None = option("Compare for each value of this column of RIGHT too (with --votes).", "COLUMN"),
     scores: Path | None = SCORES,
     json_output: str | None = JSON_OUTPUT,
+    markdown: str | None = MARKDOWN,
     with_text: bool = WITH_TEXT,
     choosing: Choosing,
     reading: Reading,
@@ -286,14 +320,15 @@ def compare(
     from prefcast.measuring.comparison import compare as compare_pairs
     from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
     from prefcast.pairs.formats.side_votes import read_side_votes
-    from prefcast.report.measurements import comparison_text, write_json
+    from prefcast.report.measurements import comparison_text, write_json, write_markdown
     from prefcast.runs.ready import ready
     from prefcast.scorers.base import total_spent
 
     if output is not None:
         output_kind(output)
     check_with_text(output, with_text)
-    check_outputs([output, json_output], [left, right, votes])
+    check_outputs([output, json_output, markdown], [left, right, votes])
+    _check_one_standard_output(json_output, markdown)
     if votes is None and (anytime or by is not None):
         raise UsageError(f"--{'anytime' if anytime else 'by'} goes with --votes")
     said_votes = None if votes is None else read_side_votes(votes)
@@ -326,7 +361,9 @@ def compare(
             "first_error": join.first_error and str(join.first_error),
         }
         write_json({**found.to_dict(), "join": said}, json_output)
-    if json_output != "-":
+    if markdown is not None:
+        write_markdown(found, markdown)
+    if "-" not in (json_output, markdown):
         print(comparison_text(found, join))
     say_paid(total_spent(chosen.scorer))
     failed = join.failed + found.failed

@@ -25,6 +25,7 @@ __all__ = [
     "BUDGET",
     "JSON_OUTPUT",
     "LOG_KIND",
+    "MARKDOWN",
     "ON_ERROR",
     "PAIRS",
     "SCORES",
@@ -43,6 +44,7 @@ PAIRS = argument(
     "A file of pairs: CSV, TSV, JSON or Parquet, also .gz or .zst, or a folder of them; several are read as one. - reads standard input.",
     "PAIRS...",
 )
+MARKDOWN = option("Write the result as tables in Markdown to this file; - is standard output.", "OUT")
 JSON_OUTPUT = option("Write the result as JSON to this file; - is standard output.", "OUT", "--json")
 ON_ERROR = option(
     "What to do when a row fails: keep the row, with its error (exit status 3), or stop the run (2).",
@@ -263,6 +265,7 @@ class Asked:
     on_error: str
     with_text: bool = False
     allow_all_failed: bool = False
+    keep: Sequence[str] = ()
 
     @property
     def path(self) -> Path | None:

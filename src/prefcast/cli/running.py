@@ -81,6 +81,8 @@ def done(
             raise UsageError(
                 f"{file.name}: {problem}; only a pointwise reward model gives each answer a score of its own"
             )
+        if asked.keep:
+            file.keep(*asked.keep)
         job = job_of(asked.verb, replace(forecaster, scorer=scorer), single=file.single)
         facts = {
             "input": file.name if rows is None else f"a rehearsal for {file.name}",
@@ -88,9 +90,12 @@ def done(
             "cells": asked.reading.cells,
             "label values": asked.reading.label_values,
             "megabytes of a row": asked.reading.max_row,
+            **({"kept columns": list(asked.keep)} if asked.keep else {}),
         }
         shard = None if asked.long.shard is None else ShardOf.parse(asked.long.shard)
-        write = opened_output or (lambda: open_output(str(asked.output), job.header, with_text=asked.with_text))
+        write = opened_output or (
+            lambda: open_output(str(asked.output), job.header, with_text=asked.with_text, own=asked.keep)
+        )
         no_priors = asked.verb == "predict" and not asked.allow_all_failed and is_submission(asked.path)
         watch = Watch(LOG, show, lambda: (rows or file).progress, 1.0 if shard is None else 1 / shard.count)
         return attempt(
@@ -196,7 +201,8 @@ def merge(
                 stack.callback(shard.close)
             header = found[0].header
             texts = bool(header["texts"])
-            writer: Any = stack.enter_context(open_output(output, header, with_text=texts, winner=winner))
+            own = [str(name) for name in header.get("kept columns", [])]
+            writer: Any = stack.enter_context(open_output(output, header, with_text=texts, winner=winner, own=own))
             for piece in rows_of(found):
                 rows += len(piece)
                 errors = [row["error"] for row in piece.rows if row["error"] is not None]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.limits import MAX_ROW
+from prefcast.base.tables import ShownTable, Tables
 from prefcast.errors import FitError, RowError, UsageError
 from prefcast.fitting.cards import agreement_said, card_of, cascade_said
 from prefcast.fitting.cascade import CascadeFit, fit_cascade
@@ -50,7 +51,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(Tables):
     """A fitted forecaster with the results of the fit: `fit` holds the candidates and figures, `names` the scorers.
 
     `failed` rows could not be scored and `unlabelled` rows had no label; neither is in the fit. `target_prior` is the
@@ -72,6 +73,25 @@ class Fitted:
     restored: int = 0
     paid: Mapping[str, Spent] = field(default_factory=dict)
     cascade: CascadeFit | None = None
+
+    def tables(self) -> list[ShownTable]:
+        """The candidates, and the figures of the one that was chosen."""
+        fit = self.fit
+        trials = [
+            (
+                trial.name,
+                trial.log_loss,
+                trial.over,
+                trial.gain if trial.over else None,
+                trial.error if trial.over else None,
+            )
+            for trial in fit.trials
+        ]
+        figures = [("log loss out of fold", fit.log_loss), ("gain over the class prior", fit.gain)]
+        return [
+            ShownTable(f"{fit.chosen}, fitted on {fit.rows} labelled pairs", ("figure", "value"), figures),
+            ShownTable("candidates", ("candidate", "log loss", "over", "gain", "standard error"), trials),
+        ]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the forecaster as a folder. Raises UsageError."""
@@ -166,7 +186,7 @@ def fit(
         if forecaster.agreement is not None:
             card["agreement"] = agreement_said(forecaster.agreement)
         return Fitted(
-            replace(forecaster, scorer=forecaster.scorer.bare(), card=card),
+            replace(forecaster, scorer=forecaster.scorer.bare(), card=card, fitted_rows=gathered.fitted_rows),
             found,
             tuple(names),
             gathered.failed,

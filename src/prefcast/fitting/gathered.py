@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.shipped import Shipped
+from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.forecasts.scores import RawScores, score_blocks, score_pairs
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Budget
@@ -37,6 +39,12 @@ class Gathered:
         self.first_error: RowError | None = None
         self.columns: tuple[str, ...] = ()
         self.spent = Spent()
+        self._keys = array("Q")
+
+    @property
+    def fitted_rows(self) -> FittedRows | None:
+        """The rows that were collected; None if they had no texts."""
+        return FittedRows.of(self._keys) if self._keys else None
 
     def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
         """The votes on a row times its weight; None if it has no votes."""
@@ -135,6 +143,7 @@ class Gathered:
         self.truncated += int(np.any(cut, axis=0)[good].sum())
         kept = [rows[row] for row in good]
         facts = [covariates(pair) for pair in kept]
+        self._keys.extend(map(row_key, kept))
         self.evidence.add(
             np.column_stack([scores.columns["margin"][good] for scores in found]),
             np.column_stack([scores.columns["tie"][good] for scores in found]),

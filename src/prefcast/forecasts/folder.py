@@ -18,6 +18,7 @@ import numpy as np
 
 from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, ModelError, UsageError, shown_path
+from prefcast.forecasts.fitted_rows import FITTED_ROWS, FittedRows
 from prefcast.outcomes.agreement import Agreement
 from prefcast.outcomes.calibration import Calibration
 from prefcast.outcomes.models import FITTED_MODELS, Link, OutcomeModel, outcome_model
@@ -46,6 +47,7 @@ class ForecasterParts:
     link: Link | None = None
     calibration: Calibration | None = None
     agreement: Agreement | None = None
+    fitted_rows: FittedRows | None = None
 
     def __post_init__(self) -> None:
         if self.budget is None:
@@ -102,6 +104,8 @@ class ForecasterParts:
             said = {"margin": self.link.margin, "tie": self.link.tie, "theta": self.link.theta.tolist(), "draws": draws}
             text = json.dumps({"format": _FORMAT, "kind": self.link.kind, **said})
             (folder / _DRAWS).write_text(text + "\n", encoding="utf-8")
+        if self.fitted_rows is not None:
+            self.fitted_rows.write(folder)
         (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -137,7 +141,10 @@ class ForecasterParts:
                 raise ForecasterError(f"{shown}/{_DRAWS}: damaged: it names evidence that the scorer does not give")
             calibration = None if calibration is None else Calibration(**calibration)
             promise = None if card.get("agreement") is None else Agreement.read(card["agreement"], shown)
-            return cls(scorer, outcome, budget, prior_tie, dict(card["card"]), fallback, link, calibration, promise)
+            rows = FittedRows.read(path)
+            return cls(
+                scorer, outcome, budget, prior_tie, dict(card["card"]), fallback, link, calibration, promise, rows
+            )
         except OSError as error:
             raise ForecasterError(f"{shown}: not a forecaster folder: {error.strerror or error} ({CARD})") from None
         except ModelError as error:
@@ -165,7 +172,7 @@ def _writable(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def _forecaster_files(target: Path, shown: str) -> set[str]:
     """The names of the files in a folder. Raises UsageError if one of them does not belong to a forecaster."""
     there = {path.name for path in target.iterdir()} if target.exists() else set()
-    if not all(name in (CARD, _DRAWS) or is_scorer_file(name) for name in there):
+    if not all(name in (CARD, _DRAWS, FITTED_ROWS) or is_scorer_file(name) for name in there):
         raise UsageError(f"{shown}: holds other things than a forecaster; choose another folder")
     return there
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import ForecasterError, RowError, UsageError, shown_path
+from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.forecasts.folder import CARD, ForecasterParts
 from prefcast.forecasts.predictions import Forecast, Forecasts
 from prefcast.forecasts.scores import score_pairs
@@ -55,7 +56,8 @@ class Forecaster(ForecasterParts):
 
     A row that fails gets `fallback` as (A, B, tie). Without `fallback` it gets the class prior: `prior_tie` is the share of ties
     in the data of the fit, and A and B are equal. `link` has the draws of the bootstrap of the outcome model, `calibration` how far
-    forecasts were off, and `agreement` promises how often the most likely answer agrees with people. All come from a fit and may be None. `card` has the data, figures and versions of the fit. Without a
+    forecasts were off, and `agreement` promises how often the most likely answer agrees with people. `fitted_rows` knows the
+    rows of the fit. All come from a fit and may be None. `card` has the data, figures and versions of the fit. Without a
     budget, 24,000 characters are read, or everything if the scorer has a limit of its own.
     """
 
@@ -128,6 +130,7 @@ class Forecaster(ForecasterParts):
             link=None,
             calibration=None,
             agreement=None,
+            fitted_rows=FittedRows.of(map(row_key, pairs)),
             card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
         )
 

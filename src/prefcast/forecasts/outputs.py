@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.files import atomic_file
-from prefcast.errors import RowError, UsageError, shown_path
+from prefcast.errors import RowError, UsageError, printable, shown_path
 from prefcast.pairs import Pair, clean
 from prefcast.pairs.budget import Truncation
 from prefcast.pairs.formats.separated import quoted
@@ -33,6 +34,7 @@ __all__ = [
     "columns_of",
     "opened_writer",
     "output_kind",
+    "safe_cell",
     "whole_numbers",
 ]
 
@@ -82,6 +84,7 @@ class Rows:
                 "turns_kept": cut.turns_kept if cut else None,
                 "turns": cut.turns_total if cut else None,
                 "error": str(error) if error else None,
+                **dict(pair.own if pair else ()),
             }
             if with_text:
                 record |= {name: [*map(clean, getattr(pair, name))] if pair else None for name in _TURNS}
@@ -92,8 +95,10 @@ class Rows:
             yield record
 
 
-def columns_of(numbers: Sequence[str], *, whole_ids: bool, with_text: bool = False) -> pyarrow.Schema:
-    """The columns of records with these numbers."""
+def columns_of(
+    numbers: Sequence[str], *, whole_ids: bool, with_text: bool = False, own: Sequence[str] = ()
+) -> pyarrow.Schema:
+    """The columns of records with these numbers, and with `own` columns of the input."""
     import pyarrow
 
     whole, text = pyarrow.int64(), pyarrow.string()
@@ -101,6 +106,7 @@ def columns_of(numbers: Sequence[str], *, whole_ids: bool, with_text: bool = Fal
     columns += [(name, text if name in _TEXTS else whole) for name in TAIL]
     if with_text:
         columns += [*((name, pyarrow.list_(text)) for name in _TURNS), *((name, text) for name in BESIDE)]
+    columns += [(name, text) for name in own]
     return pyarrow.schema(columns)
 
 
@@ -142,29 +148,35 @@ def opened_writer(
     numbers: Sequence[str] = (),
     *,
     with_text: bool = False,
+    own: Sequence[str] = (),
+    schema: Callable[[bool], pyarrow.Schema] | None = None,
 ) -> Iterator[Writer]:
-    """A writer of the kind that `output_kind` gave, for records with `numbers`.
+    """A writer of the kind that `output_kind` gave, for records with `numbers` and `own` columns of the input. Records of another
+    form have a `schema`, given whether all ids are whole numbers.
 
     The file appears whole when the block ends without an exception. Otherwise nothing appears.
     """
     with atomic_file(path) as file:
         if kind == ".csv":
-            yield _Csv(file, with_text, csv_columns)
+            yield _Csv(file, with_text, csv_columns, own)
         elif kind == ".jsonl":
-            yield _JsonLines(file, with_text)
+            yield _JsonLines(file, with_text, own)
         else:
-            with closing(_Parquet(file, with_text, numbers)) as parquet:
+            usual = partial(columns_of, numbers, with_text=with_text, own=own)
+            with closing(_Parquet(file, with_text, schema or (lambda whole: usual(whole_ids=whole)))) as parquet:
                 yield parquet
 
 
 class _Csv:
-    def __init__(self, file: BinaryIO, with_text: bool, names: Sequence[str]) -> None:
-        self._file, self._with_text, self._names = file, with_text, names
-        file.write((",".join(names) + "\n").encode())
+    def __init__(self, file: BinaryIO, with_text: bool, names: Sequence[str], own: Sequence[str]) -> None:
+        self._file, self._with_text, self._names, self._own = file, with_text, names, own
+        file.write((",".join([*names, *map(safe_cell, own)]) + "\n").encode())
 
     def write(self, rows: Recordable) -> None:
         for record in rows.records(with_text=self._with_text):
-            self._file.write((",".join(_cell(record[name]) for name in self._names) + "\n").encode())
+            cells = [_cell(record[name]) for name in self._names]
+            cells += ["" if (value := record.get(name)) is None else safe_cell(value) for name in self._own]
+            self._file.write((",".join(cells) + "\n").encode())
 
 
 def _cell(value: object) -> str:
@@ -175,12 +187,25 @@ def _cell(value: object) -> str:
     return quoted(clean(json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)))
 
 
+def safe_cell(value: object) -> str:
+    """A CSV cell of somebody else's text: control characters are escaped, and a text that a spreadsheet would take for a
+    formula gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return repr(value)
+    shown = printable(value)
+    return quoted(f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown)
+
+
 class _JsonLines:
-    def __init__(self, file: BinaryIO, with_text: bool) -> None:
-        self._file, self._with_text = file, with_text
+    def __init__(self, file: BinaryIO, with_text: bool, own: Sequence[str]) -> None:
+        self._file, self._with_text, self._own = file, with_text, own
 
     def write(self, rows: Recordable) -> None:
         for record in rows.records(with_text=self._with_text):
+            if self._own:
+                # The columns come in one order, also in a row that could not be read.
+                values = {name: record.pop(name, None) for name in self._own}
+                record |= values  # noqa: PLW2901
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
 
 
@@ -188,18 +213,17 @@ class _Parquet:
     """Joins pieces into row groups. The column of ids holds numbers until an id comes that is not a whole number; then it holds
     texts, also for the rows that were written before."""
 
-    def __init__(self, file: BinaryIO, with_text: bool, numbers: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, with_text: bool, schema: Callable[[bool], pyarrow.Schema]) -> None:
         import pyarrow.parquet
 
         self._pyarrow = pyarrow
-        self._file, self._with_text, self._numbers = file, with_text, numbers
+        self._file, self._with_text, self._schema = file, with_text, schema
         self._whole_ids = True
         self._pending: list[pyarrow.Table] = []
         self._writer = self._open()
 
     def _open(self) -> pyarrow.parquet.ParquetWriter:
-        columns = columns_of(self._numbers, whole_ids=self._whole_ids, with_text=self._with_text)
-        return self._pyarrow.parquet.ParquetWriter(self._file, columns)
+        return self._pyarrow.parquet.ParquetWriter(self._file, self._schema(self._whole_ids))
 
     def write(self, rows: Recordable) -> None:
         if self._whole_ids and not whole_numbers(rows.ids):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prefcast.errors import RowError, UsageError, printable, shown_path
 from prefcast.forecasts.outputs import (
     ENDINGS,
+    TAIL,
     Recordable,
     Rows,
     Writer,
@@ -28,16 +29,19 @@ from prefcast.outcomes.models import Link
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Truncation
 from prefcast.pairs.formats.labels import WINNERS
+from prefcast.pairs.formats.shapes import BESIDE
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "open_writer", "output_kind"]
+__all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "check_kept", "open_writer", "output_kind"]
 
 # The interval of each probability, and the difference between the members of an ensemble.
 UNCERTAINTY = (*(f"{name}_{end}" for name in WINNERS for end in ("low", "high")), "member_spread")
 NUMBERS = (*WINNERS, "margin", "tie", *UNCERTAINTY)
+# The names of a forecast's own columns, which no kept column may have.
+RESERVED = frozenset(("id", "winner", *NUMBERS, *TAIL, "prompt", "response_a", "response_b", *BESIDE))
 _SHOWN, _SHOWN_TEXT = 10, 80
 
 
@@ -147,7 +151,7 @@ class Forecasts(Rows, Sequence[Forecast]):
         """A data frame with a row for each forecast and the columns of `records`."""
         import pandas
 
-        return pandas.DataFrame(list(self.records()), columns=columns_of(NUMBERS, whole_ids=True).names)
+        return pandas.DataFrame(list(self.records()), columns=columns_of(NUMBERS, whole_ids=True, own=self._own).names)
 
     def to_arrow(self) -> pyarrow.Table:
         """An Arrow table with a row for each forecast and the columns of `records`. Ids become texts unless all are whole numbers."""
@@ -155,7 +159,12 @@ class Forecasts(Rows, Sequence[Forecast]):
 
         whole = whole_numbers(self.ids)
         records = [record if whole else record | {"id": str(record["id"])} for record in self.records()]
-        return pyarrow.Table.from_pylist(records, schema=columns_of(NUMBERS, whole_ids=whole))
+        return pyarrow.Table.from_pylist(records, schema=columns_of(NUMBERS, whole_ids=whole, own=self._own))
+
+    @property
+    def _own(self) -> list[str]:
+        """The names of the input's columns that were kept."""
+        return list(dict.fromkeys(name for pair in self.pairs if pair is not None for name, _ in pair.own))
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("id", "A", "B", "tie", "margin", "prompt", "note"))
@@ -185,10 +194,19 @@ def _bar(probability: float) -> str:
     return f'<td style="min-width:6em;background:linear-gradient(90deg,rgba(90,140,220,.35) {share}%,transparent {share}%)">{share} %</td>'
 
 
+def check_kept(own: Sequence[str]) -> None:
+    """Raise UsageError if a column that is kept is called as a column of the forecasts."""
+    if taken := next((name for name in own if name in RESERVED), None):
+        raise UsageError(f"a column that is kept is called {taken!r}, as a column of the forecasts is; leave it out")
+
+
 @contextmanager
-def open_writer(path: str | os.PathLike[str], *, with_text: bool = False, winner: bool = False) -> Iterator[Writer]:
+def open_writer(
+    path: str | os.PathLike[str], *, with_text: bool = False, winner: bool = False, own: Sequence[str] = ()
+) -> Iterator[Writer]:
     """A writer for `path`: a submission (.csv), or all that is known of each row (.jsonl, .parquet). A submission has the three
-    probabilities, or with `winner` the likelier of model_a and model_b, as the competition WSDM wants it.
+    probabilities, or with `winner` the likelier of model_a and model_b, as the competition WSDM wants it. `own` are the
+    columns of the input that were kept (`PairFile.keep`).
 
     The file appears whole or not at all. Raises UsageError.
     """
@@ -197,8 +215,9 @@ def open_writer(path: str | os.PathLike[str], *, with_text: bool = False, winner
         raise UsageError("a submission (.csv) has no room for texts; write .jsonl or .parquet to keep them")
     if winner and kind != ".csv":
         raise UsageError(f"{shown_path(path)}: a submission of winners is a .csv; the other kinds have everything")
+    check_kept(own)
     columns = ("id", "winner") if winner else ("id", *WINNERS)
-    with opened_writer(path, kind, columns, NUMBERS, with_text=with_text) as writer:
+    with opened_writer(path, kind, columns, NUMBERS, with_text=with_text, own=own) as writer:
         yield _Submission(writer, winner) if kind == ".csv" else writer
 
 
@@ -227,4 +246,4 @@ class _Winners:
     def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
         for record in self.rows.records():
             a, b = record[WINNERS[0]], record[WINNERS[1]]
-            yield {"id": record["id"], "winner": "model_b" if b > a else "model_a"}
+            yield {**record, "winner": "model_b" if b > a else "model_a"}

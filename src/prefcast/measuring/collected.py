@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import RowError, UsageError
+from prefcast.forecasts.fitted_rows import FittedRows, Overlap
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.forecasts.scores import GivenScores
 from prefcast.measuring.bias import Judged
+from prefcast.measuring.exported import ExportedRows, RowExport
+from prefcast.measuring.lengths import with_lengths
 from prefcast.measuring.metrics import NAMES, Evaluation, Swap, row_log_loss
-from prefcast.measuring.metrics.measure import FOLDS, MeasuredRows, measure
+from prefcast.measuring.metrics.measure import measure
+from prefcast.measuring.metrics.rows import MeasuredRows, given_rows
 from prefcast.measuring.metrics.slices import Slicer
-from prefcast.outcomes.models import Davidson
+from prefcast.measuring.row_labels import RowLabel, RowLabels
 from prefcast.outcomes.statistics.bootstrap import REPEATS
 from prefcast.outcomes.statistics.columns import Columns
-from prefcast.outcomes.statistics.likelihood import Folded, cross_fitted
 from prefcast.pairs import Outcome, Pair
-from prefcast.pairs.formats import PairFile
+from prefcast.pairs.formats.fields import Fault
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts
-from prefcast.pairs.pair import group_key
+from prefcast.pairs.pair import group_key, pair_keys
 from prefcast.scorers.base import Spent, costs_money
 from prefcast.scorers.length import LengthScorer
 
@@ -39,7 +42,6 @@ Floats = NDArray[np.float64]
 SWAPPED = 256
 # All of them are held; fewer where they are very long.
 _SWAPPED_CHARACTERS = 64_000_000
-_LENGTH_PENALTY = np.array([1.0, 0.1, 1.0])
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,27 @@ class KeptRows:
 class Measured:
     """Collects forecasts with their labels and measures them.
 
-    `surprises` is the number of rows with the largest log loss to keep. `against` is another forecast of the same rows,
-    which are matched by id. `by` is a file whose kept column is a kind of rows (`PairFile.keep`).
+    `surprises` is the number of rows with the largest log loss to keep. `against` are other forecasts of the same rows,
+    which are matched by id. `by` is a kept column of the rows (`PairFile.keep`) whose values are kinds of rows. `labels` say
+    where votes and weights come from, `fitted` which rows the forecaster was fitted on. `export` gets the measured rows.
     """
 
     def __init__(
         self,
         *,
         surprises: int = 0,
-        against: tuple[str, SavedForecasts] | None = None,
-        by: PairFile | None = None,
+        against: Sequence[tuple[str, SavedForecasts]] = (),
+        by: str | None = None,
+        labels: RowLabels | None = None,
+        fitted: FittedRows | None = None,
+        export: RowExport | None = None,
     ) -> None:
-        self._kept = {} if by is None else by.kept
-        self._slicer, self._length = Slicer(None if by is None else by.kept_column), LengthScorer()
+        self._by, self.labels, self._overlap, self._export = by, labels or RowLabels(), Overlap(fitted), export
+        self._slicer, self._length = Slicer(by), LengthScorer()
         of_texts = ["length", *(f"slice:{kind}" for kind in self._slicer.kinds)]
-        self._table = Columns([*MeasuredRows.COLUMNS, *of_texts, *(f"other_{name}" for name in NAMES)])
-        self._against, self._most = against, surprises
+        others = [f"other{number}_{name}" for number in range(len(against)) for name in NAMES]
+        self._table = Columns([*MeasuredRows.COLUMNS, *of_texts, *others])
+        self._against, self._most = tuple(against), surprises
         self._largest: list[tuple[float, int, Pair, list[float]]] = []
         self._swapped: list[tuple[Pair, Floats]] = []
         self._swapped_characters = 0
@@ -95,6 +102,8 @@ class Measured:
         self.first_error: RowError | None = None
         self.spent = Spent()
         self._judged: Judged | None = None
+        # The name of the file, for the errors of its rows.
+        self.source = ""
         # The name of the judge's model, where the forecaster is a judge.
         self.judge: str | None = None
         # Rows that the second tier of a cascade scored, and what became of a promise of agreement; None without them.
@@ -107,68 +116,136 @@ class Measured:
         """Collect forecasts of pairs, labelled or not."""
         good: list[int] = []
         pairs: list[Pair] = []
+        labels: list[RowLabel] = []
         for index, (pair, error) in enumerate(zip(forecasts.pairs, forecasts.errors, strict=True)):
             if error is not None or pair is None:
-                self.failed += 1
-            elif pair.outcome is None:
-                self.unlabelled += 1
-            else:
+                self.fail(error)
+            elif (label := self.label_of(pair)) is not None:
                 good.append(index)
                 pairs.append(pair)
+                labels.append(label)
         self.rows += len(forecasts)
-        self.first_error = self.first_error or next(filter(None, forecasts.errors), None)
         cuts = [forecasts.truncations[index] for index in good]
         self.literal += sum(cut is not None and cut.literal for cut in cuts)
         if forecasts.evidence is not None and Judged.tells(forecasts.evidence):
             self._judged = self._judged or Judged(self.judge)
-            self._judged.add(pairs, {name: values[good] for name, values in forecasts.evidence.items()})
+            labelled = list(map(_with_majority, pairs, labels))
+            self._judged.add(labelled, {name: values[good] for name, values in forecasts.evidence.items()})
         if forecasts.handed_over is not None:
             kept = ~forecasts.handed_over[good]
-            outcomes = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+            outcomes = np.array([label.majority for label in labels], dtype=np.int64)
             agreed = kept & (forecasts.probabilities[good].argmax(axis=1) == outcomes)
             self.kept = (self.kept or KeptRows()).plus(len(good), int(kept.sum()), int(agreed.sum()))
-        self.add_pairs(pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts])
+        self.add_pairs(
+            pairs, forecasts.probabilities[good], [cut is not None and cut.truncated for cut in cuts], labels
+        )
 
-    def add_pairs(self, pairs: Sequence[Pair], p: Floats, truncated: Sequence[bool] | None) -> None:
-        """Collect the probabilities (n, 3) of labelled pairs, and whether only a part of each was read, if that is known."""
+    def fail(self, error: RowError | None) -> None:
+        """Count a row that has no forecast, or whose votes or weight are no numbers."""
+        self.failed += 1
+        self.first_error = self.first_error or error
+
+    def label_of(self, pair: Pair) -> RowLabel | None:
+        """What people said of a pair; None, and the row is counted, if nobody did or that cannot be read."""
+        try:
+            label = self.labels.of(pair.id, pair.outcome, dict(pair.own))
+        except Fault as fault:
+            self.fail(RowError(self.source, pair.row, fault.field, fault.problem, pair.id))
+            return None
+        self.unlabelled += label is None
+        return label
+
+    def add_pairs(
+        self,
+        pairs: Sequence[Pair],
+        p: Floats,
+        truncated: Sequence[bool] | None,
+        labels: Sequence[RowLabel] | None = None,
+    ) -> None:
+        """Collect the probabilities (n, 3) of labelled pairs, and whether only a part of each was read, if that is known.
+        Without `labels` their own labels count."""
         self._count_truncated(truncated)
         if not pairs:
             return
-        y = np.array([pair.outcome for pair in pairs], dtype=np.int64)
+        said = [RowLabel.alone(int(cast(Outcome, pair.outcome))) for pair in pairs] if labels is None else labels
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
-        values = [self._kept.pop(pair.row, None) for pair in pairs]
-        codes = np.array([*map(self._slicer.codes, pairs, repeat(None) if truncated is None else truncated, values)])
+        same, either = np.array([pair_keys(pair) for pair in pairs], dtype=np.uint64).T
+        values = [None if self._by is None else dict(pair.own).get(self._by) for pair in pairs]
+        cut: Sequence[bool | None] = [None] * len(pairs) if truncated is None else truncated
+        codes = np.array([*map(self._slicer.codes, pairs, cut, values)])
         lengths = self._length.evidence(pairs).margin
         if self._most:
             numbers = range(-len(self._table), -len(self._table) - len(pairs), -1)
-            new = zip(row_log_loss(p, y).tolist(), numbers, pairs, p.tolist(), strict=True)
+            losses = row_log_loss(p, np.array([each.share for each in said])).tolist()
+            new = zip(losses, numbers, map(_with_majority, pairs, said), p.tolist(), strict=True)
             self._largest = nlargest(self._most, [*self._largest, *new])
-        self._append([pair.id for pair in pairs], p, y, keys, np.column_stack([lengths, codes]))
+        self._overlap.add(either)
+        self._append([pair.id for pair in pairs], p, said, (keys, same), np.column_stack([lengths, codes]))
         for pair, each in zip(pairs, p, strict=True):
             if len(self._swapped) == SWAPPED or self._swapped_characters > _SWAPPED_CHARACTERS:
                 break
             self._swapped.append((pair, each))
             self._swapped_characters += pair.characters
 
-    def add_rows(self, block: SavedForecasts | GivenScores, used: NDArray[np.bool_], p: Floats) -> None:
-        """Collect the probabilities (m, 3) of the m rows of a block that are `used` (n,); the rows have no texts."""
-        keys = np.arange(self.rows, self.rows + len(block.ids), dtype=np.uint64) if block.keys is None else block.keys
+    def labels_of(self, block: SavedForecasts | GivenScores) -> list[RowLabel | None]:
+        """What people said of the rows (n,) of a block, which have no texts. Raises Fault."""
+        own = block.own if isinstance(block, SavedForecasts) else {}
+        rows = zip(*own.values(), strict=True) if own else repeat(())
+        found = []
+        for id, label, values in zip(block.ids, block.labels.tolist(), rows):  # noqa: B905 - without columns rows never end
+            said = {name: value for name, value in zip(own, values, strict=True) if value is not None}
+            found.append(self.labels.of(id, label, said))
+        return found
+
+    def add_rows(
+        self,
+        block: SavedForecasts | GivenScores,
+        used: NDArray[np.bool_],
+        p: Floats,
+        labels: Sequence[RowLabel | None],
+    ) -> None:
+        """Collect the probabilities (m, 3) of the m rows of a block that are `used` (n,), and what people said of its rows
+        (n,); the rows have no texts."""
+        numbers = np.arange(self.rows, self.rows + len(block.ids), dtype=np.uint64)
+        keys = numbers if block.keys is None else block.keys
+        of_texts = np.full((len(block.ids), 1 + len(self._slicer.kinds)), -1.0)
         if isinstance(block, SavedForecasts):
             self._count_truncated(None if block.truncated is None else block.truncated[used].tolist())
+            if self._by is not None:
+                of_texts[:, -1] = [self._slicer.own_code(value) for value in block.own[self._by]]
         self._texts, self._resampled = False, "rows" if block.keys is None else "prompts"
         self.rows += len(block.ids)
-        ids = [block.ids[row] for row in np.flatnonzero(used)]
-        self._append(ids, p, block.labels[used], keys[used], np.full((len(ids), 1 + len(self._slicer.kinds)), -1.0))
+        good = np.flatnonzero(used).tolist()
+        said = [cast(RowLabel, labels[row]) for row in good]
+        self._append([block.ids[row] for row in good], p, said, (keys[used], numbers[used]), of_texts[used])
 
     def _count_truncated(self, truncated: Sequence[bool] | None) -> None:
         known = self.truncated is not None and truncated is not None
         self.truncated = (self.truncated or 0) + sum(truncated or ()) if known else None
 
     def _append(
-        self, ids: Sequence[str | int], p: Floats, y: NDArray[np.int64], keys: NDArray[np.uint64], of_texts: Floats
+        self,
+        ids: list[str | int],
+        p: Floats,
+        said: Sequence[RowLabel],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        of_texts: Floats,
     ) -> None:
-        other = np.full((len(ids), 3), np.nan) if self._against is None else self._against[1].rows_of(ids)
-        self._table.append(np.column_stack([p, y, keys.view(np.float64), of_texts, other]))
+        if not ids:
+            return
+        share, votes, weight = (
+            np.array([getattr(each, what) for each in said]) for what in ("share", "votes", "weight")
+        )
+        others = [saved.rows_of(ids) for _, saved in self._against]
+        rows = given_rows(p, share, keys[0], votes=votes, weight=weight, pairs=keys[1])
+        self._table.append(np.column_stack([rows, of_texts, *others]))
+        if self._export is not None:
+            losses = {
+                name: np.where(np.isfinite(q).all(axis=1), row_log_loss(np.nan_to_num(q, nan=1 / 3), share), np.nan)
+                for name, q in zip(self._export.others, others, strict=True)
+            }
+            slices = [dict(zip(self._export.slices, self._slicer.read(codes[1:]), strict=True)) for codes in of_texts]
+            self._export.write(ExportedRows(ids, p, share, votes, weight, keys[0], slices, losses))
 
     def try_swapped(self, forecaster: Forecaster) -> None:
         """Forecast the first rows again with A and B exchanged, and measure the change."""
@@ -192,14 +269,18 @@ class Measured:
                 f"nothing to evaluate: of {self.rows} rows {self.failed} failed and {self.unlabelled} have no label ({LABEL_COLUMNS})"
                 + (f"; the first that failed: {self.first_error}" if self.first_error else "")
             )
-        other = None if self._against is None else self._against[0]
+        others = tuple(name for name, _ in self._against)
         if self._texts:
-            rows = MeasuredRows(_with_lengths(self._table), ("length",), other, self._slicer.names)
+            rows = MeasuredRows(with_lengths(self._table), ("length",), others, self._slicer.names)
         else:
-            rows = MeasuredRows(self._table, (), other, {}, self._resampled)
+            names = {kind: names for kind, names in self._slicer.names.items() if kind == self._slicer.own}
+            rows = MeasuredRows(self._table, (), others, names, self._resampled)
         found = measure(rows, repeats=repeats, seed=seed)
-        if other is not None and found.against is None:
-            raise UsageError(f"{other}: nothing to compare: the file has none of the measured ids")
+        if others and found.compared is None:
+            shown = others[0] if len(others) == 1 else f"{', '.join(others)} together"
+            raise UsageError(
+                f"{shown}: nothing to compare: {'the file has' if len(others) == 1 else 'they have'} none of the measured ids"
+            )
         return replace(
             found,
             order_swap=self.swap,
@@ -207,24 +288,14 @@ class Measured:
             unlabelled=self.unlabelled,
             truncated=self.truncated,
             by_margin=self.by_margin,
+            in_sample=self._overlap.found,
             judge_bias=None if self._judged is None else self._judged.bias(repeats=repeats, seed=seed),
         )
 
 
-def _with_lengths(table: Columns) -> Columns:
-    """The table with the probabilities of a Davidson link on the lengths of the answers, fitted out of fold."""
-    length, label, key = (table.names.index(name) for name in ("length", "label", "key"))
-
-    def folded() -> Iterator[Folded]:
-        for rows in table.blocks():
-            m, votes = rows[:, [length]], np.eye(len(Outcome))[rows[:, label].astype(np.int64)]
-            yield (m, -np.abs(m), votes), rows[:, key].copy().view(np.uint64) % np.uint64(FOLDS)
-
-    out = Columns([*table.names, *(f"length_{name}" for name in NAMES)])
-    found = cross_fitted(Davidson.log_probabilities, folded, FOLDS, np.eye(3), np.zeros(3), penalty=_LENGTH_PENALTY)
-    for rows, log_p in zip(table.blocks(), found, strict=True):
-        out.append(np.column_stack([rows, np.exp(log_p)]))
-    return out
+def _with_majority(pair: Pair, label: RowLabel) -> Pair:
+    """The pair with what most of its votes say as its label."""
+    return pair if pair.outcome == label.majority else replace(pair, outcome=Outcome(label.majority))
 
 
 def swap_of(before: Floats, after: Floats) -> Swap | None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.tables import ShownTable, Tables
 from prefcast.errors import RowError, UsageError
+from prefcast.forecasts.fitted_rows import InSample, Overlap
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer
 from prefcast.measuring.metrics import SMALL_SLICE
@@ -55,12 +57,13 @@ class SystemSlice:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tables):
     """Expected rates of RIGHT (B) against LEFT (A) over `n` prompts.
 
     `net` is win minus loss. The intervals cover the choice of prompts (bootstrap over first prompts), the fitted link
     (its draws) and, if `calibrated`, the error of this forecaster for a whole system (`Calibration`), whose standard
-    deviations are in `bias`. `verdict` is `right` or `left` if the interval of `net` excludes 0, otherwise `none`.
+    deviations are in `bias`. `in_sample` counts the pairs that the forecaster was fitted on, None if it does not say.
+    `verdict` is `right` or `left` if the interval of `net` excludes 0, otherwise `none`.
     """
 
     left: str
@@ -79,6 +82,23 @@ class Comparison:
     examples: dict[str, tuple[Example, ...]]
     first_error: RowError | None = None
     voted: Voted | None = None
+    in_sample: InSample | None = None
+
+    def tables(self) -> list[ShownTable]:
+        """The rates, and the kinds of prompts."""
+        rates = [("right preferred", self.win), ("left preferred", self.loss), ("tie", self.tie), ("net", self.net)]
+        head = f"{self.right} (right) against {self.left} (left), {self.n} prompts, forecast"
+        found = [ShownTable(head, ("", "rate"), rates)]
+        if self.voted is not None:
+            voted = [
+                ("right preferred", self.voted.win),
+                ("left preferred", self.voted.loss),
+                ("tie", self.voted.tie),
+                ("net", self.voted.net),
+            ]
+            found.insert(0, ShownTable(f"{head}, with {self.voted.votes} votes", ("", "rate"), voted))
+        kinds = [(part.kind, part.name, part.n, part.net) for part in self.slices]
+        return [*found, ShownTable("kinds of prompts", ("kind", "name", "n", "net"), kinds)]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; examples are given by their ids. `net_rate` is from votes where there are any."""
@@ -152,6 +172,7 @@ class _Sums:
         self._ids: list[str] = []
         self._forecasts: list[Floats] = []
         self._best: dict[str, list[tuple[float, int, Example]]] = {"left": [], "right": []}
+        self._overlap = Overlap(forecaster.fitted_rows)
         self.n = 0
 
     def add(self, forecasts: Forecasts) -> None:
@@ -179,6 +200,7 @@ class _Sums:
         self._weights += weights.sum(axis=0)
         self._total += p.sum(axis=0)
         self.n += len(pairs)
+        self._overlap.add_pairs(pairs)
         self._slice(pairs, p, weights, net)
         self._remember(pairs, p)
 
@@ -234,6 +256,7 @@ class _Sums:
             failed=tally.failed,
             examples={side: tuple(item for _, _, item in best) for side, best in self._best.items()},
             first_error=tally.first,
+            in_sample=self._overlap.found,
         )
 
     def voted(self, votes: SideVotes, *, always: bool, categories: Mapping[str, str] | None) -> Voted:

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from prefcast.errors import UsageError, excerpt
 
-__all__ = ["Outcome", "Pair", "Turn", "clean", "group_key"]
+__all__ = ["Outcome", "Pair", "Turn", "clean", "group_key", "pair_keys"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -77,7 +77,7 @@ class Pair:
     `row` is the position in the file, counted from 1 (0: not from a file). `system` is the system message before the
     first prompt; empty where there is none. `reference` is a known good answer to the last prompt, for the models that
     compare with one. `tools` has the messages of both conversations as JSON, where answers call tools: their texts in `turns`
-    are then what the assistant said.
+    are then what the assistant said. `own` has the names and values of the columns that a reader was asked to keep.
     """
 
     turns: tuple[Turn, ...]
@@ -89,6 +89,7 @@ class Pair:
     system: str = ""
     reference: str | None = None
     tools: tuple[str, str] | None = None
+    own: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -170,3 +171,17 @@ class Pair:
 def group_key(text: str) -> int:
     """The key of the group that is called `text`: 64 bits of its hash, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def pair_keys(pair: Pair) -> tuple[int, int]:
+    """Two keys of the texts of a pair, 64 bits each: one that changes and one that does not if A and B are exchanged."""
+    sides = []
+    for responses in (pair.response_a, pair.response_b):
+        digest = hashlib.blake2b(digest_size=16)
+        for text in (pair.system, *pair.prompt, *responses):
+            said = text.encode("utf-8", "surrogatepass")
+            digest.update(len(said).to_bytes(8, "little") + said)
+        sides.append(digest.digest())
+    a, b = sides
+    first, second = (hashlib.blake2b(b"".join(each), digest_size=8).digest() for each in ((a, b), sorted((a, b))))
+    return int.from_bytes(first, "little"), int.from_bytes(second, "little")

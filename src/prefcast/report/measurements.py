@@ -1,4 +1,4 @@
-"""Evaluations, fits, comparisons and drifts as text, and any of them as JSON."""
+"""Fits, comparisons and drifts as text, and any of them as JSON."""
 
 from __future__ import annotations
 
@@ -10,147 +10,30 @@ from typing import TYPE_CHECKING, Any
 from prefcast.base.files import atomic_file
 from prefcast.errors import shown_path
 from prefcast.report.cascades import agreement_lines, cascade_parts, jury_parts
-from prefcast.report.terminal import rendered, short, table
+from prefcast.report.terminal import counts_said, rendered, short, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from prefcast.base.tables import Tables
     from prefcast.fitting import Fitted
-    from prefcast.measuring.bias import JudgeBias
     from prefcast.measuring.comparison import Comparison
     from prefcast.measuring.drift import Drift
-    from prefcast.measuring.metrics import Baseline, Evaluation, Figure, Scores
+    from prefcast.measuring.metrics import Figure
     from prefcast.measuring.sampling import Plan
     from prefcast.pairs.formats.answers import JoinReport
 
 __all__ = [
     "comparison_text",
     "drift_text",
-    "evaluation_text",
     "fit_text",
     "plan_text",
     "write_json",
+    "write_markdown",
 ]
 
-# With fewer rows the bootstrap intervals are too narrow.
-_FEW = 30
 _FIRST = 16
 _ID, _PROMPT = 16, 60
-_NAMES = {"a": "A won", "b": "B won", "tie": "it was a tie"}
-
-
-def _counts(*counts: tuple[int, str]) -> str:
-    """The counts that are not 0, as the end of a list."""
-    return "".join(f", {count} {what}" for count, what in counts if count)
-
-
-def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False) -> str:
-    """The figures as tables: the forecast beside the baselines, the log loss by outcome, the calibration, and, if
-    `slices`, the slices of rows."""
-    shares = ", ".join(
-        f"{name if name == 'tie' else name.upper()} {share:.0%}" for name, share in evaluation.outcome_shares.items()
-    )
-    left_out = _counts((evaluation.failed, "failed"), (evaluation.unlabelled, "without a label"))
-    scores = evaluation.scores
-    baselines = [(name.replace("_", " "), base) for name, base in evaluation.baselines.items()]
-    every: list[tuple[str, Scores | Baseline]] = [(title, scores), *baselines]
-    pairwise = f"{_or_dash(scores.pairwise_accuracy)} on {scores.decisive} pairs whose label is no tie"
-    columns = [("log loss", "log_loss"), ("accuracy", "accuracy"), ("Brier score", "brier_score")]
-    more: list[tuple[str, str]] = []
-    if evaluation.by_margin:
-        columns = [("pairwise accuracy", "pairwise_accuracy")]
-        more.append(("pairwise accuracy", f"on {scores.decisive} pairs whose label is no tie"))
-    else:
-        if scores.decisive == evaluation.n:
-            columns.insert(1, ("pairwise accuracy", "pairwise_accuracy"))
-        else:
-            more.append(("pairwise accuracy", pairwise))
-        more += _three_outcomes(evaluation)
-    rows = [(name, *(_or_dash(getattr(each, field)) for _, field in columns)) for name, each in every]
-    if evaluation.order_swap is not None:
-        swap = evaluation.order_swap
-        change = "" if evaluation.by_margin else f"; largest change {swap.largest_change:.2g}"
-        more.append(("A and B exchanged", f"{swap.flips:.1%} of {swap.n} favourites change{change}"))
-    more += _judge(evaluation.judge_bias)
-    if evaluation.against is not None:
-        other = evaluation.against
-        more.append((f"minus {other.name}", f"log loss {other.log_loss}, on {other.n} rows that both have"))
-        more.append(("", f"Brier score {other.brier_score}, accuracy {other.accuracy}"))
-    parts: list[str | Table] = [
-        f"{evaluation.n} labelled pairs ({shares}){left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
-        "",
-        table(("", *(head for head, _ in columns)), rows, first_width=_FIRST),
-        "",
-        table(("", ""), more),
-    ]
-    if evaluation.by_margin:
-        parts.append(
-            "no outcome model was fitted to these scores, so there are no probabilities to measure (prefcast fit)"
-        )
-    elif scores.decisive == evaluation.n:
-        parts.append("no label is a tie: pairwise accuracy leaves the forecast of a tie out")
-    if slices:
-        parts += ["", *_slices(evaluation)]
-    if evaluation.n < _FEW:
-        parts += ["", f"{evaluation.n} rows are few: the intervals above are too narrow, and the figures are uncertain"]
-    return rendered(*parts)
-
-
-def _three_outcomes(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """The figures of the three probabilities, beside those of the main table."""
-    scores = evaluation.scores
-    return [
-        *((f"gain over {name.replace('_', ' ')}", str(base.gain)) for name, base in evaluation.baselines.items()),
-        *((f"log loss where {_NAMES[name]}", str(found)) for name, found in scores.log_loss_by_outcome.items()),
-        ("expected calibration error", f"{scores.expected_calibration_error}, debiased"),
-        ("  plain", str(scores.expected_calibration_error_plain)),
-        ("tie recall", _or_dash(scores.tie_recall)),
-        ("AUC on decisive pairs", _or_dash(scores.auc)),
-    ]
-
-
-def _judge(bias: JudgeBias | None) -> list[tuple[str, str]]:
-    """The biases of a judge."""
-    if bias is None:
-        return []
-    kinds = (("the longer answer", bias.longer), ("its own answer", bias.own))
-    return [
-        ("judge: what it reads first", f"{bias.position} in log-odds, {bias.first} of its verdicts"),
-        ("judge: other order", f"{bias.turned} of its verdicts turn"),
-        *(
-            (f"judge: {what}", f"{each.judge} of {each.n}, people {each.people}; difference {each.excess}")
-            for what, each in kinds
-            if each is not None
-        ),
-        ("judge: no verdict", f"{bias.uncovered} of the probability"),
-    ]
-
-
-def _or_dash(figure: Figure | None) -> str:
-    return "-" if figure is None else str(figure)
-
-
-def _slices(evaluation: Evaluation) -> list[str | Table]:
-    if not evaluation.slices:
-        return ["no slices: slices need the texts; name the file of labelled pairs"]
-    head: tuple[str, ...] = ("slice", "n", "log loss", "gain over class prior", "pairwise accuracy", "of", "")
-    rows: list[tuple[str, ...]] = [
-        (
-            f"{part.kind}: {part.name}",
-            str(part.n),
-            str(part.log_loss),
-            str(part.gain),
-            _or_dash(part.pairwise_accuracy),
-            str(part.decisive),
-            "few rows" if part.small else "",
-        )
-        for part in evaluation.slices
-    ]
-    if evaluation.by_margin:
-        head, rows = (head[0], *head[4:]), [(row[0], *row[4:]) for row in rows]
-    made = table(head, rows)
-    small = sum(part.small for part in evaluation.slices)
-    return [made, f"{small} slices have fewer than 100 rows: their figures are uncertain"] if small else [made]
 
 
 def fit_text(fitted: Fitted) -> str:
@@ -161,7 +44,7 @@ def fit_text(fitted: Fitted) -> str:
         for name, share in zip(("A", "B", "tie"), card["fitted_on"]["outcome_shares"].values(), strict=True)
     )
     votes = "" if fit.votes == fit.rows else f" with {fit.votes:g} votes"
-    left_out = _counts((fitted.failed, "failed"), (fitted.unlabelled, "without a label"))
+    left_out = counts_said((fitted.failed, "failed"), (fitted.unlabelled, "without a label"))
     rows = [
         (
             trial.name,
@@ -321,6 +204,11 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         "",
         verdict[found.verdict],
         f"(the 95 % intervals cover {covered})",
+        *(
+            [f"{found.in_sample}: the forecasts of these are in-sample"]
+            if found.in_sample and found.in_sample.found
+            else []
+        ),
         "",
         table(("kind of prompt", "n", "win minus loss", "", ""), kinds, right=(1, 2)),
     ]
@@ -366,7 +254,15 @@ def drift_text(drift: Drift) -> str:
 
 def write_json(data: Mapping[str, Any], path: str) -> None:
     """Write JSON to a file, whole or not at all, or to standard output (`-`)."""
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    _write(json.dumps(data, indent=1, allow_nan=False) + "\n", path)
+
+
+def write_markdown(found: Tables, path: str) -> None:
+    """Write the tables of a result as Markdown to a file, whole or not at all, or to standard output (`-`)."""
+    _write(found.to_markdown(), path)
+
+
+def _write(text: str, path: str) -> None:
     if path == "-":
         sys.stdout.write(text)
         return

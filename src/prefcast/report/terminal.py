@@ -16,7 +16,7 @@ from prefcast.errors import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["rendered", "short", "table"]
+__all__ = ["counts_said", "rendered", "short", "table"]
 
 _PIPE_WIDTH = 100_000
 
@@ -64,6 +64,11 @@ def rendered(*parts: str | Table) -> str:
     for part in parts:
         console.print(Text(printable(part)) if isinstance(part, str) else part)
     return "\n".join(line.rstrip() for line in out.getvalue().removesuffix("\n").split("\n"))
+
+
+def counts_said(*counts: tuple[int, str]) -> str:
+    """The counts that are not 0, as the end of a list."""
+    return "".join(f", {count} {what}" for count, what in counts if count)
 
 
 def short(text: str, width: int, *, pad: bool = False) -> str:

@@ -118,6 +118,8 @@ class _Digested:
             )
             if isinstance(item, Pair) and (item.system or item.reference is not None):
                 said = (*said, item.system, item.reference)
+            if isinstance(item, Pair) and item.own:
+                said = (*said, item.own)
             self._digest.update(repr(said).encode("utf-8", "surrogatepass"))
             yield item
 

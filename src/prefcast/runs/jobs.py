@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from importlib.metadata import version
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.base.limits import MAX_ROW
-from prefcast.errors import RowError
+from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts, Writer, open_writer
 from prefcast.forecasts.resolve import Choice, resolve
 from prefcast.forecasts.scores import SINGLE_SCORE, column_names, open_score_writer, score_pairs
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
+from prefcast.pairs.formats import PairFile
 from prefcast.pairs.pieces import PIECE_CHARACTERS, PIECE_ROWS
 from prefcast.pairs.sources import opened_pairs, table_like
 from prefcast.runs.log import Watch
@@ -69,12 +70,18 @@ def job_of(verb: str, forecaster: Forecaster, *, single: bool = False) -> Job:
 
 
 def open_output(
-    path: str | os.PathLike[str], header: Mapping[str, Any], *, with_text: bool, winner: bool = False
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any],
+    *,
+    with_text: bool,
+    winner: bool = False,
+    own: Sequence[str] = (),
 ) -> AbstractContextManager[Sink]:
-    """A writer for the output of a job with that header; `winner` is for a submission. Raises UsageError."""
+    """A writer for the output of a job with that header; `winner` is for a submission, `own` are the columns of the input that
+    were kept. Raises UsageError."""
     if header["verb"] == "score":
         return open_score_writer(path, header["numbers"])
-    return open_writer(path, with_text=with_text, winner=winner)
+    return open_writer(path, with_text=with_text, winner=winner, own=own)
 
 
 def _scorer_header(scorer: Scorer, budget: Budget) -> dict[str, Any]:
@@ -133,6 +140,7 @@ def predict(
     on_error: str = "keep",
     preset: str | None = None,
     running: Running | None = None,
+    keep: Sequence[str] = (),
 ) -> Any:
     """Forecast a file, pairs, or a table.
 
@@ -142,14 +150,18 @@ def predict(
     forecast in the same order (a pandas data frame keeps its index).
 
     `model` names a built-in forecaster (default `embedded`) or, with `preset="notebook"`, a reward model; `forecaster` is a
-    Forecaster or its folder. `max_row` is the most megabytes that a row may have. `running` says how it is done: by default evidence is kept in the evidence store. Raises
-    PrefcastError.
+    Forecaster or its folder. `max_row` is the most megabytes that a row may have. `running` says how it is done: by default evidence is kept in the evidence store.
+    `keep` names columns of a file whose values the records of the forecasts have too. Raises PrefcastError.
     """
     choice = Choice(model, forecaster, budget=budget, preset=preset)
     with (
         opened_pairs(source, columns, cells, label_values, max_row) as pairs,
         ready(resolve(choice), running) as chosen,
     ):
+        if keep:
+            if not isinstance(pairs, PairFile):
+                raise UsageError("keep names columns of a file or a table; these pairs have none")
+            pairs.keep(*keep)
         forecasts = _joined(list(forecasts_of(pairs, chosen, Tally(), on_error)))
     table = table_like(source, forecasts)
     return forecasts if table is None else table

@@ -6,9 +6,7 @@ function of them, and the AUC is approximated by them to first order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +18,6 @@ from prefcast.measuring.metrics import (
     SMALL_SLICE,
     Baseline,
     Bin,
-    Difference,
     Evaluation,
     Scores,
     Slice,
@@ -30,7 +27,10 @@ from prefcast.measuring.metrics import (
     row_log_loss,
     row_pairwise,
 )
-from prefcast.outcomes.calibration import BINS, folded_normal_mean
+from prefcast.measuring.metrics.binned import Binned, bin_edges
+from prefcast.measuring.metrics.people import PeopleLimit, people_limit
+from prefcast.measuring.metrics.rows import MeasuredRows, given_rows
+from prefcast.measuring.metrics.several import LOSSES, compared
 from prefcast.outcomes.statistics.bootstrap import REPEATS, Bootstrap, Figure, figure, group_keys
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Outcome
@@ -41,27 +41,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FOLDS = 10
-_LOSSES = ("log_loss", "accuracy", "brier_score")
-_FIGURES = (*_LOSSES, "gain")
-_IN_BINS = ("rows", "forecast", "happened", "variance")
+_FIGURES = (*LOSSES, "gain")
 
 
-@dataclass(frozen=True)
-class MeasuredRows:
-    """The input of `measure`: a table with the columns COLUMNS, and further columns that these fields name.
-
-    `baselines` names triples of columns with probabilities (`length` is `length_a`, `length_b` and `length_tie`).
-    `other` is the name of another forecast, whose probabilities are in `other_a`, `other_b` and `other_tie` (nan means
-    that there is none). `slices` gives, for each column of codes, the name of each code.
-    """
-
-    COLUMNS: ClassVar[tuple[str, ...]] = ("a", "b", "tie", "label", "key")
-
-    table: Columns
-    baselines: tuple[str, ...] = ()
-    other: str | None = None
-    slices: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    resampled: str = "prompts"
+# With fewer pairs that have several votes, how well people agree is not known.
+_LEAST_PAIRS = 30
 
 
 def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Evaluation:
@@ -70,112 +54,157 @@ def measure(rows: MeasuredRows, *, repeats: int = REPEATS, seed: int = 0) -> Eva
     if not len(table):
         raise UsageError("no labelled row has a forecast: nothing to evaluate")
     key = table.column("key").view(np.uint64)
-    plan = _Plan(rows, table.column("label").astype(np.int64), key)
+    votes = _Votes(rows)
+    plan = _Plan(rows, key, votes)
     sums = Bootstrap(repeats, seed)
     confusion = np.zeros((len(Outcome), len(Outcome)))
     margins = np.zeros((len(Outcome), len(HISTOGRAM) - 1))
-    start = 0
+    start = both = decisive = 0
     for block in table.blocks():
         p, here = block[:, :3], slice(start, start + len(block))
-        y, start = plan.label[here], start + len(block)
-        sums.add(key[here], plan.columns(block, y, key[here]))
-        np.add.at(confusion, y, row_favourites(p))
+        start += len(block)
+        columns = plan.columns(block, here)
+        sums.add(key[here], columns)
+        counted = rows.shares(block) * block[:, [plan.place["weight"]]]
+        confusion += counted.T @ row_favourites(p)
+        decisive += int((rows.shares(block)[:, :2].sum(axis=1) > 0).sum())
+        both += int((columns["rows:both"] > 0).sum()) if rows.others else 0
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.nan_to_num(np.log(p[:, 0]) - np.log(p[:, 1]), posinf=np.inf, neginf=-np.inf)
         ratio = np.clip(ratio, HISTOGRAM[0], HISTOGRAM[-1])
         for outcome in Outcome:
-            margins[outcome] += np.histogram(ratio[y == outcome], HISTOGRAM)[0]
-    n = len(table)
+            margins[outcome] += np.histogram(ratio, HISTOGRAM, weights=counted[:, outcome])[0]
+    groups = len(np.unique(key))
+    whole = np.array_equal(margins, margins.round())
     return Evaluation(
-        n=n,
-        groups=len(np.unique(key)),
-        scores=_scores(sums, plan.bins),
+        n=len(table),
+        groups=groups,
+        scores=_scores(sums, plan.binned, decisive, grouped=groups < len(table), soft=votes.soft),
         baselines={
             "uniform": _uniform(sums),
             **{base: _baseline(sums, base) for base in plan.baselines},
         },
-        outcome_shares={name: float((plan.label == index).sum() / n) for index, name in enumerate(NAMES)},
-        reliability={name: _reliability(sums, name, plan.bins) for name in NAMES},
+        outcome_shares={name: sums.total(f"rows:{name}") / sums.total("rows") for name in NAMES},
+        reliability={name: _reliability(sums, name, plan.binned.bins) for name in NAMES},
         confusion=tuple(map(tuple, confusion.tolist())),
-        margins={name: tuple(margins[index].astype(int).tolist()) for index, name in enumerate(NAMES)},
-        slices=tuple(_slice(sums, rows, kind, code) for kind, code in plan.slices),
-        against=None if rows.other is None else _difference(sums, rows.other),
+        margins={
+            name: tuple((margins[index].astype(int) if whole else margins[index]).tolist())
+            for index, name in enumerate(NAMES)
+        },
+        slices=tuple(
+            _slice(sums, rows, kind, code, n) for kind, code, n in plan.slices if sums.total(f"rows:{kind}:{code}")
+        ),
+        compared=compared(sums, rows.others, both) if rows.others else None,
         resampled=rows.resampled,
+        people=votes.limit(key, sums),
+        weighted=votes.weighted,
     )
+
+
+class _Votes:
+    """The votes on each pair; rows with the same texts are votes on one pair."""
+
+    def __init__(self, rows: MeasuredRows) -> None:
+        table = rows.table
+        votes, weight = table.column("votes"), table.column("weight")
+        self.soft, self.weighted = bool((votes != 1).any()), bool((weight != 1).any())
+        self.several, self.part = False, np.zeros(0)
+        keys = table.column("pair").view(np.uint64)
+        # Most tables have one vote on each pair: no more is held of these.
+        if not self.soft and len(np.unique(keys)) == len(keys):
+            return
+        _, self._first, pair = np.unique(keys, return_index=True, return_inverse=True)
+        self._counts = np.zeros((len(self._first), len(Outcome)))
+        start = 0
+        for block in table.blocks():
+            here = slice(start, start + len(block))
+            np.add.at(self._counts, pair[here], rows.shares(block) * votes[here, None])
+            start += len(block)
+        totals = self._counts.sum(axis=1)
+        several = totals >= 2
+        if several.sum() >= _LEAST_PAIRS:
+            self.several = True
+            # What each row counts, (n,), if each pair with several votes counts once.
+            self.part = np.where(several, 1 / np.maximum(totals, 1), 0.0)[pair] * votes
+
+    def limit(self, key: NDArray[np.uint64], sums: Bootstrap) -> PeopleLimit | None:
+        """The limit that agreement sets, for pairs with several votes."""
+        if not self.several:
+            return None
+        return people_limit(self._counts, key[self._first], sums.ratio("log_loss:people", "rows:people"))
 
 
 class _Plan:
     """The sums that a measurement needs, and what each block adds to them."""
 
-    def __init__(self, rows: MeasuredRows, label: Ints, key: NDArray[np.uint64]) -> None:
+    def __init__(self, rows: MeasuredRows, key: NDArray[np.uint64], votes: _Votes) -> None:
         table = rows.table
-        self.rows, self.label = rows, label
+        self.rows, self.fold, self.votes = rows, (key % np.uint64(FOLDS)).astype(np.int64), votes
         self.place = {name: index for index, name in enumerate(table.names)}
-        self.edges = {name: _bin_edges(table.column(name)) for name in NAMES}
-        by_fold = [np.bincount(label[key % np.uint64(FOLDS) == fold], minlength=len(Outcome)) for fold in range(FOLDS)]
-        self.prior = _cross_fitted_prior(np.stack(by_fold))
-        self.chance = _Placements(table.column("a"), table.column("b"), label)
-        self.bins = [(name, index) for name in NAMES for index in range(len(self.edges[name]) + 1)]
+        self.binned = Binned({name: bin_edges(table.column(name)) for name in NAMES}, len(table))
+        by_fold = np.zeros((FOLDS, len(Outcome)))
+        start = 0
+        for block in table.blocks():
+            counted = rows.shares(block) * block[:, [self.place["weight"]]]
+            np.add.at(by_fold, self.fold[start : start + len(block)], counted)
+            start += len(block)
+        self.prior = _cross_fitted_prior(by_fold)
+        self.chance = _Placements(rows)
         self.slices = _shown_slices(rows)
         self.baselines = ("class_prior", *rows.baselines)
 
-    def columns(self, block: Floats, y: Ints, key: NDArray[np.uint64]) -> dict[str, Floats]:
-        """What each row of a block adds to each of the sums, (m,) each."""
-        p = block[:, :3]
-        losses = _losses(p, y)
-        columns: dict[str, Floats] = {"rows": np.ones(len(block)), **losses}
-        decisive, pairwise = (y != Outcome.TIE).astype(np.float64), row_pairwise(p, y)
+    def columns(self, block: Floats, here: slice) -> dict[str, Floats]:
+        """What each row of a block, which are the rows `here` of the table, adds to each of the sums, (m,) each."""
+        p, share, weight = block[:, :3], self.rows.shares(block), block[:, self.place["weight"]]
+        losses = {what: values * weight for what, values in _losses(p, share).items()}
+        columns: dict[str, Floats] = {"rows": weight, **losses}
+        decisive, pairwise = weight * share[:, :2].sum(axis=1), weight * row_pairwise(p, share)
         columns |= {"decisive": decisive, "pairwise": pairwise}
         for outcome in Outcome:
-            mask = (y == outcome).astype(np.float64)
-            columns[f"rows:{NAMES[outcome]}"] = mask
-            columns |= {f"{what}:{NAMES[outcome]}": losses[what] * mask for what in ("log_loss", "accuracy")}
+            only = np.zeros_like(share)
+            only[:, outcome] = share[:, outcome]
+            columns[f"rows:{NAMES[outcome]}"] = weight * share[:, outcome]
+            columns[f"log_loss:{NAMES[outcome]}"] = weight * row_log_loss(p, only)
+            columns[f"accuracy:{NAMES[outcome]}"] = weight * row_accuracy(p, only)
         for base in self.baselines:
-            q = self.prior[key % np.uint64(FOLDS)] if base == "class_prior" else self._triple(block, base)
-            columns |= {f"{what}:{base}": values for what, values in _losses(q, y).items()}
-            columns[f"pairwise:{base}"] = row_pairwise(q, y)
+            q = self.prior[self.fold[here]] if base == "class_prior" else self._triple(block, base)
+            columns |= {f"{what}:{base}": values * weight for what, values in _losses(q, share).items()}
+            columns[f"pairwise:{base}"] = weight * row_pairwise(q, share)
             columns[f"gain:{base}"] = columns[f"log_loss:{base}"] - losses["log_loss"]
-        columns["auc:a"], columns["auc:b"] = self.chance.of(p, y)
-        for column, name in enumerate(NAMES):
-            said, hit = p[:, column], (y == column).astype(np.float64)
-            position: Ints = np.searchsorted(self.edges[name], np.asarray(said), side="right")
-            for index in range(len(self.edges[name]) + 1):
-                inside = (position == index).astype(np.float64)
-                parts = (inside, inside * said, inside * hit, inside * said * (1 - said))
-                columns |= {f"{what}:{name}:{index}": part for what, part in zip(_IN_BINS, parts, strict=True)}
-        for kind, code in self.slices:
+        columns["auc:a"], columns["auc:b"] = self.chance.of(p, share * weight[:, None])
+        columns |= self.binned.columns(p, share, weight)
+        for kind, code, _ in self.slices:
             inside = (block[:, self.place[f"slice:{kind}"]] == code).astype(np.float64)
-            columns[f"rows:{kind}:{code}"] = inside
+            columns[f"rows:{kind}:{code}"] = inside * weight
             columns[f"log_loss:{kind}:{code}"] = inside * losses["log_loss"]
             columns[f"gain:{kind}:{code}"] = inside * columns["gain:class_prior"]
             columns[f"decisive:{kind}:{code}"] = inside * decisive
             columns[f"pairwise:{kind}:{code}"] = inside * pairwise
-        if self.rows.other is not None:
-            theirs = self._triple(block, "other")
-            there = np.asarray(np.isfinite(theirs).all(axis=1))
-            columns["rows:other"] = there.astype(np.float64)
-            other = _losses(np.where(there[:, None], theirs, 1 / 3), y)
-            columns |= {f"{what}:other": (losses[what] - other[what]) * there for what in _LOSSES}
+        if self.votes.several:
+            part = self.votes.part[here]
+            columns |= {"rows:people": part, "log_loss:people": row_log_loss(p, share) * part}
+        return columns | (self._of_others(block, share, weight, losses) if self.rows.others else {})
+
+    def _of_others(self, block: Floats, share: Floats, weight: Floats, losses: dict[str, Floats]) -> dict[str, Floats]:
+        """The losses of the other forecasts, on the rows that all forecasts have."""
+        every = [self._triple(block, f"other{number}") for number in range(len(self.rows.others))]
+        there: NDArray[np.bool_] = np.asarray(np.isfinite(np.concatenate(every, axis=1)).all(axis=1))
+        columns = {"rows:both": weight * there, "log_loss:0": losses["log_loss"] * there}
+        for number, theirs in enumerate(every, 1):
+            other = _losses(np.where(there[:, None], theirs, 1 / 3), share)
+            columns[f"log_loss:{number}"] = other["log_loss"] * weight * there
+            columns |= {f"{what}:minus:{number}": (losses[what] - other[what] * weight) * there for what in LOSSES}
         return columns
 
     def _triple(self, block: Floats, name: str) -> Floats:
         return block[:, [self.place[f"{name}_{outcome}"] for outcome in NAMES]]
 
 
-def _losses(p: Floats, y: Ints) -> dict[str, Floats]:
-    return {"log_loss": row_log_loss(p, y), "accuracy": row_accuracy(p, y), "brier_score": row_brier(p, y)}
+def _losses(p: Floats, share: Floats) -> dict[str, Floats]:
+    return {"log_loss": row_log_loss(p, share), "accuracy": row_accuracy(p, share), "brier_score": row_brier(p, share)}
 
 
-def _bin_edges(values: Floats) -> Floats:
-    """The inner edges of bins of equal mass; equal values are in one bin, so there may be fewer than 10 bins."""
-    values.sort()
-    starts = np.arange(1, BINS) * len(values) // BINS
-    edges = np.unique(values[starts])
-    inner: Floats = edges[edges > values[0]]
-    return inner
-
-
-def _cross_fitted_prior(by_fold: NDArray[np.int64]) -> Floats:
+def _cross_fitted_prior(by_fold: Floats) -> Floats:
     """For each fold, the shares of the outcomes in the other folds, with one row added to each outcome.
 
     A and B get the same share.
@@ -190,25 +219,31 @@ def _cross_fitted_prior(by_fold: NDArray[np.int64]) -> Floats:
 class _Placements:
     """The contribution of each decisive row to the AUC: the share of the rows that the other side won that it outranks."""
 
-    def __init__(self, a: Floats, b: Floats, label: NDArray[np.int64]) -> None:
-        preferred = _preferred(a, b)
-        self._won = {side: np.sort(preferred[label == side]) for side in (Outcome.A, Outcome.B)}
+    def __init__(self, rows: MeasuredRows) -> None:
+        table = rows.table
+        preferred, weight = _preferred(table.column("a"), table.column("b")), table.column("weight")
+        order = np.argsort(preferred, kind="stable")
+        self._won = []
+        for name in ("share_a", "share_b"):
+            counted = (table.column(name) * weight)[order]
+            there = counted > 0
+            self._won.append((preferred[order][there], np.append(0.0, counted[there].cumsum())))
 
-    def of(self, p: Floats, label: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """For rows that A won, the share of B's rows below them; for rows that B won, the share of A's rows above them.
+    def of(self, p: Floats, counted: Floats) -> tuple[Floats, Floats]:
+        """For votes that A won, the share of B's below them; for votes that B won, the share of A's above them.
 
-        Both are 0 for all other rows.
+        Both are 0 for all others. `counted` (n, 3) are the weights of the votes.
         """
         value = _preferred(p[:, 0], p[:, 1])
         out = []
         for side, other in ((Outcome.A, Outcome.B), (Outcome.B, Outcome.A)):
-            ranked = self._won[other]
+            ranked, weights = self._won[other]
             if not len(ranked):
                 out.append(np.zeros(len(p)))
                 continue
-            below = (np.searchsorted(ranked, value, "left") + np.searchsorted(ranked, value, "right")) / 2
-            share = below / len(ranked) if side == Outcome.A else 1 - below / len(ranked)
-            out.append(np.where(label == side, share, 0.0))
+            places = (np.searchsorted(ranked, value, end) for end in ("left", "right"))
+            below = sum(weights[place] for place in places) / 2 / weights[-1]
+            out.append((below if side == Outcome.A else 1 - below) * counted[:, side])
         return out[0], out[1]
 
 
@@ -218,8 +253,8 @@ def _preferred(a: Floats, b: Floats) -> Floats:
     return chance
 
 
-def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
-    plain, debiased = (_calibration_error(sums, bins, debias) for debias in (False, True))
+def _scores(sums: Bootstrap, binned: Binned, decisive: int, *, grouped: bool, soft: bool) -> Scores:
+    error, p_value, test = binned.figures(sums, grouped=grouped, soft=soft)
     there = [name for name in NAMES if sums.total(f"rows:{name}")]
     auc = None
     if {"a", "b"} <= set(there):
@@ -232,12 +267,14 @@ def _scores(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Scores:
         accuracy=sums.ratio("accuracy"),
         brier_score=sums.ratio("brier_score"),
         log_loss_by_outcome={name: sums.ratio(f"log_loss:{name}", f"rows:{name}") for name in there},
-        expected_calibration_error=debiased,
-        expected_calibration_error_plain=plain,
+        expected_calibration_error=error,
+        expected_calibration_error_plain=_plain_calibration_error(sums, binned.bins),
         tie_recall=sums.ratio("accuracy:tie", "rows:tie") if "tie" in there else None,
         auc=auc,
         pairwise_accuracy=_pairwise(sums),
-        decisive=int(sums.total("decisive")),
+        decisive=decisive,
+        calibration_p_value=p_value,
+        calibration_test=test,
     )
 
 
@@ -252,32 +289,18 @@ def _baseline(sums: Bootstrap, name: str) -> Baseline:
     return Baseline(log_loss, accuracy, brier, gain, _pairwise(sums, f":{name}"))
 
 
-def _calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]], debias: bool) -> Figure:
-    """The expected calibration error averaged over the outcomes.
-
-    If d is the true gap of a bin, its estimate is approximately normal around d with variance s^2, and the mean of the
-    absolute value is that of the folded normal. Twice the absolute estimate minus the mean of the folded normal at the
-    estimate removes the bias to first order.
-    """
-    rows, gap, noise = (np.zeros((len(sums.draws) + 1, len(bins))) for _ in range(3))
+def _plain_calibration_error(sums: Bootstrap, bins: Sequence[tuple[str, int]]) -> Figure:
+    """The expected calibration error averaged over the outcomes, with the noise in it."""
+    rows, error = (np.zeros((len(sums.draws) + 1, len(bins))) for _ in range(2))
     for column, (name, index) in enumerate(bins):
-        parts = [f"{what}:{name}:{index}" for what in ("rows", "happened", "forecast", "variance")]
-        n, hit, said, variance = (np.append(sums.total(part), sums.drawn(part)) for part in parts)
-        full = n > 0
-        rows[:, column] = n
-        gap[full, column] = (hit - said)[full] / n[full]
-        noise[full, column] = np.sqrt(np.maximum(variance, 0.0)[full]) / n[full]
-    error = np.abs(gap)
-    if debias:
-        # A draw has the noise of the sample and its own noise.
-        noise[1:] *= np.sqrt(2)
-        error = 2 * error - folded_normal_mean(gap, noise)
+        parts = [f"{what}:{name}:{index}" for what in ("rows", "happened", "forecast")]
+        n, hit, said = (np.append(sums.total(part), sums.drawn(part)) for part in parts)
+        rows[:, column], error[:, column] = n, np.abs(hit - said)
     every = rows.sum(axis=1)
-    values = np.divide((rows * error).sum(axis=1), every, out=np.full(len(every), np.nan), where=every > 0)
-    value, draws = values[0], values[1:]
+    values = np.divide(error.sum(axis=1), every, out=np.full(len(every), np.nan), where=every > 0)
     # On average the error of a draw is above that of the sample because of its own noise; the interval is moved back.
-    draws = draws - (np.nanmean(draws) - value)
-    return figure(max(0.0, value), np.maximum(0.0, draws))
+    draws = values[1:] - (np.nanmean(values[1:]) - values[0])
+    return figure(values[0], np.maximum(0.0, draws))
 
 
 def _uniform(sums: Bootstrap) -> Baseline:
@@ -297,34 +320,26 @@ def _reliability(sums: Bootstrap, name: str, bins: Sequence[tuple[str, int]]) ->
         n = sums.total(f"rows:{name}:{index}") if outcome == name else 0
         if n:
             observed = sums.ratio(f"happened:{name}:{index}", f"rows:{name}:{index}")
-            found.append(Bin(int(n), sums.total(f"forecast:{name}:{index}") / n, observed))
+            found.append(Bin(round(n), sums.total(f"forecast:{name}:{index}") / n, observed))
     return tuple(found)
 
 
-def _shown_slices(rows: MeasuredRows) -> list[tuple[str, int]]:
-    """The codes of each kind to show: all, or the 20 with most rows."""
-    shown: list[tuple[str, int]] = []
+def _shown_slices(rows: MeasuredRows) -> list[tuple[str, int, int]]:
+    """The codes of each kind to show, with their numbers of rows: all, or the 20 with most rows."""
+    shown: list[tuple[str, int, int]] = []
     for kind, names in rows.slices.items():
         codes = rows.table.column(f"slice:{kind}")
         counts = np.bincount(codes[codes >= 0].astype(np.int64), minlength=len(names))
         most = [code for code in np.argsort(-counts, kind="stable")[:20].tolist() if counts[code]]
-        shown += [(kind, code) for code in (sorted(most) if len(names) <= 20 else most)]
+        shown += [(kind, code, int(counts[code])) for code in (sorted(most) if len(names) <= 20 else most)]
     return shown
 
 
-def _slice(sums: Bootstrap, rows: MeasuredRows, kind: str, code: int) -> Slice:
-    n = int(sums.total(f"rows:{kind}:{code}"))
-    loss, gain = (sums.ratio(f"{what}:{kind}:{code}", f"rows:{kind}:{code}") for what in ("log_loss", "gain"))
+def _slice(sums: Bootstrap, rows: MeasuredRows, kind: str, code: int, n: int) -> Slice:
     among = f":{kind}:{code}"
-    pairwise, decisive = _pairwise(sums, among=among), int(sums.total(f"decisive{among}"))
+    loss, gain = (sums.ratio(f"{what}{among}", f"rows{among}") for what in ("log_loss", "gain"))
+    pairwise, decisive = _pairwise(sums, among=among), round(sums.total(f"decisive{among}"))
     return Slice(kind, rows.slices[kind][code], n, loss, gain, n < SMALL_SLICE, pairwise, decisive)
-
-
-def _difference(sums: Bootstrap, name: str) -> Difference | None:
-    n = int(sums.total("rows:other"))
-    if not n:
-        return None
-    return Difference(name, n, **{what: sums.ratio(f"{what}:other", "rows:other") for what in _LOSSES})
 
 
 def evaluate_probabilities(
@@ -332,24 +347,37 @@ def evaluate_probabilities(
     outcomes: ArrayLike,
     groups: Sequence[object] | None = None,
     *,
+    weights: ArrayLike | None = None,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Evaluation:
-    """Figures of `probabilities` (n, 3) against `outcomes` (n,) in Outcome's values.
+    """Figures of `probabilities` (n, 3) against `outcomes`: labels (n,) in Outcome's values, or counts of votes (n, 3).
 
-    The bootstrap resamples `groups` (n hashable values; by default each row is a group). Raises UsageError if the
-    shapes do not fit, a row does not sum to 1 within 1e-6, a label is not 0, 1 or 2, or there is no row.
+    The bootstrap resamples `groups` (n hashable values; by default each row is a group). `weights` (n,) say how much each row
+    counts. Raises UsageError if the shapes do not fit, a row does not sum to 1 within 1e-6, a label is not 0, 1 or 2, a row has
+    no vote, a number is negative or not finite, or there is no row.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = np.asarray(outcomes, dtype=np.int64)
-    if p.ndim != 2 or p.shape[1] != len(Outcome) or y.shape != (len(p),):
-        raise UsageError(f"probabilities must have shape (n, 3) and outcomes (n,); found {p.shape} and {y.shape}")
+    p, given = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes)
+    counted = given.ndim == 2
+    votes = np.asarray(given, dtype=np.float64) if counted else None
+    y = np.asarray(given, dtype=np.int64) if votes is None else np.zeros(len(votes), dtype=np.int64)
+    if p.ndim != 2 or p.shape[1] != len(Outcome) or y.shape != (len(p),) or (counted and given.shape[1] != 3):
+        raise UsageError(
+            f"probabilities must have shape (n, 3) and outcomes (n,) or (n, 3); found {p.shape} and {given.shape}"
+        )
     if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(axis=1), 1.0, rtol=0, atol=1e-6)):
         raise UsageError("probabilities must be finite, not negative, and sum to 1 in every row")
     if ((y < 0) | (y >= len(Outcome))).any():
         raise UsageError("outcomes must be 0 (A), 1 (B) or 2 (tie)")
+    if votes is not None and not (np.isfinite(votes).all() and (votes >= 0).all() and (votes.sum(axis=1) > 0).all()):
+        raise UsageError("votes must be finite and not negative, and every row needs one")
     if groups is not None and len(groups) != len(p):
         raise UsageError(f"groups must have shape (n,); found {len(groups)} for {len(p)} rows")
+    w = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if w is not None and not (w.shape == (len(p),) and np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0):
+        raise UsageError("weights must have shape (n,), be finite and not negative, and not all 0")
+    share = np.eye(len(Outcome))[y] if votes is None else votes / votes.sum(axis=1, keepdims=True)
     table = Columns(MeasuredRows.COLUMNS)
-    table.append(np.column_stack([p, y, group_keys(groups, len(p)).view(np.float64)]))
+    number = None if votes is None else votes.sum(axis=1)
+    table.append(given_rows(p, share, group_keys(groups, len(p)), votes=number, weight=w))
     return measure(MeasuredRows(table, resampled="rows" if groups is None else "prompts"), repeats=repeats, seed=seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prefcast.measuring.metrics.languages import prompt_language
 from prefcast.pairs import Pair
 from prefcast.scorers.surface.features import is_code, read_texts
@@ -26,9 +28,11 @@ class Slicer:
     column of the file."""
 
     def __init__(self, by: str | None = None) -> None:
-        self._by = f"column {by}" if by in KINDS else by
-        kinds = KINDS if self._by is None else {**KINDS, self._by: ()}
+        # The name of the kind `by`.
+        self.own = f"column {by}" if by in KINDS else by
+        kinds = KINDS if self.own is None else {**KINDS, self.own: ()}
         self._codes = {kind: {name: code for code, name in enumerate(names)} for kind, names in kinds.items()}
+        self._names = {kind: list(names) for kind, names in kinds.items()}
 
     @property
     def kinds(self) -> list[str]:
@@ -37,7 +41,7 @@ class Slicer:
     @property
     def names(self) -> dict[str, list[str]]:
         """For each kind, the name of each code."""
-        return {kind: list(codes) for kind, codes in self._codes.items()}
+        return self._names
 
     def codes(self, pair: Pair, truncated: bool | None, value: str | None = None) -> list[float]:
         """The codes of a row in the order of `kinds`; -1 if a kind does not apply to it. `truncated` says
@@ -58,9 +62,21 @@ class Slicer:
             0.0 if empty else 1.0 if pair.response_a == pair.response_b else 2.0,
             -1.0 if truncated is None else float(truncated),
             -1.0 if models is None else self._code("models", models),
-            *([] if self._by is None else [-1.0 if value is None else self._code(self._by, value)]),
+            *([] if self.own is None else [self.own_code(value)]),
         ]
+
+    def own_code(self, value: str | None) -> float:
+        """The code of a row's value in the column `by`."""
+        return -1.0 if value is None or self.own is None else self._code(self.own, value)
+
+    def read(self, codes: Iterable[float]) -> list[str | None]:
+        """The names of the codes of a row, in the order of `kinds`."""
+        names = self._names
+        return [None if code < 0 else names[kind][int(code)] for kind, code in zip(self._codes, codes, strict=True)]
 
     def _code(self, kind: str, name: str) -> float:
         known = self._codes[kind]
-        return float(known.setdefault(name, len(known)))
+        if name not in known:
+            known[name] = len(known)
+            self._names[kind].append(name)
+        return float(known[name])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefcast.base.tables import ShownTable, Tables
 from prefcast.errors import RowError, UsageError, excerpt
 from prefcast.outcomes.statistics.bootstrap import REPEATS, Figure
 
@@ -163,7 +164,7 @@ class Category:
 
 
 @dataclass(frozen=True, eq=False)
-class Leaderboard:
+class Leaderboard(Tables):
     """A leaderboard of k models, the best first.
 
     `n` is the number of votes or forecasts; `source` says which: votes, forecasts, or both. `nu` is the tie parameter. The intervals
@@ -213,6 +214,16 @@ class Leaderboard:
     def models(self) -> tuple[str, ...]:
         """The names, the best first."""
         return tuple(standing.model for standing in self.standings)
+
+    def tables(self) -> list[ShownTable]:
+        """The standings, the best first."""
+        return [
+            ShownTable(
+                f"{self.n} {self.source} between {len(self.standings)} models",
+                tuple(each.name for each in fields(Standing)),
+                [tuple(vars(standing).values()) for standing in self.standings],
+            )
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types: matrices are lists of rows, and nan is None."""

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prefcast.base.files import atomic_file, checked_ending
-from prefcast.errors import printable
-from prefcast.pairs.formats.separated import quoted
+from prefcast.forecasts.outputs import safe_cell
 
 if TYPE_CHECKING:
     from prefcast.measuring.ranking import Leaderboard
@@ -45,7 +44,7 @@ def write_standings(board: Leaderboard, path: str | os.PathLike[str]) -> None:
         # A category may have columns that another lacks: there may be votes alone in it.
         names = list(dict.fromkeys(name for record in records for name in record))
         lines = [",".join(names)]
-        lines += [",".join(_cell(record.get(name, "")) for name in names) for record in records]
+        lines += [",".join(safe_cell(record.get(name, "")) for name in names) for record in records]
     else:
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
     _write(lines, path)
@@ -76,17 +75,8 @@ def write_matrix(board: Leaderboard, path: str | os.PathLike[str]) -> None:
             if i != j:
                 votes, observed, predicted = board.meetings[i, j], board.observed[i, j], board.predicted[i, j]
                 cells = (model, opponent, int(votes), "" if math.isnan(observed) else float(observed), float(predicted))
-                lines.append(",".join(map(_cell, cells)))
+                lines.append(",".join(map(safe_cell, cells)))
     _write(lines, path)
-
-
-def _cell(value: object) -> str:
-    """A CSV cell. Names are untrusted: control characters are escaped, and a text that a spreadsheet would take for a
-    formula gets an apostrophe before it."""
-    if not isinstance(value, str):
-        return repr(value)
-    shown = printable(value)
-    return quoted(f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown)
 
 
 def _write(lines: list[str], path: str | os.PathLike[str]) -> None:

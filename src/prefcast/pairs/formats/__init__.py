@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefcast.base.limits import MAX_ROW
@@ -29,9 +30,8 @@ class PairFile(Table):
     shape: Shape
     # The public dataset that the columns are of, if prefcast knows it.
     dataset: Dataset | None = None
-    # The column that `keep` named, and its values by row; whoever uses one takes it out.
-    kept_column: str | None = None
-    kept: dict[int, str]
+    # The columns that `keep` named.
+    kept: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -45,7 +45,6 @@ class PairFile(Table):
     ) -> None:
         self._takes_single = single
         super().__init__(source, columns, cells, fields=all_columns(single=single), max_row=max_row)
-        self.kept = {}
         usual = {} if self.dataset is None else self.dataset.labels
         self._labels = Labels(label_values or usual)
 
@@ -125,19 +124,25 @@ class PairFile(Table):
         known = None if self.dataset is None else self.dataset.description
         return ", ".join(filter(None, (known or self.shape.title, self.container)))
 
-    def keep(self, column: str) -> None:
-        """Keep the values of a column, under its name in the file, while the pairs are read. Raises FileError."""
-        if column not in self.columns:
-            raise FileError(self.name, f"column {excerpt(column)} is missing; {self.found}")
-        self.kept_column = column
-        self.read_too(column)
+    def keep(self, *columns: str) -> None:
+        """Keep the values of columns, under their names in the file, in `Pair.own`. Raises FileError."""
+        for column in columns:
+            if column not in self.columns:
+                raise FileError(self.name, f"column {excerpt(column)} is missing; {self.found}")
+        self.kept = tuple(dict.fromkeys((*self.kept, *columns)))
+        self.read_too(*columns)
 
     def __iter__(self) -> Iterator[Pair | RowError]:
-        ours = {theirs: ours for ours, theirs in self._mapping.items()}.get(self.kept_column or "", self.kept_column)
+        ours = {theirs: ours for ours, theirs in self._mapping.items()}
+        kept = [(name, ours.get(name, name)) for name in self.kept]
         for row, id, record in self.identified():
-            if ours is not None and not isinstance(record, RowError) and not absent(value := record.get(ours)):
-                self.kept[row] = clean(str(value))
-            yield record if isinstance(record, RowError) else self._pair(record, id, row)
+            item = record if isinstance(record, RowError) else self._pair(record, id, row)
+            if kept and isinstance(item, Pair) and not isinstance(record, RowError):
+                values = ((name, record.get(place)) for name, place in kept)
+                item = replace(
+                    item, own=tuple((name, clean(str(value))) for name, value in values if not absent(value))
+                )
+            yield item
 
     def _pair(self, record: Record, id: str | int, row: int) -> Pair | RowError:
         shape = self.shape

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.errors import FileError
+from prefcast.errors import FileError, excerpt
+from prefcast.pairs import clean
 from prefcast.pairs.formats.fields import Fault, Record, absent, as_number, number
 from prefcast.pairs.formats.labels import (
     SUM_TOLERANCE,
@@ -36,7 +37,7 @@ _BLOCK_ROWS = 4096
 class SavedForecasts:
     """Forecasts read back: `probabilities` (n, 3), rows normalised; `labels` (n,) in Outcome's values, -1 where there
     is none; `failed` (n,); `keys` (n,) of the first prompts, None in a file without texts; `truncated` (n,), whether only
-    a part of the pair was read, None in a file that does not say."""
+    a part of the pair was read, None in a file that does not say; `own` (n,) the values of further columns that were asked for."""
 
     ids: list[str]
     probabilities: NDArray[np.float64]
@@ -44,6 +45,7 @@ class SavedForecasts:
     failed: NDArray[np.bool_]
     keys: NDArray[np.uint64] | None = None
     truncated: NDArray[np.bool_] | None = None
+    own: Mapping[str, list[str | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, blocks: Iterable[SavedForecasts]) -> SavedForecasts:
@@ -58,6 +60,7 @@ class SavedForecasts:
             np.concatenate([block.failed for block in every]),
             np.concatenate(keys) if len(keys) == len(every) else None,
             np.concatenate(truncated) if len(truncated) == len(every) else None,
+            {name: [value for block in every for value in block.own[name]] for name in (every[0].own if every else ())},
         )
 
     @cached_property
@@ -82,9 +85,14 @@ def read_saved(path: Any) -> SavedForecasts:
     return SavedForecasts.of(saved_blocks(path))
 
 
-def saved_blocks(path: Any, *, label_values: Mapping[str, str] | None = None) -> Iterator[SavedForecasts]:
+def saved_blocks(
+    path: Any,
+    *,
+    label_values: Mapping[str, str] | None = None,
+    own: Callable[[Sequence[str]], Sequence[str]] | None = None,
+) -> Iterator[SavedForecasts]:
     """Read a submission or predictions file, a block of rows at a time: `id`, three probabilities, perhaps `label` (0, 1,
-    2, or what `label_values` names), `error` and `prompt`.
+    2, or what `label_values` names), `error` and `prompt`. `own` is given the file's columns and names those of them to keep.
 
     Probabilities that were rounded (rows summing to 1 within 0.001) are normalised. Anything else raises FileError with its row.
     """
@@ -94,10 +102,19 @@ def saved_blocks(path: Any, *, label_values: Mapping[str, str] | None = None) ->
         table.need(*expected, otherwise=f"expected {', '.join(expected)} (a predictions file)")
         if not are_forecasts(table.names) and {"prompt", "response_a", "conversation_a"} & table.names:
             raise FileError(table.name, "holds pairs and their labels, not predictions")
+        kept = () if own is None else own(table.columns)
+        table.read_too(*kept)
+        if missing := next((name for name in kept if name not in table.columns and not table.loose), None):
+            raise FileError(table.name, f"column {excerpt(missing)} is missing; {table.found}")
         for block in row_blocks(table, Labels(label_values)):
             values = numbers(table, block, WINNERS, gaps=False)
             cut = np.array([*map(_truncated, block.records)], bool) if told else None
-            yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys, cut)
+            values_of = {name: [_own(record.get(name)) for record in block.records] for name in kept}
+            yield SavedForecasts(block.ids, values, block.labels, block.failed, block.keys, cut, values_of)
+
+
+def _own(value: Any) -> str | None:
+    return None if absent(value) else clean(str(value))
 
 
 def _truncated(record: Record) -> bool:
