@@ -14,7 +14,8 @@ from prefcast import load_forecaster
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = README + "".join(
-    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("getting-started.md", "evaluation.md", "ranking.md", "formats.md")
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("getting-started.md", "evaluation.md", "ranking.md", "formats.md")
 )
 SHOWN = re.findall(r"^\$ prefcast (\w+ examples/pairs\.csv[^\n#]*)\n((?:(?!\$|```).*\n)*)", PAGES, re.MULTILINE)
 SHOWN += re.findall(r"```sh\nprefcast (\w+ examples/pairs\.csv)\n```\n\n```text\n(.*?)```", PAGES, re.DOTALL)
