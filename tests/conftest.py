@@ -138,7 +138,7 @@ def prefcast(tmp_path: Path) -> Run:
             capture_output=True,
             cwd=tmp_path,
             env={**os.environ, **environment},
-            timeout=120,
+            timeout=600,
             check=False,
         )
         out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")

@@ -156,7 +156,7 @@ with connected(Cluster(sys.argv[1], 1)):
     assert signal.getsignal(signal.SIGTERM) is ours
 """
     environment = {**os.environ, **ray_cluster.environment}
-    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=100, check=True)
+    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=600, check=True)
 
 
 @needs_ray
@@ -192,7 +192,7 @@ with connected(Cluster(sys.argv[1], 2)) as pool:
     scorer.close()
 """
     environment = {**os.environ, **ray_cluster.environment}
-    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=100, check=True)
+    subprocess.run([sys.executable, "-c", code, ray_cluster.address], env=environment, timeout=600, check=True)
 
 
 @needs_ray

@@ -31,7 +31,16 @@ def test_shown_output_is_real(prefcast: Run, tmp_path: Path, command: str, shown
     shutil.copy(EXAMPLES, tmp_path / "examples")
     printed = prefcast(*command.split()).stdout.splitlines()
     for line in shown.splitlines():
-        assert line in (*printed, "...")
+        assert any(as_printed(line, other) for other in (*printed, "..."))
+
+
+def as_printed(shown: str, printed: str) -> bool:
+    """Whether two lines are the same up to the last digits of their numbers, which depend on the processor."""
+    number = r"\d+\.\d{3,}"
+    if re.sub(number, "#", shown) != re.sub(number, "#", printed):
+        return False
+    both = zip(re.findall(number, shown), re.findall(number, printed), strict=True)
+    return all(abs(float(one) - float(other)) < 0.002 for one, other in both)
 
 
 def test_the_page_of_cascades_is_real(prefcast_here: Run, tmp_path: Path) -> None:

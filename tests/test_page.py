@@ -23,7 +23,7 @@ from browsers import opened
 from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv, write_jsonl
 from servers import Server, serving
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 FOLDER = Path(prefcast.service.__file__).parent / "page"
 HOSTILE = (
     "<script>window.pwned=1</script>",
@@ -63,7 +63,7 @@ class Visit:
     def __init__(self, context: BrowserContext, server: Server) -> None:
         self.server = server
         self.page = context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(120_000)
         self.asked: list[str] = []
         self.said: list[str] = []
         self.dialogs: list[str] = []

@@ -295,7 +295,7 @@ def browse(tmp_path: Path) -> Callable[[Path], tuple[str, str, list[str]]]:
                 page.as_uri(),
             ],
             capture_output=True,
-            timeout=90,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-2000:]

@@ -176,7 +176,7 @@ def test_strange_names_are_not_answered(server: Server) -> None:
 def test_a_body_with_two_lengths_ends_the_connection(server: Server) -> None:
     body = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = "POST /v1/forecast HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answers = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answers.startswith(b"HTTP/1.1 400")
@@ -293,7 +293,7 @@ def test_what_a_route_does_not_know_is_refused(server: Server) -> None:
 
 def raw(server: Server, data: bytes, *, close: bool = True) -> bytes:
     """What comes back for these bytes, until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as connection:
         connection.sendall(data)
         if close:
             connection.shutdown(socket.SHUT_WR)
@@ -623,7 +623,7 @@ def check_schema(server: Server, count: int) -> None:
             def one(case: Any) -> None:
                 nonlocal asked
                 asked += 1
-                case.call_and_validate(checks=checks)
+                case.call_and_validate(checks=checks, timeout=120)
 
             one()
     assert asked >= count

@@ -89,12 +89,12 @@ def some(count: int, begin: str = "") -> list[Pair]:
     return [Pair.of("Why?", f"{begin}a {n}", f"{begin}b {n * n}") for n in range(count)]
 
 
-def same(one: Evidence, other: Evidence) -> None:
+def same(one: Evidence, other: Evidence, rounding: float = 0.0) -> None:
     for name in ("margin", "tie"):
-        assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=0, atol=rounding)
     assert one.raw.keys() == other.raw.keys()
     for name in one.raw:
-        assert one.raw[name].tobytes() == other.raw[name].tobytes()
+        np.testing.assert_allclose(one.raw[name], other.raw[name], rtol=0, atol=rounding)
     assert dict(one.problems) == dict(other.problems)
 
 
@@ -242,8 +242,10 @@ def test_a_reward_model_is_found_again(tmp_path: Path) -> None:
             return scorer.evidence([*PAIRS[:6], PAIRS[0].swapped()], meter)
 
     plain = scored(Meter(), keep=False)
-    same(scored(first := Meter()), plain)
-    same(scored(second := Meter()), plain)
+    computed = scored(first := Meter())
+    # Other batches: on some processors a score then differs in its last bits.
+    same(computed, plain, 1e-5)
+    same(scored(second := Meter()), computed)
     assert (first.spent.kept, second.spent.kept, second.spent.computed) == (0, 7, 0)
 
 
