@@ -96,7 +96,9 @@ class Data:
     def table(self, rows: Rows, shipped: Shipped | None) -> LabelledEvidence:
         """The rows as evidence for a fit. Without `shipped` the fit does not know the shipped outcome model."""
         gathered = Gathered(None, None)
-        gathered.of_pairs([], [(self.made.scorer, self.made.budget)], [self.model], None, shipped and {0: shipped})
+        gathered.of_pairs(
+            [], [(self.made.scorer, self.made.budget)], [self.model], None, None if shipped is None else {0: shipped}
+        )
         assert gathered.evidence is not None  # noqa: S101
         gathered.evidence.table.append(rows)
         return gathered.evidence

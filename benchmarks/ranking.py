@@ -53,10 +53,10 @@ def sums(left: Ints, right: Ints, parts: list[tuple[int, Ints, Floats]]) -> Vote
     """`parts` are (kind, rows, weights (rows, 3)); each row is a group."""
     keys, groups = [], []
     for kind, rows, _ in parts:
-        for outcome in range(3):
-            keys.append(((left[rows] * 8 + right[rows]) * 4 + kind) * 4 + outcome)
+        for which in range(3):
+            keys.append(((left[rows] * 8 + right[rows]) * 4 + kind) * 4 + which)
             groups.append(rows)
-    weight = np.concatenate([weights[:, outcome] for _, _, weights in parts for outcome in range(3)])
+    weight = np.concatenate([weights[:, which] for _, _, weights in parts for which in range(3)])
     kept = weight > 0
     found, cell = np.unique(np.concatenate(keys)[kept], return_inverse=True)
     left_of, right_of, outcome, kind_of = found >> 7, found >> 4 & 7, found & 3, found >> 2 & 3

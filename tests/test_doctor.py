@@ -67,7 +67,7 @@ def examined(
             file.keep(rater)
         request = Request(keep_rows=True, **more)
         leaks = [Leaks(open_pairs(named(other), cells="text"), request.similarity, 1000) for other in against]
-        doctor = Doctor(file, request, votes=votes, leaks=leaks)
+        doctor = Doctor(file, request, votes=votes, leaks=leaks, rater=rater)
         for pair in file:
             assert not isinstance(pair, RowError), pair
             doctor.see(pair)

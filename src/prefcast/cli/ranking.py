@@ -126,7 +126,8 @@ def rank(
     chosen_rows, fixed = _where(counted.where or []), _anchor(rating.anchor)
     choice = choosing.choice()
     with ExitStack() as stack:
-        source, error = file, counted.system_error
+        source: Any = file
+        error = counted.system_error
         if choice.model is not None or choice.forecaster is not None:
             if counted.of == "votes" or rating.style:
                 raise UsageError("--model forecasts the pairs, and this ranking needs none; leave out --model")
@@ -220,6 +221,5 @@ def _forecast(
         pairs.keep(by)
     show = stack.enter_context(progress(pairs))
     for forecasts in forecasts_of(pairs, forecaster, Tally(), progress=show):
-        for record, pair in zip(forecasts.records(with_text=True), forecasts.pairs, strict=True):
-            yield record if by is None else {**record, by: None if pair is None else pairs.kept.pop(pair.row, None)}
+        yield from forecasts.records(with_text=True)
     say_paid(total_spent(forecaster.scorer))

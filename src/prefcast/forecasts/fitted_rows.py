@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefcast.base.files import read_whole
 from prefcast.errors import ForecasterError, shown_path
 from prefcast.pairs import Pair
-from prefcast.pairs.pair import pair_keys
+from prefcast.pairs.pair import pair_key
 
 __all__ = ["FITTED_ROWS", "FittedRows", "InSample", "Overlap", "row_key"]
 
@@ -25,7 +25,7 @@ _MOST = 100_000
 
 def row_key(pair: Pair) -> int:
     """The hash of a pair's texts, 64 bits. It does not change if A and B are exchanged."""
-    return pair_keys(pair)[1]
+    return pair_key(pair)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats.fields import Fault
 from prefcast.pairs.formats.labels import LABEL_COLUMNS
 from prefcast.pairs.formats.saved import SavedForecasts
-from prefcast.pairs.pair import group_key, pair_keys
+from prefcast.pairs.pair import group_key, pair_key
 from prefcast.scorers.base import Spent, costs_money
 from prefcast.scorers.length import LengthScorer
 
@@ -169,7 +169,8 @@ class Measured:
             return
         said = [RowLabel.alone(int(cast(Outcome, pair.outcome))) for pair in pairs] if labels is None else labels
         keys = np.array([group_key(pair.prompt[0]) for pair in pairs], dtype=np.uint64)
-        same, either = np.array([pair_keys(pair) for pair in pairs], dtype=np.uint64).T
+        either, turned = np.array([pair_key(pair) for pair in pairs], dtype=np.uint64).T
+        same = either ^ turned
         values = [None if self._by is None else dict(pair.own).get(self._by) for pair in pairs]
         cut: Sequence[bool | None] = [None] * len(pairs) if truncated is None else truncated
         codes = np.array([*map(self._slicer.codes, pairs, cut, values)])

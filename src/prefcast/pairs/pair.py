@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from prefcast.errors import UsageError, excerpt
 
-__all__ = ["Outcome", "Pair", "Turn", "clean", "group_key", "pair_keys"]
+__all__ = ["Outcome", "Pair", "Turn", "clean", "group_key", "pair_key"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -173,15 +173,17 @@ def group_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def pair_keys(pair: Pair) -> tuple[int, int]:
-    """Two keys of the texts of a pair, 64 bits each: one that changes and one that does not if A and B are exchanged."""
-    sides = []
-    for responses in (pair.response_a, pair.response_b):
-        digest = hashlib.blake2b(digest_size=16)
-        for text in (pair.system, *pair.prompt, *responses):
-            said = text.encode("utf-8", "surrogatepass")
-            digest.update(len(said).to_bytes(8, "little") + said)
-        sides.append(digest.digest())
-    a, b = sides
-    first, second = (hashlib.blake2b(b"".join(each), digest_size=8).digest() for each in ((a, b), sorted((a, b))))
-    return int.from_bytes(first, "little"), int.from_bytes(second, "little")
+def pair_key(pair: Pair) -> tuple[int, bool]:
+    """64 bits of a hash of the pair's texts, which are the same if A and B are exchanged, and whether this pair is the one of the
+    two whose A has the greater hash."""
+    a, b = (_digest(texts) for texts in (pair.response_a, pair.response_b))
+    both = _digest((pair.system, *pair.prompt)) + min(a, b) + max(a, b)
+    return int.from_bytes(hashlib.blake2b(both, digest_size=8).digest(), "little"), a > b
+
+
+def _digest(texts: tuple[str, ...]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.digest()

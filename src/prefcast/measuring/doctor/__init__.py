@@ -15,12 +15,13 @@ from prefcast.measuring.doctor.ballots import Ballots, VotesFile, read_votes
 from prefcast.measuring.doctor.findings import Finding, FoundRow, Part, Places, rows_kind, write_rows
 from prefcast.measuring.doctor.leaks import Leaks
 from prefcast.measuring.doctor.raters import Raters
-from prefcast.measuring.doctor.repeats import NearRepeats, Repeats, pair_key
+from prefcast.measuring.doctor.repeats import NearRepeats, Repeats
 from prefcast.measuring.doctor.sides import Sides
 from prefcast.measuring.doctor.unlikely import Unlikely
 from prefcast.pairs import Pair
 from prefcast.pairs.budget import Budget
 from prefcast.pairs.formats import PairFile, open_pairs
+from prefcast.pairs.pair import pair_key
 from prefcast.runs.ready import Running, ready_scorer
 from prefcast.scorers.base import Scorer
 
@@ -51,7 +52,7 @@ class Request:
 def find_rater(file: PairFile, named: str | None) -> str | None:
     """The column that names the rater of a row: the one that was `named`, or one of the usual names. Raises FileError."""
     column = named or next((name for name in RATER_COLUMNS if name in file.columns), None)
-    if column is not None and (named is not None or file.kept_column is None):
+    if column is not None:
         file.keep(column)
     return column
 
@@ -60,7 +61,8 @@ class Doctor:
     """Examines the rows of `file` as they are read.
 
     `votes` are people's votes by id; without them the rows' labels are the votes. `leaks` are the files that must not share
-    prompts with this one. With a `scorer` and its budget, unlikely votes are looked for.
+    prompts with this one. With a `scorer` and its budget, unlikely votes are looked for. `rater` is the kept column that names
+    the rater of a row.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Doctor:
         votes: VotesFile | None = None,
         leaks: Sequence[Leaks] = (),
         scorer: tuple[Scorer, Budget] | None = None,
+        rater: str | None = None,
     ) -> None:
+        self._rater = rater
         self._file, self._places = file, Places(file, keep=request.keep_rows)
         self.ballots = Ballots(votes)
         self._repeats = Repeats()
@@ -86,7 +90,7 @@ class Doctor:
     def see(self, pair: Pair) -> None:
         """Examine a row."""
         self._places.see(pair)
-        rater = self._file.kept.pop(pair.row, None)
+        rater = None if self._rater is None else dict(pair.own).get(self._rater)
         key, turned = pair_key(pair)
         counts = self.ballots.see(pair, key, rater, turned=turned)
         self._repeats.see(pair, key, turned=turned)
@@ -172,14 +176,14 @@ def examined(
 ) -> Checked:
     """As `check`, of files that are open already. `output` receives the rows with findings; then they are not held."""
     with ExitStack() as stack:
-        find_rater(file, rater)
+        rater = find_rater(file, rater)
         given = None if votes is None else read_votes(votes)
         scorer = None
         if model is not None:
             found, budget = resolve_scorer(Choice(model))
             scorer = stack.enter_context(ready_scorer(found, running))[0], budget
         leaks = [Leaks(other, request.similarity, request.most or Request.most) for other in against]
-        doctor = Doctor(file, request, votes=given, leaks=leaks, scorer=scorer)
+        doctor = Doctor(file, request, votes=given, leaks=leaks, scorer=scorer, rater=rater)
         inspection = inspect(file, progress=progress, each=doctor.see)
         if given is not None and not doctor.ballots.matched:
             raise UsageError(f"{given.name}: no vote has an id of {file.name}")

@@ -8,12 +8,12 @@ import numpy as np
 
 from prefcast.errors import RowError
 from prefcast.measuring.doctor.findings import Finding, FoundRow, Places, percent
-from prefcast.measuring.doctor.repeats import NearPair, NearPairs, pair_key
+from prefcast.measuring.doctor.repeats import NearPair, NearPairs
 from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Pair
 from prefcast.pairs.duplicates import NearDuplicates
 from prefcast.pairs.formats import PairFile
-from prefcast.pairs.pair import group_key
+from prefcast.pairs.pair import group_key, pair_key
 
 __all__ = ["KINDS", "Leaks"]
 

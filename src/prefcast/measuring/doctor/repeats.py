@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,29 +11,13 @@ from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.duplicates import Bands, Hashes, Sketch, sketched
 
-__all__ = ["NearPair", "NearPairs", "NearRepeats", "Repeats", "pair_key"]
+__all__ = ["NearPair", "NearPairs", "NearRepeats", "Repeats"]
 
 _NAMES = {Outcome.A: "A", Outcome.B: "B", Outcome.TIE: "tie"}
 _NO_LABEL = -1
 # The prompts of a near-duplicate are at least so similar, and so is each of its answers; the whole is at least as similar as the
 # threshold.
 _PROMPT, _ANSWER = 0.5, 0.7
-
-
-def pair_key(pair: Pair) -> tuple[int, bool]:
-    """64 bits that are the same for all pairs with the same texts, also with A and B exchanged, and whether this pair is the
-    one with the greater side first."""
-    a, b = (_digest(texts) for texts in (pair.response_a, pair.response_b))
-    both = _digest((pair.system, *pair.prompt)) + min(a, b) + max(a, b)
-    return int.from_bytes(hashlib.blake2b(both, digest_size=8).digest(), "little"), a > b
-
-
-def _digest(texts: tuple[str, ...]) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        found.update(len(data).to_bytes(8, "little") + data)
-    return found.digest()
 
 
 class Repeats:
