@@ -24,10 +24,11 @@ from prefcast.forecasts.resolve import Choice, resolve_scorer
 from prefcast.measuring.doctor import Doctor, Request
 from prefcast.measuring.doctor.ballots import Ballots, read_votes
 from prefcast.measuring.doctor.leaks import Leaks
-from prefcast.measuring.doctor.repeats import NearRepeats, Repeats, pair_key
+from prefcast.measuring.doctor.repeats import NearRepeats, Repeats
 from prefcast.measuring.doctor.unlikely import Unlikely, planted
 from prefcast.pairs import Pair, Turn
 from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.pair import pair_key
 
 Edit = Callable[[str, random.Random], str]
 SENTENCE = "I hope that this helps, and please ask if anything is unclear."

@@ -20,11 +20,11 @@ from prefcast.measuring.doctor import Doctor, Finding, Request
 from prefcast.measuring.doctor.ballots import VotesFile
 from prefcast.measuring.doctor.findings import FoundRow, write_rows
 from prefcast.measuring.doctor.leaks import Leaks
-from prefcast.measuring.doctor.repeats import pair_key
 from prefcast.measuring.doctor.sides import holm
 from prefcast.measuring.doctor.unlikely import Votes, odds_against, planted
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import open_pairs
+from prefcast.pairs.pair import pair_key
 
 WORDS = ("river", "garden", "window", "yellow", "seven", "answer", "never", "mountain", "paper", "bridge", "silver")
 
