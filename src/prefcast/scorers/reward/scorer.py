@@ -197,11 +197,15 @@ class RewardScorer(Scorer):
         planned = [[index[place] for place in batch] for batch in batches]
         return [*planned, list(problems)] if problems else planned
 
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens of a batch."""
+        usual = _BATCH_TOKENS_CPU if self.devices[0].type == "cpu" else _BATCH_TOKENS_GPU
+        return self.options.batch_tokens or usual
+
     def planned(self, groups: Sequence[Group], most: int | None = None) -> list[list[int]]:
         """Batches of positions in `groups`, each of at most `most` tokens (default: as the options say)."""
-        most = most or self.options.batch_tokens
-        if most is None:
-            most = _BATCH_TOKENS_CPU if self.devices[0].type == "cpu" else _BATCH_TOKENS_GPU
+        most = most or self.batch_tokens
         if packs(self.checkpoint):
             limit = self.checkpoint.unscaled_length
             return plan_batches([packed_size(group.ids, limit) for group in groups], most)

@@ -1,0 +1,258 @@
+"""A whole training: from files of pairs and a base model to a folder with a trained reward model and its forecaster."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.base.files import atomic_file
+from prefcast.errors import RowError, RunError, UsageError, shown_path
+from prefcast.fitting import fit
+from prefcast.forecasts.folder import CARD as FORECASTER
+from prefcast.forecasts.forecaster import Forecaster, load_forecaster
+from prefcast.pairs.budget import WHOLE
+from prefcast.runs.ready import NOT_KEPT
+from prefcast.scorers.base import read_pair
+from prefcast.scorers.reward import Options
+from prefcast.scorers.reward.engine import Group, free_memory
+from prefcast.scorers.reward.scorer import RewardScorer
+from prefcast.training.reward.likelihood import shares_of_ties
+from prefcast.training.reward.loop import CURVES, Examples, Progress, Trained, plain, train
+from prefcast.training.reward.network import Trainee
+from prefcast.training.reward.processes import Processes, joined
+from prefcast.training.reward.product import CARD, versions, write_card, write_model
+from prefcast.training.reward.recipe import Recipe, learning_rate, recomputes
+from prefcast.training.reward.rows import Given, LabelledRows, read_rows, split
+from prefcast.training.reward.start import make_start, opened_start
+from prefcast.training.reward.state import State
+from prefcast.training.shared import plain_figure
+
+__all__ = ["TrainedReward", "run"]
+
+_WORK, _START = "training", "start"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainedReward:
+    """A trained reward model in `folder`: its forecaster with the card, and what could not be used of the data."""
+
+    folder: Path
+    forecaster: Forecaster
+    failed: int = 0
+    unlabelled: int = 0
+    first_error: RowError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.forecaster.card)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training with everything that it needs: the rows with their sequences, and which of them are learned and held out."""
+
+    rows: LabelledRows
+    groups: Sequence[Group]
+    learned: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+    recipe: Recipe
+    start: Path
+    state: State
+    saved_seconds: float
+
+    def shares(self) -> list[float]:
+        """The share of ties of each source among the rows that are learned."""
+        use = self.learned & self.rows.labelled
+        return shares_of_ties(self.rows.target[use], self.rows.source[use], len(self.rows.names))
+
+    def examples(self, chosen: NDArray[np.bool_], trainee: Trainee) -> Examples:
+        groups = [self.groups[place] for place in np.flatnonzero(chosen).tolist()]
+        return Examples(self.rows.where(chosen), groups, self.recipe, trainee.device)
+
+
+def run(
+    given: Given,
+    base: str,
+    output: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    merge: bool = False,
+    device: str | None = None,
+    command: str = "",
+    saved_seconds: float = 300.0,
+    say: Say | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainedReward | None:
+    """See `prefcast.training.reward.train_reward`. Returns None in a process that is not the first."""
+    tell: Say = say or (lambda text: None)
+    folder = Path(output)
+    work = folder / _WORK
+    state = State(work)
+    rows = read_rows(given)
+    with joined(device) as processes:
+        tell = tell if processes.first else (lambda text: None)
+        if processes.first:
+            done = _claimed(folder, state, {"base": base, "merge": merge, "data": rows.sha256(), **recipe.said()})
+            if done is not None:
+                tell(f"{shown_path(folder)} is trained already")
+                return TrainedReward(folder, done, rows.failed, rows.unlabelled, rows.first_error)
+            if not (work / _START).exists():
+                for line in _started(base, work, recipe):
+                    tell(line)
+        processes.wait()
+        scorer = opened_start(work / _START, recipe, processes.device)
+        rows, groups = _readable(rows, scorer)
+        learned, held = split(rows, recipe.validation, recipe.seed)
+        left = int((~learned & ~held).sum())
+        shared = f", {left} left out because those share their prompts" if left else ""
+        tell(f"{int(learned.sum())} pairs to learn from, {int(held.sum())} held out for validation{shared}")
+        task = Task(rows, groups, learned, held, recipe, work / _START, state, saved_seconds)
+        began = time.monotonic()
+        trainee, trained = trained_task(task, scorer, processes, progress if processes.first else None, tell)
+        seconds = time.monotonic() - began
+    if not processes.first:
+        return None
+    write_model(trainee, work / _START, folder, recipe, merge=merge)
+    training = {
+        **_card(base, task, trainee, trained),
+        "command": command,
+        "seconds": round(seconds, 1),
+        "processes": processes.count,
+        "device": processes.device,
+    }
+    most = scorer.max_tokens
+    del trainee, scorer
+    gc.collect()
+    free_memory()
+    tell("fitting the outcome model to the pairs held out")
+    forecaster = _fitted(folder, rows.where(held), given, recipe, most, processes.device)
+    card = {**forecaster.card, "training": training}
+    forecaster = replace(forecaster, card=card)
+    write_card(folder, card)
+    forecaster.write_beside(folder)
+    for name in ("state.safetensors", "best.safetensors"):
+        (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work / _START, ignore_errors=True)
+    return TrainedReward(folder, load_forecaster(folder), rows.failed, rows.unlabelled, rows.first_error)
+
+
+def trained_task(
+    task: Task, scorer: RewardScorer, processes: Processes, progress: Callable[[Progress], None] | None, tell: Say
+) -> tuple[Trainee, Trained]:
+    """Carry out one training, or the rest of one: the network with its best weights, and how the training ended."""
+    recipe, parameters = task.recipe, scorer.checkpoint.parameters
+    trainee = Trainee(scorer, recipe, task.shares())
+    if recomputes(recipe, parameters):
+        trainee.recompute()
+    rate = learning_rate(recipe, parameters)
+    count = sum(parameter.numel() for parameter in trainee.learned.values())
+    tell(f"{count:,} of {parameters:,} weights are learned on {processes.device}, at a rate of up to {rate:g}")
+    learned, held = task.examples(task.learned, trainee), task.examples(task.held, trainee)
+    trained = train(
+        trainee, learned, held, task.state, processes, rate=rate, saved_seconds=task.saved_seconds, progress=progress
+    )
+    return trainee, trained
+
+
+def _claimed(folder: Path, state: State, settings: dict[str, Any]) -> Forecaster | None:
+    """Take the folder for this training; the forecaster of one that is done already. Raises UsageError."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{shown_path(folder)}: is a file; name a folder")
+    if there and _WORK not in there:
+        raise UsageError(f"{shown_path(folder)}: holds other things than a training; choose another folder")
+    try:
+        state.claim(settings)
+    except OSError as error:
+        raise UsageError(f"{shown_path(folder)}: cannot be written: {error.strerror or error}") from None
+    return load_forecaster(folder) if FORECASTER in there else None
+
+
+def _started(base: str, work: Path, recipe: Recipe) -> list[str]:
+    """Make the folder that the training starts from, whole or not at all."""
+    part = work / f"{_START}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    said = make_start(base, part, recipe)
+    part.rename(work / _START)
+    return said
+
+
+def _readable(rows: LabelledRows, scorer: RewardScorer) -> tuple[LabelledRows, list[Group]]:
+    """The rows whose sequences the model can read, cut as they are cut when they are scored, and those sequences."""
+    read = [read_pair(pair, WHOLE, scorer)[0] for pair in rows.pairs]
+    groups, problems = scorer.grouped(read)
+    if not problems:
+        return rows, [groups[place] for place in range(len(rows))]
+    place, problem = next(iter(problems.items()))
+    first = rows.first_error or RowError("train", rows.pairs[place].row or place + 1, "", problem, rows.pairs[place].id)
+    kept = np.array(sorted(groups))
+    rest = replace(rows.where(kept), failed=rows.failed + len(problems), first_error=first)
+    return rest, [groups[place] for place in kept.tolist()]
+
+
+def _fitted(folder: Path, held: LabelledRows, given: Given, recipe: Recipe, most: int, device: str) -> Forecaster:
+    """The forecaster of the model as it lies in its folder: the outcome model is fitted to the rows held out."""
+    options = Options(
+        dtype=recipe.dtype,
+        quantize=recipe.quantize,
+        devices=(device,),
+        max_tokens=most,
+        batch_tokens=recipe.batch_tokens,
+    )
+    found = fit(
+        held.pairs,
+        model=str(folder.resolve()),
+        votes=given.votes,
+        weights=given.weights,
+        options=options,
+        running=NOT_KEPT,
+        seed=recipe.seed,
+    )
+    figures = {
+        "n": found.fit.rows,
+        "prompts": found.fit.groups,
+        "log_loss": plain_figure(found.fit.log_loss),
+        "gain": plain_figure(found.fit.gain),
+    }
+    return replace(found.forecaster, card={**found.forecaster.card, "figures": figures})
+
+
+def _card(base: str, task: Task, trainee: Trainee, trained: Trained) -> dict[str, Any]:
+    rows, link = task.rows, trainee.link.figures()
+    learned = np.bincount(rows.source[task.learned], minlength=len(rows.names))
+    recipe = task.recipe
+    what = "all weights" if recipe.lora is None else f"adapters of rank {recipe.lora} on every linear layer, and the head"
+    return {
+        "base": base,
+        "base_sha256": trainee.scorer.checkpoint.fingerprint(),
+        "recipe": recipe.said(),
+        "learned": what,
+        "rows": int(task.learned.sum()),
+        "held_out": int(task.held.sum()),
+        "data_sha256": rows.sha256(),
+        "sources": [
+            {
+                "name": name,
+                "rows": int(learned[index]),
+                "ties": round(task.shares()[index], 4),
+                "scale": round(link["scale"][index], 4),
+                "level": round(link["level"][index], 4),
+            }
+            for index, name in enumerate(rows.names)
+        ],
+        **{key: value for key, value in plain(trained).items() if key != "best"},
+        "validation": trained.reached.best,
+        "tokens_per_second": round(trained.tokens_per_second, 1),
+        "memory_bytes": trained.memory,
+        "curves": CURVES,
+        "versions": versions(),
+    }
