@@ -30,6 +30,7 @@ VERBS = (
     "models probe",
     "train",
     "train embedded",
+    "train reward",
 )
 HEAD = f"""# The command line
 

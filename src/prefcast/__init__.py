@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prefcast.scorers.store import EvidenceStore
     from prefcast.service.client import Client
     from prefcast.training.embedded import train_embedded
+    from prefcast.training.reward import Recipe, train_reward
 
 __all__ = [
     "Choice",

@@ -31,6 +31,7 @@ def train_reward(
     strengths: Path | None = None,
     teachers: Sequence[Path] = (),
     merge: bool = False,
+    folds: int | None = None,
     device: str | None = None,
     command: str = "",
     saved_seconds: float = 300.0,
@@ -44,7 +45,8 @@ def train_reward(
     That folder is a model (`load_scorer`) and a forecaster (`load_forecaster`) at once: its outcome model is fitted to the pairs held
     out. `source` is a column that names the source of each row; a scale and a tie level are learned for each source. `votes`,
     `weights`, `strengths` and `teachers` are files with an id in each row. With `merge` the folder holds a whole model, otherwise an
-    adapter. A training that was killed goes on with the same arguments; `saved_seconds` is how often its state is written.
+    adapter. With `folds` one model is trained for each fold before, and `out-of-fold.csv` has the scores of all pairs by models that did
+    not learn their prompts. A training that was killed goes on with the same arguments; `saved_seconds` is how often its state is written.
 
     Several processes (torchrun, accelerate launch) train together; those that are not the first get None. Raises MissingExtraError,
     UsageError, ModelError, FitError, RunError, and the errors of reading files.
@@ -74,6 +76,7 @@ def train_reward(
         output,
         recipe or Recipe(),
         merge=merge,
+        folds=folds,
         device=device,
         command=command,
         saved_seconds=saved_seconds,

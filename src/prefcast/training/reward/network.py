@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from prefcast.scorers.reward.checkpoint import Kind
 from prefcast.scorers.reward.engine import Group, runner_of
+from prefcast.scorers.reward.internlm2 import Layer
 from prefcast.scorers.reward.loading import load_network
 from prefcast.scorers.reward.networks import body_of
 from prefcast.scorers.reward.precision import DTYPES
@@ -48,9 +48,7 @@ class Trainee:
         self.network.requires_grad_(False)
         heads = head_names(self.network)
         self.adapters = (
-            {}
-            if recipe.lora is None
-            else attach(self.network, recipe.lora, 2.0, recipe.seed, scorer.checkpoint.name)
+            {} if recipe.lora is None else attach(self.network, recipe.lora, 2.0, recipe.seed, scorer.checkpoint.name)
         )
         parameters = dict(self.network.named_parameters())
         self.learned: dict[str, nn.Parameter] = {}
@@ -69,12 +67,11 @@ class Trainee:
 
     def recompute(self) -> None:
         """Compute the layers again for the gradient from now on, instead of keeping what they computed."""
-        body: Any = body_of(self.network)
-        if self.scorer.checkpoint.kind is Kind.INTERNLM2:
-            for layer in body.layers:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        for layer in body_of(self.network).modules():
+            if isinstance(layer, GradientCheckpointingLayer | Layer):
                 layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
-        else:
-            body.gradient_checkpointing_enable({"use_reentrant": False})
 
     def train(self, training: bool) -> None:
         """Switch dropout, where a network has it, and recomputing."""

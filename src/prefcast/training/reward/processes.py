@@ -60,7 +60,9 @@ def joined(device: str | None) -> Iterator[Processes]:
     else:
         every = parse_devices(device)
         if len(every) > 1:
-            raise UsageError("--device names one device; several are used with torchrun --nproc-per-node N -m prefcast.cli train ...")
+            raise UsageError(
+                "--device names one device; several are used with torchrun --nproc-per-node N -m prefcast.cli train ..."
+            )
         chosen = str(every[0])
     if count == 1:
         yield Processes(0, 1, chosen)

@@ -54,7 +54,7 @@ def write_model(trainee: Trainee, start: Path, folder: Path, recipe: Recipe, *, 
         merged.rmdir()
 
 
-def _write_adapter(  # noqa: PLR0917
+def _write_adapter(
     folder: Path, base: str, recipe: Recipe, layers: tuple[str, ...], heads: list[str], weights: Mapping[str, Tensor]
 ) -> None:
     write_adapter_config(folder, base, recipe, layers, heads)
@@ -134,7 +134,10 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
         "command": training["command"] or "(from Python)",
     }
     lines = ["---", "library_name: prefcast", "tags:", "- reward-model", "- prefcast", "---", "", "# Reward model", ""]
-    lines += ["Trained by `prefcast train reward`. Use it with `--model DIR` (raw scores) or `--forecaster DIR` (probabilities).", ""]
+    lines += [
+        "Trained by `prefcast train reward`. Use it with `--model DIR` (raw scores) or `--forecaster DIR` (probabilities).",
+        "",
+    ]
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in said.items()), ""]
     if figures:
         lines += [

@@ -6,16 +6,14 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prefcast.base.files import atomic_file
-from prefcast.errors import RowError, RunError, UsageError, shown_path
+from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.fitting import fit
 from prefcast.forecasts.folder import CARD as FORECASTER
 from prefcast.forecasts.forecaster import Forecaster, load_forecaster
@@ -25,21 +23,21 @@ from prefcast.scorers.base import read_pair
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.engine import Group, free_memory
 from prefcast.scorers.reward.scorer import RewardScorer
-from prefcast.training.reward.likelihood import shares_of_ties
-from prefcast.training.reward.loop import CURVES, Examples, Progress, Trained, plain, train
+from prefcast.training.reward.folds import write_out_of_fold
+from prefcast.training.reward.loop import CURVES, Progress, Trained, plain
 from prefcast.training.reward.network import Trainee
-from prefcast.training.reward.processes import Processes, joined
-from prefcast.training.reward.product import CARD, versions, write_card, write_model
-from prefcast.training.reward.recipe import Recipe, learning_rate, recomputes
+from prefcast.training.reward.processes import joined
+from prefcast.training.reward.product import versions, write_card, write_model
+from prefcast.training.reward.recipe import Recipe
 from prefcast.training.reward.rows import Given, LabelledRows, read_rows, split
 from prefcast.training.reward.start import make_start, opened_start
 from prefcast.training.reward.state import State
+from prefcast.training.reward.task import Say, Task, trained_task
 from prefcast.training.shared import plain_figure
 
 __all__ = ["TrainedReward", "run"]
 
 _WORK, _START = "training", "start"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,6 @@ class TrainedReward:
         return dict(self.forecaster.card)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One training with everything that it needs: the rows with their sequences, and which of them are learned and held out."""
-
-    rows: LabelledRows
-    groups: Sequence[Group]
-    learned: NDArray[np.bool_]
-    held: NDArray[np.bool_]
-    recipe: Recipe
-    start: Path
-    state: State
-    saved_seconds: float
-
-    def shares(self) -> list[float]:
-        """The share of ties of each source among the rows that are learned."""
-        use = self.learned & self.rows.labelled
-        return shares_of_ties(self.rows.target[use], self.rows.source[use], len(self.rows.names))
-
-    def examples(self, chosen: NDArray[np.bool_], trainee: Trainee) -> Examples:
-        groups = [self.groups[place] for place in np.flatnonzero(chosen).tolist()]
-        return Examples(self.rows.where(chosen), groups, self.recipe, trainee.device)
-
-
 def run(
     given: Given,
     base: str,
@@ -86,6 +61,7 @@ def run(
     recipe: Recipe,
     *,
     merge: bool = False,
+    folds: int | None = None,
     device: str | None = None,
     command: str = "",
     saved_seconds: float = 300.0,
@@ -97,11 +73,14 @@ def run(
     folder = Path(output)
     work = folder / _WORK
     state = State(work)
+    if folds is not None and folds < 2:
+        raise UsageError(f"--folds is {folds}; it must be at least 2")
     rows = read_rows(given)
+    settings = {"base": base, "merge": merge, "folds": folds, "data": rows.sha256(), **recipe.said()}
     with joined(device) as processes:
         tell = tell if processes.first else (lambda text: None)
         if processes.first:
-            done = _claimed(folder, state, {"base": base, "merge": merge, "data": rows.sha256(), **recipe.said()})
+            done = _claimed(folder, state, settings)
             if done is not None:
                 tell(f"{shown_path(folder)} is trained already")
                 return TrainedReward(folder, done, rows.failed, rows.unlabelled, rows.first_error)
@@ -116,8 +95,11 @@ def run(
         shared = f", {left} left out because those share their prompts" if left else ""
         tell(f"{int(learned.sum())} pairs to learn from, {int(held.sum())} held out for validation{shared}")
         task = Task(rows, groups, learned, held, recipe, work / _START, state, saved_seconds)
+        shown = progress if processes.first else None
+        if folds is not None:
+            write_out_of_fold(task, scorer, processes, folds, progress=shown, tell=tell)
         began = time.monotonic()
-        trainee, trained = trained_task(task, scorer, processes, progress if processes.first else None, tell)
+        trainee, trained = trained_task(task, scorer, processes, shown, tell)
         seconds = time.monotonic() - began
     if not processes.first:
         return None
@@ -141,26 +123,9 @@ def run(
     forecaster.write_beside(folder)
     for name in ("state.safetensors", "best.safetensors"):
         (work / name).unlink(missing_ok=True)
-    shutil.rmtree(work / _START, ignore_errors=True)
+    for name in (_START, "folds"):
+        shutil.rmtree(work / name, ignore_errors=True)
     return TrainedReward(folder, load_forecaster(folder), rows.failed, rows.unlabelled, rows.first_error)
-
-
-def trained_task(
-    task: Task, scorer: RewardScorer, processes: Processes, progress: Callable[[Progress], None] | None, tell: Say
-) -> tuple[Trainee, Trained]:
-    """Carry out one training, or the rest of one: the network with its best weights, and how the training ended."""
-    recipe, parameters = task.recipe, scorer.checkpoint.parameters
-    trainee = Trainee(scorer, recipe, task.shares())
-    if recomputes(recipe, parameters):
-        trainee.recompute()
-    rate = learning_rate(recipe, parameters)
-    count = sum(parameter.numel() for parameter in trainee.learned.values())
-    tell(f"{count:,} of {parameters:,} weights are learned on {processes.device}, at a rate of up to {rate:g}")
-    learned, held = task.examples(task.learned, trainee), task.examples(task.held, trainee)
-    trained = train(
-        trainee, learned, held, task.state, processes, rate=rate, saved_seconds=task.saved_seconds, progress=progress
-    )
-    return trainee, trained
 
 
 def _claimed(folder: Path, state: State, settings: dict[str, Any]) -> Forecaster | None:
@@ -230,7 +195,9 @@ def _card(base: str, task: Task, trainee: Trainee, trained: Trained) -> dict[str
     rows, link = task.rows, trainee.link.figures()
     learned = np.bincount(rows.source[task.learned], minlength=len(rows.names))
     recipe = task.recipe
-    what = "all weights" if recipe.lora is None else f"adapters of rank {recipe.lora} on every linear layer, and the head"
+    what = (
+        "all weights" if recipe.lora is None else f"adapters of rank {recipe.lora} on every linear layer, and the head"
+    )
     return {
         "base": base,
         "base_sha256": trainee.scorer.checkpoint.fingerprint(),

@@ -94,9 +94,7 @@ def head_names(network: nn.Module) -> list[str]:
     return [name for name, parameter in network.named_parameters() if id(parameter) not in inside]
 
 
-def write_adapter_config(
-    folder: Path, base: str, recipe: Recipe, layers: tuple[str, ...], heads: list[str]
-) -> None:
+def write_adapter_config(folder: Path, base: str, recipe: Recipe, layers: tuple[str, ...], heads: list[str]) -> None:
     """adapter_config.json, as peft writes it: rank, scale 2, the names of the layers and of the heads."""
     rank = recipe.lora or 1
     _write_json(
@@ -154,7 +152,9 @@ def _planned(found: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, list[str]]:
     if not isinstance(size, int) or size < 1:
         raise ModelError(f"{found.name}: config.json does not say its hidden_size, so no head can be made")
     place = TensorInfo(found.folder, "F32", (outputs, size), 0, "score.weight")
-    return replace(planned, head=Head((("score.weight", None),), outputs), tensors={**found.tensors, "score.weight": place}), []
+    return replace(
+        planned, head=Head((("score.weight", None),), outputs), tensors={**found.tensors, "score.weight": place}
+    ), []
 
 
 def _check_names(planned: Checkpoint, network: nn.Module, recipe: Recipe) -> None:
@@ -181,7 +181,9 @@ def _write_template(found: Checkpoint, folder: Path, recipe: Recipe, said: list[
     pair, name = recipe.kind == "pair", recipe.template
     if not pair and name is None and found.chat_template is None and found.kind is Kind.LANGUAGE:
         name = "chatml"
-        said.append(f"{found.name}: has no chat template; conversations are written as chatml (--template names another)")
+        said.append(
+            f"{found.name}: has no chat template; conversations are written as chatml (--template names another)"
+        )
     if name is None:
         return
     if not pair and _frames(found):

@@ -66,7 +66,9 @@ class State:
             "began it, or name another folder"
         )
 
-    def save(self, reached: Reached, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def save(
+        self, reached: Reached, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
         """Write where the training is. `moments` are those of AdamW, by the name of the weight."""
         tensors = {f"weight.{name}": value for name, value in weights.items()}
         for name, each in moments.items():
@@ -96,7 +98,11 @@ class State:
             kind, _, name = key.partition(".")
             parts[kind][name] = value
         moments = {
-            name: {_FIRST: parts[_FIRST][name], _SECOND: parts[_SECOND][name], "step": torch.tensor(float(reached.step))}
+            name: {
+                _FIRST: parts[_FIRST][name],
+                _SECOND: parts[_SECOND][name],
+                "step": torch.tensor(float(reached.step)),
+            }
             for name in parts[_FIRST]
         }
         return reached, parts["weight"], moments
