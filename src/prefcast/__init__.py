@@ -44,6 +44,7 @@ __all__ = [
     "Pair",
     "PrefcastError",
     "RaoKupper",
+    "Recipe",
     "Running",
     "Scorer",
     "Turn",
@@ -62,6 +63,7 @@ __all__ = [
     "read_saved",
     "ready",
     "train_embedded",
+    "train_reward",
 ]
 
 _HOMES = {
@@ -77,6 +79,7 @@ _HOMES = {
     "Pair": "pairs",
     "PrefcastError": "errors",
     "RaoKupper": "outcomes.models",
+    "Recipe": "training.reward",
     "Running": "runs.ready",
     "Scorer": "scorers.base",
     "Turn": "pairs",
@@ -95,6 +98,7 @@ _HOMES = {
     "read_saved": "pairs.formats.saved",
     "ready": "runs.ready",
     "train_embedded": "training.embedded",
+    "train_reward": "training.reward",
 }
 
 

@@ -120,23 +120,31 @@ def reward(
     *,
     pairs: list[str] = argument("Labelled pairs; each file is a source of its own.", "PAIRS..."),
     base: str = option("The model to start from: a folder or a hub id.", "FOLDER|ID", default=MISSING),
-    folder: Path = option("The folder to write the model and its forecaster to.", "DIR", "-o", "--output", default=MISSING),
+    folder: Path = option(
+        "The folder to write the model and its forecaster to.", "DIR", "-o", "--output", default=MISSING
+    ),
     kind: str = option(
-        "One score for each answer, or a classifier that reads both answers.", default="pointwise", choices=("pointwise", "pair")
+        "One score for each answer, or a classifier that reads both answers.",
+        default="pointwise",
+        choices=("pointwise", "pair"),
     ),
     likelihood: str = option(
         "What the scores are fitted under. bradley-terry leaves ties out.",
         default="davidson",
         choices=("davidson", "rao-kupper", "bradley-terry"),
     ),
-    lora: str = option("The rank of the adapters on all linear layers; none trains all weights.", "RANK|none", default="16"),
+    lora: str = option(
+        "The rank of the adapters on all linear layers; none trains all weights.", "RANK|none", default="16"
+    ),
     quantize: str | None = option("Hold the base model in 4 bit while adapters are trained.", choices=("nf4",)),
     merge: bool = option("Write a whole model instead of an adapter.", default=False),
     folds: int | None = option(
         "Also train a model for each of K folds, and write out-of-fold.csv for prefcast fit --scores.", "K", least=2
     ),
     validation: float = option("The share of the first prompts that is held out.", "SHARE", default=0.15),
-    validation_pairs: list[Path] | None = option("Files of labelled pairs to hold out, in the place of a share.", "FILE"),
+    validation_pairs: list[Path] | None = option(
+        "Files of labelled pairs to hold out, in the place of a share.", "FILE"
+    ),
     source: str | None = option("The column that names the source of a row.  [default: each file is one]", "COLUMN"),
     votes: Path | None = option("Vote counts instead of labels: id, votes_a, votes_b, votes_tie.", "FILE"),
     weights: Path | None = option("How much each row counts: id, weight.", "FILE"),
@@ -147,7 +155,8 @@ def reward(
         choices=("weight", "margin"),
     ),
     teacher: list[Path] | None = option(
-        "Forecasts or scores of a larger model to learn from too; those of several files are averaged. Out of fold only.", "FILE"
+        "Forecasts or scores of a larger model to learn from too; those of several files are averaged. Out of fold only.",
+        "FILE",
     ),
     temperature: float = option("The temperature at which a teacher is learned.", "T", default=1.0),
     mixing: float = option("The share of the teacher in the loss of a labelled row.", "SHARE", default=0.5),
@@ -157,12 +166,17 @@ def reward(
     rate: float | None = option("The largest learning rate.  [default: by the size of the model]", "RATE"),
     decay: float = option("The weight decay.", "DECAY", default=0.0),
     smoothing: float = option("The share of a label that is spread over A, B and tie.", "SHARE", default=0.0),
-    patience: int = option("Stop after so many evaluations without a lower validation log loss.", "N", default=3, least=1),
+    patience: int = option(
+        "Stop after so many evaluations without a lower validation log loss.", "N", default=3, least=1
+    ),
     evaluations: int = option("Evaluations in an epoch.", "N", default=4, least=1),
     max_tokens: int | None = option("The most tokens of a conversation.  [default: 2048]", "TOKENS", least=1),
-    template: str | None = option("The prompt of the model: a Jinja file or the name of a built-in template.", "NAME|FILE"),
+    template: str | None = option(
+        "The prompt of the model: a Jinja file or the name of a built-in template.", "NAME|FILE"
+    ),
     dtype: str | None = option(
-        "What the model computes in.  [default: float32 on a CPU, bfloat16 on a GPU]", choices=("float32", "float16", "bfloat16")
+        "What the model computes in.  [default: float32 on a CPU, bfloat16 on a GPU]",
+        choices=("float32", "float16", "bfloat16"),
     ),
     recompute: str = option(
         "Compute the layers again for the gradient: slower, far less memory.  [auto: models above 500 million weights]",

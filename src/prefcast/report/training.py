@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from prefcast.errors import FileError, shown_path
 from prefcast.report.plots import BLUE, GREY, INK, plot_style, save_figure, styled_figure
@@ -13,6 +12,7 @@ from prefcast.report.plots import BLUE, GREY, INK, plot_style, save_figure, styl
 __all__ = ["draw_curves"]
 
 _LINES = "curves.jsonl"
+_STEP, _EVALUATION = ("step", "loss", "rate", "tokens_per_second"), ("step", "validation")
 
 
 def draw_curves(folder: str | os.PathLike[str]) -> Path:
@@ -49,17 +49,19 @@ def draw_curves(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """The lines of steps, and those of evaluations."""
-    number = 0
     try:
-        found = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            said = json.loads(line)
-            needed = ("step", "validation") if "validation" in said else ("step", "loss", "rate", "tokens_per_second")
-            found.append({name: float(said[name]) for name in needed})
-    except OSError as error:
-        raise FileError(shown_path(path), f"cannot be read: {error.strerror or error}") from None
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise FileError(shown_path(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    found = [_line(path, number, line) for number, line in enumerate(lines, 1)]
+    return [each for each in found if "loss" in each], [each for each in found if "validation" in each]
+
+
+def _line(path: Path, number: int, line: str) -> dict[str, float]:
+    try:
+        said = json.loads(line)
+        return {name: float(said[name]) for name in (_EVALUATION if "validation" in said else _STEP)}
     except (ValueError, TypeError, KeyError) as error:
         raise FileError(shown_path(path), f"is not a line of curves: {type(error).__name__}: {error}", number) from None
-    return [each for each in found if "loss" in each], [each for each in found if "validation" in each]
