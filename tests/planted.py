@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import BertConfig, BertModel
 
-from checkpoints import save_deberta, save_decoder, save_internlm2
+from checkpoints import VOCABULARY, save_deberta, save_decoder, save_internlm2, save_tokenizer
 
 __all__ = ["BASES", "best_log_loss", "planted", "write_planted"]
 
 GOOD, BAD = ["alpha", "bravo", "charlie", "delta", "echo"], ["mike", "november", "oscar", "papa", "quebec"]
-WORDS, LEVEL = 6, 0.3
+# A difference of quality within the band, after logistic noise, is a tie: the model of Rao and Kupper.
+WORDS, BAND = 6, 1.0
 
 
 def planted(n: int, seed: int = 0) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """n rows, and the true probabilities (n, 3): Davidson's model of the difference in the number of good words."""
+    """n rows, and the true probabilities (n, 3): the difference in the number of good words decides, with ties inside a band."""
     rng, rows, truth = np.random.default_rng(seed), [], []
     for number in range(n):
         texts, good = [], []
@@ -27,8 +30,8 @@ def planted(n: int, seed: int = 0) -> tuple[list[dict[str, Any]], np.ndarray]:
             rng.shuffle(words)
             texts.append(" ".join(words))
             good.append(count)
-        z = np.array([(good[0] - good[1]) / 2, (good[1] - good[0]) / 2, LEVEL])
-        p = np.exp(z) / np.exp(z).sum()
+        won = [1 / (1 + np.exp(BAND - sign * (good[0] - good[1]))) for sign in (1, -1)]
+        p = np.array([*won, 1 - sum(won)])
         outcome = int(rng.choice(3, p=p))
         truth.append(p)
         rows.append(
@@ -56,6 +59,16 @@ def best_log_loss(truth: np.ndarray) -> float:
     return float(-(truth * np.log(truth)).sum(axis=1).mean())
 
 
+def save_bare_bert(folder: Path) -> Path:
+    """An encoder without a head, as sentence-transformers saves it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = BertConfig(vocab_size=VOCABULARY, pad_token_id=1, max_position_embeddings=128, **sizes)
+    BertModel(config).save_pretrained(folder)
+    save_tokenizer(folder, chat=False, model_max_length=128)
+    return folder
+
+
 _SMALL = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -71,4 +84,5 @@ BASES = {
     ),
     "internlm2": lambda folder: save_internlm2(folder, changes={"max_position_embeddings": 2048}),
     "deberta": save_deberta,
+    "bert": save_bare_bert,
 }

@@ -140,18 +140,16 @@ def test_strengths_are_weights_or_margins(tmp_path: Path, pairs: Path, how: str)
     file.write_text("id,strength\n" + "".join(f"{row['id']},2\n" for row in planted(160)[0][:80]))
     rows = read_rows(Given(pairs=[pairs], strengths=file))
     recipe = Recipe(strength=how)
-    strong, plain = loss_of(rows, recipe), loss_of(replace(rows, strength=np.full(160, np.nan)), recipe)
-    won_a, won_b = (int(np.flatnonzero(rows.target[:80, side])[0]) for side in (0, 1))
+    unsaid = replace(rows, strength=np.full(160, np.nan))
+    strong, plain = loss_of(rows, recipe), loss_of(unsaid, recipe)
     assert strong[80:].tolist() == plain[80:].tolist()
     if how == "weight":
         assert strong[:80].tolist() == pytest.approx((2 * plain[:80]).tolist())
-    else:
-        assert float(strong[won_a]) == pytest.approx(
-            float(loss_of(rows.where(np.array([won_a])), Recipe(), 0.7 - 2)[0])
-        )
-        assert float(strong[won_b]) == pytest.approx(
-            float(loss_of(rows.where(np.array([won_b])), Recipe(), 0.7 + 2)[0])
-        )
+        return
+    for side, demanded in ((0, 2), (1, -2)):
+        won = np.flatnonzero(rows.target[:80, side])[:1]
+        expected = loss_of(unsaid.where(won), Recipe(), 0.7 - demanded)
+        assert float(strong[won[0]]) == pytest.approx(float(expected[0]))
 
 
 def test_a_teacher_is_averaged_mixed_and_softened(tmp_path: Path, pairs: Path) -> None:
@@ -265,6 +263,8 @@ CASES = [
     ("internlm2", {"quantize": "nf4"}),
     ("deberta", {}),
     ("deberta", {"kind": "pair", "lora": None}),
+    ("bert", {"merge": True}),
+    ("bert", {"kind": "pair", "lora": None}),
 ]
 
 
@@ -274,7 +274,8 @@ CASES = [
 def test_what_is_saved_scores_as_it_did_in_training(
     tmp_path: Path, pairs: Path, family: str, more: dict[str, Any]
 ) -> None:
-    recipe = Recipe(**(QUICK | more))
+    merge = bool(more.get("merge"))
+    recipe = Recipe(**(QUICK | {name: value for name, value in more.items() if name != "merge"}))
     trainee, examples, chosen = made(tmp_path / "start", BASES[family](tmp_path / "base"), pairs, recipe)
     before = {name: each.detach().clone() for name, each in trainee.learned.items()}
     # Without dropout, which would change the evidence that is compared below; DeBERTa's is on by default.
@@ -287,7 +288,7 @@ def test_what_is_saved_scores_as_it_did_in_training(
     with torch.no_grad():
         margin, tie = trainee.evidence(examples.groups)
     (tmp_path / "out").mkdir()
-    write_model(trainee, tmp_path / "start", tmp_path / "out", recipe, merge=False)
+    write_model(trainee, tmp_path / "start", tmp_path / "out", recipe, merge=merge)
     found = prefcast.load_scorer(tmp_path / "out", quantize=recipe.quantize).evidence(chosen)
     assert not found.problems
     assert np.abs(margin.numpy()).max() > 0.01

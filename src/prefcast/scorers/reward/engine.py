@@ -20,7 +20,17 @@ from prefcast.scorers.reward.loading import load_network
 from prefcast.scorers.reward.networks import body_of, head_layers, one_line, packs, trained_padding
 from prefcast.scorers.reward.packing import Ids, pack
 
-__all__ = ["TOO_LARGE", "Engine", "Group", "Runner", "Scores", "free_memory", "load_engine", "runner_of"]
+__all__ = [
+    "PADDED_ENCODERS",
+    "TOO_LARGE",
+    "Engine",
+    "Group",
+    "Runner",
+    "Scores",
+    "free_memory",
+    "load_engine",
+    "runner_of",
+]
 
 Scores = NDArray[np.float64]
 TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
@@ -74,7 +84,7 @@ def runner_of(
 
 
 # Encoders that pool at the first token, and whose attention keeps the padding out.
-_PADDED_ENCODERS = frozenset(
+PADDED_ENCODERS = frozenset(
     {
         "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert", "modernbert",
         "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text",
@@ -88,7 +98,7 @@ def _may_be_padded(checkpoint: Checkpoint, network: nn.Module) -> bool:
     A causal network does not see it, and its token is chosen here. Others may pool by position or read no mask.
     """
     family = checkpoint.text_config.get("model_type")
-    if family in _PADDED_ENCODERS:
+    if family in PADDED_ENCODERS:
         return bool(checkpoint.text_config.get("classifier_pooling", "cls") == "cls")
     two_sided = checkpoint.text_config.get("use_bidirectional_attention") or not checkpoint.text_config.get(
         "is_causal", True

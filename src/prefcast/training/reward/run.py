@@ -30,7 +30,7 @@ from prefcast.training.reward.processes import joined
 from prefcast.training.reward.product import versions, write_card, write_model
 from prefcast.training.reward.recipe import Recipe
 from prefcast.training.reward.rows import Given, LabelledRows, read_rows, split
-from prefcast.training.reward.start import make_start, opened_start
+from prefcast.training.reward.start import MADE_BASE, make_start, opened_start
 from prefcast.training.reward.state import State
 from prefcast.training.reward.task import Say, Task, trained_task
 from prefcast.training.shared import plain_figure
@@ -89,6 +89,8 @@ def run(
                     tell(line)
         processes.wait()
         scorer = opened_start(work / _START, recipe, processes.device)
+        if processes.first:
+            state.claim_base(scorer.checkpoint.fingerprint())
         rows, groups = _readable(rows, scorer)
         learned, held = split(rows, recipe.validation, recipe.seed)
         left = int((~learned & ~held).sum())
@@ -103,7 +105,7 @@ def run(
         seconds = time.monotonic() - began
     if not processes.first:
         return None
-    write_model(trainee, work / _START, folder, recipe, merge=merge)
+    write_model(trainee, work / _START, folder, recipe, merge=merge or (work / MADE_BASE).exists())
     training = {
         **_card(base, task, trainee, trained),
         "command": command,
@@ -123,7 +125,7 @@ def run(
     forecaster.write_beside(folder)
     for name in ("state.safetensors", "best.safetensors"):
         (work / name).unlink(missing_ok=True)
-    for name in (_START, "folds"):
+    for name in (_START, MADE_BASE, "folds"):
         shutil.rmtree(work / name, ignore_errors=True)
     return TrainedReward(folder, load_forecaster(folder), rows.failed, rows.unlabelled, rows.first_error)
 

@@ -28,11 +28,21 @@ from prefcast.scorers.reward.networks import body_of, skeleton
 from prefcast.scorers.reward.prompts import template_source
 from prefcast.scorers.reward.scorer import RewardScorer
 from prefcast.scorers.reward.weights import TensorInfo
+from prefcast.training.reward.encoders import as_classifier, bare_encoder
 from prefcast.training.reward.lora import PREFIX
 from prefcast.training.reward.recipe import Recipe
 
-__all__ = ["ADAPTER_WEIGHTS", "TIE_LABELS", "head_names", "make_start", "opened_start", "write_adapter_config"]
+__all__ = [
+    "ADAPTER_WEIGHTS",
+    "MADE_BASE",
+    "TIE_LABELS",
+    "head_names",
+    "make_start",
+    "opened_start",
+    "write_adapter_config",
+]
 
+MADE_BASE = "encoder"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TIE_LABELS = {0: "winner_model_a", 1: "winner_model_b", 2: "winner_tie"}
 _MOST_TOKENS = 2048
@@ -41,9 +51,20 @@ _SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
 
 def make_start(base: str, folder: Path, recipe: Recipe) -> list[str]:
-    """Write the folder, and tell in lines what was decided. Raises ModelError and UsageError."""
+    """Write the folder, and tell in lines what was decided. Raises ModelError and UsageError.
+
+    An encoder without a head becomes a classifier first, in the folder `encoder` beside this one; the product is then whole.
+    """
+    labels = TIE_LABELS if recipe.kind == "pair" else {0: "reward"}
+    said = []
+    if (encoder := bare_encoder(base)) is not None:
+        made = folder.parent / MADE_BASE
+        shutil.rmtree(made, ignore_errors=True)
+        said += as_classifier(encoder, len(labels), made, recipe.seed)
+        _copy_tokenizer(encoder, made)
+        base = str(made)
     found = open_checkpoint(base)
-    planned, said = _planned(found, recipe)
+    planned = _planned(found, recipe)
     network = skeleton(planned)
     _check_names(planned, network, recipe)
     names = head_names(network)
@@ -60,7 +81,6 @@ def make_start(base: str, folder: Path, recipe: Recipe) -> list[str]:
     folder.mkdir(parents=True)
     _copy_tokenizer(found, folder)
     _write_template(found, folder, recipe, said)
-    labels = TIE_LABELS if recipe.kind == "pair" else {0: "reward"}
     config = {
         "num_labels": len(labels),
         "id2label": {str(index): label for index, label in labels.items()},
@@ -121,7 +141,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _planned(found: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, list[str]]:
+def _planned(found: Checkpoint, recipe: Recipe) -> Checkpoint:
     """The checkpoint with the head that the training needs, before that head has weights."""
     pair = recipe.kind == "pair"
     outputs, kind = (3, Kind.PAIR) if pair else (1, Kind.POINTWISE)
@@ -135,26 +155,25 @@ def _planned(found: Checkpoint, recipe: Recipe) -> tuple[Checkpoint, list[str]]:
         if pair or found.compares:
             what = "compares with a reference answer" if found.compares else "has a head of one score"
             raise UsageError(f"{found.name}: {what}; train it as --kind pointwise, on pairs without a reference")
-        return found, []
+        return found
     if found.head is not None:
         if found.head.outputs != outputs:
             raise UsageError(
                 f"{found.name}: has a trained head with {found.head.outputs} outputs, and --kind {recipe.kind} needs {outputs}; "
                 "start from a model without a head"
             )
-        return replace(found, kind=kind), []
+        return replace(found, kind=kind)
     labels = {str(index): f"label_{index}" for index in range(outputs)}
     rest = {key: value for key, value in found.config.items() if key not in ("id2label", "label2id", "num_labels")}
     planned = replace(found, kind=kind, config={**rest, "id2label": labels, "num_labels": outputs})
     if found.kind is not Kind.LANGUAGE:
-        return planned, []
+        return planned
     size = found.text_config.get("hidden_size")
     if not isinstance(size, int) or size < 1:
         raise ModelError(f"{found.name}: config.json does not say its hidden_size, so no head can be made")
     place = TensorInfo(found.folder, "F32", (outputs, size), 0, "score.weight")
-    return replace(
-        planned, head=Head((("score.weight", None),), outputs), tensors={**found.tensors, "score.weight": place}
-    ), []
+    tensors = {**found.tensors, "score.weight": place}
+    return replace(planned, head=Head((("score.weight", None),), outputs), tensors=tensors)
 
 
 def _check_names(planned: Checkpoint, network: nn.Module, recipe: Recipe) -> None:

@@ -24,6 +24,7 @@ __all__ = ["Reached", "State"]
 
 _FORMAT = 1
 _SETTINGS, _STATE, _BEST = "settings.json", "state.safetensors", "best.safetensors"
+_BASE = "base.sha256"
 _FIRST, _SECOND = "exp_avg", "exp_avg_sq"
 
 
@@ -65,6 +66,17 @@ class State:
             f"{shown_path(self.folder.parent)}: holds a training with another {names[0]}: {old}, not {new}; give the command that "
             "began it, or name another folder"
         )
+
+    def claim_base(self, sha256: str) -> None:
+        """Note the fingerprint of the base model, or check that it is the one of an earlier start. Raises UsageError."""
+        path = self.folder / _BASE
+        if not path.exists():
+            with atomic_file(path) as file:
+                file.write(f"{sha256}\n".encode())
+        elif path.read_text(encoding="utf-8", errors="replace").strip() != sha256:
+            raise UsageError(
+                f"{shown_path(self.folder.parent)}: its training began from other weights of the base model; name another folder"
+            )
 
     def save(
         self, reached: Reached, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]

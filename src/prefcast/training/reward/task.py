@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,14 @@ class Task:
         use = self.learned & self.rows.labelled
         return shares_of_ties(self.rows.target[use], self.rows.source[use], len(self.rows.names))
 
-    def examples(self, chosen: NDArray[np.bool_], trainee: Trainee) -> Examples:
-        groups = [self.groups[place] for place in np.flatnonzero(chosen).tolist()]
-        return Examples(self.rows.where(chosen), groups, self.recipe, trainee.device)
+    def examples(self, trainee: Trainee) -> tuple[Examples, Examples]:
+        """The rows that are learned and those held out. Strengths are for learning: they do not change what is measured."""
+        plain = replace(self.rows, strength=np.full(len(self.rows), np.nan))
+        found = []
+        for rows, chosen in ((self.rows, self.learned), (plain, self.held)):
+            groups = [self.groups[place] for place in np.flatnonzero(chosen).tolist()]
+            found.append(Examples(rows.where(chosen), groups, self.recipe, trainee.device))
+        return found[0], found[1]
 
 
 def trained_task(
@@ -58,7 +63,7 @@ def trained_task(
     rate = learning_rate(recipe, parameters)
     count = sum(parameter.numel() for parameter in trainee.learned.values())
     tell(f"{count:,} of {parameters:,} weights are learned on {processes.device}, at a rate of up to {rate:g}")
-    learned, held = task.examples(task.learned, trainee), task.examples(task.held, trainee)
+    learned, held = task.examples(trainee)
     trained = train(
         trainee, learned, held, task.state, processes, rate=rate, saved_seconds=task.saved_seconds, progress=progress
     )
