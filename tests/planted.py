@@ -62,7 +62,12 @@ def best_log_loss(truth: np.ndarray) -> float:
 def save_bare_bert(folder: Path) -> Path:
     """An encoder without a head, as sentence-transformers saves it."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     config = BertConfig(vocab_size=VOCABULARY, pad_token_id=1, max_position_embeddings=128, **sizes)
     BertModel(config).save_pretrained(folder)
     save_tokenizer(folder, chat=False, model_max_length=128)

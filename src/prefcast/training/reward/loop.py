@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefcast.base.files import atomic_file
-from prefcast.errors import FitError
+from prefcast.errors import FitError, UsageError
 from prefcast.pairs import Outcome
 from prefcast.runs.stopping import Interrupted, Stopping
 from prefcast.scorers.reward.engine import Group
@@ -86,14 +86,17 @@ class Examples:
         else:
             signs = target[:, Outcome.A] - target[:, Outcome.B]
             demanded[strong] = (rows.strength * signs)[strong]
+        taught: NDArray[np.bool_] = np.isfinite(rows.teacher).all(axis=1)
+        level = np.full(len(Outcome), 1 / len(Outcome))
         if recipe.likelihood == "bradley-terry":
+            if taught.any():
+                raise UsageError("--teacher tells the chance of ties; --likelihood bradley-terry has none")
             # A tie says nothing there: its share of the row is left out.
             decided = 1 - target[:, Outcome.TIE]
-            weight = weight * np.where(labelled, decided, 1.0)
+            weight = weight * decided
             target = np.divide(target, decided[:, None], out=np.zeros_like(target), where=decided[:, None] > 0)
             target[:, Outcome.TIE] = 0.0
-        smooth = np.full_like(target, recipe.smoothing / len(Outcome))
-        taught = np.isfinite(rows.teacher).all(axis=1)
+            level = np.array([0.5, 0.5, 0.0])
         share = np.where(taught, np.where(labelled, recipe.mixing, 1.0), 0.0)
         softer = np.where(taught[:, None], rows.teacher, 1 / 3) ** (1 / recipe.temperature)
         softer /= softer.sum(axis=1, keepdims=True)
@@ -101,9 +104,7 @@ class Examples:
         def on(values: NDArray[Any]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-        self.plain, self.target = on(target), on((1 - recipe.smoothing) * target + smooth)
-        if recipe.likelihood == "bradley-terry":
-            self.target = on((1 - recipe.smoothing) * target + recipe.smoothing / 2 * np.array([1.0, 1.0, 0.0]))
+        self.plain, self.target = on(target), on((1 - recipe.smoothing) * target + recipe.smoothing * level)
         self.weight, self.source, self.demanded = on(weight), on(rows.source), on(demanded)
         self.share, self.teacher = on(share), on(softer)
         self.taught = bool(taught.any())
@@ -264,7 +265,7 @@ class _Loop:
         total = torch.zeros(1, dtype=torch.float64)
         for batch in self._mine(rows, self.learned):
             loss = self.learned.loss(self.trainee, batch) / max(weight, 1e-12)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach().cpu()
         self.processes.add([total])
         self.processes.add([parameter.grad for parameter in parameters if parameter.grad is not None])

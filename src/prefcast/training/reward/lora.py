@@ -27,9 +27,7 @@ class LoRA(nn.Module):
 
     def __init__(self, layer: nn.Module, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        out, size = (
-            layer.shape if isinstance(layer, NF4Linear | Int8Linear) else tuple(layer.weight.shape)  # type: ignore[union-attr,arg-type]
-        )
+        out, size = layer.shape if isinstance(layer, NF4Linear | Int8Linear) else layer.weight.shape  # type: ignore[misc]
         device = next(iter((*layer.parameters(), *layer.buffers()))).device
         self.layer, self.scale = layer, scale
         # As peft begins: uniform within 1 / sqrt(inputs).

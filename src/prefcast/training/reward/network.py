@@ -71,7 +71,7 @@ class Trainee:
 
         for layer in body_of(self.network).modules():
             if isinstance(layer, GradientCheckpointingLayer | Layer):
-                layer.forward = partial(recomputed, layer.forward, use_reentrant=False)
+                setattr(layer, "forward", partial(recomputed, layer.forward, use_reentrant=False))  # noqa: B010
 
     def train(self, training: bool) -> None:
         """Switch dropout, where a network has it, and recomputing."""
