@@ -1,7 +1,7 @@
 """Trains reward models on a planted task whose best possible log loss is known: make bench-train
 
 The words of an answer decide its hidden quality; a difference of quality inside a band, after logistic noise, is a tie. A Llama of
-two layers with random weights is trained on it in each way, and then forecasts pairs that nobody trained on. Their true probabilities
+one layer with random weights is trained on it in each way, and then forecasts pairs that nobody trained on. Their true probabilities
 are known, so the log loss is expected over the labels, not drawn. Prints a Markdown table.
 """
 
@@ -19,8 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from checkpoints import save_decoder
-from planted import best_log_loss, planted, write_planted
+from planted import BASES, best_log_loss, planted, write_planted
 from prefcast import Recipe, load_forecaster, read_pairs, train_reward
 from prefcast.outcomes.statistics.bootstrap import Figure, weighted_mean
 
@@ -32,23 +31,24 @@ WAYS: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("one score an answer, Bradley-Terry without ties", {"likelihood": "bradley-terry"}, 1.0),
     ("both answers, both orders, half of the pairs", {"kind": "pair"}, 0.5),
 )
-_HELD, _TESTED = 400, 1000
+_HELD, _TESTED = 200, 400
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=2000, help="pairs to learn from")
+    parser.add_argument("--rows", type=int, default=1000, help="pairs to learn from")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="run only the ways with this text in their name")
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as room:
         _measured(Path(room), given)
 
 
 def _measured(room: Path, given: argparse.Namespace) -> None:
-    base = save_decoder(room / "base", labels=None, initializer_range=0.02)
+    base = BASES["llama"](room / "base")
     held = write_planted(room / "held.jsonl", _HELD, seed=1)
     test = write_planted(room / "test.jsonl", _TESTED, seed=2)
     truth = planted(_TESTED, seed=2)[1]
@@ -72,7 +72,9 @@ def _measured(room: Path, given: argparse.Namespace) -> None:
                 pairs,
                 out,
                 base=str(base),
-                recipe=Recipe(lora=None, epochs=given.epochs, rate=3e-3, patience=100, seed=seed, **recipe),
+                recipe=Recipe(
+                    lora=None, epochs=given.epochs, rate=3e-3, patience=100, evaluations=1, seed=seed, **recipe
+                ),
                 validation_pairs=[held],
             )
             seconds += time.monotonic() - began

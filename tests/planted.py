@@ -16,7 +16,7 @@ __all__ = ["BASES", "best_log_loss", "planted", "write_planted"]
 
 GOOD, BAD = ["alpha", "bravo", "charlie", "delta", "echo"], ["mike", "november", "oscar", "papa", "quebec"]
 # A difference of quality within the band, after logistic noise, is a tie: the model of Rao and Kupper.
-WORDS, BAND = 6, 1.0
+WORDS, BAND = 4, 1.0
 
 
 def planted(n: int, seed: int = 0) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -68,7 +68,9 @@ def save_bare_bert(folder: Path) -> Path:
         "num_attention_heads": 2,
         "num_hidden_layers": 1,
     }
-    config = BertConfig(vocab_size=VOCABULARY, pad_token_id=1, max_position_embeddings=128, **sizes)
+    config = BertConfig(
+        vocab_size=VOCABULARY, pad_token_id=1, max_position_embeddings=128, initializer_range=0.2, **sizes
+    )
     BertModel(config).save_pretrained(folder)
     save_tokenizer(folder, chat=False, model_max_length=128)
     return folder

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from prefcast.base.files import atomic_file
 from prefcast.errors import RunError, shown_path
+from prefcast.fitting.fitter import LEAST_LABELS
 from prefcast.forecasts.scores import RawScores, open_score_writer
 from prefcast.outcomes.models import Davidson
 from prefcast.scorers.reward.scorer import RewardScorer
@@ -53,9 +54,9 @@ def write_out_of_fold(
         if not (folder / _DONE).exists():
             tell(f"fold {number + 1} of {folds}")
             others = rows.where(~mine)
-            learned, held = split(
-                replace(others, held=np.zeros(len(others), bool)), task.recipe.validation, task.recipe.seed
-            )
+            # Of few rows a larger share is held out, so that there are enough for an outcome model.
+            share = max(task.recipe.validation, min(0.5, 2 * LEAST_LABELS / max(1, len(others))))
+            learned, held = split(replace(others, held=np.zeros(len(others), bool)), share, task.recipe.seed)
             places = np.flatnonzero(~mine)
             state = State(folder / "training")
             if processes.first:

@@ -86,7 +86,7 @@ class Examples:
         else:
             signs = target[:, Outcome.A] - target[:, Outcome.B]
             demanded[strong] = (rows.strength * signs)[strong]
-        taught: NDArray[np.bool_] = np.isfinite(rows.teacher).all(axis=1)
+        taught = rows.taught
         level = np.full(len(Outcome), 1 / len(Outcome))
         if recipe.likelihood == "bradley-terry":
             if taught.any():

@@ -91,6 +91,12 @@ class LabelledRows:
         found: NDArray[np.bool_] = self.votes.sum(axis=1) > 0
         return found
 
+    @property
+    def taught(self) -> NDArray[np.bool_]:
+        """Which rows (n,) a teacher said something of."""
+        found: NDArray[np.bool_] = np.isfinite(self.teacher[:, 0])
+        return found
+
     def where(self, chosen: NDArray[Any]) -> LabelledRows:
         """The chosen rows: a mask (n,) or positions."""
         places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
@@ -179,7 +185,7 @@ def read_rows(given: Given) -> LabelledRows:
     if teachers:
         shown = [shown_path(path) for path in given.teachers]
         rows = replace(rows, teacher=_taught(rows, list(zip(shown, teachers, strict=True))))
-    told = rows.labelled | np.isfinite(rows.teacher).all(axis=1)
+    told = rows.labelled | rows.taught
     rows = replace(rows.where(told), unlabelled=int((~told).sum()))
     _check_size(rows)
     return rows

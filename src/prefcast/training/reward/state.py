@@ -6,11 +6,13 @@ alone, so no state of a generator is kept.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +26,7 @@ __all__ = ["Reached", "State"]
 
 _FORMAT = 1
 _SETTINGS, _STATE, _BEST = "settings.json", "state.safetensors", "best.safetensors"
-_BASE = "base.sha256"
+_BASE, _LOCK = "base.sha256", "lock"
 _FIRST, _SECOND = "exp_avg", "exp_avg_sq"
 
 
@@ -44,13 +46,26 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._held: IO[str] | None = None
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings of a new training, or check that those of an earlier start are the same. Raises UsageError."""
+        """Write the settings of a new training, or check that those of an earlier start are the same. Until the process ends, no other
+        one can claim the folder.
+
+        An earlier start that kept nothing is forgotten. Raises UsageError.
+        """
         path = self.folder / _SETTINGS
         said = json.loads(json.dumps({"format": _FORMAT, **settings}))
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        kept = any((self.folder / name).exists() for name in (_STATE, _BEST, "folds"))
+        done = (self.folder.parent / "forecaster.json").exists()
+        if not path.exists() or not (kept or done):
+            for left in self.folder.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != _LOCK:
+                    left.unlink()
             with atomic_file(path) as file:
                 file.write((json.dumps(said, indent=1) + "\n").encode())
             return
@@ -66,6 +81,26 @@ class State:
             f"{shown_path(self.folder.parent)}: holds a training with another {names[0]}: {old}, not {new}; give the command that "
             "began it, or name another folder"
         )
+
+    def _lock(self) -> None:
+        """Hold the folder; the kernel frees it when the process ends. Raises UsageError if another process holds it."""
+        if self._held is not None:
+            return
+        file = (self.folder / _LOCK).open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UsageError(f"{shown_path(self.folder.parent)}: another process trains in it") from None
+        except OSError:
+            pass  # a disk without locks
+        self._held = file
+
+    def release(self) -> None:
+        """Let other processes claim the folder."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def claim_base(self, sha256: str) -> None:
         """Note the fingerprint of the base model, or check that it is the one of an earlier start. Raises UsageError."""
