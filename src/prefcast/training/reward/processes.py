@@ -36,10 +36,16 @@ class Processes:
             return
         parts = list(tensors)
         # One message for all: many small ones cost more than their bytes.
-        flat = torch.cat([part.reshape(-1).double() for part in parts])
+        flat = torch.cat([part.reshape(-1).to(self.device, torch.float64) for part in parts])
         dist.all_reduce(flat)
         for part, summed in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
             part.copy_(summed.view_as(part))
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        found = torch.tensor([float(here)], dtype=torch.float64)
+        self.add([found])
+        return bool(found > 0)
 
     def wait(self) -> None:
         """Wait until every process is here."""

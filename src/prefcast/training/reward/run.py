@@ -69,69 +69,82 @@ def run(
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedReward | None:
     """See `prefcast.training.reward.train_reward`. Returns None in a process that is not the first."""
-    tell: Say = say or (lambda text: None)
-    folder = Path(output)
-    work = folder / _WORK
-    state = State(work)
     if folds is not None and folds < 2:
         raise UsageError(f"--folds is {folds}; it must be at least 2")
-    rows = read_rows(given)
-    settings = {"base": base, "merge": merge, "folds": folds, "data": rows.sha256(), **recipe.said()}
-    with joined(device) as processes:
-        tell = tell if processes.first else (lambda text: None)
-        if processes.first:
-            done = _claimed(folder, state, settings)
-            if done is not None:
-                tell(f"{shown_path(folder)} is trained already")
-                return TrainedReward(folder, done, rows.failed, rows.unlabelled, rows.first_error)
-            if not (work / _START).exists():
-                for line in _started(base, work, recipe):
+    state = State(Path(output) / _WORK)
+    try:
+        rows = read_rows(given)
+        settings = {"base": base, "merge": merge, "folds": folds, "data": rows.sha256(), **recipe.said()}
+        with joined(device) as processes:
+            # Only the first process speaks.
+            tell: Say = say if say is not None and processes.first else _silent
+            show = progress if processes.first else None
+            done = _claimed(state, settings) if processes.first else None
+            if processes.any(done is not None):
+                tell(f"{shown_path(output)} is trained already")
+                return None if done is None else TrainedReward(Path(output), done)
+            if processes.first and not (state.folder / _START).exists():
+                for line in _started(base, state.folder, recipe):
                     tell(line)
-        processes.wait()
-        scorer = opened_start(work / _START, recipe, processes.device)
-        if processes.first:
-            state.claim_base(scorer.checkpoint.fingerprint())
-        rows, groups = _readable(rows, scorer)
-        learned, held = split(rows, recipe.validation, recipe.seed)
-        left = int((~learned & ~held).sum())
-        shared = f", {left} left out because those share their prompts" if left else ""
-        tell(f"{int(learned.sum())} pairs to learn from, {int(held.sum())} held out for validation{shared}")
-        task = Task(rows, groups, learned, held, recipe, work / _START, state, saved_seconds)
-        shown = progress if processes.first else None
-        if folds is not None:
-            write_out_of_fold(task, scorer, processes, folds, progress=shown, tell=tell)
-        began = time.monotonic()
-        trainee, trained = trained_task(task, scorer, processes, shown, tell)
-        seconds = time.monotonic() - began
-    if not processes.first:
-        return None
-    write_model(trainee, work / _START, folder, recipe, merge=merge or (work / MADE_BASE).exists())
-    training = {
-        **_card(base, task, trainee, trained),
-        "command": command,
-        "seconds": round(seconds, 1),
-        "processes": processes.count,
-        "device": processes.device,
-    }
-    most = scorer.max_tokens
-    del trainee, scorer
-    gc.collect()
-    free_memory()
-    tell("fitting the outcome model to the pairs held out")
-    forecaster = _fitted(folder, rows.where(held), given, recipe, most, processes.device)
-    card = {**forecaster.card, "training": training}
-    forecaster = replace(forecaster, card=card)
+            processes.wait()
+            scorer = opened_start(state.folder / _START, recipe, processes.device)
+            if processes.first:
+                state.claim_base(scorer.checkpoint.fingerprint())
+            task = _task(rows, scorer, state, recipe, saved_seconds, tell)
+            if folds is not None:
+                write_out_of_fold(task, scorer, processes, folds, progress=show, tell=tell)
+            began = time.monotonic()
+            trainee, trained = trained_task(task, scorer, processes, show, tell)
+            seconds = time.monotonic() - began
+        if not processes.first:
+            return None
+        how = {"command": command, "processes": processes.count, "device": processes.device}
+        training = {**_card(base, task, trainee, trained), **how, "seconds": round(seconds, 1)}
+        whole = merge or (state.folder / MADE_BASE).exists()
+        write_model(trainee, task.start, Path(output), recipe, merge=whole)
+        most = scorer.max_tokens
+        del trainee, scorer
+        gc.collect()
+        free_memory()
+        tell("fitting the outcome model to the pairs held out")
+        return _finished(task, training, _fitted(task, given, most, processes.device))
+    finally:
+        state.release()
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
+def _task(
+    rows: LabelledRows, scorer: RewardScorer, state: State, recipe: Recipe, saved_seconds: float, tell: Say
+) -> Task:
+    """The rows that the model can read, and which of them are learned and held out."""
+    rows, groups = _readable(rows, scorer)
+    learned, held = split(rows, recipe.validation, recipe.seed)
+    left = int((~learned & ~held).sum())
+    shared = f", {left} left out because those share their prompts" if left else ""
+    tell(f"{int(learned.sum())} pairs to learn from, {int(held.sum())} held out for validation{shared}")
+    return Task(rows, groups, learned, held, recipe, state.folder / _START, state, saved_seconds)
+
+
+def _finished(task: Task, training: dict[str, Any], fitted: Forecaster) -> TrainedReward:
+    """Write the card and the forecaster beside the model, and remove what only the training needed."""
+    work, folder, rows = task.state.folder, task.state.folder.parent, task.rows
+    card = {**fitted.card, "training": training}
     write_card(folder, card)
-    forecaster.write_beside(folder)
+    replace(fitted, card=card).write_beside(folder)
+    found = load_forecaster(folder)
     for name in ("state.safetensors", "best.safetensors"):
         (work / name).unlink(missing_ok=True)
     for name in (_START, MADE_BASE, "folds"):
         shutil.rmtree(work / name, ignore_errors=True)
-    return TrainedReward(folder, load_forecaster(folder), rows.failed, rows.unlabelled, rows.first_error)
+    return TrainedReward(folder, found, rows.failed, rows.unlabelled, rows.first_error)
 
 
-def _claimed(folder: Path, state: State, settings: dict[str, Any]) -> Forecaster | None:
+def _claimed(state: State, settings: dict[str, Any]) -> Forecaster | None:
     """Take the folder for this training; the forecaster of one that is done already. Raises UsageError."""
+    folder = state.folder.parent
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{shown_path(folder)}: is a file; name a folder")
@@ -166,8 +179,9 @@ def _readable(rows: LabelledRows, scorer: RewardScorer) -> tuple[LabelledRows, l
     return rest, [groups[place] for place in kept.tolist()]
 
 
-def _fitted(folder: Path, held: LabelledRows, given: Given, recipe: Recipe, most: int, device: str) -> Forecaster:
+def _fitted(task: Task, given: Given, most: int, device: str) -> Forecaster:
     """The forecaster of the model as it lies in its folder: the outcome model is fitted to the rows held out."""
+    recipe, folder = task.recipe, task.state.folder.parent
     options = Options(
         dtype=recipe.dtype,
         quantize=recipe.quantize,
@@ -176,7 +190,7 @@ def _fitted(folder: Path, held: LabelledRows, given: Given, recipe: Recipe, most
         batch_tokens=recipe.batch_tokens,
     )
     found = fit(
-        held.pairs,
+        task.rows.where(task.held).pairs,
         model=str(folder.resolve()),
         votes=given.votes,
         weights=given.weights,
