@@ -1,7 +1,7 @@
 """Trains reward models on a planted task whose best possible log loss is known: make bench-train
 
 The words of an answer decide its hidden quality; a difference of quality inside a band, after logistic noise, is a tie. A Llama of
-one layer with random weights is trained on it in each way, and then forecasts pairs that nobody trained on. Their true probabilities
+one or two layers with random weights is trained on it in each way, and then forecasts pairs that nobody trained on. Their true probabilities
 are known, so the log loss is expected over the labels, not drawn. Prints a Markdown table.
 """
 
@@ -26,19 +26,20 @@ from prefcast.outcomes.statistics.bootstrap import Figure, weighted_mean
 # Name, recipe, and the share of the pairs that it gets.
 WAYS: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("one score an answer, Davidson", {}, 1.0),
-    ("one score an answer, Rao-Kupper", {"likelihood": "rao-kupper"}, 1.0),
     ("both answers, both orders", {"kind": "pair"}, 1.0),
     ("one score an answer, Bradley-Terry without ties", {"likelihood": "bradley-terry"}, 1.0),
     ("both answers, both orders, half of the pairs", {"kind": "pair"}, 0.5),
+    ("one score an answer, Rao-Kupper", {"likelihood": "rao-kupper"}, 1.0),
 )
 _HELD, _TESTED = 200, 400
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1000, help="pairs to learn from")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=2000, help="pairs to learn from")
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="run only the ways with this text in their name")
     given = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def _measured(room: Path, given: argparse.Namespace) -> None:
-    base = BASES["llama"](room / "base")
+    base = BASES["llama" if given.layers == 1 else "two layers"](room / "base")
     held = write_planted(room / "held.jsonl", _HELD, seed=1)
     test = write_planted(room / "test.jsonl", _TESTED, seed=2)
     truth = planted(_TESTED, seed=2)[1]
@@ -73,7 +74,7 @@ def _measured(room: Path, given: argparse.Namespace) -> None:
                 out,
                 base=str(base),
                 recipe=Recipe(
-                    lora=None, epochs=given.epochs, rate=3e-3, patience=100, evaluations=1, seed=seed, **recipe
+                    lora=None, epochs=given.epochs, rate=2e-3, patience=100, evaluations=1, seed=seed, **recipe
                 ),
                 validation_pairs=[held],
             )

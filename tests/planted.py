@@ -85,6 +85,8 @@ _SMALL = {
 }
 BASES = {
     "llama": lambda folder: save_decoder(folder, labels=None, **_SMALL),
+    # To know which answer a word of a pair is in takes a second layer.
+    "two layers": lambda folder: save_decoder(folder, labels=None, num_hidden_layers=2, initializer_range=0.05),
     "qwen3": lambda folder: save_decoder(folder, "qwen3", **_SMALL),
     "gemma2": lambda folder: save_decoder(
         folder, "gemma2", labels=None, sliding_window=16, attn_logit_softcapping=5.0, **_SMALL

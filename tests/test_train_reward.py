@@ -550,6 +550,26 @@ def test_the_state_of_a_training_is_checked(tmp_path: Path) -> None:
     (tmp_path / "training" / "settings.json").write_text("{")
     with pytest.raises(RunError, match="to train anew"):
         state.claim({"batch": 1})
+    other = State(tmp_path / "training")
+    with pytest.raises(UsageError, match="another process trains in it"):
+        other.claim({"batch": 1})
+    state.release()
+
+
+def test_a_start_that_kept_nothing_is_forgotten_and_one_that_did_is_not(tmp_path: Path) -> None:
+    state = State(tmp_path / "training")
+    state.claim({"batch": 1})
+    (state.folder / "start").mkdir()
+    state.claim({"batch": 2})
+    assert not (state.folder / "start").exists()
+    state.claim_base("a")
+    state.save(Reached(1), {}, {})
+    with pytest.raises(UsageError, match="another batch: 2, not 3"):
+        state.claim({"batch": 3})
+    with pytest.raises(UsageError, match="other weights of the base model"):
+        state.claim_base("b")
+    state.claim_base("a")
+    state.release()
 
 
 @pytest.mark.parametrize(

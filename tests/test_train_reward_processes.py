@@ -55,7 +55,7 @@ def values(folder: Path, name: str) -> list[float]:
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not(tmp_path: Path, made: Path, number: int) -> None:
     run(call(made, tmp_path / "whole"))
     process = subprocess.Popen(call(made, tmp_path / "cut"), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(values(tmp_path / "cut", "loss")) >= 5)
+    wait_for(lambda: len(values(tmp_path / "cut", "loss")) >= 5, process)
     process.send_signal(number)
     process.communicate()
     assert process.returncode in (-number, 128 + number)
@@ -87,9 +87,9 @@ def test_two_processes_train_as_one(tmp_path: Path, made: Path, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["pointwise", "pair"])
 def test_the_planted_task_is_learned_within_a_little_of_the_best(tmp_path: Path, kind: str) -> None:
-    base = BASES["llama"](tmp_path / "base")
-    pairs, test = write_planted(tmp_path / "p.jsonl", 1500, seed=3), write_planted(tmp_path / "t.jsonl", 500, seed=4)
-    recipe = Recipe(kind=kind, lora=None, rate=3e-3, epochs=4, patience=100)
+    base = BASES["two layers"](tmp_path / "base")
+    pairs, test = write_planted(tmp_path / "p.jsonl", 2000, seed=3), write_planted(tmp_path / "t.jsonl", 500, seed=4)
+    recipe = Recipe(kind=kind, lora=None, rate=2e-3, epochs=5, patience=100)
     train_reward(pairs, tmp_path / "out", base=str(base), recipe=recipe)
     truth = planted(500, seed=4)[1]
     p = load_forecaster(tmp_path / "out").forecast(read_pairs(test)).probabilities
