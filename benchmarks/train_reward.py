@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="pairs to learn from")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=2e-3, help="the largest learning rate")
     parser.add_argument("--layers", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="run only the ways with this text in their name")
@@ -74,7 +75,7 @@ def _measured(room: Path, given: argparse.Namespace) -> None:
                 out,
                 base=str(base),
                 recipe=Recipe(
-                    lora=None, epochs=given.epochs, rate=2e-3, patience=100, evaluations=1, seed=seed, **recipe
+                    lora=None, epochs=given.epochs, rate=given.rate, patience=100, evaluations=1, seed=seed, **recipe
                 ),
                 validation_pairs=[held],
             )
