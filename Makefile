@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
+.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -119,8 +119,11 @@ bench-reward: $(VENV)/.dev ## Measure reward models beside other ways, on DATA (
 BENCH_PINS := 'sentence-transformers[onnx,openvino]==5.7.0' optimum==2.1.0 optimum-onnx==0.1.0 optimum-intel==1.27.0 transformers==4.57.6 nncf==3.4.0
 bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (train files), in a venv of its own
 	$(PYTHON) -m venv $(OUT)/bench-venv
-	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) -e '.[train]'
+	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) -e '.[encoder]'
 	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
+
+bench-train: $(VENV)/.dev ## Train reward models on a planted task whose best log loss is known (minutes)
+	$(BIN)/python benchmarks/train_reward.py
 
 bench-service: $(VENV)/.dev ## Measure the service beside predict at 1, 8 and 32 clients (minutes)
 	$(BIN)/python benchmarks/service.py
@@ -138,7 +141,7 @@ train-embedded: $(VENV)/.dev ## Train the shipped embedded forecaster anew from 
 	cp $(OUT)/embedded/* src/prefcast/forecasts/builtin/embedded/
 
 encoder: $(VENV)/.dev ## Make the shipped encoder's files anew (train-embedded fits the weights to them)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[encoder]'
 	$(BIN)/python tools/make_encoder.py -o src/prefcast/forecasts/builtin/embedded
 
 package: $(VENV)/.dev ## Build the wheel, install it into a clean venv and run it there

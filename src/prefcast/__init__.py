@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefcast.scorers.store import EvidenceStore
     from prefcast.service.client import Client
     from prefcast.training.embedded import train_embedded
+    from prefcast.training.reward import Recipe, train_reward
 
 __all__ = [
     "Choice",
@@ -44,6 +45,7 @@ __all__ = [
     "Pair",
     "PrefcastError",
     "RaoKupper",
+    "Recipe",
     "Running",
     "Scorer",
     "Turn",
@@ -63,6 +65,7 @@ __all__ = [
     "read_saved",
     "ready",
     "train_embedded",
+    "train_reward",
 ]
 
 _HOMES = {
@@ -78,6 +81,7 @@ _HOMES = {
     "Pair": "pairs",
     "PrefcastError": "errors",
     "RaoKupper": "outcomes.models",
+    "Recipe": "training.reward",
     "Running": "runs.ready",
     "Scorer": "scorers.base",
     "Turn": "pairs",
@@ -97,6 +101,7 @@ _HOMES = {
     "read_saved": "pairs.formats.saved",
     "ready": "runs.ready",
     "train_embedded": "training.embedded",
+    "train_reward": "training.reward",
 }
 
 

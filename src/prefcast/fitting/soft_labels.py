@@ -8,7 +8,7 @@ from prefcast.errors import FileError, shown_path
 from prefcast.pairs.formats.fields import Fault, number
 from prefcast.pairs.formats.table import Table
 
-__all__ = ["VOTES", "read_vote_counts", "read_weights"]
+__all__ = ["VOTES", "read_strengths", "read_vote_counts", "read_weights"]
 
 _BLOCK_ROWS = 256
 VOTES = ("votes_a", "votes_b", "votes_tie")
@@ -32,6 +32,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, float]:
     if not total:
         raise FileError(shown_path(path), "every weight is 0; expected some rows to count")
     return {id: weight * len(found) / total for id, weight in found.items()}
+
+
+def read_strengths(path: str | os.PathLike[str]) -> dict[str, float]:
+    """How strong each row's preference is, by its id: a file with id and strength (0 or more, 1 is plain).
+
+    Raises FileError.
+    """
+    return {id: values[0] for id, values in _read(path, ("strength",)).items()}
 
 
 def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:

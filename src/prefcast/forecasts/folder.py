@@ -79,6 +79,10 @@ class ForecasterParts:
                     for path in sorted(made.iterdir(), key=lambda path: path.name == CARD):
                         path.rename(target / path.name)
 
+    def write_beside(self, folder: Path) -> None:
+        """Write the forecaster's files into the folder of its own model, the card last."""
+        self._write(folder)
+
     def _write(self, folder: Path) -> None:
         self.scorer.save(folder)
         versions = {

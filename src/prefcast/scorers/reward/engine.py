@@ -20,7 +20,17 @@ from prefcast.scorers.reward.loading import load_network
 from prefcast.scorers.reward.networks import body_of, head_layers, one_line, packs, trained_padding
 from prefcast.scorers.reward.packing import Ids, pack
 
-__all__ = ["TOO_LARGE", "Engine", "Group", "Runner", "Scores", "free_memory", "load_engine"]
+__all__ = [
+    "PADDED_ENCODERS",
+    "TOO_LARGE",
+    "Engine",
+    "Group",
+    "Runner",
+    "Scores",
+    "free_memory",
+    "load_engine",
+    "runner_of",
+]
 
 Scores = NDArray[np.float64]
 TOO_LARGE = "needs more memory than the device has; --max-tokens reads less of it"
@@ -51,19 +61,30 @@ def load_engine(
         raise
     except Exception as error:
         raise ModelError(f"{checkpoint.name}: cannot be loaded: {one_line(error)}") from error
+    return Engine(runner_of(checkpoint, network, devices[0], columns, position))
+
+
+def runner_of(
+    checkpoint: Checkpoint,
+    network: nn.Module,
+    device: torch.device,
+    columns: Sequence[int] | None = None,
+    position: str = "trained",
+) -> Runner:
+    """What runs the network of a checkpoint over groups of sequences, on the device of its first layer."""
     if checkpoint.kind is Kind.CUSTOM:
-        return Engine(CustomRunner(network, devices[0]))
+        return CustomRunner(network, device)
     if checkpoint.kind is Kind.INTERNLM2:
-        return Engine(NativeRunner(network, devices[0], longest=checkpoint.unscaled_length))
+        return NativeRunner(network, device, longest=checkpoint.unscaled_length)
     padding = trained_padding(checkpoint) if position == "trained" else None
     if packs(checkpoint):
-        return Engine(PackedRunner(network, devices[0], columns, checkpoint.unscaled_length, padding))
+        return PackedRunner(network, device, columns, checkpoint.unscaled_length, padding)
     runner = PaddedRunner if _may_be_padded(checkpoint, network) else SingleRunner
-    return Engine(runner(network, devices[0], columns, checkpoint.positions, padding))
+    return runner(network, device, columns, checkpoint.positions, padding)
 
 
 # Encoders that pool at the first token, and whose attention keeps the padding out.
-_PADDED_ENCODERS = frozenset(
+PADDED_ENCODERS = frozenset(
     {
         "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert", "modernbert",
         "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text",
@@ -77,7 +98,7 @@ def _may_be_padded(checkpoint: Checkpoint, network: nn.Module) -> bool:
     A causal network does not see it, and its token is chosen here. Others may pool by position or read no mask.
     """
     family = checkpoint.text_config.get("model_type")
-    if family in _PADDED_ENCODERS:
+    if family in PADDED_ENCODERS:
         return bool(checkpoint.text_config.get("classifier_pooling", "cls") == "cls")
     two_sided = checkpoint.text_config.get("use_bidirectional_attention") or not checkpoint.text_config.get(
         "is_causal", True

@@ -84,7 +84,7 @@ class PointwiseScorer(RewardScorer):
                 )
             groups.append(group)
         scores = np.full(len(groups), np.nan)
-        for batch in self._planned(groups):
+        for batch in self.planned(groups):
             for index, result in zip(batch, self.engine.run([groups[index] for index in batch]), strict=True):
                 if isinstance(result, str):
                     raise ModelError(f"conversation {index}: {result}")

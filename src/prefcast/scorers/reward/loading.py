@@ -44,8 +44,12 @@ def load_network(
     devices: Sequence[torch.device],
     dtype: torch.dtype,
     quantization: str | None = None,
+    *,
+    trainable: bool = False,
 ) -> nn.Module:
     """The network with its weights, computing in `dtype`; on several `devices` its layers are spread over them.
+
+    With `trainable` its layers are those that give gradients. Otherwise a CPU gets layers that are faster and give none.
 
     Raises ModelError if weights are missing or have other shapes.
     """
@@ -65,7 +69,7 @@ def load_network(
     # A language model's head may share its weights with the embedding; the engine widens only the rows it needs.
     if checkpoint.kind not in (Kind.INTERNLM2, Kind.CAUSAL, Kind.LOGIT):
         _float32_head(network)
-    if devices[0].type == "cpu" and packs(checkpoint):
+    if devices[0].type == "cpu" and packs(checkpoint) and not trainable:
         for name, layer in _body_layers(network).items():
             if OneDNNLinear.usable(layer, dtype):
                 _put(network, name, OneDNNLinear(layer))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,14 +56,25 @@ class Layout:
     ends: tuple[int, ...]
     _masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
-    def slices(self, index: int, *parts: Tensor) -> list[Tensor]:
-        """Of each tensor (1, heads, T, d) the tokens of a span with those of its prefix before them."""
-        span = self.spans[index]
-        here = [part[:, :, span.start : span.stop] for part in parts]
-        if not span.prefix:
-            return here
-        before = slice(*span.prefix)
-        return [torch.cat((part[:, :, before], own), 2) for part, own in zip(parts, here, strict=True)]
+    def split(self, part: Tensor) -> tuple[Tensor, ...]:
+        """A tensor (1, heads, T, d) in pieces, one for each span; the last piece belongs to no sequence.
+
+        One split, not a slice for each span: the gradient of a slice is as wide as the whole row.
+        """
+        sizes = [span.stop - span.start for span in self.spans]
+        pieces: tuple[Tensor, ...] = part.split([*sizes, part.shape[2] - sum(sizes)], 2)
+        return pieces
+
+    def with_prefix(self, index: int, pieces: Sequence[Tensor]) -> Tensor:
+        """Of the pieces that `split` gives, that of a span with that of its prefix before it."""
+        prefix = self.spans[index].prefix
+        if not prefix:
+            return pieces[index]
+        return torch.cat((pieces[self._starts[prefix[0]]], pieces[index]), 2)
+
+    @cached_property
+    def _starts(self) -> dict[int, int]:
+        return {span.start: index for index, span in enumerate(self.spans)}
 
     def place(self, sequence: int, back: int) -> int:
         """Where in the row the token of a sequence stands that is `back` tokens before its last one."""
@@ -166,25 +178,26 @@ def attend(
     `query` (1, heads, T, d), `key` and `value` (1, key heads, T, d); heads is a multiple of key heads. `softcap` is
     Gemma-2's c * tanh(score / c), `window` the number of newest keys that a token sees. Gives (1, T, heads, d).
     """
-    out = torch.zeros((1, query.shape[2], query.shape[1], value.shape[3]), dtype=query.dtype, device=query.device)
-    for index, span in enumerate(layout.spans):
-        here = slice(span.start, span.stop)
-        q = query[:, :, here]
-        k, v = layout.slices(index, key, value)
+    queries, keys, values = map(layout.split, (query, key, value))
+    parts = []
+    for index, q in enumerate(queries[:-1]):
+        k, v = (layout.with_prefix(index, pieces) for pieces in (keys, values))
         if softcap or (window and k.shape[2] > window):
             found = _by_hand(q, k, v, scale or q.shape[3] ** -0.5, softcap, window)
         else:
             found = _fused(q, k, v, layout.mask(index, q.device), scale)
-        out[:, here] = found.transpose(1, 2)
-    return out
+        parts.append(found.transpose(1, 2))
+    rest = (1, queries[-1].shape[2], query.shape[1], value.shape[3])
+    return torch.cat([*parts, torch.zeros(rest, dtype=query.dtype, device=query.device)], 1)
 
 
 def attend_last(layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`attend` for the last token of each sequence alone: `query` is (1, heads, sequences, d), the result (1, sequences,
     heads, d)."""
     parts = []
+    keys, values = map(layout.split, (key, value))
     for number, index in enumerate(layout.ends):
-        k, v = layout.slices(index, key, value)
+        k, v = (layout.with_prefix(index, pieces) for pieces in (keys, values))
         everything = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
         parts.append(_fused(query[:, :, number : number + 1], k, v, everything, None))
     return torch.cat(parts, 2).transpose(1, 2)

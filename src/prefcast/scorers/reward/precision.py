@@ -66,6 +66,28 @@ def compute_dtype(name: str | None, device: torch.device, stored: str | None, qu
     return DTYPES.get(stored or "", torch.float16)
 
 
+class _Frozen(torch.autograd.Function):
+    """x W^T, where `fetch` makes W. The gradient fetches W again, so that no wide matrix is kept until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fetch: Callable[[torch.dtype], Tensor]) -> Tensor:
+        ctx.fetch = fetch
+        return linear(x, fetch(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.fetch(gradient.dtype), None
+
+
+def _product(x: Tensor, fetch: Callable[[torch.dtype], Tensor], bias: Tensor | None) -> Tensor:
+    """x W^T + bias, where `fetch` makes the frozen matrix W in a type."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return linear(x, fetch(x.dtype), bias)
+    found: Tensor = _Frozen.apply(x, fetch)
+    return found if bias is None else found + bias
+
+
 class NF4Linear(nn.Module):
     """A linear layer with a 4 bit matrix."""
 
@@ -76,9 +98,18 @@ class NF4Linear(nn.Module):
         self.register_buffer("weight", packed)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        out, size = self._state.shape
+        return int(out), int(size)
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._functional.dequantize_4bit(self.weight, self._state)
-        return linear(x, weight.to(x.dtype), self.bias)
+        return _product(x, self._wide, self.bias)
+
+    def _wide(self, dtype: torch.dtype) -> Tensor:
+        weight: Tensor = self._functional.dequantize_4bit(self.weight, self._state)
+        return weight.to(dtype)
 
 
 class Int8Linear(nn.Module):
@@ -93,10 +124,17 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.weight.shape[0], self.weight.shape[1]
+
     def forward(self, x: Tensor) -> Tensor:
+        return _product(x, self._wide, self.bias)
+
+    def _wide(self, dtype: torch.dtype) -> Tensor:
         # The scale is applied before the product, which would overflow float16 otherwise.
-        weight = self.weight.to(x.dtype) * (self.scale / 127).to(x.dtype)[:, None]
-        return linear(x, weight, self.bias)
+        return self.weight.to(dtype) * (self.scale / 127).to(dtype)[:, None]
 
 
 class LowRank(nn.Module):

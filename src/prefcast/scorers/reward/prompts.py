@@ -21,7 +21,15 @@ from prefcast.scorers.reward.text import Message, TextEncoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatTemplate", "PairTemplate", "chat_template", "known_templates", "pair_template", "template_day"]
+__all__ = [
+    "ChatTemplate",
+    "PairTemplate",
+    "chat_template",
+    "known_templates",
+    "pair_template",
+    "template_day",
+    "template_source",
+]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_BYTES = 4_000_000
@@ -231,6 +239,11 @@ def pair_template(
 ) -> PairTemplate:
     """The template of pairs with the name or in the file `said`. Raises UsageError."""
     return PairTemplate(*_named(said, _TEMPLATES), tokenizer, day, chat)
+
+
+def template_source(said: str | Path, *, pairs: bool) -> str:
+    """The source of a template of `pairs` or of conversations, by its name or file. Raises UsageError."""
+    return _named(said, _TEMPLATES if pairs else _TEMPLATES / "chat")[1]
 
 
 def _named(said: str | Path, folder: Path) -> tuple[str, str]:

@@ -193,14 +193,19 @@ class RewardScorer(Scorer):
     def batches(self, pairs: Sequence[Pair]) -> Sequence[Sequence[int]]:
         groups, problems = self.grouped(pairs)
         index = list(groups)
-        batches = self._planned([group.unique()[0] for group in groups.values()])
+        batches = self.planned([group.unique()[0] for group in groups.values()])
         planned = [[index[place] for place in batch] for batch in batches]
         return [*planned, list(problems)] if problems else planned
 
-    def _planned(self, groups: Sequence[Group]) -> list[list[int]]:
-        most = self.options.batch_tokens
-        if most is None:
-            most = _BATCH_TOKENS_CPU if self.devices[0].type == "cpu" else _BATCH_TOKENS_GPU
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens of a batch."""
+        usual = _BATCH_TOKENS_CPU if self.devices[0].type == "cpu" else _BATCH_TOKENS_GPU
+        return self.options.batch_tokens or usual
+
+    def planned(self, groups: Sequence[Group], most: int | None = None) -> list[list[int]]:
+        """Batches of positions in `groups`, each of at most `most` tokens (default: as the options say)."""
+        most = most or self.batch_tokens
         if packs(self.checkpoint):
             limit = self.checkpoint.unscaled_length
             return plan_batches([packed_size(group.ids, limit) for group in groups], most)
@@ -216,7 +221,7 @@ class RewardScorer(Scorer):
             yield list(problems), self._evidence(list(problems.values()))
         index = list(groups)
         unique = [group.unique() for group in groups.values()]
-        for batch in self._planned([group for group, _ in unique]):
+        for batch in self.planned([group for group, _ in unique]):
             results = self.engine.run([unique[place][0] for place in batch])
             # A sequence that a pair has twice was computed once.
             spread = [
@@ -282,9 +287,11 @@ class RewardScorer(Scorer):
             raise UsageError(
                 f"{self.checkpoint.name}: needs --trust-remote-code, and a forecaster with such a model cannot be saved"
             )
+        own = self.checkpoint.folder.resolve()
         data = {
             "format": _FORMAT,
-            "model": str(self.checkpoint.folder.resolve()),
+            # A forecaster in the folder of its own model may be moved with it.
+            "model": "." if own == folder.resolve() else str(own),
             "name": self.checkpoint.name,
             "fingerprint": self.fingerprint(),
             "options": to_save(self.options),
@@ -302,7 +309,7 @@ class RewardScorer(Scorer):
         if data["format"] != _FORMAT:
             raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads")
         options = saved_options(Options, data["options"], shown_path(path))
-        where = data["model"] if moved is None else moved
+        where = str(folder / data["model"]) if moved is None else moved
         if moved is None and not Path(where).is_dir():
             raise ForecasterError(
                 f"{folder}: its model is no longer in {where}; say where it is: --model PATH beside --forecaster"
