@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
-from prefcast.errors import FileError, shown_path
-from prefcast.pairs.formats.fields import Fault, number
+from prefcast.errors import FileError, excerpt, shown_path
+from prefcast.pairs.formats.fields import Fault, Record, number
 from prefcast.pairs.formats.table import Table
 
 __all__ = ["VOTES", "read_strengths", "read_vote_counts", "read_weights"]
 
 _BLOCK_ROWS = 256
+_LEAST, _MOST = 1e-9, 1e9
 VOTES = ("votes_a", "votes_b", "votes_tie")
 
 
@@ -42,6 +43,16 @@ def read_strengths(path: str | os.PathLike[str]) -> dict[str, float]:
     return {id: values[0] for id, values in _read(path, ("strength",)).items()}
 
 
+def _amount(record: Record, column: str) -> float:
+    """A number that can be added to others and divided by their sum."""
+    found = number(record, column, 0.0)
+    if found and not _LEAST <= found <= _MOST:
+        raise Fault(
+            column, f"is {excerpt(record.get(column))}; expected 0, or a number between {_LEAST:g} and {_MOST:g}"
+        )
+    return found
+
+
 def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
     with Table(path, fields=("id", *columns)) as table:
@@ -49,7 +60,7 @@ def _read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> dict[str, t
         for block in table.blocks(_BLOCK_ROWS):
             for row, id, record in zip(*block, strict=True):
                 try:
-                    values = tuple(number(record, column, 0.0) for column in columns)
+                    values = tuple(_amount(record, column) for column in columns)
                     if columns == VOTES and not sum(values):
                         raise Fault("", "has no vote at all; leave the row out")
                 except Fault as fault:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field
 
@@ -15,8 +14,6 @@ from prefcast.pairs.formats.table import Table
 __all__ = ["Beside", "beside"]
 
 _Path = str | os.PathLike[str]
-
-_MOST_VOTES = 1e9
 
 
 @dataclass
@@ -69,8 +66,6 @@ def beside(votes: _Path | None, weights: _Path | None) -> Beside:
     found = Beside()
     if weights is not None:
         found.weights, found.weights_name = read_weights(weights), shown_path(weights)
-    if found.weights is not None and not math.isfinite(sum(found.weights.values())):
-        raise FileError(found.weights_name, "the weights are too large to be added; expected numbers like 0.5 or 2")
     if votes is None:
         return found
     found.votes_name = shown_path(votes)
@@ -78,8 +73,6 @@ def beside(votes: _Path | None, weights: _Path | None) -> Beside:
         counted = set(VOTES) <= table.names
     if counted:
         found.votes = read_vote_counts(votes)
-        if (many := next((id for id, each in found.votes.items() if sum(each) > _MOST_VOTES), None)) is not None:
-            raise FileError(shown_path(votes), f"the id {excerpt(many)} has more than a billion votes")
         return found
     counts: dict[str, list[float]] = {}
     for vote in read_side_votes(votes).votes:

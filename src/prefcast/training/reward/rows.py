@@ -136,12 +136,10 @@ def read_rows(given: Given) -> LabelledRows:
     held: list[bool] = []
     for number, files in enumerate([*given.pairs, *given.held]):
         with opened_pairs(files, **given.how) as opened:
-            kept_values: dict[int, str] = {}
             if given.source is not None:
                 if not isinstance(opened, PairFile):
                     raise UsageError("--source names a column; pairs that are objects have none")
                 opened.keep(given.source)
-                kept_values = opened.kept
             name = _name(files, number)
             if name in sources and given.source is None:
                 name = f"{name}-{number + 1}"
@@ -149,7 +147,7 @@ def read_rows(given: Given) -> LabelledRows:
                 if isinstance(item, RowError):
                     failed, first = failed + 1, first or item
                     continue
-                kept = kept_values.pop(item.row or row, None)
+                kept = None if given.source is None else dict(item.own).get(given.source)
                 if isinstance(opened, PairFile) and given.source is not None and kept is None:
                     raise FileError(opened.name, f"{given.source} is empty; every row needs a source", item.row or row)
                 pairs.append(item)
