@@ -554,7 +554,7 @@ def test_from_labels_to_forecasts_by_a_judge(tmp_path: Path, file: Path, prefcas
         done = prefcast_here("report", file, "--forecaster", "mine", "-o", "r.html")
         assert "of its verdicts are for the answer that it reads first" in (tmp_path / "r.html").read_text()
         assert fake.answered == answered, "every further verb finds the evidence"
-        saved = "".join(path.read_text() for path in (tmp_path / "mine").iterdir())
+        saved = "".join(path.read_text(errors="replace") for path in (tmp_path / "mine").iterdir())
         assert KEY not in saved + done.stderr
         done = prefcast_here("predict", file, "--forecaster", "mine", "--judge-repeats", "2", "-o", "f.csv")
         assert (done.returncode, "--judge-repeats: the outcome model was fitted to other verdicts" in done.stderr) == (
