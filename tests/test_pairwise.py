@@ -205,7 +205,7 @@ def test_single_answers_have_one_score(prefcast_here: Run, tmp_path: Path, endin
             f"evaluate two.jsonl --model {REWARD} --scores s.csv",
             "--scores brings the scores of the pairs, --model computes",
         ),
-        ("evaluate --scores s.csv --by subset", "--by names a column of the file of labelled pairs"),
+        ("evaluate --scores s.csv --by subset", "--by needs the file of labelled pairs, or of forecasts"),
     ],
 )
 def test_what_is_refused(prefcast_here: Run, tmp_path: Path, command: str, message: str) -> None:
