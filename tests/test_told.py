@@ -93,7 +93,7 @@ def test_an_explanation_of_a_fitted_forecaster_shows_counts(prefcast_here: Run, 
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("evaluate p.jsonl --against a.csv --against b.csv", "--against"),
+        ("evaluate p.jsonl --export a.csv --export b.csv", "--export"),
         ("predict p.jsonl -o a.csv --output b.csv", "--output"),
         ("rank p.jsonl --seed 1 --seed=2", "--seed"),
         ("models show length --trust-remote-code --trust-remote-code", ""),
