@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -29,12 +30,12 @@ class ShownTable:
     rows: Sequence[tuple[Any, ...]]
 
 
-class Tables:
+class Tables(ABC):
     """A result that can be shown as tables. Names and texts in them are untrusted and are escaped."""
 
+    @abstractmethod
     def tables(self) -> list[ShownTable]:
         """The tables of the result, the most important one first."""
-        raise NotImplementedError
 
     def to_markdown(self) -> str:
         """The tables as Markdown."""

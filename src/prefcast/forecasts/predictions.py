@@ -195,9 +195,9 @@ def _bar(probability: float) -> str:
 
 
 def check_kept(own: Sequence[str]) -> None:
-    """Raise UsageError if a column that is kept is called as a column of the forecasts."""
+    """Raise UsageError if a column that is to be kept has the name of a column of the forecasts."""
     if taken := next((name for name in own if name in RESERVED), None):
-        raise UsageError(f"a column that is kept is called {taken!r}, as a column of the forecasts is; leave it out")
+        raise UsageError(f"the column {taken!r} cannot be kept: forecasts have a column of that name themselves")
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def percent(count: float, of: float) -> str:
 
 def rows_kind(path: str | os.PathLike[str]) -> str:
     """The ending of a file of rows. Raises UsageError if it is not supported."""
-    return checked_ending(path, "the rows with findings", ".csv", ".jsonl")
+    return checked_ending(path, "the list of rows with findings", ".csv", ".jsonl")
 
 
 def write_rows(rows: Iterable[FoundRow], path: str | os.PathLike[str]) -> int:
