@@ -145,8 +145,8 @@ def test_evaluating_rows_at_fault(prefcast: Run, tmp_path: Path) -> None:
     assert done.stderr == "prefcast: 1 rows failed and are not in the figures; prefcast check names them\n"
 
 
-def test_check(prefcast: Run, tmp_path: Path) -> None:
-    done = prefcast("check", EXAMPLES)
+def test_check(prefcast_here: Run, tmp_path: Path) -> None:
+    done = prefcast_here("check", EXAMPLES)
     assert done.returncode == 0
     assert "Kaggle pairs (prompt, response_a, response_b), CSV" in done.stdout
     assert "rows        42, 0 at fault" in done.stdout
@@ -154,7 +154,7 @@ def test_check(prefcast: Run, tmp_path: Path) -> None:
     assert "turns       33 with 1, 6 with 2, 2 with 3, 1 with 4" in done.stdout
     assert "pairs a second measured" in done.stdout
     write_jsonl(tmp_path / "f.jsonl", [kaggle_row(1), kaggle_row(2, prompt=5), kaggle_row(3, a="[oops")])
-    done = prefcast("check", "f.jsonl")
+    done = prefcast_here("check", "f.jsonl")
     assert done.returncode == 3
     assert (
         done.stdout.splitlines()[0]
@@ -277,15 +277,14 @@ def test_help_is_the_page_in_the_docs() -> None:
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-@pytest.mark.parametrize("more", [("-o", "out.csv"), ("-o", "out.parquet")])
+@pytest.mark.parametrize("more", [("-o", "out.csv"), pytest.param(("-o", "out.parquet"), marks=pytest.mark.long)])
 def test_streams_that_are_closed_do_not_lose_the_output(
-    start: Start, tmp_path: Path, streams: str, more: tuple[str, str]
+    start: Start, prefcast_here: Run, tmp_path: Path, streams: str, more: tuple[str, str]
 ) -> None:
     shell = ("/bin/sh", "-c", f'exec "$@" {streams}', "sh", *PREFCAST)
     said, errors = start("predict", EXAMPLES, *SURFACE, *more, program=shell).communicate()
     assert said == ""
-    whole = start("predict", EXAMPLES, *SURFACE, "-o", f"whole-{more[1]}", "--no-store")
-    whole.communicate()
+    assert prefcast_here("predict", EXAMPLES, *SURFACE, "-o", f"whole-{more[1]}", "--no-store").returncode == 0
     assert (tmp_path / more[1]).read_bytes() == (tmp_path / f"whole-{more[1]}").read_bytes()
     assert "Traceback" not in errors
 

@@ -264,6 +264,7 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice(
 
 
 @needs_ray
+@pytest.mark.long
 def test_isolated_rows_are_found_on_a_cluster_too(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
     rows = [kaggle_row(number, prompt=("crash" if number == 3 else f"Why {number}?",)) for number in range(6)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)
@@ -276,6 +277,7 @@ def test_isolated_rows_are_found_on_a_cluster_too(prefcast: Run, tmp_path: Path,
 
 
 @needs_ray
+@pytest.mark.long
 def test_a_row_that_ends_every_actor_ends_the_run(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
     rows = [kaggle_row(number, prompt=("crash" if number == 3 else f"Why {number}?",)) for number in range(6)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)

@@ -27,10 +27,14 @@ def test_there_are_outputs_to_compare() -> None:
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN, ids=lambda text: text.split()[0])
-def test_shown_output_is_real(prefcast: Run, tmp_path: Path, command: str, shown: str) -> None:
+def test_shown_output_is_real(
+    prefcast_here: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, command: str, shown: str
+) -> None:
+    # One store for all: the pairs are scored once.
+    store = tmp_path_factory.getbasetemp() / "kept-by-docs"
     (tmp_path / "examples").mkdir()
     shutil.copy(EXAMPLES, tmp_path / "examples")
-    printed = prefcast(*command.split()).stdout.splitlines()
+    printed = prefcast_here(*command.split(), PREFCAST_CACHE=str(store)).stdout.splitlines()
     for line in shown.splitlines():
         assert any(as_printed(line, other) for other in (*printed, "..."))
 

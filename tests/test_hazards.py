@@ -375,7 +375,14 @@ def plant(folder: Path, mark: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map}))
 
 
-@pytest.mark.parametrize("make", [save_internlm2, save_decoder, save_deberta, save_gemma2_pair])
+@pytest.mark.parametrize(
+    "make",
+    [
+        save_internlm2,
+        save_decoder,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (save_deberta, save_gemma2_pair)),
+    ],
+)
 def test_code_of_a_checkpoint_is_never_imported(tmp_path: Path, prefcast_here: Run, make: Any) -> None:
     folder, mark = make(tmp_path / "m"), tmp_path / "mark"
     plant(folder, mark)

@@ -1163,7 +1163,7 @@ def states(one: Visit, folder: Path) -> Iterator[str]:
     yield "a vote"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_no_serious_accessibility_fault(visit: Visitor, tmp_path: Path, scheme: str) -> None:
     one = visit(scheme=scheme)
     for state in states(one, tmp_path):

@@ -477,6 +477,7 @@ def test_two_replicas_give_the_numbers_of_one(folder: Path, two: Scorer) -> None
         assert two.identity() == one.identity()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("two_threads")
 def test_two_replicas_of_a_padded_model_give_the_numbers_of_one(tmp_path: Path) -> None:
     path = save_decoder(tmp_path / "m", "gemma2")
@@ -487,12 +488,12 @@ def test_two_replicas_of_a_padded_model_give_the_numbers_of_one(tmp_path: Path) 
 @pytest.mark.usefixtures("two_threads")
 def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast_here: Run) -> None:
     for devices in ("cpu", "cpu,cpu"):
-        # The evidence store gives the second and the third format what was scored for the first.
-        for ending in ("csv", "jsonl", "parquet"):
+        # The evidence store gives the second format what was scored for the first.
+        for ending in ("csv", "parquet"):
             how = ("--devices", devices, "--store", f"store-{devices}", "-o", f"{devices}.{ending}")
             done = prefcast_here("score", EXAMPLES, "--model", folder, *how)
             assert done.returncode == 0, done.stderr
-    for ending in ("csv", "jsonl", "parquet"):
+    for ending in ("csv", "parquet"):
         assert (tmp_path / f"cpu.{ending}").read_bytes() == (tmp_path / f"cpu,cpu.{ending}").read_bytes()
 
 
@@ -515,6 +516,7 @@ def test_conversations_are_scored_in_the_workers(folder: Path, two: Scorer) -> N
         assert two.pids == pids
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path: Path, prefcast_here: Run) -> None:
     path = save_decoder(tmp_path / "m")
     change_weights(path, lambda weights: weights.pop("score.weight"))
@@ -525,6 +527,7 @@ def test_a_model_that_cannot_be_loaded_is_said_once(tmp_path: Path, prefcast_her
     assert not (tmp_path / "s.csv").exists()
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_every_replica(folder: Path, start: Start, tmp_path: Path) -> None:
     site = site_of(tmp_path / "site", REWARD_SITE)
     rows = [kaggle_row(number, a=("a " * number,)) for number in range(600)]

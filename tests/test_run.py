@@ -217,6 +217,7 @@ def test_predictions_that_lack_a_row(tmp_path: Path) -> None:
 
 
 def test_prediction_is_deterministic() -> None:
-    one, other = prefcast.predict(EXAMPLES), prefcast.predict(EXAMPLES)
+    pairs = [pair for pair in read_pairs(EXAMPLES) if isinstance(pair, Pair)][:8]
+    one, other = prefcast.predict(pairs), prefcast.predict(pairs)
     assert one.probabilities.tobytes() == other.probabilities.tobytes()
     assert isinstance(prefcast.load_forecaster(), Forecaster)

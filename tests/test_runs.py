@@ -30,6 +30,9 @@ from prefcast.runs.log import Watch, duration_text
 from prefcast.runs.shards import Shard, ShardOf, open_shards
 from prefcast.scorers.store import EvidenceStore
 
+# Rows enough for a signal to come in between.
+MANY = 6_000
+
 WORDS = ["the", "sky", "is", "blue", "because", "of", "light", "that", "scatters", "and", "nothing", "else"]
 
 
@@ -237,7 +240,7 @@ def killed_everywhere(folder: Path, shim: Path, every: int, *arguments: str | Pa
 
 
 @pytest.mark.parametrize("model", ["length", "surface"])
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.long)])
 def test_a_kill_at_every_change_to_a_file(tmp_path: Path, shim: Path, model: str, every: int) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", rows_of(20))
     kills = killed_everywhere(tmp_path, shim, every, "predict", path, "--model", model, "-o", "{}/o.jsonl")
@@ -264,7 +267,8 @@ def test_a_kill_at_every_change_to_other_files(tmp_path: Path, shim: Path, prefc
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("verb", ["predict", "score"])
-def test_shards_merge_into_the_single_run(prefcast: Run, tmp_path: Path, verb: str, ending: str) -> None:
+def test_shards_merge_into_the_single_run(prefcast_here: Run, tmp_path: Path, verb: str, ending: str) -> None:
+    prefcast = prefcast_here
     path = write_jsonl(tmp_path / "f.jsonl", rows_of(1000))
     arguments = [verb, path, "--model", "surface"]
     if verb == "predict" and ending != ".csv":
@@ -282,8 +286,11 @@ def test_shards_merge_into_the_single_run(prefcast: Run, tmp_path: Path, verb: s
     assert (tmp_path / f"out{ending}").read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
 
 
-def test_seven_shards_are_the_single_run_and_a_wrong_one_is_named(prefcast: Run, tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "f.csv", rows_of(2000)[:400] + rows_of(2000)[402:])
+def test_seven_shards_are_the_single_run_and_a_wrong_one_is_named(prefcast_here: Run, tmp_path: Path) -> None:
+    def prefcast(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return prefcast_here(*quick(arguments))
+
+    path = write_csv(tmp_path / "f.csv", rows_of(900)[:400] + rows_of(900)[402:])
     assert prefcast("predict", path, "-o", "whole.csv").returncode == 3
     for index in range(1, 8):
         assert prefcast("predict", path, "-o", "out.csv", "--shard", f"{index}/7").returncode in (0, 3)
@@ -309,7 +316,7 @@ def test_seven_shards_are_the_single_run_and_a_wrong_one_is_named(prefcast: Run,
         "prefcast: out.csv.shard-1-of-7 and b.csv.shard-3-of-7 are not of one run: the budget is 'keep-last:24000' in the "
         "first and 'keep-last:100' in the second"
     )
-    write_csv(path, rows_of(2000)[:399] + rows_of(2000)[401:])
+    write_csv(path, rows_of(900)[:399] + rows_of(900)[401:])
     assert prefcast("predict", path, "-o", "c.csv", "--shard", "4/7").returncode in (0, 3)
     assert "not of one run: their inputs held different rows" in refused(
         *shards[:3], tmp_path / "c.csv.shard-4-of-7", *shards[4:]
@@ -353,9 +360,8 @@ def test_what_is_no_shard(text: str) -> None:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Rows enough for a signal to come in between."""
     return write_jsonl(
-        tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300 + str(number),)) for number in range(15_000)]
+        tmp_path / "f.jsonl", [kaggle_row(number, a=("word " * 300 + str(number),)) for number in range(MANY)]
     )
 
 
@@ -387,8 +393,8 @@ def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(
     # The piece in flight may have come into the store after the rows were counted.
     assert resumed in (kept, kept + 256)
     assert not [event for event in again if event["event"] == "ended_before"]
-    assert sum(event["rows"] - event["kept"] for event in again if event["event"] == "piece") == 15_000 - resumed
-    assert (again[-1]["event"], again[-1]["rows"], again[-1]["restored"]) == ("finished", 15_000, resumed)
+    assert sum(event["rows"] - event["kept"] for event in again if event["event"] == "piece") == MANY - resumed
+    assert (again[-1]["event"], again[-1]["rows"], again[-1]["restored"]) == ("finished", MANY, resumed)
     assert {path.name for path in tmp_path.iterdir()} == {"f.jsonl", "out.csv"}
 
 
@@ -428,15 +434,15 @@ def test_an_input_that_changes_during_the_run(start: Start, prefcast: Run, tmp_p
     process = start(*quick(("predict", many, "-o", "out.csv", "--log", "json")))
     said = until(process, "piece", 2)
     with many.open("a") as file:
-        file.write(json.dumps(kaggle_row(15_000)) + "\n")
+        file.write(json.dumps(kaggle_row(MANY)) + "\n")
     said += process.communicate(timeout=300)[1]
     assert process.returncode == 2
     last = events(said)[-1]["text"]
-    assert last.startswith(f"{many}: changed while it was read, so nothing was written; 15,0")
+    assert last.startswith(f"{many}: changed while it was read, so nothing was written; 6,0")
     assert last.endswith(" rows are kept: the same command continues")
     assert not (tmp_path / "out.csv").exists()
     assert prefcast("predict", many, "-o", "out.csv").returncode == 0
-    assert (tmp_path / "out.csv").read_text().count("\n") == 15_002
+    assert (tmp_path / "out.csv").read_text().count("\n") == MANY + 2
 
 
 def test_a_second_run_at_the_same_output_harms_nobody(start: Start, prefcast: Run, tmp_path: Path, many: Path) -> None:

@@ -27,7 +27,7 @@ from prefcast.scorers.surface.features import (
 )
 from prefcast.scorers.surface.model import SurfaceModel
 
-PAIRS = list(read_pairs(EXAMPLES))
+PAIRS = list(read_pairs(EXAMPLES))[:16]
 FORECASTERS = {name: load_forecaster(name) for name in built_in()}
 
 texts = st.text(max_size=80) | st.sampled_from(
@@ -65,7 +65,7 @@ def test_batch_and_order_do_not_matter(name: str) -> None:
     shuffled = scorer.evidence([PAIRS[index] for index in order])
     np.testing.assert_array_equal(shuffled.margin, whole.margin[order])
     np.testing.assert_array_equal(shuffled.tie, whole.tie[order])
-    for index in (0, 17, 41):
+    for index in (0, 7, 15):
         alone = scorer.evidence([PAIRS[index]])
         assert (alone.margin[0], alone.tie[0]) == (whole.margin[index], whole.tie[index])
 

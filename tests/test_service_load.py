@@ -29,7 +29,7 @@ from prefcast.service.limits import Limits
 from servers import PAIR, Server, in_process, serving
 
 # How long the load lasts in `make test` and in `make test-long`.
-SECONDS, LONG_SECONDS = 12, 600
+SECONDS, LONG_SECONDS = 6, 600
 CLIENTS = 64
 
 

@@ -287,7 +287,7 @@ def test_label_values_of_the_command_line(text: str | None, found: Any) -> None:
             label_values_of(text)
 
 
-def test_verbs_take_label_values(prefcast: Run, tmp_path: Path) -> None:
+def test_verbs_take_label_values(prefcast_here: Run, tmp_path: Path) -> None:
     rows = [
         kaggle_row(n, (f"Why {n}?",), (f"So {'very ' * (n % 7)}",), winner=SIGNS[n % 3], model_a="x", model_b="y")
         for n in range(60)
@@ -301,9 +301,9 @@ def test_verbs_take_label_values(prefcast: Run, tmp_path: Path) -> None:
         ("rank", "p.jsonl", "--repeats", "3"),
         ("predict", "p.jsonl", "--model", "length", "-o", "out.csv"),
     ):
-        done = prefcast(*command, *values)
+        done = prefcast_here(*command, *values)
         assert done.returncode == 0, done.stderr
-    done = prefcast("rank", "p.jsonl", "--label-values", "left=c")
+    done = prefcast_here("rank", "p.jsonl", "--label-values", "left=c")
     assert (done.returncode, done.stderr) == (
         2,
         "prefcast: label values: 'left' is to mean 'c'; expected a, b or tie\n",
@@ -311,9 +311,9 @@ def test_verbs_take_label_values(prefcast: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_forecasts_with_their_texts_are_pairs(prefcast: Run, tmp_path: Path, ending: str) -> None:
+def test_forecasts_with_their_texts_are_pairs(prefcast_here: Run, tmp_path: Path, ending: str) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [*numbered(0, 5), kaggle_row(5)])
-    assert prefcast("predict", path, "-o", f"out.{ending}", "--with-text", "--model", "surface").returncode == 0
+    assert prefcast_here("predict", path, "-o", f"out.{ending}", "--with-text", "--model", "surface").returncode == 0
     out = tmp_path / f"out.{ending}"
     found, expected = list(read_pairs(out)), list(read_pairs(path))
     assert found == expected

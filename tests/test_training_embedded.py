@@ -291,7 +291,7 @@ def progress(step):
     print(step.done)
     if step.done == int(end):
         os.kill(os.getpid(), signal.SIGKILL)
-train_embedded(data, out, say=print, progress=progress)
+train_embedded(data, out, tokens=30, say=print, progress=progress)
 """
 
 
@@ -318,7 +318,7 @@ def test_fresh_reads_everything_again(tmp_path: Path) -> None:
     seen: list[int] = []
     for running in (Running(), Running(), Running(fresh=True), Running(keep=False)):
         steps: list[Step] = []
-        train_embedded(data, tmp_path / "out", running=running, progress=steps.append)
+        train_embedded(data, tmp_path / "out", tokens=30, running=running, progress=steps.append)
         seen.append(len(steps))
     assert seen == [500, 0, 500, 500]
 

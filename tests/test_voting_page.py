@@ -142,7 +142,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found.loaded()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 def test_what_the_page_must_not_do(browser: Browser, server: Server, scheme: str) -> None:
     """Texts do nothing, no state has a fault of accessibility, nothing is wider than a phone; keys, skips and taking back."""
     context = browser.new_context(color_scheme=scheme, viewport={"width": 375, "height": 740})
