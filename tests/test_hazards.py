@@ -217,7 +217,7 @@ def test_threads_may_share_a_tokenizer(tmp_path: Path) -> None:
 
     def work() -> None:
         try:
-            for _ in range(20):
+            for _ in range(5):
                 found = [reader.encode(reader.protect(pair.response_a[0] + FORGED)) for pair in PAIRS]
                 if found != expected:
                     wrong.append(found)
@@ -444,6 +444,7 @@ def test_nothing_is_fetched_for_a_local_folder(tmp_path: Path) -> None:
     assert said_by(code).startswith("[")
 
 
+@pytest.mark.long
 def test_the_fixture_is_offline_too(prefcast: Run) -> None:
     done = prefcast(
         "score", EXAMPLES, "--model", INTERNLM2, "-o", "s.jsonl", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1"

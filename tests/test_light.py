@@ -56,7 +56,9 @@ def check_flat(folder: Path, ending: str, few: int, many: int) -> None:
     assert large - identifiers <= 1.2 * small
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "ending", [".csv", pytest.param(".jsonl", marks=pytest.mark.long), pytest.param(".parquet", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize(("few", "many"), [(1_000, 10_000), pytest.param(10_000, 200_000, marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, ending: str, few: int, many: int) -> None:
     check_flat(tmp_path, ending, few, many)

@@ -215,7 +215,7 @@ def evaluate_against(path: Path, other: Path) -> Evaluation:
 
 def test_exchanging_a_and_b_changes_nothing_of_ours() -> None:
     with prefcast.open_pairs(EXAMPLES) as file:
-        measured = measured_forecasts(file, load_forecaster())
+        measured = measured_forecasts(file, load_forecaster("surface"))
     swap = measured.evaluation().order_swap
     assert swap is not None
     assert (swap.n, swap.flips) == (42, 0)

@@ -488,13 +488,10 @@ def test_two_replicas_of_a_padded_model_give_the_numbers_of_one(tmp_path: Path) 
 @pytest.mark.usefixtures("two_threads")
 def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast_here: Run) -> None:
     for devices in ("cpu", "cpu,cpu"):
-        # The evidence store gives the second format what was scored for the first.
-        for ending in ("csv", "parquet"):
-            how = ("--devices", devices, "--store", f"store-{devices}", "-o", f"{devices}.{ending}")
-            done = prefcast_here("score", EXAMPLES, "--model", folder, *how)
-            assert done.returncode == 0, done.stderr
-    for ending in ("csv", "parquet"):
-        assert (tmp_path / f"cpu.{ending}").read_bytes() == (tmp_path / f"cpu,cpu.{ending}").read_bytes()
+        how = ("--devices", devices, "--store", f"store-{devices}", "-o", f"{devices}.csv")
+        done = prefcast_here("score", EXAMPLES, "--model", folder, *how)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cpu.csv").read_bytes() == (tmp_path / "cpu,cpu.csv").read_bytes()
 
 
 def test_conversations_are_scored_in_the_workers(folder: Path, two: Scorer) -> None:

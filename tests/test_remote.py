@@ -112,7 +112,7 @@ def test_an_encoder_scores_alike_here_and_behind_tei(deberta: Path) -> None:
     check_alike("tei", deberta)
 
 
-@pytest.mark.parametrize("kind", ["vllm", "sglang", "tei"])
+@pytest.mark.parametrize("kind", ["vllm", *(pytest.param(each, marks=pytest.mark.long) for each in ("sglang", "tei"))])
 def test_pair_classifiers_score_alike_with_three_labels(tmp_path: Path, kind: str) -> None:
     model = small(save_decoder(tmp_path / "pair", "llama", labels=3, names=LABELS, initializer_range=0.05))
     if kind == "tei":

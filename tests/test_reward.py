@@ -75,7 +75,7 @@ def test_the_contract(folder: Path) -> None:
     assert same.margin[0] == 0
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
+@pytest.mark.parametrize("batch_tokens", [1, 700, pytest.param(100_000, marks=pytest.mark.long)])
 def test_scores_do_not_depend_on_the_batch(folder: Path, batch_tokens: int) -> None:
     scorer, other = load_scorer(folder), load_scorer(folder, batch_tokens=batch_tokens)
     pairs = read(scorer, PAIRS[:8])
@@ -84,7 +84,7 @@ def test_scores_do_not_depend_on_the_batch(folder: Path, batch_tokens: int) -> N
     np.testing.assert_allclose(two.tie, one.tie, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.long)])
 def test_the_tokenizers_padding_side_does_not_matter(folder: Path, tmp_path: Path, side: str) -> None:
     import shutil
 

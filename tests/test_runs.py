@@ -375,7 +375,7 @@ def stopped(start: Start, folder: Path, path: Path, number: signal.Signals = sig
     return events(said)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long)])
 def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(
     start: Start, prefcast: Run, tmp_path: Path, many: Path, name: str
 ) -> None:
@@ -502,7 +502,7 @@ def limited(size: int) -> Callable[[], None]:
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_a_full_disk_keeps_what_was_scored(prefcast: Run, tmp_path: Path, ending: str) -> None:
     path = write_jsonl(
-        tmp_path / "f.jsonl", [kaggle_row(number, a=(f"word {number} " * 20,)) for number in range(9_000)]
+        tmp_path / "f.jsonl", [kaggle_row(number, a=(f"word {number} " * 20,)) for number in range(3_000)]
     )
     assert prefcast("predict", path, "-o", f"whole{ending}", "--no-store").returncode == 0
     room = (tmp_path / f"whole{ending}").stat().st_size // 2

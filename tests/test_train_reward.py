@@ -444,7 +444,7 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 6])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.long), 6])
 def test_a_training_that_ended_anywhere_goes_on_as_if_it_had_not(
     tmp_path: Path, pairs: Path, llama: Path, at: int
 ) -> None:
