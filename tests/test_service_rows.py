@@ -29,7 +29,7 @@ BYTES = {"Content-Type": "application/octet-stream"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving("--model", "surface", "--max-body", "3000000", "--time-limit", "20") as found:
+    with serving("--model", "surface", "--max-body", "3000000", "--time-limit", "300") as found:
         yield found
 
 

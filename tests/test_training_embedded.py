@@ -316,11 +316,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 def test_fresh_reads_everything_again(tmp_path: Path) -> None:
     data = write(tmp_path / "mine.csv", 500)
     seen: list[int] = []
-    for running in (Running(), Running(), Running(fresh=True), Running(keep=False)):
+    for running in (Running(), Running(), Running(fresh=True)):
         steps: list[Step] = []
         train_embedded(data, tmp_path / "out", tokens=30, running=running, progress=steps.append)
         seen.append(len(steps))
-    assert seen == [500, 0, 500, 500]
+    assert seen == [500, 0, 500]
 
 
 def test_a_torn_value_is_read_again(tmp_path: Path) -> None:

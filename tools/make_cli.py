@@ -46,18 +46,30 @@ HEAD = f"""# The command line
 """
 
 
-def help_of(*verb: str) -> str:
-    """What `prefcast VERB --help` prints, 100 columns wide."""
-    command = [sys.executable, "-m", "prefcast.cli", *verb, "--help"]
+CODE = """
+import contextlib, io, sys
+from prefcast.cli import main
+for verb in sys.argv[1:]:
+    sys.argv = ["prefcast", *verb.split(), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    print(out.getvalue().strip(), end="\\0")
+"""
+
+
+def helps(*verbs: str) -> list[str]:
+    """What `prefcast VERB --help` prints for each verb, 100 columns wide."""
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    command = [sys.executable, "-c", CODE, *verbs]
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    return out.replace("python -m prefcast.cli", "prefcast").strip()
+    return out.split("\0")[:-1]
 
 
 def text() -> str:
     """The whole page."""
-    parts = [HEAD, f"```text\n{help_of()}\n```\n"]
-    parts += [f"## prefcast {verb}\n\n```text\n{help_of(*verb.split())}\n```\n" for verb in VERBS]
+    whole, *each = helps("", *VERBS)
+    parts = [HEAD, f"```text\n{whole}\n```\n"]
+    parts += [f"## prefcast {verb}\n\n```text\n{said}\n```\n" for verb, said in zip(VERBS, each, strict=True)]
     return "\n".join(parts)
 
 
