@@ -146,6 +146,7 @@ def rows_of(count: int, *held: int) -> list[dict[str, Any]]:
 
 
 @needs_ray
+@pytest.mark.long
 def test_ray_leaves_sigterm_as_it_was(ray_cluster: RayCluster) -> None:
     code = """
 import signal, sys
@@ -160,6 +161,7 @@ with connected(Cluster(sys.argv[1], 1)):
 
 
 @needs_ray
+@pytest.mark.long
 def test_a_caller_that_ends_early_leaves_all_actors_to_others(ray_cluster: RayCluster) -> None:
     code = """
 import sys
@@ -210,6 +212,7 @@ def test_two_actors_write_what_the_local_engine_writes(prefcast: Run, tmp_path: 
 
 
 @needs_ray
+@pytest.mark.long
 def test_a_killed_actor_costs_no_row(prefcast: Run, start: Start, tmp_path: Path, ray_cluster: RayCluster) -> None:
     path = write_jsonl(tmp_path / "f.jsonl", rows_of(700, 5, 100, 300))
     local = prefcast("predict", path, "-o", "local.jsonl", *SURFACE, "--no-store")
@@ -316,6 +319,7 @@ def write_part(path: Path, first: int, count: int) -> Path:
 
 
 @needs_ray
+@pytest.mark.long
 def test_folders_of_parts(prefcast: Run, tmp_path: Path, ray_cluster: RayCluster) -> None:
     folder = tmp_path / "in"
     parts = [write_part(folder / name, 1000 * number, 300) for number, name in enumerate(("a.parquet", "x/b.parquet"))]

@@ -487,9 +487,10 @@ def test_two_replicas_of_a_padded_model_give_the_numbers_of_one(tmp_path: Path) 
 
 @pytest.mark.usefixtures("two_threads")
 def test_two_replicas_give_the_same_bytes_as_one(folder: Path, tmp_path: Path, prefcast_here: Run) -> None:
+    path = write_jsonl(tmp_path / "f.jsonl", [kaggle_row(number, a=("a " * number,)) for number in range(30)])
     for devices in ("cpu", "cpu,cpu"):
         how = ("--devices", devices, "--store", f"store-{devices}", "-o", f"{devices}.csv")
-        done = prefcast_here("score", EXAMPLES, "--model", folder, *how)
+        done = prefcast_here("score", path, "--model", folder, *how)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "cpu.csv").read_bytes() == (tmp_path / "cpu,cpu.csv").read_bytes()
 

@@ -102,7 +102,9 @@ def check_alike(kind: str, model: Path, **options: Any) -> None:
         assert server.ignored == []
 
 
-@pytest.mark.parametrize("kind", ["vllm", "sglang", "openrlhf"])
+@pytest.mark.parametrize(
+    "kind", ["vllm", *(pytest.param(each, marks=pytest.mark.long) for each in ("sglang", "openrlhf"))]
+)
 def test_a_checkpoint_scores_alike_here_and_behind_a_server(llama: Path, kind: str) -> None:
     check_alike(kind, llama)
     check_alike(kind, llama, max_tokens=90, policy="proportional")

@@ -21,7 +21,10 @@ def test_each_protocol_has_five_commands() -> None:
     assert [len(block.splitlines()) for block in BLOCKS] == [5] * len(FAKES)
 
 
-@pytest.mark.parametrize(("kind", "block"), [*zip(FAKES, BLOCKS, strict=True)])
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [pytest.param(*each, marks=[pytest.mark.long] * (each[0] == "tei")) for each in zip(FAKES, BLOCKS, strict=True)],
+)
 def test_the_commands_run(prefcast_here: Run, tmp_path: Path, kind: str, block: str) -> None:
     name = re.findall(r"--tokenizer \./(\S+)", block)[0]
     model = save_deberta(tmp_path / name) if kind == "tei" else save_decoder(tmp_path / name)

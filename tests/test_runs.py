@@ -499,7 +499,7 @@ def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+@pytest.mark.parametrize("ending", [".csv", pytest.param(".parquet", marks=pytest.mark.long)])
 def test_a_full_disk_keeps_what_was_scored(prefcast: Run, tmp_path: Path, ending: str) -> None:
     path = write_jsonl(
         tmp_path / "f.jsonl", [kaggle_row(number, a=(f"word {number} " * 20,)) for number in range(3_000)]

@@ -246,6 +246,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
 # From the command to the forecaster.
 
 
+@pytest.mark.long
 def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Path) -> None:
     data, said = write(tmp_path / "mine.csv", 560), []
     steps: list[Step] = []
