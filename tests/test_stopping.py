@@ -25,11 +25,8 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("busy", [True, False])
-def test_after_a_signal_the_callers_handlers_are_back(number: signal.Signals, busy: bool) -> None:
-    done = []
-    with pytest.raises(Interrupted) as found, Stopping() as stopping:
+def interrupted(number: int, *, busy: bool, done: list[str]) -> None:
+    with Stopping() as stopping:
         try:
             if busy:
                 with stopping.busy():
@@ -42,6 +39,14 @@ def test_after_a_signal_the_callers_handlers_are_back(number: signal.Signals, bu
             for each in SIGNALS:
                 os.kill(os.getpid(), each)
             done.append("cleaned up")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("busy", [True, False])
+def test_after_a_signal_the_callers_handlers_are_back(number: signal.Signals, busy: bool) -> None:
+    done: list[str] = []
+    with pytest.raises(Interrupted) as found:
+        interrupted(number, busy=busy, done=done)
     assert found.value.code == 128 + number
     assert done == ["the piece in flight"] * busy + ["cleaned up"]
     assert [signal.getsignal(each) for each in _ALL] == [ours] * 4
@@ -50,8 +55,8 @@ def test_after_a_signal_the_callers_handlers_are_back(number: signal.Signals, bu
 
 def test_a_signal_that_the_parent_process_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with pytest.raises(Interrupted), Stopping():
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted) as found:
+        interrupted(signal.SIGTERM, busy=False, done=[])
+    assert found.value.name == "SIGTERM"
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) is ours

@@ -158,6 +158,9 @@ def reward(
         "Forecasts or scores of a larger model to learn from too; those of several files are averaged. Out of fold only.",
         "FILE",
     ),
+    teacher_forecaster: list[Path] | None = option(
+        "The forecaster that made a teacher's forecasts: says how many of these rows it was fitted on.", "DIR"
+    ),
     temperature: float = option("The temperature at which a teacher is learned.", "T", default=1.0),
     mixing: float = option("The share of the teacher in the loss of a labelled row.", "SHARE", default=0.5),
     epochs: int = option("How often each pair is learned at most.", "N", default=2, least=1),
@@ -238,6 +241,7 @@ def reward(
             weights=weights,
             strengths=strengths,
             teachers=teacher or (),
+            taught_by=teacher_forecaster or (),
             merge=merge,
             folds=folds,
             device=device,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One training with everything that it needs: the rows with their sequences, and which of them are learned and held out."""
+    """One training with everything that it needs: the rows with their sequences, and which of them are learned and held out.
+    `shared` says for the card what files and teachers share with these rows."""
 
     rows: LabelledRows
     groups: Sequence[Group]
@@ -36,6 +38,7 @@ class Task:
     start: Path
     state: State
     saved_seconds: float
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     def shares(self) -> list[float]:
         """The share of ties of each source among the rows that are learned."""
