@@ -22,6 +22,7 @@ from conftest import Run
 from planted import BASES, planted, write_planted
 from prefcast import Pair, Recipe, load_forecaster, train_reward
 from prefcast.errors import ModelError, RunError, UsageError
+from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.outcomes.models import Davidson, RaoKupper
 from prefcast.pairs.budget import WHOLE
 from prefcast.runs.stopping import SIGNALS, Interrupted
@@ -35,6 +36,7 @@ from prefcast.training.reward.recipe import learning_rate
 from prefcast.training.reward.rows import Given, deal, read_rows, split
 from prefcast.training.reward.start import make_start, opened_start
 from prefcast.training.reward.state import Reached, State
+from prefcast.training.reward.teachers import learned_before, lines_of
 
 QUICK = {"epochs": 1, "batch": 32, "lora": 4, "rate": 3e-3}
 
@@ -191,6 +193,34 @@ def test_a_row_without_a_label_is_learned_from_its_teacher_alone(tmp_path: Path)
     assert int(found.labelled.sum()) == 120
     assert np.isfinite(found.teacher).all()
     assert read_rows(Given(pairs=[file])).unlabelled == 40
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_what_is_odd_about_a_teacher_is_said(tmp_path: Path, pairs: Path, prefcast_here: Run, kind: str) -> None:
+    teacher = tmp_path / f"t.{kind}"
+    done = prefcast_here("predict", pairs, "--model", "surface", "--with-text", "-o", teacher)
+    assert done.returncode == 0, done.stderr
+    assert read_rows(Given(pairs=[pairs], teachers=[teacher])).notes == ()
+    # Other pairs that have the same ids.
+    other = planted(160, seed=1)[0]
+    for number, row in enumerate(other):
+        row["id"] = f"r0-{number + 10}"
+    notes = read_rows(Given(pairs=[written(tmp_path / "p.jsonl", other)], teachers=[teacher])).notes
+    assert len(notes) == 2
+    assert notes[0].endswith("10 of its 160 ids are of none of the rows")
+    assert "150 of the rows have another first prompt there, the first is id 'r0-10'" in notes[1]
+
+
+def test_rows_that_a_teacher_was_fitted_on_are_counted(tmp_path: Path, pairs: Path) -> None:
+    chosen = list(prefcast.read_pairs(pairs))
+    FittedRows.of(row_key(pair) for pair in chosen[:50]).write(tmp_path)
+    learned = np.arange(160) >= 30
+    found = learned_before([tmp_path], chosen, learned, ~learned)
+    assert [(each["learned"], each["held_out"]) for each in found] == [(20, 30)]
+    (line,) = lines_of(found)
+    assert "was fitted on 20 of the rows to learn from and 30 of those held out; its forecasts" in line
+    with pytest.raises(UsageError, match=r"has no fitted-rows\.bin"):
+        learned_before([tmp_path / "none"], chosen, learned, ~learned)
 
 
 def test_sources_are_files_or_a_column(tmp_path: Path) -> None:

@@ -188,6 +188,10 @@ def reward(
     ),
     device: str | None = option("Where to train: cpu, cuda:0.  [default: a GPU if there is one]", "DEVICE"),
     save_minutes: float = option("How often the state of the training is written.", "MINUTES", default=5.0, least=0.0),
+    log_to: list[str] | None = option(
+        "Also log the curves to TensorBoard, W&B or MLflow (several with several --log-to).",
+        "tensorboard|wandb|mlflow",
+    ),
     seed: int = option("The seed of the order of the pairs and of the held-out prompts.", default=0, least=0),
     json_output: str | None = JSON_OUTPUT,
     reading: Reading,
@@ -247,6 +251,7 @@ def reward(
             device=device,
             command=shlex.join(["prefcast", *sys.argv[1:]]),
             saved_seconds=60 * save_minutes,
+            trackers=log_to or (),
             reading={
                 "columns": reading.mapping,
                 "cells": reading.cells,

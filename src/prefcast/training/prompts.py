@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.pairs import Pair
-from prefcast.pairs.duplicates import near_groups
+from prefcast.pairs.duplicates import NearGroups
 
 __all__ = ["PromptGroups", "prompt_groups", "prompt_key"]
 
@@ -77,8 +77,8 @@ def prompt_groups(pairs: Sequence[Pair], *, near: bool = True) -> PromptGroups:
     prompt = np.array([prompts.setdefault(_words(each)[:most_words], len(prompts)) for each in texts], dtype=np.int64)
     if not near or not len(pairs):
         return PromptGroups(prompt[text], prompt[text])
-    every = list(texts)
-    group, parted, similarity = _joined(prompt, near_groups(every, SIMILARITY)), 0, SIMILARITY
+    every = NearGroups(texts)
+    group, parted, similarity = _joined(prompt, every.at(SIMILARITY)), 0, SIMILARITY
     most = max(_FEW, _MOST * len(prompts))
     for least in (*_PARTED_AT, 1.0):
         sizes = np.bincount(group[np.unique(prompt, return_index=True)[1]])
@@ -90,7 +90,7 @@ def prompt_groups(pairs: Sequence[Pair], *, near: bool = True) -> PromptGroups:
             mine = np.flatnonzero(group == number)
             parts = prompt[mine]
             if least < 1:
-                parts = _joined(parts, near_groups([every[place] for place in mine.tolist()], least))
+                parts = _joined(parts, every.at(least, mine))
             group[mine] = int(group.max()) + 1 + parts
     return PromptGroups(prompt[text], _numbered(group[text]), parted, similarity)
 

@@ -36,6 +36,7 @@ def train_reward(
     device: str | None = None,
     command: str = "",
     saved_seconds: float = 300.0,
+    trackers: Sequence[str] = (),
     reading: dict[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -49,6 +50,7 @@ def train_reward(
     teachers' forecasts; it is told how many of the rows they were fitted on. With `merge` the folder holds a whole model, otherwise an
     adapter. With `folds` one model is trained for each fold before, and `out-of-fold.csv` has the scores of all pairs by models that did
     not learn their prompts. A training that was killed goes on with the same arguments; `saved_seconds` is how often its state is written.
+    `trackers` (tensorboard, wandb, mlflow) get the curves too.
 
     Several processes (torchrun, accelerate launch) train together; those that are not the first get None. Raises MissingExtraError,
     UsageError, ModelError, FitError, RunError, and the errors of reading files.
@@ -83,6 +85,7 @@ def train_reward(
         device=device,
         command=command,
         saved_seconds=saved_seconds,
+        trackers=trackers,
         say=say,
         progress=progress,
     )

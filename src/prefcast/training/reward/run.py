@@ -37,6 +37,7 @@ from prefcast.training.reward.start import MADE_BASE, make_start, opened_start
 from prefcast.training.reward.state import State
 from prefcast.training.reward.task import Say, Task, trained_task
 from prefcast.training.reward.teachers import learned_before, lines_of
+from prefcast.training.reward.trackers import check_trackers
 from prefcast.training.shared import plain_figure, versions
 from prefcast.training.splits import said_of
 
@@ -71,12 +72,14 @@ def run(
     device: str | None = None,
     command: str = "",
     saved_seconds: float = 300.0,
+    trackers: Sequence[str] = (),
     say: Say | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedReward | None:
     """See `prefcast.training.reward.train_reward`. Returns None in a process that is not the first."""
     if folds is not None and folds < 2:
         raise UsageError(f"--folds is {folds}; it must be at least 2")
+    check_trackers(trackers)
     state = State(Path(output) / _WORK)
     try:
         rows = read_rows(given)
@@ -100,7 +103,7 @@ def run(
             if folds is not None:
                 write_out_of_fold(task, scorer, processes, folds, progress=show, tell=tell)
             began = time.monotonic()
-            trainee, trained = trained_task(task, scorer, processes, show, tell)
+            trainee, trained = trained_task(task, scorer, processes, show, tell, trackers)
             seconds = time.monotonic() - began
         if not processes.first:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefcast.training.reward.processes import Processes
 from prefcast.training.reward.recipe import Recipe, learning_rate, recomputes
 from prefcast.training.reward.rows import LabelledRows
 from prefcast.training.reward.state import State
+from prefcast.training.reward.trackers import tracked
 
 __all__ = ["Say", "Task", "trained_task"]
 
@@ -56,9 +58,15 @@ class Task:
 
 
 def trained_task(
-    task: Task, scorer: RewardScorer, processes: Processes, progress: Callable[[Progress], None] | None, tell: Say
+    task: Task,
+    scorer: RewardScorer,
+    processes: Processes,
+    progress: Callable[[Progress], None] | None,
+    tell: Say,
+    trackers: Sequence[str] = (),
 ) -> tuple[Trainee, Trained]:
-    """Carry out one training, or the rest of one: the network with its best weights, and how the training ended."""
+    """Carry out one training, or the rest of one: the network with its best weights, and how the training ended. `trackers` get its
+    curves."""
     recipe, parameters = task.recipe, scorer.checkpoint.parameters
     trainee = Trainee(scorer, recipe, task.shares())
     if recomputes(recipe, parameters):
@@ -67,7 +75,16 @@ def trained_task(
     count = sum(parameter.numel() for parameter in trainee.learned.values())
     tell(f"{count:,} of {parameters:,} weights are learned on {processes.device}, at a rate of up to {rate:g}")
     learned, held = task.examples(trainee)
+    said = {**recipe.said(), "rate": rate, "rows": len(learned), "held_out": len(held)}
     trained = train(
-        trainee, learned, held, task.state, processes, rate=rate, saved_seconds=task.saved_seconds, progress=progress
+        trainee,
+        learned,
+        held,
+        task.state,
+        processes,
+        rate=rate,
+        saved_seconds=task.saved_seconds,
+        progress=progress,
+        tracking=partial(tracked, trackers, task.state.folder.parent, said, warn=tell) if trackers else None,
     )
     return trainee, trained
