@@ -211,6 +211,18 @@ def test_what_is_odd_about_a_teacher_is_said(tmp_path: Path, pairs: Path, prefca
     assert "150 of the rows have another first prompt there, the first is id 'r0-10'" in notes[1]
 
 
+def test_labels_that_are_held_out_do_not_help_to_read_a_teacher(tmp_path: Path, pairs: Path) -> None:
+    teacher = tmp_path / "t.csv"
+    teacher.write_text("id,score_a,score_b\n" + "".join(f"r0-{n},{n % 7},3\n" for n in range(160)))
+    found = read_rows(Given(pairs=[pairs], teachers=[teacher]))
+    learned = np.arange(160) >= 40
+    changed = replace(found, target=np.where(learned[:, None], found.target, found.target[:, [1, 2, 0]]))
+    assert (found.taught_by(learned).teacher == changed.taught_by(learned).teacher).all()
+    assert (found.taught_by(learned).teacher != found.taught_by(np.ones(160, dtype=bool)).teacher).any()
+    with pytest.raises(UsageError, match="3 of its rows have labels to learn from; that takes at least"):
+        found.taught_by(np.arange(160) < 3)
+
+
 def test_rows_that_a_teacher_was_fitted_on_are_counted(tmp_path: Path, pairs: Path) -> None:
     chosen = list(prefcast.read_pairs(pairs))
     FittedRows.of(row_key(pair) for pair in chosen[:50]).write(tmp_path)

@@ -85,6 +85,7 @@ class LabelledRows:
     first_error: RowError | None = None
     leaks: tuple[Leak, ...] = ()
     notes: tuple[str, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -107,6 +108,12 @@ class LabelledRows:
         arrays = ("target", "votes", "weight", "strength", "source", "group", "teacher", "held")
         parts: dict[str, Any] = {name: getattr(self, name)[places] for name in arrays}
         return replace(self, pairs=[self.pairs[place] for place in places.tolist()], **parts)
+
+    def taught_by(self, learned: NDArray[np.bool_]) -> LabelledRows:
+        """The same rows, with teachers whose scores were read with the labels of the rows in `learned` (n,) alone."""
+        if not self.teachers:
+            return self
+        return replace(self, teacher=taught(self.pairs, self.target * learned[:, None], self.teachers))
 
     def sha256(self) -> str:
         """A fingerprint of all that is learned from: texts, targets, weights, sources, teacher."""
@@ -176,8 +183,7 @@ def read_rows(given: Given) -> LabelledRows:
         np.array([names.index(each) for each in sources], dtype=np.int64),
         names,
         np.zeros(len(pairs), dtype=np.int64),
-        # Labels that are held out do not help to read a teacher's scores.
-        taught(pairs, target * ~np.array(held, dtype=bool)[:, None], teachers),
+        taught(pairs, target, teachers),
         np.array(held, dtype=bool),
         0,
         failed,
@@ -193,7 +199,7 @@ def read_rows(given: Given) -> LabelledRows:
     ]
     leaks = leaks_between(rows.pairs, np.array(file, dtype=np.int64)[told], files, groups)
     notes = [*groups.lines(), *(line for teacher in teachers for line in teacher.lines(rows.pairs))]
-    return replace(rows, group=groups.group, leaks=tuple(leaks), notes=tuple(notes))
+    return replace(rows, group=groups.group, leaks=tuple(leaks), notes=tuple(notes), teachers=tuple(teachers))
 
 
 def _name(files: Any, number: int) -> str:

@@ -139,6 +139,7 @@ def _task(
         tell(line)
     rows, groups = _readable(rows, scorer)
     learned, held = split(rows, recipe.validation, recipe.seed)
+    rows = rows.taught_by(learned)
     left = int((~learned & ~held).sum())
     tell(said_of(int(learned.sum()), int(held.sum()), left, "held out for validation"))
     known = learned_before(taught_by, rows.pairs, learned, held)

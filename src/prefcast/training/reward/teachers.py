@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import UsageError, shown_path
+from prefcast.fitting.fitter import LEAST_LABELS
 from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.forecasts.scores import score_blocks, scorer_of
 from prefcast.outcomes.models import Davidson
@@ -62,7 +63,8 @@ class Teacher:
 
 def taught(pairs: Sequence[Pair], target: Floats, teachers: Sequence[Teacher]) -> Floats:
     """The teachers' probabilities (n, 3) of n pairs, averaged over those that have a row; nan where none has. `target` (n, 3) are
-    shares of outcomes, 0 in a row without a label. Raises UsageError for a teacher of none of the pairs."""
+    shares of outcomes, 0 in a row without a label. Raises UsageError for a teacher of none of the pairs, and for scores without labels
+    that they could be read with."""
     total, count = np.zeros((len(pairs), len(Outcome))), np.zeros(len(pairs))
     for teacher in teachers:
         found = teacher.scorer.compute(pairs)
@@ -73,6 +75,11 @@ def taught(pairs: Sequence[Pair], target: Floats, teachers: Sequence[Teacher]) -
         if not teacher.scorer.log_odds:
             # Scores have no scale of their own: one is fitted to the labels.
             use = good & (target.sum(axis=1) > 0)
+            if use.sum() < LEAST_LABELS:
+                raise UsageError(
+                    f"--teacher {teacher.shown}: has scores, whose scale is fitted to labels, and {int(use.sum())} of its rows have "
+                    f"labels to learn from; that takes at least {LEAST_LABELS}, or give forecasts"
+                )
             model = Davidson.fit(found.margin[use], found.tie[use], target[use].argmax(axis=1))
         total[good] += model.probabilities(found.margin[good], found.tie[good])
         count += good
