@@ -217,10 +217,10 @@ def test_labels_that_are_held_out_do_not_help_to_read_a_teacher(tmp_path: Path, 
     found = read_rows(Given(pairs=[pairs], teachers=[teacher]))
     learned = np.arange(160) >= 40
     changed = replace(found, target=np.where(learned[:, None], found.target, found.target[:, [1, 2, 0]]))
-    assert (found.taught_by(learned).teacher == changed.taught_by(learned).teacher).all()
-    assert (found.taught_by(learned).teacher != found.taught_by(np.ones(160, dtype=bool)).teacher).any()
+    assert (found.taught_from(learned).teacher == changed.taught_from(learned).teacher).all()
+    assert (found.taught_from(learned).teacher != found.taught_from(np.ones(160, dtype=bool)).teacher).any()
     with pytest.raises(UsageError, match="3 of its rows have labels to learn from; that takes at least"):
-        found.taught_by(np.arange(160) < 3)
+        found.taught_from(np.arange(160) < 3)
 
 
 def test_rows_that_a_teacher_was_fitted_on_are_counted(tmp_path: Path, pairs: Path) -> None:

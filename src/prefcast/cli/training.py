@@ -245,7 +245,7 @@ def reward(
             weights=weights,
             strengths=strengths,
             teachers=teacher or (),
-            taught_by=teacher_forecaster or (),
+            teacher_forecasters=teacher_forecaster or (),
             merge=merge,
             folds=folds,
             device=device,

@@ -30,7 +30,7 @@ def train_reward(
     weights: Path | None = None,
     strengths: Path | None = None,
     teachers: Sequence[Path] = (),
-    taught_by: Sequence[Path] = (),
+    teacher_forecasters: Sequence[Path] = (),
     merge: bool = False,
     folds: int | None = None,
     device: str | None = None,
@@ -46,7 +46,7 @@ def train_reward(
 
     That folder is a model (`load_scorer`) and a forecaster (`load_forecaster`) at once: its outcome model is fitted to the pairs held
     out. `source` is a column that names the source of each row; a scale and a tie level are learned for each source. `votes`,
-    `weights`, `strengths` and `teachers` are files with an id in each row. `taught_by` are the folders of the forecasters that made the
+    `weights`, `strengths` and `teachers` are files with an id in each row. `teacher_forecasters` are the folders of the forecasters that made the
     teachers' forecasts; it is told how many of the rows they were fitted on. With `merge` the folder holds a whole model, otherwise an
     adapter. With `folds` one model is trained for each fold before, and `out-of-fold.csv` has the scores of all pairs by models that did
     not learn their prompts. A training that was killed goes on with the same arguments; `saved_seconds` is how often its state is written.
@@ -72,7 +72,7 @@ def train_reward(
         weights=weights,
         strengths=strengths,
         teachers=teachers,
-        taught_by=taught_by,
+        teacher_forecasters=teacher_forecasters,
         reading=reading or {},
     )
     return run(

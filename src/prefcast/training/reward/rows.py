@@ -40,7 +40,7 @@ class Given:
 
     `held` are files of pairs that are held out for validation, in the place of a share of the others. `source` is a column of the
     pairs that names the source of a row. `teachers` are files of forecasts or scores of one or several
-    larger models; their probabilities are averaged. `taught_by` are folders of forecasters that made them. `reading` are arguments
+    larger models; their probabilities are averaged. `teacher_forecasters` are folders of forecasters that made them. `reading` are arguments
     of `open_pairs`.
     """
 
@@ -51,7 +51,7 @@ class Given:
     weights: Path | None = None
     strengths: Path | None = None
     teachers: Sequence[Path] = ()
-    taught_by: Sequence[Path] = ()
+    teacher_forecasters: Sequence[Path] = ()
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,7 +109,7 @@ class LabelledRows:
         parts: dict[str, Any] = {name: getattr(self, name)[places] for name in arrays}
         return replace(self, pairs=[self.pairs[place] for place in places.tolist()], **parts)
 
-    def taught_by(self, learned: NDArray[np.bool_]) -> LabelledRows:
+    def taught_from(self, learned: NDArray[np.bool_]) -> LabelledRows:
         """The same rows, with teachers whose scores were read with the labels of the rows in `learned` (n,) alone."""
         if not self.teachers:
             return self

@@ -99,7 +99,7 @@ def run(
             scorer = opened_start(state.folder / _START, recipe, processes.device)
             if processes.first:
                 state.claim_base(scorer.checkpoint.fingerprint())
-            task = _task(rows, scorer, state, recipe, saved_seconds, given.taught_by, tell)
+            task = _task(rows, scorer, state, recipe, saved_seconds, given.teacher_forecasters, tell)
             if folds is not None:
                 write_out_of_fold(task, scorer, processes, folds, progress=show, tell=tell)
             began = time.monotonic()
@@ -131,7 +131,7 @@ def _task(
     state: State,
     recipe: Recipe,
     saved_seconds: float,
-    taught_by: Sequence[str | os.PathLike[str]],
+    teacher_forecasters: Sequence[str | os.PathLike[str]],
     tell: Say,
 ) -> Task:
     """The rows that the model can read, and which of them are learned and held out. Tells what leaks."""
@@ -139,10 +139,10 @@ def _task(
         tell(line)
     rows, groups = _readable(rows, scorer)
     learned, held = split(rows, recipe.validation, recipe.seed)
-    rows = rows.taught_by(learned)
+    rows = rows.taught_from(learned)
     left = int((~learned & ~held).sum())
     tell(said_of(int(learned.sum()), int(held.sum()), left, "held out for validation"))
-    known = learned_before(taught_by, rows.pairs, learned, held)
+    known = learned_before(teacher_forecasters, rows.pairs, learned, held)
     if rows.taught.any():
         count, out = (int((rows.taught & each).sum()) for each in (learned, held))
         tell(
