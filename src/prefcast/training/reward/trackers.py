@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,10 +158,10 @@ def tracked(
     def note(line: Mapping[str, Any]) -> None:
         values = _numbers(line)
         for name, tracker in list(open_.items()):
-            tried(name, lambda tracker=tracker: tracker.log(values, int(line["step"])))  # type: ignore[misc]
+            tried(name, partial(tracker.log, values, int(line["step"])))
 
     for name in dict.fromkeys(names):
-        tried(name, lambda name=name: begin(name))  # type: ignore[misc]
+        tried(name, partial(begin, name))
     status = "FAILED"
     try:
         yield note
@@ -170,7 +171,7 @@ def tracked(
         raise
     finally:
         for name, tracker in list(open_.items()):
-            tried(name, lambda tracker=tracker: tracker.end(status))  # type: ignore[misc]
+            tried(name, partial(tracker.end, status))
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
