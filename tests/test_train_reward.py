@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +22,10 @@ from conftest import Run
 from planted import BASES, planted, write_planted
 from prefcast import Pair, Recipe, load_forecaster, train_reward
 from prefcast.errors import ModelError, RunError, UsageError
+from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.outcomes.models import Davidson, RaoKupper
 from prefcast.pairs.budget import WHOLE
+from prefcast.runs.stopping import SIGNALS, Interrupted
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.reward.precision import quantise, quantised_linear
 from prefcast.training.reward.likelihood import Link, cross_entropy, log_probabilities
@@ -32,6 +36,7 @@ from prefcast.training.reward.recipe import learning_rate
 from prefcast.training.reward.rows import Given, deal, read_rows, split
 from prefcast.training.reward.start import make_start, opened_start
 from prefcast.training.reward.state import Reached, State
+from prefcast.training.reward.teachers import learned_before, lines_of
 
 QUICK = {"epochs": 1, "batch": 32, "lora": 4, "rate": 3e-3}
 
@@ -190,6 +195,46 @@ def test_a_row_without_a_label_is_learned_from_its_teacher_alone(tmp_path: Path)
     assert read_rows(Given(pairs=[file])).unlabelled == 40
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_what_is_odd_about_a_teacher_is_said(tmp_path: Path, pairs: Path, prefcast_here: Run, kind: str) -> None:
+    teacher = tmp_path / f"t.{kind}"
+    done = prefcast_here("predict", pairs, "--model", "surface", "--with-text", "-o", teacher)
+    assert done.returncode == 0, done.stderr
+    assert read_rows(Given(pairs=[pairs], teachers=[teacher])).notes == ()
+    # Other pairs that have the same ids.
+    other = planted(160, seed=1)[0]
+    for number, row in enumerate(other):
+        row["id"] = f"r0-{number + 10}"
+    notes = read_rows(Given(pairs=[written(tmp_path / "p.jsonl", other)], teachers=[teacher])).notes
+    assert len(notes) == 2
+    assert notes[0].endswith("10 of its 160 ids are of none of the rows")
+    assert "150 of the rows have another first prompt there, the first is id 'r0-10'" in notes[1]
+
+
+def test_labels_that_are_held_out_do_not_help_to_read_a_teacher(tmp_path: Path, pairs: Path) -> None:
+    teacher = tmp_path / "t.csv"
+    teacher.write_text("id,score_a,score_b\n" + "".join(f"r0-{n},{n % 7},3\n" for n in range(160)))
+    found = read_rows(Given(pairs=[pairs], teachers=[teacher]))
+    learned = np.arange(160) >= 40
+    changed = replace(found, target=np.where(learned[:, None], found.target, found.target[:, [1, 2, 0]]))
+    assert (found.taught_from(learned).teacher == changed.taught_from(learned).teacher).all()
+    assert (found.taught_from(learned).teacher != found.taught_from(np.ones(160, dtype=bool)).teacher).any()
+    with pytest.raises(UsageError, match="3 of its rows have labels to learn from; that takes at least"):
+        found.taught_from(np.arange(160) < 3)
+
+
+def test_rows_that_a_teacher_was_fitted_on_are_counted(tmp_path: Path, pairs: Path) -> None:
+    chosen = list(prefcast.read_pairs(pairs))
+    FittedRows.of(row_key(pair) for pair in chosen[:50]).write(tmp_path)
+    learned = np.arange(160) >= 30
+    found = learned_before([tmp_path], chosen, learned, ~learned)
+    assert [(each["learned"], each["held_out"]) for each in found] == [(20, 30)]
+    (line,) = lines_of(found)
+    assert "was fitted on 20 of the rows to learn from and 30 of those held out; its forecasts" in line
+    with pytest.raises(UsageError, match=r"has no fitted-rows\.bin"):
+        learned_before([tmp_path / "none"], chosen, learned, ~learned)
+
+
 def test_sources_are_files_or_a_column(tmp_path: Path) -> None:
     first, second = (
         write_planted(tmp_path / f"{name}.jsonl", 80, seed, where=name * 2) for seed, name in enumerate("xy")
@@ -204,9 +249,13 @@ def test_sources_are_files_or_a_column(tmp_path: Path) -> None:
 
 def test_no_prompt_is_on_both_sides_of_a_split_or_of_folds(tmp_path: Path) -> None:
     rows, _ = planted(160)
+    # Of each four rows two have a prompt with other punctuation, and one a prompt with another word.
+    said = [json.loads(row["prompt"])[0] for row in rows]
     for number, row in enumerate(rows):
-        row["prompt"] = json.dumps([f"Prompt {number // 4}{'!' * (number % 2)}"])
+        text = " ".join(said[number // 4 * 4 :][:4])
+        row["prompt"] = json.dumps([f"{text} {'also' if number % 4 == 3 else ''}{'!' * (number % 2)}"])
     found = read_rows(Given(pairs=[written(tmp_path / "p.jsonl", rows)]))
+    assert found.notes == ("80 first prompts in 40 groups: near-duplicates stay on one side of a split",)
     learned, held = split(found, 0.2, 0)
     assert (learned ^ held).all()
     assert not set(found.group[learned]) & set(found.group[held])
@@ -218,14 +267,22 @@ def test_no_prompt_is_on_both_sides_of_a_split_or_of_folds(tmp_path: Path) -> No
 
 def test_rows_that_share_a_prompt_with_the_files_for_validation_are_left_out(tmp_path: Path) -> None:
     rows, _ = planted(200)
-    rows[0]["prompt"] = rows[150]["prompt"]
+    text = "Write a story about a dog and a cat that live in a house by the sea, please"
+    rows[150]["prompt"], rows[1]["prompt"], rows[2]["prompt"] = (
+        json.dumps([each]) for each in (text, text.upper(), f"{text} now")
+    )
+    # The same pair with A and B exchanged, and another id.
+    rows[0].update({name: rows[150][name] for name in ("prompt",)})
+    rows[0].update(response_a=rows[150]["response_b"], response_b=rows[150]["response_a"])
     files = written(tmp_path / "a.jsonl", rows[:150]), written(tmp_path / "b.jsonl", rows[150:])
     found = read_rows(Given(pairs=[files[0]], held=[files[1]]))
     learned, held = split(found, 0.15, 0)
     assert found.names == ("a",)
     assert held.tolist() == [False] * 150 + [True] * 50
-    assert not learned[0]
-    assert learned[1:150].all()
+    assert not learned[:3].any()
+    assert learned[3:150].all()
+    (leak,) = found.leaks
+    assert (leak.same_pair, leak.same_prompt, leak.near_prompt) == (1, 1, 1)
 
 
 # Networks.
@@ -430,6 +487,9 @@ def test_the_command_makes_a_model_and_a_forecaster(
     forecaster = load_forecaster(out)
     assert forecaster.evidence(prefcast.read_pairs(pairs))[0] == pytest.approx(margins, abs=1e-5)
     assert forecaster.card["training"]["recipe"]["lora"] == 4
+    # It says which rows it learned, and which chose its outcome model.
+    assert forecaster.fitted_rows is not None
+    assert forecaster.fitted_rows.rows == 160
     again = prefcast_here(*call)
     assert again.returncode == 0
     assert "is trained already" in again.stderr
@@ -449,13 +509,18 @@ def test_a_training_that_ended_anywhere_goes_on_as_if_it_had_not(
     tmp_path: Path, pairs: Path, llama: Path, at: int
 ) -> None:
     def die(progress: Any) -> None:
+        if progress.done == at == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
         if progress.done == at:
             raise KilledError
 
+    before = [signal.getsignal(number) for number in SIGNALS]
     recipe = Recipe(**(QUICK | {"epochs": 2}))
     train = partial(train_reward, pairs, base=str(llama), recipe=recipe, saved_seconds=0.0)
-    with pytest.raises(KilledError):
+    with pytest.raises(Interrupted if at == 6 else KilledError):
         train(tmp_path / "cut", progress=die)
+    # The process goes on, with its own handlers.
+    assert [signal.getsignal(number) for number in SIGNALS] == before
     assert curve(tmp_path / "cut")[-1]["step"] == at
     # As if the kill had come while a line was written, after the state.
     with (tmp_path / "cut" / "curves.jsonl").open("a") as file:

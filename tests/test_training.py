@@ -8,7 +8,8 @@ from conftest import EXAMPLES
 from prefcast import read_pairs
 from prefcast.outcomes.models import Davidson
 from prefcast.scorers.surface import feature_arrays
-from prefcast.training.shared import fit_weights, prompt_key
+from prefcast.training.prompts import prompt_key
+from prefcast.training.shared import fit_weights
 from train_surface import Rows, _folds, cross_fitted, evidence, train
 
 

@@ -167,6 +167,22 @@ def test_a_persons_files_are_sources_and_prompts_are_held_out(tmp_path: Path) ->
     assert (read_labelled([tmp_path], seed=1).calibration != found.calibration).any()
 
 
+def test_prompts_that_are_nearly_the_same_are_held_out_together(tmp_path: Path) -> None:
+    found = rows(600)
+    long = [" ".join(map(str, np.random.default_rng(number // 2).integers(100, 1000, 20))) for number in range(600)]
+    for number, row in enumerate(found):
+        row["prompt"] = [long[number] + " now" * (number % 2)]
+    write_csv(tmp_path / "one.csv", found[::2])
+    write_csv(tmp_path / "two.csv", found[1::2])
+    held = read_labelled([tmp_path])
+    assert held.calibration[:300].tolist() == held.calibration[300:].tolist()
+    assert held.calibration.sum() == 90
+    assert held.left_out == 0
+    assert held.notes == ("600 first prompts in 300 groups: near-duplicates stay on one side of a split",)
+    (leak,) = held.leaks
+    assert (leak.file, leak.other, leak.same_pair, leak.same_prompt, leak.near_prompt) == ("one", "two", 0, 0, 300)
+
+
 def test_a_dev_folder_fits_the_link_and_its_prompts_are_not_learned(tmp_path: Path) -> None:
     write(tmp_path / "train" / "mine.csv", 480)
     (tmp_path / "dev").mkdir()

@@ -34,7 +34,8 @@ from prefcast.scorers.length import LengthScorer
 from prefcast.scorers.surface import SurfaceScorer, feature_arrays
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
 from prefcast.scorers.surface.model import SurfaceModel
-from prefcast.training.shared import fit_weights, plain_figure, prompt_key
+from prefcast.training.prompts import prompt_key
+from prefcast.training.shared import fit_weights, plain_figure
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

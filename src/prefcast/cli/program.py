@@ -38,6 +38,8 @@ app.registered_commands.sort(
 
 
 def _stop(number: int, frame: object) -> None:
+    if stopped_by():
+        return  # the program ends already
     stopped(number)
     say(f"stopped by {signal.Signals(number).name}; an output file is written whole or not at all")
     raise SystemExit(128 + number)
@@ -89,3 +91,7 @@ def run() -> None:
             say(f"{error.filename or 'writing'}: {error.strerror or error}")
             raise SystemExit(2) from None
         raise
+    finally:
+        if number := stopped_by():
+            # The interpreter's end is not to be interrupted either.
+            stopped(number)

@@ -158,6 +158,9 @@ def reward(
         "Forecasts or scores of a larger model to learn from too; those of several files are averaged. Out of fold only.",
         "FILE",
     ),
+    teacher_forecaster: list[Path] | None = option(
+        "The forecaster that made a teacher's forecasts: says how many of these rows it was fitted on.", "DIR"
+    ),
     temperature: float = option("The temperature at which a teacher is learned.", "T", default=1.0),
     mixing: float = option("The share of the teacher in the loss of a labelled row.", "SHARE", default=0.5),
     epochs: int = option("How often each pair is learned at most.", "N", default=2, least=1),
@@ -185,6 +188,10 @@ def reward(
     ),
     device: str | None = option("Where to train: cpu, cuda:0.  [default: a GPU if there is one]", "DEVICE"),
     save_minutes: float = option("How often the state of the training is written.", "MINUTES", default=5.0, least=0.0),
+    log_to: list[str] | None = option(
+        "Also log the curves to TensorBoard, W&B or MLflow (several with several --log-to).",
+        "tensorboard|wandb|mlflow",
+    ),
     seed: int = option("The seed of the order of the pairs and of the held-out prompts.", default=0, least=0),
     json_output: str | None = JSON_OUTPUT,
     reading: Reading,
@@ -238,11 +245,13 @@ def reward(
             weights=weights,
             strengths=strengths,
             teachers=teacher or (),
+            teacher_forecasters=teacher_forecaster or (),
             merge=merge,
             folds=folds,
             device=device,
             command=shlex.join(["prefcast", *sys.argv[1:]]),
             saved_seconds=60 * save_minutes,
+            trackers=log_to or (),
             reading={
                 "columns": reading.mapping,
                 "cells": reading.cells,

@@ -31,6 +31,7 @@ __all__ = [
     "read_scores",
     "score_blocks",
     "score_pairs",
+    "scorer_of",
 ]
 
 
@@ -176,7 +177,11 @@ def score_blocks(
 
 def read_scores(path: Any) -> GivenScorer:
     """A file of scores as a scorer that finds them by id. Raises FileError."""
-    blocks = list(score_blocks(path, with_labels=False))
+    return scorer_of(list(score_blocks(path, with_labels=False)), path)
+
+
+def scorer_of(blocks: Sequence[GivenScores], path: Any) -> GivenScorer:
+    """The blocks of a file of scores as a scorer that finds them by id."""
     where = {id: row for row, id in enumerate(id for block in blocks for id in block.ids)}
     margin, tie = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("margin", "tie"))
     return GivenScorer(blocks[0].columns, where, margin, tie, shown_path(path))

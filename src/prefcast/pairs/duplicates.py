@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from prefcast.errors import UsageError
 
-__all__ = ["Bands", "Match", "NearDuplicates", "Sketch", "near_groups", "normalised", "sketched"]
+__all__ = ["Bands", "Match", "NearDuplicates", "NearGroups", "Sketch", "near_groups", "normalised", "sketched"]
 
 Codes = NDArray[np.uint32]
 Hashes = NDArray[np.uint32]
@@ -263,22 +263,54 @@ def _digest(codes: Codes) -> bytes:
     return blake2b(codes.tobytes(), digest_size=16).digest()
 
 
+class NearGroups:
+    """Texts that are grouped by their near-duplicates, at one threshold or several.
+
+    Each different text is sketched once. It takes about 4 bytes a character, at most 4 kB, and 2 kB more.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        same: dict[bytes, int] = {}
+        of: list[int] = []
+        self._sketches: list[Sketch] = []
+        self._minima: list[Hashes] = []
+        for text in texts:
+            codes = normalised(text)
+            of.append(same.setdefault(_digest(codes), len(self._sketches)))
+            if of[-1] == len(self._sketches):
+                sketch, minima = _sketched(codes)
+                self._sketches.append(sketch)
+                self._minima.append(minima)
+        self._of = np.array(of, dtype=np.int64)
+
+    def at(self, threshold: float, among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """The groups (n,) of the texts at the places `among` (n,), by default of all: a text, its near-duplicates and theirs have
+        one number, the place among the n of the first of them. Raises UsageError for a threshold outside (0, 1]."""
+        bands, mine = Bands(threshold), self._of if among is None else self._of[among]
+        numbers, places, inverse = np.unique(mine, return_index=True, return_inverse=True)
+        first = {number: number for number in numbers.tolist()}
+        place = dict(zip(numbers.tolist(), places.tolist(), strict=True))
+        for number in first:
+            for other in bands.candidates(self._minima[number]):
+                # What is in one group already is not compared: a crowd of texts that are alike takes one comparison each.
+                left, right = _root(first, other), _root(first, number)
+                if left != right and self._sketches[number].similarity(self._sketches[other]) >= threshold:
+                    left, right = (left, right) if place[left] < place[right] else (right, left)
+                    first[right] = left
+            bands.add(number, self._minima[number])
+        roots = [place[_root(first, number)] for number in numbers.tolist()]
+        return np.array(roots, dtype=np.int64)[inverse]
+
+
 def near_groups(texts: Iterable[str], threshold: float = 0.8) -> NDArray[np.int64]:
     """The groups (n,) of n texts: a text, its near-duplicates and theirs have the number of the first of them.
 
     Cross-validation whose folds are made of these groups shares no text between folds.
     """
-    found = NearDuplicates(threshold)
-    first: list[int] = []
-    for number, text in enumerate(texts):
-        first.append(number)
-        for match in found.add(number, text):
-            left, right = _root(first, int(match.key)), _root(first, number)  # type: ignore[call-overload]
-            first[max(left, right)] = min(left, right)
-    return np.array([_root(first, number) for number in range(len(first))], dtype=np.int64)
+    return NearGroups(texts).at(threshold)
 
 
-def _root(first: list[int], number: int) -> int:
+def _root(first: dict[int, int], number: int) -> int:
     while first[number] != number:
         first[number] = first[first[number]]
         number = first[number]

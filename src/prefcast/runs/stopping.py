@@ -27,7 +27,7 @@ _last = 0
 
 
 def stopped(number: int) -> None:
-    """Note that a signal ends the process. From now on it is alone: cleaning up is not to be interrupted by another one."""
+    """Note that a signal ends the process, and ignore further ones: cleaning up is not to be interrupted."""
     global _last  # noqa: PLW0603 - a process has one
     _last = number
     for each in SIGNALS:
@@ -50,8 +50,9 @@ class Stopping:
     block.
 
     If the block takes ten seconds longer, or a second signal comes, Interrupted is raised at once. `on_wait` is called if
-    the first signal waits for more than a second. Signals that the parent process ignores stay ignored. For the main thread
-    only.
+    the first signal waits for more than a second. Signals that the parent process ignores stay ignored. What is cleaned up
+    inside is not interrupted by further signals. At the end the caller's handlers are back, also after Interrupted. For the
+    main thread only.
     """
 
     def __init__(self, on_wait: Callable[[], None] | None = None) -> None:
@@ -72,10 +73,8 @@ class Stopping:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # Cleaning up is not to be interrupted by another one.
-        if not isinstance(error, Interrupted):
-            for number, old in self._old.items():
-                signal.signal(number, old)
+        for number, old in self._old.items():
+            signal.signal(number, old)
 
     @contextmanager
     def busy(self) -> Iterator[None]:

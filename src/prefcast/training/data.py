@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from prefcast.fitting.fitter import LEAST_LABELS
 from prefcast.fitting.soft_labels import read_vote_counts
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import open_pairs, read_pairs
-from prefcast.training.shared import prompt_key
+from prefcast.training.leaks import Leak, leaks_between
+from prefcast.training.prompts import prompt_groups
+from prefcast.training.splits import apart, drawn, enough, shares, source_name
 
 __all__ = ["LEAST_PAIRS", "WEIGHT", "Labelled", "read_labelled"]
 
@@ -52,11 +53,11 @@ _ENDINGS = tuple(
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the first prompts, `outcome` (n,) is the label,
+    """Labelled pairs: `source` (n,) indexes `names`, `group` (n,) numbers the groups of first prompts, `outcome` (n,) is the label,
     `target` (n, 3) the shares of outcomes that are learned.
 
     `calibration` (n,) marks the rows that are only for the link. `weight` (n,) is the weight in training, 0 for rows that are not
-    trained on. `own` says whether the pairs are a person's own.
+    trained on. `own` says whether the pairs are a person's own. `leaks` is what the files share, `notes` are lines to be said.
     """
 
     pairs: list[Pair]
@@ -68,6 +69,8 @@ class Labelled:
     calibration: NDArray[np.bool_]
     weight: Floats
     own: bool
+    leaks: tuple[Leak, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def tieless(self) -> NDArray[np.bool_]:
@@ -107,7 +110,7 @@ def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -
         )
     found = _joined(by_source, for_link, own, seed)
     link_rows = found.calibration
-    if link_rows.sum() < LEAST_LABELS or len(np.unique(found.group[link_rows])) < 2:
+    if not enough(found.group, link_rows):
         raise UsageError(
             f"{shown}: leaves {int(link_rows.sum())} pairs to fit the link; that takes at least {LEAST_LABELS}, with different "
             "first prompts (put more into dev/)"
@@ -122,10 +125,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _named(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by the name of their source, which is the name of the file up to the first dot."""
+    """Files by the name of their source."""
     found: dict[str, Path] = {}
     for path in files:
-        name = path.name.partition(".")[0]
+        name = source_name(path)
         if name in found:
             raise UsageError(
                 f"{shown_path(path)}: {shown_path(found[name].name)} is the same source, {name}; rename one"
@@ -149,19 +152,27 @@ def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], o
     named = {**by_source, **for_link}
     pairs = [pair for rows in named.values() for pair in rows]
     source = np.repeat(np.arange(len(named)), [len(rows) for rows in named.values()])
-    groups: dict[str, int] = {}
-    group = np.array([groups.setdefault(prompt_key(pair), len(groups)) for pair in pairs])
+    # The shipped weights were made with groups of the same words, and can be made again to the byte.
+    groups = prompt_groups(pairs, near=own)
+    group = groups.group
     outcome = np.array([pair.outcome for pair in pairs], dtype=np.int64)
     calibration = source >= len(by_source)
     if not for_link:
-        drawn = np.random.default_rng(seed).permutation(len(groups))[: ceil(HELD_OUT * len(groups))]
-        calibration = np.isin(group, drawn)
+        calibration = np.isin(group, drawn(np.unique(group), HELD_OUT, np.random.default_rng(seed)))
     # The weights must not be fitted to the prompts of the link.
-    unseen = ~np.isin(group, group[calibration])
     weight = np.array([1.0 if own else WEIGHT.get(name, 0.0) for name in named])
-    target = np.eye(len(Outcome))[outcome]
     return Labelled(
-        pairs, tuple(named), source, group, outcome, target, calibration, np.where(unseen, weight[source], 0.0), own
+        pairs,
+        tuple(named),
+        source,
+        group,
+        outcome,
+        np.eye(len(Outcome))[outcome],
+        calibration,
+        np.where(apart(group, calibration), weight[source], 0.0),
+        own,
+        tuple(leaks_between(pairs, source, list(named), groups)),
+        tuple(groups.lines()),
     )
 
 
@@ -175,5 +186,5 @@ def _with_votes(labelled: Labelled, folder: Path) -> Labelled:
         counts = read_vote_counts(path)
         for row in np.flatnonzero(labelled.source == number).tolist():
             if (found := counts.get(str(labelled.pairs[row].id))) is not None:
-                target[row] = np.array(found) / sum(found)
+                target[row] = shares(np.array([found]))[0]
     return replace(labelled, target=target)

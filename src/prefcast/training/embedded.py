@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,9 @@ from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training.data import Labelled, read_labelled
 from prefcast.training.fit import Rows, evidence, fit, refit
-from prefcast.training.shared import plain_figure
+from prefcast.training.leaks import leak_lines
+from prefcast.training.shared import plain_figure, versions
+from prefcast.training.splits import said_of
 from prefcast.training.vectors import Step, read_vectors
 
 __all__ = ["Step", "train_embedded"]
@@ -103,8 +104,9 @@ def train_embedded(
     with closing(origin.encoder):
         used = np.flatnonzero((labelled.weight > 0) | labelled.calibration)
         kept = int(labelled.calibration.sum())
-        left_out = f", {labelled.left_out} left out because those share their prompts" if labelled.left_out else ""
-        tell(f"{len(used) - kept} pairs to learn from, {kept} for the link{left_out}")
+        for line in (*leak_lines(labelled.leaks), *labelled.notes):
+            tell(line)
+        tell(said_of(len(used) - kept, kept, labelled.left_out, "for the link"))
         began = time.monotonic()
         pairs = [labelled.pairs[row] for row in used.tolist()]
         texts = PairTokenizer(origin.folder / TOKENIZER, origin.tokens).read(pairs)
@@ -270,6 +272,6 @@ def _card(labelled: Labelled, origin: _Origin, seconds: float, figures: dict[str
         "left_out": labelled.left_out,
         "start": {"name": origin.name, "moved": origin.model is not None, "encoder_sha256": origin.sha256},
         "seconds": round(seconds),
-        "versions": {name: version(name) for name in ("onnxruntime", "tokenizers", "scipy")},
+        "versions": versions("onnxruntime", "tokenizers", "scipy"),
         "figures": figures,
     }

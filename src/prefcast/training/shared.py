@@ -1,8 +1,8 @@
-"""For every kind of training: the joint fit of margin and tie evidence, groups of prompts, figures for a card."""
+"""For every kind of training: the joint fit of margin and tie evidence, figures and versions for a card."""
 
 from __future__ import annotations
 
-import re
+from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from prefcast.errors import FitError
 from prefcast.outcomes.models import Davidson
 from prefcast.outcomes.statistics.bootstrap import Figure
-from prefcast.pairs import Pair
 
-__all__ = ["fit_weights", "plain_figure", "prompt_key"]
+__all__ = ["fit_weights", "plain_figure", "versions"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -66,11 +65,11 @@ def fit_weights(
     return found.x[:d], found.x[d : d + k]
 
 
-def prompt_key(pair: Pair) -> str:
-    """A text that is equal for two first prompts with the same words. Of a long prompt it has the beginning."""
-    return re.sub(r"\W+", " ", pair.prompt[0].lower()).strip()[:300]
-
-
 def plain_figure(figure: Figure) -> dict[str, float]:
     """A figure for a card."""
     return {"value": round(figure.value, 4), "low": round(figure.low, 4), "high": round(figure.high, 4)}
+
+
+def versions(*names: str) -> dict[str, str]:
+    """The versions of packages, for a card."""
+    return {name: version(name) for name in names}

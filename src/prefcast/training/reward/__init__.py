@@ -30,11 +30,13 @@ def train_reward(
     weights: Path | None = None,
     strengths: Path | None = None,
     teachers: Sequence[Path] = (),
+    teacher_forecasters: Sequence[Path] = (),
     merge: bool = False,
     folds: int | None = None,
     device: str | None = None,
     command: str = "",
     saved_seconds: float = 300.0,
+    trackers: Sequence[str] = (),
     reading: dict[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -44,9 +46,11 @@ def train_reward(
 
     That folder is a model (`load_scorer`) and a forecaster (`load_forecaster`) at once: its outcome model is fitted to the pairs held
     out. `source` is a column that names the source of each row; a scale and a tie level are learned for each source. `votes`,
-    `weights`, `strengths` and `teachers` are files with an id in each row. With `merge` the folder holds a whole model, otherwise an
+    `weights`, `strengths` and `teachers` are files with an id in each row. `teacher_forecasters` are the folders of the forecasters that made the
+    teachers' forecasts; it is told how many of the rows they were fitted on. With `merge` the folder holds a whole model, otherwise an
     adapter. With `folds` one model is trained for each fold before, and `out-of-fold.csv` has the scores of all pairs by models that did
     not learn their prompts. A training that was killed goes on with the same arguments; `saved_seconds` is how often its state is written.
+    `trackers` (tensorboard, wandb, mlflow) get the curves too.
 
     Several processes (torchrun, accelerate launch) train together; those that are not the first get None. Raises MissingExtraError,
     UsageError, ModelError, FitError, RunError, and the errors of reading files.
@@ -68,6 +72,7 @@ def train_reward(
         weights=weights,
         strengths=strengths,
         teachers=teachers,
+        teacher_forecasters=teacher_forecasters,
         reading=reading or {},
     )
     return run(
@@ -80,6 +85,7 @@ def train_reward(
         device=device,
         command=command,
         saved_seconds=saved_seconds,
+        trackers=trackers,
         say=say,
         progress=progress,
     )

@@ -12,7 +12,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -137,10 +137,17 @@ def train(
     rate: float,
     saved_seconds: float = _SAVED_SECONDS,
     progress: Callable[[Progress], None] | None = None,
+    tracking: Callable[[int], AbstractContextManager[Callable[[Mapping[str, Any]], None]]] | None = None,
 ) -> Trained:
     """Train until the recipe's epochs are done or the validation log loss rises. Then the best weights are in `state` and in
-    `trainee`. A training whose state is there goes on from it. Raises FitError if a loss is not finite, and RunError."""
-    return _Loop(trainee, learned, held, state, processes, rate).run(saved_seconds, progress)
+    `trainee`. A training whose state is there goes on from it. `tracking`, given the first step, makes what takes each line of the
+    curves as well. Raises FitError if a loss is not finite, and RunError."""
+    loop = _Loop(trainee, learned, held, state, processes, rate)
+    if tracking is None or not processes.first:
+        return loop.run(loop.resumed(), saved_seconds, progress)
+    reached = loop.resumed()
+    with tracking(reached.step + 1) as loop.tracked:
+        return loop.run(reached, saved_seconds, progress)
 
 
 class _Loop:
@@ -163,9 +170,9 @@ class _Loop:
         self.curves = state.folder.parent / CURVES
         self.tokens = 0
         self.validation = math.nan
+        self.tracked: Callable[[Mapping[str, Any]], None] | None = None
 
-    def run(self, saved_seconds: float, progress: Callable[[Progress], None] | None) -> Trained:
-        reached = self._resumed()
+    def run(self, reached: Reached, saved_seconds: float, progress: Callable[[Progress], None] | None) -> Trained:
         first, began, saved = reached.step, time.monotonic(), time.monotonic()
         if not reached.step and self.processes.first:
             _rewritten(self.curves, 0)
@@ -200,7 +207,8 @@ class _Loop:
         rate = self.tokens / max(time.monotonic() - began, 1e-9)
         return Trained(reached, self.total, reached.step < self.total, rate, _memory())
 
-    def _resumed(self) -> Reached:
+    def resumed(self) -> Reached:
+        """Take the state that is there, and say where it is."""
         found = self.state.load()
         if found is None:
             return Reached()
@@ -319,6 +327,8 @@ class _Loop:
         if self.processes.first:
             with self.curves.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            if self.tracked is not None:
+                self.tracked(line)
 
 
 def _rewritten(path: Path, step: int) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from prefcast.training.reward.network import Trainee
 from prefcast.training.reward.recipe import Recipe
 from prefcast.training.reward.start import ADAPTER_WEIGHTS, write_adapter_config
 
-__all__ = ["CARD", "versions", "write_card", "write_model"]
+__all__ = ["CARD", "write_card", "write_model"]
 
 CARD = "README.md"
 _SHARD = 4 * 1024**3
@@ -109,12 +107,6 @@ def _classifier(found: Any) -> str:
 
     plain = replace(found, head=None, kind=Kind.POINTWISE)
     return str(class_of(plain, config_of(plain)).__name__)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a training depends on."""
-    found = {name: version(name) for name in ("prefcast", "torch", "transformers", "safetensors", "tokenizers")}
-    return {**found, "python": platform.python_version()}
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError, UsageError, shown_path
 from prefcast.fitting.fitter import LEAST_LABELS
 from prefcast.fitting.soft_labels import read_strengths, read_vote_counts, read_weights
-from prefcast.forecasts.scores import read_scores
-from prefcast.outcomes.models import Davidson
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.formats import PairFile
 from prefcast.pairs.sources import opened_pairs
-from prefcast.scorers.given import GivenScorer
-from prefcast.training.shared import prompt_key
+from prefcast.training.leaks import Leak, leaks_between
+from prefcast.training.prompts import prompt_groups
+from prefcast.training.reward.teachers import Teacher, taught
+from prefcast.training.splits import apart, drawn, enough, shares, source_name
 
 __all__ = ["Given", "LabelledRows", "deal", "read_rows", "split"]
 
@@ -41,7 +40,8 @@ class Given:
 
     `held` are files of pairs that are held out for validation, in the place of a share of the others. `source` is a column of the
     pairs that names the source of a row. `teachers` are files of forecasts or scores of one or several
-    larger models; their probabilities are averaged. `reading` are arguments of `open_pairs`.
+    larger models; their probabilities are averaged. `teacher_forecasters` are folders of forecasters that made them. `reading` are arguments
+    of `open_pairs`.
     """
 
     pairs: Sequence[Any]
@@ -51,6 +51,7 @@ class Given:
     weights: Path | None = None
     strengths: Path | None = None
     teachers: Sequence[Path] = ()
+    teacher_forecasters: Sequence[Path] = ()
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,8 +65,9 @@ class LabelledRows:
     """n pairs: `target` (n, 3) are shares of outcomes, 0 in a row without a label; `votes` (n, 3) are the counts behind them.
 
     `weight` (n,) is how much a row counts, `strength` (n,) how strong its preference is (nan: not said), `source` (n,) indexes
-    `names`, `group` (n,) numbers the first prompts. `teacher` (n, 3) are a teacher's probabilities, nan where it has none.
-    `held` (n,) marks rows of files that are for validation. `unlabelled` and `failed` rows were left out; `first_error` is the first of those that failed.
+    `names`, `group` (n,) numbers the groups of first prompts (`prefcast.training.prompts`). `teacher` (n, 3) are a teacher's
+    probabilities, nan where it has none. `held` (n,) marks rows of files that are for validation. `unlabelled` and `failed` rows
+    were left out; `first_error` is the first of those that failed. `leaks` is what the files share, `notes` are lines to be said.
     """
 
     pairs: list[Pair]
@@ -81,6 +83,9 @@ class LabelledRows:
     unlabelled: int = 0
     failed: int = 0
     first_error: RowError | None = None
+    leaks: tuple[Leak, ...] = ()
+    notes: tuple[str, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,6 +108,12 @@ class LabelledRows:
         arrays = ("target", "votes", "weight", "strength", "source", "group", "teacher", "held")
         parts: dict[str, Any] = {name: getattr(self, name)[places] for name in arrays}
         return replace(self, pairs=[self.pairs[place] for place in places.tolist()], **parts)
+
+    def taught_from(self, learned: NDArray[np.bool_]) -> LabelledRows:
+        """The same rows, with teachers whose scores were read with the labels of the rows in `learned` (n,) alone."""
+        if not self.teachers:
+            return self
+        return replace(self, teacher=taught(self.pairs, self.target * learned[:, None], self.teachers))
 
     def sha256(self) -> str:
         """A fingerprint of all that is learned from: texts, targets, weights, sources, teacher."""
@@ -127,13 +138,13 @@ def read_rows(given: Given) -> LabelledRows:
     votes = None if given.votes is None else read_vote_counts(given.votes)
     weights = None if given.weights is None else read_weights(given.weights)
     strengths = None if given.strengths is None else read_strengths(given.strengths)
-    teachers = [read_scores(path) for path in given.teachers]
+    teachers = [Teacher.read(path) for path in given.teachers]
     pairs: list[Pair] = []
     counts: list[tuple[float, ...]] = []
     sources: list[str] = []
     failed = 0
     first: RowError | None = None
-    held: list[bool] = []
+    file: list[int] = []
     for number, files in enumerate([*given.pairs, *given.held]):
         with opened_pairs(files, **given.how) as opened:
             if given.source is not None:
@@ -152,18 +163,17 @@ def read_rows(given: Given) -> LabelledRows:
                     raise FileError(opened.name, f"{given.source} is empty; every row needs a source", item.row or row)
                 pairs.append(item)
                 counts.append(_counts(item, votes) or (0.0, 0.0, 0.0))
-                held.append(number >= len(given.pairs))
+                file.append(number)
                 sources.append(kept or name)
     _check_ids(pairs, len(given.pairs) + len(given.held))
+    held = [number >= len(given.pairs) for number in file]
     if given.source is None and given.held and False in held:
         # A file for validation is no source of its own: nothing is learned from it. It is taken as the largest source.
         counted = Counter(name for name, out in zip(sources, held, strict=True) if not out)
         sources = [counted.most_common(1)[0][0] if out else name for name, out in zip(sources, held, strict=True)]
     names = tuple(dict.fromkeys(sources))
     found = np.array(counts, dtype=np.float64).reshape(-1, len(Outcome))
-    total = found.sum(axis=1, keepdims=True)
-    target = np.divide(found, total, out=np.zeros_like(found), where=total > 0)
-    groups: dict[str, int] = {}
+    target = shares(found)
     rows = LabelledRows(
         pairs,
         target,
@@ -172,26 +182,29 @@ def read_rows(given: Given) -> LabelledRows:
         _by_id(pairs, strengths, np.nan, "--strengths"),
         np.array([names.index(each) for each in sources], dtype=np.int64),
         names,
-        # The seam for near-duplicates: pairs whose prompts are nearly the same must get the same number.
-        np.array([groups.setdefault(prompt_key(pair), len(groups)) for pair in pairs], dtype=np.int64),
-        np.full((len(pairs), len(Outcome)), np.nan),
+        np.zeros(len(pairs), dtype=np.int64),
+        taught(pairs, target, teachers),
         np.array(held, dtype=bool),
         0,
         failed,
         first,
     )
-    if teachers:
-        shown = [shown_path(path) for path in given.teachers]
-        rows = replace(rows, teacher=_taught(rows, list(zip(shown, teachers, strict=True))))
     told = rows.labelled | rows.taught
     rows = replace(rows.where(told), unlabelled=int((~told).sum()))
     _check_size(rows)
-    return rows
+    groups = prompt_groups(rows.pairs)
+    files = [
+        shown_path(each) if isinstance(each, str | os.PathLike) else f"pairs {number}"
+        for number, each in enumerate([*given.pairs, *given.held], 1)
+    ]
+    leaks = leaks_between(rows.pairs, np.array(file, dtype=np.int64)[told], files, groups)
+    notes = [*groups.lines(), *(line for teacher in teachers for line in teacher.lines(rows.pairs))]
+    return replace(rows, group=groups.group, leaks=tuple(leaks), notes=tuple(notes), teachers=tuple(teachers))
 
 
 def _name(files: Any, number: int) -> str:
-    """The name of a source: that of its file up to the first dot."""
-    return os.path.basename(files).partition(".")[0] if isinstance(files, str | os.PathLike) else f"source {number + 1}"  # noqa: PTH119
+    """The name of a source: that of its file."""
+    return source_name(files) if isinstance(files, str | os.PathLike) else f"source {number + 1}"
 
 
 def _counts(pair: Pair, votes: Mapping[str, tuple[float, ...]] | None) -> tuple[float, ...] | None:
@@ -228,42 +241,22 @@ def _check_size(rows: LabelledRows) -> None:
         )
 
 
-def _taught(rows: LabelledRows, teachers: Sequence[tuple[str, GivenScorer]]) -> Floats:
-    """The teachers' probabilities (n, 3), averaged over those that have a row; nan where none has."""
-    n = len(rows)
-    total, count = np.zeros((n, len(Outcome))), np.zeros(n)
-    for shown, teacher in teachers:
-        found = teacher.compute(rows.pairs)
-        good = np.isfinite(found.margin) & np.isfinite(found.tie)
-        if not good.any():
-            raise UsageError(f"--teacher {shown}: has scores of none of the pairs")
-        model = Davidson(1.0, 0.0, 1.0)
-        if not teacher.log_odds:
-            # Scores have no scale of their own: one is fitted to the labels.
-            use = good & rows.labelled
-            model = Davidson.fit(found.margin[use], found.tie[use], rows.target[use].argmax(axis=1))
-        total[good] += model.probabilities(found.margin[good], found.tie[good])
-        count += good
-    return np.divide(total, count[:, None], out=np.full_like(total, np.nan), where=count[:, None] > 0)
-
-
 def split(rows: LabelledRows, share: float, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which rows (n,) are learned from, and which are held out: the labelled rows of the files for validation, or those of about
-    that share of the first prompts.
+    that share of the groups of first prompts.
 
-    A row whose first prompt is among those held out is in neither part, unless it is held out itself. Raises UsageError if too few
+    A row whose group is among those held out is in neither part, unless it is held out itself. Raises UsageError if too few
     rows are left on either side.
     """
     said = f"--validation {share:g} holds out"
     if rows.held.any():
         out, said = rows.held & rows.labelled, "--validation-pairs holds"
     else:
-        known = np.unique(rows.group[rows.labelled])
-        drawn = np.random.default_rng([seed, 1]).permutation(known)[: ceil(share * len(known))]
-        out = np.isin(rows.group, drawn) & rows.labelled
-    learned: NDArray[np.bool_] = ~np.isin(rows.group, rows.group[out]) & ~rows.held
-    prompts = len(np.unique(rows.group[out]))
-    if out.sum() < LEAST_LABELS or prompts < 2:
+        chosen = drawn(np.unique(rows.group[rows.labelled]), share, np.random.default_rng([seed, 1]))
+        out = np.isin(rows.group, chosen) & rows.labelled
+    learned = apart(rows.group, out) & ~rows.held
+    if not enough(rows.group, out):
+        prompts = len(np.unique(rows.group[out]))
         raise UsageError(
             f"{said} {int(out.sum())} labelled pairs of {prompts} prompts; the outcome model takes at least {LEAST_LABELS}, with "
             "different first prompts"
@@ -274,10 +267,10 @@ def split(rows: LabelledRows, share: float, seed: int) -> tuple[NDArray[np.bool_
 
 
 def deal(rows: LabelledRows, folds: int, seed: int) -> Ints:
-    """The fold (n,) of each row; the rows of one first prompt are in one fold."""
+    """The fold (n,) of each row; the rows of one group of first prompts are in one fold."""
     groups = np.unique(rows.group)
     if len(groups) < folds:
-        raise UsageError(f"--folds is {folds}, but there are only {len(groups)} first prompts")
+        raise UsageError(f"--folds is {folds}, but there are only {len(groups)} groups of first prompts")
     order = np.random.default_rng([seed, 2]).permutation(len(groups))
     fold: Ints = (order % folds)[np.searchsorted(groups, rows.group)].astype(np.int64)
     return fold

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.fitting import fit
+from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.forecasts.folder import CARD as FORECASTER
 from prefcast.forecasts.forecaster import Forecaster, load_forecaster
 from prefcast.pairs.budget import WHOLE
@@ -23,21 +25,26 @@ from prefcast.scorers.base import read_pair
 from prefcast.scorers.reward import Options
 from prefcast.scorers.reward.engine import Group, free_memory
 from prefcast.scorers.reward.scorer import RewardScorer
+from prefcast.training.leaks import leak_lines
 from prefcast.training.reward.folds import write_out_of_fold
 from prefcast.training.reward.loop import CURVES, Progress, Trained, plain
 from prefcast.training.reward.network import Trainee
 from prefcast.training.reward.processes import joined
-from prefcast.training.reward.product import versions, write_card, write_model
+from prefcast.training.reward.product import write_card, write_model
 from prefcast.training.reward.recipe import Recipe
 from prefcast.training.reward.rows import Given, LabelledRows, read_rows, split
 from prefcast.training.reward.start import MADE_BASE, make_start, opened_start
 from prefcast.training.reward.state import State
 from prefcast.training.reward.task import Say, Task, trained_task
-from prefcast.training.shared import plain_figure
+from prefcast.training.reward.teachers import learned_before, lines_of
+from prefcast.training.reward.trackers import check_trackers
+from prefcast.training.shared import plain_figure, versions
+from prefcast.training.splits import said_of
 
 __all__ = ["TrainedReward", "run"]
 
 _WORK, _START = "training", "start"
+_PACKAGES = ("prefcast", "torch", "transformers", "safetensors", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,14 @@ def run(
     device: str | None = None,
     command: str = "",
     saved_seconds: float = 300.0,
+    trackers: Sequence[str] = (),
     say: Say | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedReward | None:
     """See `prefcast.training.reward.train_reward`. Returns None in a process that is not the first."""
     if folds is not None and folds < 2:
         raise UsageError(f"--folds is {folds}; it must be at least 2")
+    check_trackers(trackers)
     state = State(Path(output) / _WORK)
     try:
         rows = read_rows(given)
@@ -90,11 +99,11 @@ def run(
             scorer = opened_start(state.folder / _START, recipe, processes.device)
             if processes.first:
                 state.claim_base(scorer.checkpoint.fingerprint())
-            task = _task(rows, scorer, state, recipe, saved_seconds, tell)
+            task = _task(rows, scorer, state, recipe, saved_seconds, given.teacher_forecasters, tell)
             if folds is not None:
                 write_out_of_fold(task, scorer, processes, folds, progress=show, tell=tell)
             began = time.monotonic()
-            trainee, trained = trained_task(task, scorer, processes, show, tell)
+            trainee, trained = trained_task(task, scorer, processes, show, tell, trackers)
             seconds = time.monotonic() - began
         if not processes.first:
             return None
@@ -117,15 +126,32 @@ def _silent(text: str) -> None:
 
 
 def _task(
-    rows: LabelledRows, scorer: RewardScorer, state: State, recipe: Recipe, saved_seconds: float, tell: Say
+    rows: LabelledRows,
+    scorer: RewardScorer,
+    state: State,
+    recipe: Recipe,
+    saved_seconds: float,
+    teacher_forecasters: Sequence[str | os.PathLike[str]],
+    tell: Say,
 ) -> Task:
-    """The rows that the model can read, and which of them are learned and held out."""
+    """The rows that the model can read, and which of them are learned and held out. Tells what leaks."""
+    for line in (*leak_lines(rows.leaks), *rows.notes):
+        tell(line)
     rows, groups = _readable(rows, scorer)
     learned, held = split(rows, recipe.validation, recipe.seed)
+    rows = rows.taught_from(learned)
     left = int((~learned & ~held).sum())
-    shared = f", {left} left out because those share their prompts" if left else ""
-    tell(f"{int(learned.sum())} pairs to learn from, {int(held.sum())} held out for validation{shared}")
-    return Task(rows, groups, learned, held, recipe, state.folder / _START, state, saved_seconds)
+    tell(said_of(int(learned.sum()), int(held.sum()), left, "held out for validation"))
+    known = learned_before(teacher_forecasters, rows.pairs, learned, held)
+    if rows.taught.any():
+        count, out = (int((rows.taught & each).sum()) for each in (learned, held))
+        tell(
+            f"teachers forecast {count:,} of the pairs to learn from; their forecasts of {out:,} held out are not used"
+        )
+    for line in lines_of(known):
+        tell(line)
+    shared = {"leaks": [each.to_dict() for each in rows.leaks], "left_out": left, "teacher_forecasters": known}
+    return Task(rows, groups, learned, held, recipe, state.folder / _START, state, saved_seconds, shared)
 
 
 def _finished(task: Task, training: dict[str, Any], fitted: Forecaster) -> TrainedReward:
@@ -133,7 +159,8 @@ def _finished(task: Task, training: dict[str, Any], fitted: Forecaster) -> Train
     work, folder, rows = task.state.folder, task.state.folder.parent, task.rows
     card = {**fitted.card, "training": training}
     write_card(folder, card)
-    replace(fitted, card=card).write_beside(folder)
+    used = [pair for pair, use in zip(rows.pairs, task.learned | task.held, strict=True) if use]
+    replace(fitted, card=card, fitted_rows=FittedRows.of(map(row_key, used))).write_beside(folder)
     found = load_forecaster(folder)
     for name in ("state.safetensors", "best.safetensors"):
         (work / name).unlink(missing_ok=True)
@@ -222,6 +249,7 @@ def _card(base: str, task: Task, trainee: Trainee, trained: Trained) -> dict[str
         "rows": int(task.learned.sum()),
         "held_out": int(task.held.sum()),
         "data_sha256": rows.sha256(),
+        **task.shared,
         "sources": [
             {
                 "name": name,
@@ -237,5 +265,5 @@ def _card(base: str, task: Task, trainee: Trainee, trained: Trained) -> dict[str
         "tokens_per_second": round(trained.tokens_per_second, 1),
         "memory_bytes": trained.memory,
         "curves": CURVES,
-        "versions": versions(),
+        "versions": {**versions(*_PACKAGES), "python": platform.python_version()},
     }

@@ -24,7 +24,8 @@ from prefcast.errors import RunError, UsageError, excerpt, shown_path
 
 __all__ = ["Reached", "State"]
 
-_FORMAT = 1
+# 2: the rows that are held out follow from groups of near-duplicates.
+_FORMAT = 2
 _SETTINGS, _STATE, _BEST = "settings.json", "state.safetensors", "best.safetensors"
 _BASE, _LOCK = "base.sha256", "lock"
 _FIRST, _SECOND = "exp_avg", "exp_avg_sq"

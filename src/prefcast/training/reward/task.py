@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from prefcast.training.reward.processes import Processes
 from prefcast.training.reward.recipe import Recipe, learning_rate, recomputes
 from prefcast.training.reward.rows import LabelledRows
 from prefcast.training.reward.state import State
+from prefcast.training.reward.trackers import tracked
 
 __all__ = ["Say", "Task", "trained_task"]
 
@@ -26,7 +29,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One training with everything that it needs: the rows with their sequences, and which of them are learned and held out."""
+    """One training with everything that it needs: the rows with their sequences, and which of them are learned and held out.
+    `shared` says for the card what files and teachers share with these rows."""
 
     rows: LabelledRows
     groups: Sequence[Group]
@@ -36,6 +40,7 @@ class Task:
     start: Path
     state: State
     saved_seconds: float
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     def shares(self) -> list[float]:
         """The share of ties of each source among the rows that are learned."""
@@ -53,9 +58,15 @@ class Task:
 
 
 def trained_task(
-    task: Task, scorer: RewardScorer, processes: Processes, progress: Callable[[Progress], None] | None, tell: Say
+    task: Task,
+    scorer: RewardScorer,
+    processes: Processes,
+    progress: Callable[[Progress], None] | None,
+    tell: Say,
+    trackers: Sequence[str] = (),
 ) -> tuple[Trainee, Trained]:
-    """Carry out one training, or the rest of one: the network with its best weights, and how the training ended."""
+    """Carry out one training, or the rest of one: the network with its best weights, and how the training ended. `trackers` get its
+    curves."""
     recipe, parameters = task.recipe, scorer.checkpoint.parameters
     trainee = Trainee(scorer, recipe, task.shares())
     if recomputes(recipe, parameters):
@@ -64,7 +75,16 @@ def trained_task(
     count = sum(parameter.numel() for parameter in trainee.learned.values())
     tell(f"{count:,} of {parameters:,} weights are learned on {processes.device}, at a rate of up to {rate:g}")
     learned, held = task.examples(trainee)
+    said = {**recipe.said(), "rate": rate, "rows": len(learned), "held_out": len(held)}
     trained = train(
-        trainee, learned, held, task.state, processes, rate=rate, saved_seconds=task.saved_seconds, progress=progress
+        trainee,
+        learned,
+        held,
+        task.state,
+        processes,
+        rate=rate,
+        saved_seconds=task.saved_seconds,
+        progress=progress,
+        tracking=partial(tracked, trackers, task.state.folder.parent, said, warn=tell) if trackers else None,
     )
     return trainee, trained
