@@ -11,6 +11,7 @@ from contextlib import suppress
 
 # The verbs add themselves to the program.
 from prefcast.cli import (  # noqa: F401
+    benchmarking,
     checking,
     choosing,
     fitting,
