@@ -118,7 +118,8 @@ class Observed:
         if not self.calibrated:
             return
         # A benchmark's chosen answer always stands first: the sides are drawn by a hash of the texts.
-        swap = pair_key(pair)[1]
+        key, greater = pair_key(pair)
+        swap = bool(key & 1) != greater
         a, b, tie = map(float, said)
         self._forecasts.append((b, a, tie) if swap else (a, b, tie))
         self._outcomes.append(int(outcome.swapped if swap else outcome))
