@@ -150,7 +150,7 @@ def _by_scores(piece: Sequence[Candidates | RowError], forecaster: Forecaster, m
 def _of_scores(
     item: Candidates, twos: Sequence[Two], forecasts: Forecasts, here: slice, forecaster: Forecaster
 ) -> Choice:
-    found = forecasts[here]
+    found = [forecasts[place] for place in range(here.start, here.stop)]
     truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
     more = {"comparisons": len(twos)}
     for two, forecast in zip(twos, found, strict=True):
