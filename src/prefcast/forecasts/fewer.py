@@ -122,8 +122,8 @@ def fewer_choices(piece: Sequence[Candidates | RowError], forecaster: Forecaster
         for row in there:
             if row.asks:
                 row.next()
-    for row in rows:
-        yield Choice(row.id, None, None, 0, row) if isinstance(row, RowError) else row.choice()
+    for each in rows:
+        yield Choice(each.id, None, None, 0, each) if isinstance(each, RowError) else each.choice()
 
 
 def _by_scores(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:

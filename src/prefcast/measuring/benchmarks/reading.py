@@ -54,7 +54,7 @@ class BenchmarkFiles:
         if twice := next((path for path in self._paths if self._paths.count(path) > 1), None):
             raise UsageError(f"{shown_path(twice)}: is named twice")
         self._size = sum(path.stat().st_size for path in self._paths if path.is_file())
-        self._done, self._table = 0, None
+        self._done = 0
 
     def _found(self, path: Path) -> list[Path]:
         if not path.is_dir():

@@ -49,7 +49,6 @@ class Earlier:
     benchmark: str
     model: str
     rows: list[Row]
-    files: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,9 +287,7 @@ def read_earlier(path: str | os.PathLike[str], benchmark: Benchmark) -> Earlier:
     model = data.get("model")
     title = model.get("title") if isinstance(model, dict) else None
     rows = [_earlier_row(each, number, shown) for number, each in enumerate(data["results"], 1)]
-    files = data.get("files")
-    digests = [each.get("sha256") for each in files if isinstance(each, dict)] if isinstance(files, list) else []
-    return Earlier(os.path.basename(os.fspath(path)), benchmark.name, str(title), rows, digests)  # noqa: PTH119
+    return Earlier(os.path.basename(os.fspath(path)), benchmark.name, str(title), rows)  # noqa: PTH119
 
 
 def _earlier_row(said: Any, number: int, shown: str) -> Row:
