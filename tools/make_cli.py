@@ -17,6 +17,7 @@ VERBS = (
     "best",
     "fit",
     "evaluate",
+    "bench",
     "report",
     "rank",
     "label",

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 # The verbs add themselves to the program.
 from prefcast.cli import (  # noqa: F401
+    benchmarking,
     checking,
     choosing,
     fitting,
@@ -31,7 +32,20 @@ from prefcast.runs.stopping import SIGNALS, begin, stopped, stopped_by
 __all__ = ["app", "run"]
 
 # The verbs that most people need come first; a verb that is not named here comes last.
-_ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "label", "compare", "score")
+_ORDER = (
+    "predict",
+    "explain",
+    "check",
+    "best",
+    "fit",
+    "evaluate",
+    "bench",
+    "report",
+    "rank",
+    "label",
+    "compare",
+    "score",
+)
 app.registered_commands.sort(
     key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
 )

@@ -2,6 +2,8 @@
 
 The strength of an answer is the mean of P(it wins) + P(tie) / 2 over the others. That needs no fit, and gives the order of Borda
 counts. A Bradley-Terry model is for votes. Forecasts are not votes, and would not support what the model assumes.
+
+`forecasts.fewer` makes the same choice with fewer comparisons; `Asked` says what else is computed.
 """
 
 from __future__ import annotations
@@ -9,24 +11,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import combinations, islice
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from prefcast.errors import RowError, UsageError
+from prefcast.forecasts.answers import AnswerRanking, Choice, answer_pairs, pairs_of, ranked_answers
+from prefcast.forecasts.fewer import fewer_choices
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.outputs import Writer, opened_writer, output_kind
-from prefcast.forecasts.predictions import Forecast
-from prefcast.pairs import Pair, Turn, clean
+from prefcast.outcomes.models import MarginSign
 from prefcast.pairs.formats.candidates import Candidates
-from prefcast.pairs.formats.labels import WINNERS
+from prefcast.pairs.formats.shapes import BESIDE
 from prefcast.scorers.base import Meter
 
 __all__ = [
     "AnswerRanking",
+    "Asked",
     "Choice",
     "answer_pairs",
     "choice_kind",
@@ -39,137 +39,58 @@ __all__ = [
 _PIECE = 256
 
 
-@dataclass(frozen=True, eq=False)
-class AnswerRanking:
-    """The order of n answers. `strengths` (n,) are from 0 to 1, their mean is 1/2. `order` has the positions of the answers, the
-    best first; answers of equal strength keep their places.
-
-    `probabilities` (n, n, 3) are those of row against column in Outcome's order, nan on the diagonal.
-    """
-
-    order: tuple[int, ...]
-    strengths: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
-
-    @property
-    def best(self) -> int:
-        return self.order[0]
-
-    def right(self, among: frozenset[int]) -> float:
-        """The share of the answers of the highest strength that are `among` those that people found best: 1 or 0 unless
-        several have it."""
-        first = [position for position in self.order if self.strengths[position] == self.strengths[self.best]]
-        return sum(position in among for position in first) / len(first)
-
-
-def answer_pairs(
-    prompt: str | Sequence[str],
-    responses: Sequence[str | Sequence[str]],
-    *,
-    id: str | int = 0,
-    row: int = 0,
-    system: str = "",
-    reference: str | None = None,
-) -> list[Pair]:
-    """Every two of n answers as a pair, with the earlier answer as A. There are n (n - 1) / 2, in the order of
-    itertools.combinations.
-
-    An answer has as many turns as the prompt. Raises UsageError for fewer than two answers.
-    """
-    if len(responses) < 2:
-        raise UsageError(f"expected at least two responses, found {len(responses)}")
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    texts = [(response,) if isinstance(response, str) else tuple(response) for response in responses]
-    for number, each in enumerate(texts, 1):
-        if len(each) != len(prompts):
-            raise UsageError(f"response {number} has {len(each)} turns, the prompt {len(prompts)}; they must be equal")
-    prompts = tuple(map(clean, prompts))
-    cleaned = [tuple(map(clean, each)) for each in texts]
-    return [
-        Pair(tuple(map(Turn, prompts, a, b)), id=id, row=row, system=system, reference=reference)
-        for a, b in combinations(cleaned, 2)
-    ]
-
-
-def ranked_answers(n: int, forecasts: Sequence[Forecast]) -> AnswerRanking:
-    """The order of n answers from the forecasts of `answer_pairs`.
-
-    Raises the RowError of the first forecast that failed. Its field names the two answers.
-    """
-    probabilities = np.full((n, n, 3), np.nan)
-    for (i, j), forecast in zip(combinations(range(n), 2), forecasts, strict=True):
-        if forecast.error is not None:
-            fault = forecast.error
-            raise RowError(fault.file, fault.row, f"responses {i + 1} and {j + 1}", fault.problem, fault.id)
-        a, b, tie = forecast.probabilities
-        probabilities[i, j], probabilities[j, i] = (a, b, tie), (b, a, tie)
-    strengths = np.nanmean(probabilities[:, :, 0] + probabilities[:, :, 2] / 2, axis=1)
-    order = sorted(range(n), key=lambda index: -strengths[index])
-    return AnswerRanking(tuple(order), strengths, probabilities)
-
-
 @dataclass(frozen=True)
-class Choice:
-    """The choice among the candidates of one prompt, or the `error` that prevented it. `truncated` counts the pairs that were not
-    read whole."""
+class Asked:
+    """What is computed beside the choice.
 
-    id: str | int
-    candidates: Candidates | None
-    ranking: AnswerRanking | None
-    truncated: int
-    error: RowError | None
+    With `adaptive` as few comparisons are made as the choice needs (`forecasts.fewer`), and `comparisons` is their number. With
+    `probabilities` each answer has a probability to be the best of n. With `threshold` the best answer is compared with the
+    row's reference answer: `no_better` is the probability that people do not prefer it to the reference, and `none_good` says
+    whether that is at least `threshold`.
+    """
+
+    adaptive: bool = False
+    probabilities: bool = False
+    threshold: float | None = None
 
     @property
-    def ids(self) -> list[str | int]:
-        return [self.id]
-
-    @property
-    def right(self) -> float | None:
-        """Whether the choice is one of the answers that people found best: 1 or 0, or a share where several answers have
-        the highest strength. None where the file does not say, or the choice failed."""
-        if self.ranking is None or self.candidates is None or not self.candidates.right:
-            return None
-        return self.ranking.right(self.candidates.right)
-
-    def records(self, *, with_text: bool = False) -> Iterator[dict[str, Any]]:
-        """The one record of the .jsonl file: positions counted from 0, `pairwise` in the order of itertools.combinations."""
-        ranking, candidates = self.ranking, self.candidates
-        record: dict[str, Any] = {
-            "id": self.id,
-            "best": None if ranking is None else ranking.best,
-            "strength": None if ranking is None else float(ranking.strengths[ranking.best]),
-            "responses": None if candidates is None else len(candidates.responses),
-            "order": None if ranking is None else list(ranking.order),
-            "strengths": None if ranking is None else ranking.strengths.tolist(),
-            "pairwise": None if ranking is None else list(_pairwise(ranking)),
-            "truncated": self.truncated,
-            "right": self.right,
-            "error": None if self.error is None else str(self.error),
+    def names(self) -> dict[str, str]:
+        """The columns in a record, and the kinds of file that have them."""
+        return {
+            **({"comparisons": ".csv .jsonl"} if self.adaptive else {}),
+            **({"probability": ".csv .jsonl", "probabilities": ".jsonl"} if self.probabilities else {}),
+            **({"no_better": ".csv .jsonl", "none_good": ".csv .jsonl"} if self.threshold is not None else {}),
         }
-        if with_text:
-            chosen = None if ranking is None or candidates is None else candidates.responses[ranking.best]
-            record |= {
-                "prompt": None if candidates is None else list(candidates.prompt),
-                "response": None if chosen is None else list(chosen),
-            }
-        yield record
 
-
-def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
-    for i, j in combinations(range(len(ranking.order)), 2):
-        a, b, tie = map(float, ranking.probabilities[i, j])
-        yield {"a": i, "b": j, WINNERS[0]: a, WINNERS[1]: b, WINNERS[2]: tie}
+    def check(self, forecaster: Forecaster) -> None:
+        """Raises UsageError for a threshold that is no probability, and for a model without probabilities where they are needed."""
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UsageError(f"--threshold: expected a probability between 0 and 1, found {self.threshold:g}")
+        needed = "--probabilities" if self.probabilities else "--threshold" if self.threshold is not None else None
+        if needed is not None and isinstance(forecaster.outcome, MarginSign):
+            raise UsageError(
+                f"{needed} needs probabilities, and no outcome model was fitted to this model: it only ranks. Fit one with "
+                "prefcast fit LABELLED --model MODEL -o DIR and use --forecaster DIR"
+            )
 
 
 def choices(
-    items: Iterable[Candidates | RowError], forecaster: Forecaster, progress: Callable[[int], None] | None = None
+    items: Iterable[Candidates | RowError],
+    forecaster: Forecaster,
+    progress: Callable[[int], None] | None = None,
+    asked: Asked | None = None,
 ) -> Iterator[Choice]:
-    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done."""
+    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done. Raises
+    UsageError if `asked` does not fit the forecaster."""
+    asked = asked or Asked()
+    asked.check(forecaster)
     done = 0
 
     def chosen(piece: Sequence[Candidates | RowError], pairs: int) -> Iterator[Choice]:
         follow = None if progress is None else lambda within: progress(done + within * len(piece) // max(pairs, 1))
-        return _chosen(piece, forecaster, Meter(follow))
+        meter = Meter(follow)
+        found = fewer_choices(piece, forecaster, meter) if asked.adaptive else _chosen(piece, forecaster, meter)
+        return _completed(found, forecaster, asked)
 
     piece: list[Candidates | RowError] = []
     size = 0
@@ -185,14 +106,7 @@ def choices(
 
 
 def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
-    pairs = [
-        pair
-        for item in piece
-        if isinstance(item, Candidates)
-        for pair in answer_pairs(
-            item.prompt, item.responses, id=item.id, row=item.row, system=item.system, reference=item.reference
-        )
-    ]
+    pairs = [pair for item in piece if isinstance(item, Candidates) for pair in pairs_of(item)]
     forecasts = iter(forecaster.forecast(pairs, meter))
     for item in piece:
         if isinstance(item, RowError):
@@ -207,12 +121,68 @@ def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster, mete
             yield Choice(item.id, item, None, truncated, error)
 
 
+def _completed(found: Iterable[Choice], forecaster: Forecaster, asked: Asked) -> Iterator[Choice]:
+    """The choices with what was asked for beside them."""
+    if not asked.names:
+        yield from found
+        return
+    nothing = dict.fromkeys(asked.names)
+    made = [replace(choice, more=nothing | dict(choice.more)) for choice in found]
+    if asked.threshold is not None:
+        made = list(_beside_reference(made, forecaster, asked.threshold))
+    for choice in made:
+        if asked.probabilities and choice.ranking is not None:
+            shares = choice.ranking.best_probabilities()
+            said = {"probability": float(shares[choice.ranking.best]), "probabilities": shares.tolist()}
+            yield replace(choice, more={**choice.more, **said})
+        else:
+            yield choice
+
+
+def _beside_reference(found: Sequence[Choice], forecaster: Forecaster, threshold: float) -> Iterator[Choice]:
+    """The choices with the forecast of the best answer against the row's reference answer."""
+    pairs = [
+        answer_pairs(
+            item.prompt,
+            [best := item.responses[choice.ranking.best], (*best[:-1], item.reference)],
+            id=item.id,
+            row=item.row,
+            system=item.system,
+            reference=item.reference,
+        )[0]
+        for choice in found
+        if choice.ranking is not None and (item := choice.candidates) is not None and item.reference is not None
+    ]
+    forecasts = iter(forecaster.forecast(pairs))
+    for choice in found:
+        item = choice.candidates
+        if choice.ranking is None or item is None:
+            yield choice
+            continue
+        error: RowError | None = None
+        if item.reference is None:
+            error = RowError(
+                "best", item.row, "reference", "is missing; --threshold compares the best answer with it", item.id
+            )
+        else:
+            forecast = next(forecasts)
+            error = forecast.error
+            no_better = 1 - forecast.probabilities[0]
+        if error is not None:
+            yield replace(choice, ranking=None, error=error, more=dict.fromkeys(choice.more))
+        else:
+            said = {"no_better": no_better, "none_good": no_better >= threshold}
+            yield replace(choice, more={**choice.more, **said})
+
+
 def choice_kind(path: str | os.PathLike[str]) -> str:
     """The ending of an output file. Raises UsageError if no writer has it."""
     return output_kind(path, {".csv": "", ".jsonl": " (everything)"})
 
 
-def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False) -> AbstractContextManager[Writer]:
+def open_choice_writer(
+    path: str | os.PathLike[str], *, with_text: bool = False, asked: Asked | None = None
+) -> AbstractContextManager[Writer]:
     """A writer of choices for `path`: everything (.jsonl), or a row for each prompt without the strengths of all responses
     (.csv). The file appears whole or not at all. Raises UsageError."""
     names = (
@@ -223,6 +193,7 @@ def open_choice_writer(path: str | os.PathLike[str], *, with_text: bool = False)
         "truncated",
         "right",
         "error",
-        *(("prompt", "response") if with_text else ()),
+        *(name for name, kinds in (asked or Asked()).names.items() if ".csv" in kinds),
+        *(("prompt", "response", *BESIDE) if with_text else ()),
     )
     return opened_writer(path, choice_kind(path), names, with_text=with_text)

@@ -1,0 +1,177 @@
+"""Best of n with fewer comparisons than every two answers.
+
+A model with a score for each answer scores each answer once. The margin of two answers is the difference of their scores, so all
+comparisons follow, and the choice is that of every two.
+
+Any other model compares by successive elimination, with its own probabilities:
+
+1. The first answer is compared with each of the others.
+2. The comparisons so far give each answer a probability to be the best (`outcomes.statistics.coupling`). An answer stays while its
+   probability is at least `KEEP` times that of the leader.
+3. The leader is compared with those that stay, then these with one another; after each round 2 is done again. It ends when every two
+   that stay have been compared.
+
+The best answer is the one among those that stay with the highest strength. The strength is the mean over the others of
+P(it wins) + P(tie) / 2; for two answers that were not compared, p_i / (p_i + p_j) takes its place. The order has those that stay first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefcast.errors import RowError
+from prefcast.forecasts.answers import AnswerRanking, Choice, pairs_of, ranked_answers
+from prefcast.forecasts.forecaster import Forecaster
+from prefcast.forecasts.predictions import Forecast, Forecasts
+from prefcast.outcomes.statistics.coupling import best_of_n
+from prefcast.pairs import Pair
+from prefcast.pairs.formats.candidates import Candidates
+from prefcast.scorers.base import Meter
+
+__all__ = ["KEEP", "fewer_choices", "scores_answers"]
+
+KEEP = 0.9
+_SCORES = ("score_a", "score_b")
+Two = tuple[int, int]
+
+
+def scores_answers(forecaster: Forecaster) -> bool:
+    """Whether the model has a score for each answer, of which the margins are the differences."""
+    scorer = forecaster.scorer
+    return scorer.pointwise and tuple(scorer.raw_names) == _SCORES
+
+
+@dataclass
+class _Row:
+    """What is known of one row: the probabilities (n, n, 3) of those that were compared, and the answers that are still in."""
+
+    item: Candidates
+    probabilities: NDArray[np.float64]
+    stay: list[int]
+    pairs: dict[Two, Pair] = field(repr=False)
+    comparisons: int = 0
+    truncated: int = 0
+    error: RowError | None = None
+    asks: list[Two] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, item: Candidates) -> _Row:
+        n = len(item.responses)
+        pairs = dict(zip(combinations(range(n), 2), pairs_of(item), strict=True))
+        return cls(item, np.full((n, n, 3), np.nan), list(range(n)), pairs, asks=[(0, j) for j in range(1, n)])
+
+    def take(self, two: Two, forecast: Forecast) -> None:
+        self.comparisons += 1
+        self.truncated += forecast.truncation is not None and forecast.truncation.truncated
+        if forecast.error is not None:
+            self.error = self.error or _of_two(forecast.error, two)
+            return
+        i, j = two
+        a, b, tie = forecast.probabilities
+        self.probabilities[i, j], self.probabilities[j, i] = (a, b, tie), (b, a, tie)
+
+    @property
+    def preferred(self) -> NDArray[np.float64]:
+        shares: NDArray[np.float64] = self.probabilities[:, :, 0] + self.probabilities[:, :, 2] / 2
+        return shares
+
+    def next(self) -> None:
+        """Decide who stays, and what to compare next; nothing where the row is done."""
+        self.asks = []
+        if self.error is not None:
+            return
+        chance = best_of_n(self.preferred)
+        leader = int(chance.argmax())
+        self.stay = [position for position in self.stay if chance[position] >= KEEP * chance[leader]]
+        known = np.isfinite(self.probabilities[:, :, 0])
+        of_leader = [_sorted(leader, other) for other in self.stay if other != leader and not known[leader, other]]
+        self.asks = of_leader or [two for two in combinations(self.stay, 2) if not known[two]]
+
+    def ranking(self) -> AnswerRanking:
+        preferred, chance = self.preferred, best_of_n(self.preferred)
+        implied = chance[:, None] / np.maximum(chance[:, None] + chance[None, :], np.finfo(float).tiny)
+        shares = np.where(np.isfinite(preferred), preferred, implied)
+        np.fill_diagonal(shares, np.nan)
+        strengths = np.nanmean(shares, axis=1)
+        order = sorted(range(len(strengths)), key=lambda index: (index not in self.stay, -strengths[index]))
+        return AnswerRanking(tuple(order), strengths, self.probabilities)
+
+    def choice(self) -> Choice:
+        ranking = None if self.error is not None else self.ranking()
+        more = {"comparisons": self.comparisons}
+        return Choice(self.item.id, self.item, ranking, self.truncated, self.error, more)
+
+
+def fewer_choices(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
+    """The choice for each prompt. `comparisons` of `Choice.more` counts those that were made; for a model with a score for each
+    answer, each of them gives two scores."""
+    if scores_answers(forecaster):
+        yield from _by_scores(piece, forecaster, meter)
+        return
+    rows = [_Row.of(item) if isinstance(item, Candidates) else item for item in piece]
+    there = [row for row in rows if isinstance(row, _Row)]
+    while asked := [(row, two) for row in there for two in row.asks]:
+        forecasts = forecaster.forecast([row.pairs[two] for row, two in asked], meter)
+        for (row, two), forecast in zip(asked, forecasts, strict=True):
+            row.take(two, forecast)
+        for row in there:
+            if row.asks:
+                row.next()
+    for each in rows:
+        yield Choice(each.id, None, None, 0, each) if isinstance(each, RowError) else each.choice()
+
+
+def _by_scores(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
+    asked: list[Pair] = []
+    twos: list[list[Two]] = []
+    for item in piece:
+        if isinstance(item, Candidates):
+            n = len(item.responses)
+            pairs = dict(zip(combinations(range(n), 2), pairs_of(item), strict=True))
+            # An answer that is left over is shown beside the first once more.
+            twos.append([(i, i + 1) for i in range(0, n - 1, 2)] + ([(0, n - 1)] if n % 2 else []))
+            asked += [pairs[two] for two in twos[-1]]
+    forecasts = forecaster.forecast(asked, meter)
+    start = number = 0
+    for item in piece:
+        if isinstance(item, RowError):
+            yield Choice(item.id, None, None, 0, item)
+            continue
+        here = slice(start, start + len(twos[number]))
+        yield _of_scores(item, twos[number], forecasts, here, forecaster)
+        start, number = here.stop, number + 1
+
+
+def _of_scores(
+    item: Candidates, twos: Sequence[Two], forecasts: Forecasts, here: slice, forecaster: Forecaster
+) -> Choice:
+    found = [forecasts[place] for place in range(here.start, here.stop)]
+    truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
+    more = {"comparisons": len(twos)}
+    for two, forecast in zip(twos, found, strict=True):
+        if forecast.error is not None:
+            return Choice(item.id, item, None, truncated, _of_two(forecast.error, two), more)
+    evidence = forecasts.evidence or {}
+    scores = np.empty(len(item.responses))
+    for place, two in enumerate(twos, here.start):
+        scores[list(two)] = [evidence[name][place] for name in _SCORES]
+    left, right = np.triu_indices(len(scores), 1)
+    probabilities = forecaster.outcome.probabilities(scores[left] - scores[right], np.zeros(len(left)))
+    made = [
+        Forecast(item.id, (float(a), float(b), float(tie)), 0.0, 0.0, None, None, None) for a, b, tie in probabilities
+    ]
+    return Choice(item.id, item, ranked_answers(len(scores), made), truncated, None, more)
+
+
+def _of_two(error: RowError, two: Two) -> RowError:
+    """The error of a comparison, with the two answers as its field."""
+    return RowError(error.file, error.row, f"responses {two[0] + 1} and {two[1] + 1}", error.problem, error.id)
+
+
+def _sorted(one: int, other: int) -> Two:
+    return (one, other) if one < other else (other, one)

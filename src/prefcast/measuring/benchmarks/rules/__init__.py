@@ -1,0 +1,1 @@
+"""The rules of each benchmark, a file each."""
