@@ -2,8 +2,9 @@
 
 Both train the same Llama with random weights on the same decided pairs, with the same token ids, pairs a step, loss (Bradley-Terry),
 optimiser and precision (float32), each run in a process of its own, in turns. TRL groups by length; neither recomputes layers. Counted are
-the tokens of both conversations of every pair, prompt and answer, as TRL computes them. The clock runs from the beginning of the training to the end
-of the last step but one, since prefcast evaluates in the last one. The memory is the largest of the whole process.
+the tokens of both conversations of every pair, prompt and answer, as TRL computes them. The clocks run from the end of the first step to that of
+the last but one: the first step warms up, and prefcast evaluates in the last one. One clock is the wall's, the other the processor's: on
+a machine that does other work too, the second one is the fairer. The memory is the largest of the whole process.
 
 Needs an environment with trl (`make bench-trl` makes it). Without --data the pairs are random words of such lengths. Prints a Markdown table.
 """
@@ -162,19 +163,41 @@ def prepare(room: Path, given: argparse.Namespace) -> str:
     )
 
 
+class Clocks:
+    """Tokens, and seconds of both clocks, at the end of each step."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, float, float]] = []
+
+    def mark(self, tokens: float) -> None:
+        self.marks.append((tokens, time.monotonic(), time.process_time()))
+
+    def rates(self) -> dict[str, float]:
+        """Tokens a second of each clock, without the first step and the last one."""
+        tokens, wall, processor = (last - first for first, last in zip(self.marks[0], self.marks[-2], strict=True))
+        return {"rate": tokens / wall, "processor": tokens / processor}
+
+
 def run_prefcast(room: Path, given: argparse.Namespace) -> dict[str, float]:
     from prefcast import train_reward
 
-    said: list[Any] = []
+    clocks, losses = Clocks(), []
+
+    def follow(progress: Any) -> None:
+        # The seconds so far follow from those that are left, by the mean step; in the last step, which does not count, none are left.
+        seconds = progress.left * progress.done / max(1, progress.of - progress.done)
+        clocks.mark(progress.rate * seconds)
+        losses.append(progress.loss)
+
     train_reward(
         room / "pairs.jsonl",
         room / "out",
         base=str(room / "base"),
         recipe=recipe_of(given),
         validation_pairs=[room / "held.jsonl"],
-        progress=said.append,
+        progress=follow,
     )
-    return {"rate": said[-2].rate, "loss": float(np.mean([each.loss for each in said]))}
+    return {**clocks.rates(), "loss": float(np.mean(losses))}
 
 
 def run_trl(room: Path, given: argparse.Namespace) -> dict[str, float]:
@@ -183,19 +206,13 @@ def run_trl(room: Path, given: argparse.Namespace) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import RewardConfig, RewardTrainer
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        began = rate = 0.0
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clocks.mark(trainer._total_train_tokens)
 
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.monotonic()
-
-        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-            if state.global_step == state.max_steps - 1:
-                self.rate = trainer._total_train_tokens / (time.monotonic() - self.began)
-
+    clocks = Clocks()
     rank, each = SETTINGS[given.setting], given.trl_batch
     adapters = {"r": rank, "lora_alpha": 2 * (rank or 0), "target_modules": "all-linear", "modules_to_save": ["score"]}
-    clock = Clock()
     trainer = RewardTrainer(
         model=str(room / "base"),
         args=RewardConfig(
@@ -220,9 +237,10 @@ def run_trl(room: Path, given: argparse.Namespace) -> dict[str, float]:
         ),
         train_dataset=Dataset.from_list(json.loads((room / "ids.json").read_text())),
         peft_config=None if rank is None else LoraConfig(task_type=TaskType.SEQ_CLS, **adapters),
-        callbacks=[clock],
+        callbacks=[Follow()],
     )
-    return {"rate": clock.rate, "loss": trainer.train().training_loss} | {"rate": clock.rate}
+    loss = trainer.train().training_loss
+    return {**clocks.rates(), "loss": loss}
 
 
 def one(given: argparse.Namespace) -> None:
@@ -235,8 +253,18 @@ def one(given: argparse.Namespace) -> None:
         for path in given.room.iterdir():
             (room / path.name).symlink_to(path)
         found = (run_prefcast if given.run == "prefcast" else run_trl)(room, given)
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**20
+    found["memory"] = largest_memory() / 2**20
     print("\n" + json.dumps(found))
+
+
+def largest_memory() -> int:
+    """The largest memory of this process in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        # Where the process that started this one was larger, some systems give its memory.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def processor() -> str:
@@ -251,8 +279,8 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder with train/*.csv.gz")
-    parser.add_argument("--pairs", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16, help="pairs a step")
+    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=8, help="pairs a step")
     parser.add_argument("--trl-batch", type=int, default=4, help="pairs that TRL computes at once")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--inner", type=int, default=704)
@@ -272,9 +300,18 @@ def main() -> None:
         given.setting = settings[0]
         told = prepare(room, given)
         print(f"{processor()}, {given.threads} threads, load {os.getloadavg()[0]:.1f}. {told}\n")
-        print(
-            "| what is learned | | tokens a second | ratio | memory, MiB | mean loss | n |\n| --- | --- | --- | --- | --- | --- | --- |"
-        )
+        heads = [
+            "what is learned",
+            "",
+            "tokens a second",
+            "ratio",
+            "tokens a processor second",
+            "ratio",
+            "memory, MiB",
+            "mean loss",
+            "n",
+        ]
+        print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
         for setting in settings:
             compare(room, setting, given)
 
@@ -288,17 +325,20 @@ def compare(room: Path, setting: str, given: argparse.Namespace) -> None:
             if done.returncode:
                 sys.exit(done.stderr)
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    # Each round has one run of both: its ratio is that of neighbours in time.
-    ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(found["prefcast"], found["trl"], strict=True)]
     for way, runs in found.items():
-        rates, memory, losses = ([run[key] for run in runs] for key in ("rate", "memory", "loss"))
-        shown = "1" if way == "trl" else f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        cells = []
+        for key in ("rate", "processor"):
+            # Each round has one run of both: its ratio is that of neighbours in time.
+            ratios = [run[key] / their[key] for run, their in zip(runs, found["trl"], strict=True)]
+            cells += [spread([run[key] for run in runs], ",.0f"), "1" if way == "trl" else spread(ratios, ".2f")]
+        memory, loss = max(run["memory"] for run in runs), statistics.median(run["loss"] for run in runs)
         title = "TRL" if way == "trl" else "**prefcast**"
-        print(
-            f"| {setting} | {title} | {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {shown} | "
-            f"{max(memory):,.0f} | {statistics.median(losses):.4f} | {len(runs)} |",
-            flush=True,
-        )
+        print(f"| {setting} | {title} | {' | '.join(cells)} | {memory:,.0f} | {loss:.4f} | {len(runs)} |", flush=True)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median, lowest and highest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1200, help="pairs to learn from")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rate", type=float, default=2e-3, help="the largest learning rate")
     parser.add_argument("--layers", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=2)
