@@ -117,7 +117,9 @@ def prepare(room: Path, given: argparse.Namespace) -> str:
     save_base(room / "base", texts, given)
     make_start(str(room / "base"), room / "start", recipe_of(given))
     scorer: Any = opened_start(room / "start", recipe_of(given), "cpu")
-    rows, groups, held = [], [], []
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    groups: list[Any] = []
+    held: list[dict[str, Any]] = []
     for number, pair in enumerate(pairs):
         turn = pair.turns[0]
         group = scorer.group(read_pair(pair, WHOLE, scorer)[0])
@@ -206,13 +208,18 @@ def run_trl(room: Path, given: argparse.Namespace) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import RewardConfig, RewardTrainer
 
-    class Follow(TrainerCallback):  # type: ignore[misc]
+    class Follow(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clocks.mark(trainer._total_train_tokens)
 
     clocks = Clocks()
     rank, each = SETTINGS[given.setting], given.trl_batch
-    adapters = {"r": rank, "lora_alpha": 2 * (rank or 0), "target_modules": "all-linear", "modules_to_save": ["score"]}
+    adapters: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": 2 * (rank or 0),
+        "target_modules": "all-linear",
+        "modules_to_save": ["score"],
+    }
     trainer = RewardTrainer(
         model=str(room / "base"),
         args=RewardConfig(
@@ -281,7 +288,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder with train/*.csv.gz")
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--batch", type=int, default=8, help="pairs a step")
-    parser.add_argument("--trl-batch", type=int, default=4, help="pairs that TRL computes at once")
+    parser.add_argument("--trl-batch", type=int, default=2, help="pairs that TRL computes at once")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--inner", type=int, default=704)
     parser.add_argument("--layers", type=int, default=4)
