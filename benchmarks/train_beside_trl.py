@@ -286,7 +286,7 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder with train/*.csv.gz")
-    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=80)
     parser.add_argument("--batch", type=int, default=8, help="pairs a step")
     parser.add_argument("--trl-batch", type=int, default=2, help="pairs that TRL computes at once")
     parser.add_argument("--hidden", type=int, default=256)
