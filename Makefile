@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 4
 
-.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
+.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train bench-trl families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -124,6 +124,11 @@ bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (t
 
 bench-train: $(VENV)/.dev ## Train reward models on a planted task whose best log loss is known (minutes)
 	$(BIN)/python benchmarks/train_reward.py
+
+bench-trl: ## Measure train reward beside TRL on DATA (train files; without: random words), in a venv of its own (minutes)
+	$(PYTHON) -m venv $(OUT)/bench-trl-venv
+	$(OUT)/bench-trl-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.16.0 peft==0.21.2 -e '.[train]'
+	$(OUT)/bench-trl-venv/bin/python benchmarks/train_beside_trl.py $(if $(wildcard $(DATA)/train),--data $(DATA))
 
 bench-service: $(VENV)/.dev ## Measure the service beside predict at 1, 8 and 32 clients (minutes)
 	$(BIN)/python benchmarks/service.py

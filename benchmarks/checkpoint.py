@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["FIXTURE", "Shape", "make_checkpoint"]
 
@@ -22,8 +23,13 @@ class Shape:
     inner: int
 
 
-def make_checkpoint(folder: Path, shape: Shape, fixture: Path = FIXTURE) -> None:
-    """Write an InternLM2-reward with random weights and the fixture's tokenizer into `folder`."""
+def make_checkpoint(
+    folder: Path, shape: Shape, fixture: Path = FIXTURE, *, vocabulary: int | None = None, dtype: Any = None
+) -> None:
+    """Write an InternLM2-reward with random weights and the fixture's tokenizer into `folder`.
+
+    `vocabulary` is the number of embeddings (default: the fixture's), `dtype` the type of the weights (default: float32).
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -37,14 +43,15 @@ def make_checkpoint(folder: Path, shape: Shape, fixture: Path = FIXTURE) -> None
         "num_key_value_heads": shape.keys,
         "intermediate_size": shape.inner,
         "max_position_embeddings": 32768,
+        "vocab_size": vocabulary or config["vocab_size"],
     }
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(0)
 
     def matrix(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator) * 0.02
+        return (torch.randn(*size, generator=generator) * 0.02).to(dtype or torch.float32)
 
-    hidden, ones = shape.hidden, torch.ones(shape.hidden)
+    hidden, ones = shape.hidden, torch.ones(shape.hidden, dtype=dtype or torch.float32)
     weights = {"model.tok_embeddings.weight": matrix(config["vocab_size"], hidden), "v_head.weight": matrix(1, hidden)}
     weights["model.norm.weight"] = ones.clone()
     for layer in range(shape.layers):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ import torch  # noqa: E402
 import gpu_speed  # noqa: E402
 from checkpoints import EXAMPLES, FAMILIES, INTERNLM2, save_decoder  # noqa: E402
 from gpu_speed import SHAPES, Way, random_network  # noqa: E402
+from gpu_training import STEPS, train_some  # noqa: E402
 from prefcast import Pair, load_scorer, read_pairs  # noqa: E402
 from prefcast.errors import PrefcastError  # noqa: E402
 from prefcast.pairs.budget import WHOLE  # noqa: E402
@@ -263,6 +265,27 @@ def throughput(report: Report, device: torch.device, clock: Clock) -> None:
         )
 
 
+def training(report: Report, room: Path, device: torch.device, clock: Clock) -> None:
+    """Adapters of a random network are trained, and the loss must fall."""
+    shape, words = ("1.8B", 100) if device.type == "cuda" else ("tiny", 8)
+    name = f"training {STEPS} steps of adapters, InternLM2 with the shape {shape}"
+    if clock.left() < 120:
+        report.skip(name, "no time was left")
+        return
+    found = train_some(room / "training", SHAPES[shape], device, words, clock.left)
+    # The files of a large model are large: they do not wait for the end.
+    shutil.rmtree(room / "training")
+    first, last = found.level(last=False), found.level(last=True)
+    said = (
+        f"the mean loss of ten steps fell from {first:.3f} to {last:.3f}; {found.rate:,.0f} tokens a second, "
+        f"{found.memory / 2**30:.1f} GiB {'of the GPU' if device.type == 'cuda' else 'of the whole script'}"
+    )
+    if len(found.losses) < STEPS:
+        report.skip(name, f"no time was left after {len(found.losses)} steps; {said}")
+        return
+    report.check(name, last < 0.9 * first, said)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to see that the script runs through")
@@ -281,6 +304,7 @@ def main() -> None:
             ("replicas", lambda: replicas(report, room, device)),
             ("quantised weights", lambda: quantised(report, room, args.device)),
             ("packed attention", lambda: attention(report, device)),
+            ("training", lambda: training(report, room, device, clock)),
             ("pairs a second", lambda: throughput(report, device, clock)),
             # The families come last: each is short, and stops where the time ends.
             ("families", lambda: parity(report, room, args.device, clock)),
