@@ -18,6 +18,7 @@ from prefcast.cli import (  # noqa: F401
     labelling,
     measuring,
     models,
+    preferring,
     ranking,
     running,
     serving,
@@ -31,7 +32,21 @@ from prefcast.runs.stopping import SIGNALS, begin, stopped, stopped_by
 __all__ = ["app", "run"]
 
 # The verbs that most people need come first; a verb that is not named here comes last.
-_ORDER = ("predict", "explain", "check", "best", "fit", "evaluate", "report", "rank", "label", "compare", "score")
+_ORDER = (
+    "predict",
+    "explain",
+    "check",
+    "best",
+    "pairs",
+    "filter",
+    "fit",
+    "evaluate",
+    "report",
+    "rank",
+    "label",
+    "compare",
+    "score",
+)
 app.registered_commands.sort(
     key=lambda verb: (*_ORDER, getattr(verb.callback, "__name__", "")).index(getattr(verb.callback, "__name__", ""))
 )

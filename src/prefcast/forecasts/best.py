@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import combinations, islice
+from dataclasses import dataclass, replace
+from itertools import chain, combinations, islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.outputs import Writer, opened_writer, output_kind
-from prefcast.forecasts.predictions import Forecast
+from prefcast.forecasts.predictions import Forecast, Forecasts
+from prefcast.forecasts.scores import SINGLE_SCORE, RawScores, score_pairs
 from prefcast.pairs import Pair, Turn, clean
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.pairs.formats.labels import WINNERS
@@ -44,12 +45,14 @@ class AnswerRanking:
     """The order of n answers. `strengths` (n,) are from 0 to 1, their mean is 1/2. `order` has the positions of the answers, the
     best first; answers of equal strength keep their places.
 
-    `probabilities` (n, n, 3) are those of row against column in Outcome's order, nan on the diagonal.
+    `probabilities` (n, n, 3) are those of row against column in Outcome's order, nan on the diagonal. `leads` (n, n), if they were
+    asked for, are the lower ends of the 95 % intervals of P(the row's answer wins) - P(the column's wins).
     """
 
     order: tuple[int, ...]
     strengths: NDArray[np.float64]
     probabilities: NDArray[np.float64]
+    leads: NDArray[np.float64] | None = None
 
     @property
     def best(self) -> int:
@@ -162,14 +165,22 @@ def _pairwise(ranking: AnswerRanking) -> Iterator[dict[str, float]]:
 
 
 def choices(
-    items: Iterable[Candidates | RowError], forecaster: Forecaster, progress: Callable[[int], None] | None = None
+    items: Iterable[Candidates | RowError],
+    forecaster: Forecaster,
+    progress: Callable[[int], None] | None = None,
+    *,
+    leads: bool = False,
 ) -> Iterator[Choice]:
-    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done."""
+    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done. With `leads` the
+    rankings have them.
+
+    A model that scores single answers reads each answer of a prompt once; another one reads every two of them.
+    """
     done = 0
 
     def chosen(piece: Sequence[Candidates | RowError], pairs: int) -> Iterator[Choice]:
         follow = None if progress is None else lambda within: progress(done + within * len(piece) // max(pairs, 1))
-        return _chosen(piece, forecaster, Meter(follow))
+        return _chosen(piece, forecaster, Meter(follow), leads=leads)
 
     piece: list[Candidates | RowError] = []
     size = 0
@@ -184,27 +195,82 @@ def choices(
     yield from chosen(piece, size)
 
 
-def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
-    pairs = [
-        pair
-        for item in piece
-        if isinstance(item, Candidates)
-        for pair in answer_pairs(
-            item.prompt, item.responses, id=item.id, row=item.row, system=item.system, reference=item.reference
-        )
-    ]
-    forecasts = iter(forecaster.forecast(pairs, meter))
+def _chosen(
+    piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter, *, leads: bool
+) -> Iterator[Choice]:
+    read = [item for item in piece if isinstance(item, Candidates)]
+    compared = _by_answer if _scores_answers(forecaster) else _by_pair
+    forecasts = compared(read, forecaster, meter)
+    low, high = forecasts.lead_interval() if leads else (np.zeros(0), np.zeros(0))
+    # Without the link, whose intervals of single probabilities nobody asks for here.
+    every, start = iter(replace(forecasts, link=None)), 0
     for item in piece:
         if isinstance(item, RowError):
             yield Choice(item.id, None, None, 0, item)
             continue
         n = len(item.responses)
-        found = list(islice(forecasts, n * (n - 1) // 2))
+        count = n * (n - 1) // 2
+        found = list(islice(every, count))
+        part = slice(start, start + count)
+        start += count
         truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
         try:
-            yield Choice(item.id, item, ranked_answers(n, found), truncated, None)
+            ranking = ranked_answers(n, found)
         except RowError as error:
             yield Choice(item.id, item, None, truncated, error)
+            continue
+        if leads:
+            least = np.full((n, n), np.nan)
+            above = np.triu_indices(n, 1)
+            least[above], least.T[above] = low[part], -high[part]
+            ranking = replace(ranking, leads=least)
+        yield Choice(item.id, item, ranking, truncated, None)
+
+
+def _by_pair(read: Sequence[Candidates], forecaster: Forecaster, meter: Meter) -> Forecasts:
+    """The forecasts of every two answers to each prompt."""
+    pairs = (
+        answer_pairs(
+            each.prompt, each.responses, id=each.id, row=each.row, system=each.system, reference=each.reference
+        )
+        for each in read
+    )
+    return forecaster.forecast(chain.from_iterable(pairs), meter)
+
+
+def _scores_answers(forecaster: Forecaster) -> bool:
+    """Whether the scores of single answers are all that the forecaster needs."""
+    link = forecaster.link
+    return forecaster.scorer.pointwise and (link is None or {*link.margin, *link.tie} <= {"margin", "tie"})
+
+
+def _by_answer(read: Sequence[Candidates], forecaster: Forecaster, meter: Meter) -> Forecasts:
+    """As `_by_pair`, from the score of each answer, which is read as a pair with itself."""
+    singles = [
+        Pair(tuple(map(Turn, prompt, texts, texts)), id=each.id, row=each.row, system=clean(each.system))
+        for each in read
+        for prompt in [tuple(map(clean, each.prompt))]
+        for texts in (tuple(map(clean, response)) for response in each.responses)
+    ]
+    scores = score_pairs(singles, forecaster.scorer, forecaster.budget, meter, "forecast", single=True)
+    score = scores.columns[SINGLE_SCORE]
+    a, b, start = list[int](), list[int](), 0
+    for each in read:
+        end = start + len(each.responses)
+        left, right = zip(*combinations(range(start, end), 2), strict=True)
+        a += left
+        b += right
+        start = end
+    margin = score[a] - score[b] + 0.0
+    cuts, errors = scores.truncations, scores.errors
+    of_pairs = RawScores(
+        [singles[i].id for i in a],
+        {"margin": margin, "tie": np.where(np.isfinite(margin), 0.0, np.nan)},
+        [cuts[j] if (cut := cuts[i]) is None or not cut.truncated else cut for i, j in zip(a, b, strict=True)],
+        [errors[i] or errors[j] for i, j in zip(a, b, strict=True)],
+        [None] * len(a),
+    )
+    return forecaster.of_scores(of_pairs)
 
 
 def choice_kind(path: str | os.PathLike[str]) -> str:
