@@ -13,6 +13,7 @@ from contextlib import suppress
 from prefcast.cli import (  # noqa: F401
     checking,
     choosing,
+    filtering,
     fitting,
     forecasts,
     labelling,

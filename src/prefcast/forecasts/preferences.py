@@ -91,7 +91,7 @@ class Lengths:
         self.total += difference
 
     def __str__(self) -> str:
-        mean = self.total / max(1, self.pairs)
+        mean = round(self.total / max(1, self.pairs), 1) + 0.0
         share = self.longer / max(1, self.longer + self.shorter)
         return f"longer in {share:.1%} of {self.longer + self.shorter:,} pairs of unequal length, by {mean:+.1f} characters on average"
 
