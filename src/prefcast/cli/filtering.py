@@ -122,16 +122,9 @@ def filter_pairs(
             progress=stack.enter_context(progress(file)),
         )
         if chosen is not None and not found.labelled:
-            raise UsageError(f"{file.name}: no row has a label, so that no label has a probability")
-        counts = write_filtered(
-            source_of(pairs),
-            output,
-            found,
-            file.own_name("id") if file.has_id else None,
-            report=report,
-            weights=reweight,
-            max_row=reading.max_row,
-        )
+            fault = f"; the first that cannot be read: {found.first_error}" if found.first_error else ""
+            raise UsageError(f"{file.name}: no row has a label, so that no label has a probability{fault}")
+        counts = write_filtered(file, source_of(pairs), output, found, report=report, weights=reweight)
     if json_output is not None:
         more = {"two_sided": found.two_sided, "contradicting": found.contradicting}
         write_json({**counts.to_dict(), **more, "rule": vars(rule)}, json_output)

@@ -99,9 +99,10 @@ def pairs(
         )
     if json_output is not None:
         write_json({**counts.to_dict(), "rule": vars(rule), "to": to}, json_output)
+    ties_said = f", {counts.ties:,} of them ties" if counts.ties else ""
     say(
-        f"{counts.written:,} pairs of {counts.prompts:,} prompts in {shown_path(output)}; "
-        f"{counts.without:,} prompts have none" + (f"; {counts.ties:,} pairs are ties" if counts.ties else "")
+        f"{counts.written:,} pairs of {counts.prompts:,} prompts in {shown_path(output)}{ties_said}; prompts without a "
+        f"pair: {counts.without:,}"
     )
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.dropped.items() if count)
     say(f"dropped of {counts.considered:,} pairs: {dropped or 'none'}")

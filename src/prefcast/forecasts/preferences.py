@@ -30,7 +30,15 @@ __all__ = ["REASONS", "STRATEGIES", "Counts", "Lengths", "Rule", "balanced", "pr
 
 STRATEGIES = ("best-worst", "best-random", "all", "hard")
 # Why a pair is dropped; the first that holds counts.
-REASONS = ("same text", "tie", "below the margin", "outside the band", "above --per-prompt", "length balance")
+REASONS = (
+    "same text",
+    "repeated",
+    "tie",
+    "below the margin",
+    "outside the band",
+    "above --per-prompt",
+    "length balance",
+)
 # Differences of length in one bin differ by at most this factor.
 _BIN = 1.25
 
@@ -129,12 +137,17 @@ def preferences(choice: Choice, rule: Rule, counts: Counts) -> Iterator[Preferen
     probabilities, leads = ranking.probabilities, ranking.leads
     wins = probabilities[:, :, Outcome.A] + probabilities[:, :, Outcome.TIE] / 2
     taken: list[tuple[int, int, bool]] = []
+    seen: set[frozenset[tuple[str, ...]]] = set()
     for i, j in _considered(str(choice.id), ranking.order, wins, rule):
         counts.considered += 1
         win, lose, tie = probabilities[i, j]
-        reason = ""
-        if said.responses[i] == said.responses[j]:
+        reason, texts = "", frozenset((said.responses[i], said.responses[j]))
+        repeated = texts in seen
+        seen.add(texts)
+        if len(texts) == 1:
             reason = "same text"
+        elif repeated:
+            reason = "repeated"
         elif is_tie := bool(tie >= max(win, lose) or win == lose):
             reason = "" if rule.ties else "tie"
         elif leads[i, j] <= rule.margin:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from prefcast.base.files import atomic_file, checked_ending
-from prefcast.base.limits import MAX_ROW
 from prefcast.errors import FileError, RowError, RunError
 from prefcast.forecasts.outputs import safe_cell
 from prefcast.measuring.filtering.verdicts import REASONS, UNREADABLE, Verdicts
 from prefcast.pairs import clean
+from prefcast.pairs.formats import PairFile
 from prefcast.pairs.formats.copying import opened_copy
 from prefcast.pairs.formats.fields import absent
 from prefcast.pairs.formats.records import Records
@@ -57,23 +57,23 @@ def check_weights(path: str | os.PathLike[str]) -> None:
 
 
 def write_filtered(
+    file: PairFile,
     source: Any,
     output: str | os.PathLike[str],
     verdicts: Verdicts,
-    id_column: str | None,
     *,
     report: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
-    max_row: int = MAX_ROW,
 ) -> Filtered:
-    """Read `source` (a path or several) again, and write the rows that stay as they were read.
+    """Read `source` (a path or several), which was judged as `file`, again, and write the rows that stay as they were read.
 
-    `id_column` is what the file calls its ids; None if it has none: then rows have numbers, and those of the weights are the numbers in
-    `output`. Each file appears whole or not at all. Raises FileError and UsageError, and RunError if the source has changed.
+    Without ids, the weights are those of the numbers that the rows have in `output`. Each file appears whole or not at all. Raises
+    FileError and UsageError, and RunError if the source has changed.
     """
     counts, details = Filtered(), verdicts.details
+    id_column = file.own_name("id") if file.has_id else None
     with ExitStack() as stack:
-        records = stack.enter_context(Records(source, max_row))
+        records = stack.enter_context(Records(source, file.bounds.max_row))
         put = stack.enter_context(opened_copy(output, records, source))
         say = stack.enter_context(_lines(report, _REPORT, safe_cell))
         # These ids are read again and must be those of the rows, to the letter.
@@ -103,7 +103,7 @@ def write_filtered(
             put(record)
             counts.kept += 1
             weigh((id if id_column is not None else counts.kept, _weight(probability)))
-        if place != len(verdicts.row):
+        if place != len(verdicts.row) or file.changed:
             raise RunError(f"{records.name}: was changed while it was filtered; give the command again")
     return counts
 
