@@ -408,7 +408,7 @@ def many(path: Path, prompts: int, answers: int = 8) -> Path:
 def test_kill_9_at_ten_moments(tmp_path: Path, start: Start) -> None:
     from test_runs import killed_often
 
-    path = many(tmp_path / "in.jsonl", 120)
+    path = many(tmp_path / "in.jsonl", 40, 5)
     more = ("--strategy", "all", "--per-prompt", "3", "--balance-length", "--json", "{}/c.json")
     outputs = ["o.jsonl", "c.json"]
     killed_often(start, tmp_path, 10, outputs, "pairs", path, "--model", "embedded", *more, "-o", "{}/o.jsonl")
