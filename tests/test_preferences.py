@@ -263,6 +263,7 @@ def test_balanced_pairs_are_written_in_their_order(tmp_path: Path) -> None:
     difference = [len(row["chosen"][0]["content"]) - len(row["rejected"][0]["content"]) for row in rows]
     assert sum(difference) == counts.balanced.total <= 0
     assert counts.lengths == before.lengths
+    assert counts.without == 300 - len({each.partition(":")[0] for each in ids(rows)})
     assert made(tmp_path, Rule(), answers, balance=True)[0] == rows
     assert made(tmp_path, Rule(seed=1), answers, balance=True)[0] != rows
 
@@ -420,7 +421,7 @@ def test_memory_is_flat(tmp_path: Path) -> None:
     peaks = []
     for prompts in (500, 10_000):
         path = many(tmp_path / f"{prompts}.jsonl", prompts)
-        more = ("--strategy", "all", "--balance-length", "-o", "out.jsonl", "--no-store")
-        peaks.append(int(said_by(code + PEAK, "pairs", path, *SURFACE, *more, cwd=tmp_path).split()[-1]))
-    # 280,000 pairs; the columns of the balance take 24 bytes a pair.
+        more = ("--model", "length", "--strategy", "all", "--balance-length", "-o", "out.jsonl", "--no-store")
+        peaks.append(int(said_by(code + PEAK, "pairs", path, *more, cwd=tmp_path).split()[-1]))
+    # 280,000 pairs; the columns of the balance take 32 bytes a pair.
     assert peaks[1] - peaks[0] < 40_000_000, peaks

@@ -249,7 +249,7 @@ def write_preferences(
     with ExitStack() as stack:
         file = stack.enter_context(atomic_file(path))
         out: BinaryIO = stack.enter_context(TemporaryFile()) if balance else file
-        kept = Columns(("difference", "mark", "tie"))
+        kept = Columns(("difference", "mark", "tie", "prompt"))
         for choice in found:
             lines, error = _lines(choice, rule, trainer, plain, counts, name)
             if error is not None and on_error == "stop":
@@ -260,7 +260,7 @@ def write_preferences(
                 if not balance:
                     continue
                 mark = np.array([group_key(f"{rule.seed}\0{pair.id}")], dtype=np.uint64).view(np.float64)[0]
-                kept.append(np.array([[0 if pair.tie else pair.difference, mark, pair.tie]]))
+                kept.append(np.array([[0 if pair.tie else pair.difference, mark, pair.tie, counts.prompts]]))
         if balance:
             _write_balanced(out, file, kept, counts)
         else:
@@ -302,6 +302,8 @@ def _write_balanced(spool: BinaryIO, file: BinaryIO, kept: Columns, counts: Coun
     keep = balanced(kept.column("difference"), kept.column("mark").view(np.uint64))
     counts.dropped["length balance"] = int((~keep).sum())
     counts.written = int(keep.sum())
+    counts.ties = int(kept.column("tie")[keep].sum())
+    counts.without = counts.prompts - counts.failed - len(np.unique(kept.column("prompt")[keep]))
     spool.seek(0)
     for line, stays, row in zip(spool, keep.tolist(), (row for block in kept.blocks() for row in block), strict=True):
         if stays:
