@@ -97,7 +97,8 @@ def filter_pairs(
         check_report(report)
     if reweight is not None:
         check_weights(reweight)
-    chosen, scaled = None, True
+    chosen: Forecaster | None = None
+    scaled = True
     if min_probability is not None or reweight is not None:
         chosen, scaled = _forecaster(choosing, forecasts)
     elif forecasts is not None or choosing.model is not None or choosing.forecaster is not None:
