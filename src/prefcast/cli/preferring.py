@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefcast.cli.requests import JSON_OUTPUT, ON_ERROR, Choosing, Keeping, Reading
+from prefcast.cli.requests import JSON_OUTPUT, Choosing, Keeping, Reading
 from prefcast.cli.shared import app, check_input, check_outputs, end_failed, progress, say, say_paid
 from prefcast.cli.verbs import MISSING, argument, option, verb
 from prefcast.errors import shown_path
@@ -51,7 +51,11 @@ def pairs(
     ),
     seed: int = option("The seed of what is drawn at random.", "N", default=0, least=0),
     json_output: str | None = JSON_OUTPUT,
-    on_error: str = ON_ERROR,
+    on_error: str = option(
+        "What to do when a prompt fails: leave it out and go on (exit status 3), or stop (2).",
+        default="drop",
+        choices=("drop", "stop"),
+    ),
     choosing: Choosing,
     reading: Reading,
     keeping: Keeping,
@@ -94,7 +98,7 @@ def pairs(
             to,
             plain=plain,
             balance=balance_length,
-            on_error=on_error,
+            on_error="keep" if on_error == "drop" else on_error,
             name=read.name,
         )
     if json_output is not None:
