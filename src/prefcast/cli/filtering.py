@@ -13,6 +13,7 @@ from prefcast.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from prefcast.forecasts.forecaster import Forecaster
+    from prefcast.measuring.filtering import Verdicts
 
 
 @verb(app, "filter")
@@ -79,7 +80,7 @@ def filter_pairs(
     """
     from prefcast.measuring.doctor.leaks import Leaks
     from prefcast.measuring.filtering import FilterRule, judged, write_filtered
-    from prefcast.measuring.filtering.writing import check_report, check_weights
+    from prefcast.measuring.filtering.writing import check_tables
     from prefcast.pairs.formats.copying import check_copy
     from prefcast.pairs.formats.prompts import open_prompts
     from prefcast.report.descriptions import filtered_text
@@ -93,10 +94,7 @@ def filter_pairs(
             "prefcast filter reads its file twice, and standard input (-) can be read only once; name a file"
         )
     check_outputs([output, report, reweight, json_output], [*pairs, *(against or []), forecasts], "the rows that stay")
-    if report is not None:
-        check_report(report)
-    if reweight is not None:
-        check_weights(reweight)
+    check_tables(report, reweight)
     chosen: Forecaster | None = None
     scaled = True
     if min_probability is not None or reweight is not None:
@@ -131,6 +129,18 @@ def filter_pairs(
         write_json({**counts.to_dict(), **more, "rule": vars(rule)}, json_output)
     if json_output != "-":
         print(filtered_text(counts.rows, counts.kept, counts.gone, counts.examples))
+    _say_more(found)
+    if chosen is not None:
+        say_paid(total_spent(chosen.scorer))
+    first = f"; the first: {found.first_error}"
+    end_failed(
+        found.failed,
+        f"{found.failed} of {counts.rows} rows cannot be read or forecast, and are not in {shown_path(output)}{first}",
+    )
+
+
+def _say_more(found: Verdicts) -> None:
+    """Tell what the counts do not say."""
     if found.contradicting:
         say(f"{found.contradicting:,} of the exact duplicates have another label than the row that stays")
     if found.left_out:
@@ -140,13 +150,6 @@ def filter_pairs(
             f"{found.in_sample}: the forecaster knows their labels, and finds too few unlikely; give out-of-fold forecasts "
             "(--forecasts)"
         )
-    if chosen is not None:
-        say_paid(total_spent(chosen.scorer))
-    first = f"; the first: {found.first_error}"
-    end_failed(
-        found.failed,
-        f"{found.failed} of {counts.rows} rows cannot be read or forecast, and are not in {shown_path(output)}{first}",
-    )
 
 
 def _forecaster(choosing: Choosing, forecasts: Path | None) -> tuple[Forecaster, bool]:

@@ -39,7 +39,7 @@ _ORDER = (
     "check",
     "best",
     "pairs",
-    "filter",
+    "filter_pairs",
     "fit",
     "evaluate",
     "report",

@@ -22,7 +22,7 @@ from prefcast.pairs.formats.fields import absent
 from prefcast.pairs.formats.records import Records
 from prefcast.pairs.formats.separated import csv_line, quoted
 
-__all__ = ["Filtered", "check_report", "check_weights", "write_filtered"]
+__all__ = ["Filtered", "check_tables", "write_filtered"]
 
 _EXAMPLES = 3
 # A smaller weight is written as 0: read_weights takes none below this.
@@ -46,14 +46,11 @@ class Filtered:
         return {"rows": self.rows, "kept": self.kept, "gone": gone, "examples": self.examples}
 
 
-def check_report(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError if the report cannot be written as a file of this name."""
-    checked_ending(path, "the report", ".csv")
-
-
-def check_weights(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError if the weights cannot be written as a file of this name."""
-    checked_ending(path, "the weights", ".csv")
+def check_tables(report: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None) -> None:
+    """Raise UsageError if the report or the weights cannot be written as files of these names."""
+    for path, what in ((report, "the report"), (weights, "the weights")):
+        if path is not None:
+            checked_ending(path, what, ".csv")
 
 
 def write_filtered(
