@@ -106,10 +106,17 @@ def filter_pairs(
         check_copy(file, output)
         for other in against or []:
             check_input(other)
-        how = {"columns": reading.mapping, "cells": reading.cells, "label_values": reading.labels}
-        leaks = [
-            Leaks(open_prompts(other, max_row=reading.max_row, **how), similarity, near) for other in against or []
-        ]
+        others = (
+            open_prompts(
+                other,
+                columns=reading.mapping,
+                cells=reading.cells,
+                label_values=reading.labels,
+                max_row=reading.max_row,
+            )
+            for other in against or []
+        )
+        leaks = [Leaks(other, similarity, near) for other in others]
         forecaster = None if chosen is None else stack.enter_context(ready(chosen, keeping.running()))
         found = judged(
             file,
