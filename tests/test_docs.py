@@ -48,12 +48,14 @@ def as_printed(shown: str, printed: str) -> bool:
     return all(abs(float(one) - float(other)) < 0.002 for one, other in both)
 
 
-def test_the_page_of_cascades_is_real(prefcast_here: Run, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "cascade.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "count"), [("cascade.md", 6), ("pairs.md", 5)])
+def test_the_commands_of_a_page_are_real(prefcast_here: Run, tmp_path: Path, name: str, count: int) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     (tmp_path / "examples").mkdir()
-    shutil.copy(EXAMPLES, tmp_path / "examples")
+    for example in (EXAMPLES, ROOT / "examples" / "samples.jsonl"):
+        shutil.copy(example, tmp_path / "examples")
     commands = re.findall(r"^\$ prefcast (.*)\n((?:(?!\$|```).*\n)*)", page, re.MULTILINE)
-    assert len(commands) == 6
+    assert len(commands) == count
     for command, shown in commands:
         done = prefcast_here(*command.split())
         assert done.returncode == 0, done.stderr

@@ -15,6 +15,8 @@ VERBS = (
     "explain",
     "check",
     "best",
+    "pairs",
+    "filter",
     "fit",
     "evaluate",
     "bench",

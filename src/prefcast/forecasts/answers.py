@@ -27,12 +27,14 @@ class AnswerRanking:
     best first; answers of equal strength keep their places.
 
     `probabilities` (n, n, 3) are those of row against column in Outcome's order, nan on the diagonal and where two answers were not
-    compared.
+    compared. `leads` (n, n), if they were asked for, are the lower ends of the 95 % intervals of P(the row's answer wins) - P(the
+    column's wins).
     """
 
     order: tuple[int, ...]
     strengths: NDArray[np.float64]
     probabilities: NDArray[np.float64]
+    leads: NDArray[np.float64] | None = None
 
     @property
     def best(self) -> int:

@@ -14,8 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
+
 from prefcast.errors import RowError, UsageError
-from prefcast.forecasts.answers import AnswerRanking, Choice, answer_pairs, pairs_of, ranked_answers
+from prefcast.forecasts.answers import AnswerRanking, Choice, answer_pairs, ranked_answers
+from prefcast.forecasts.compared import compared, scores_answers
 from prefcast.forecasts.fewer import fewer_choices
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.outputs import Writer, opened_writer, output_kind
@@ -79,9 +82,14 @@ def choices(
     forecaster: Forecaster,
     progress: Callable[[int], None] | None = None,
     asked: Asked | None = None,
+    *,
+    leads: bool = False,
 ) -> Iterator[Choice]:
-    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done. Raises
-    UsageError if `asked` does not fit the forecaster."""
+    """The choice for each prompt, in their order. `progress` is called with the number of prompts that are done. With `leads` the
+    rankings have them, unless `asked` is adaptive. A model with a score for each answer scores each answer of a prompt once.
+
+    Raises UsageError if `asked` does not fit the forecaster.
+    """
     asked = asked or Asked()
     asked.check(forecaster)
     done = 0
@@ -89,7 +97,12 @@ def choices(
     def chosen(piece: Sequence[Candidates | RowError], pairs: int) -> Iterator[Choice]:
         follow = None if progress is None else lambda within: progress(done + within * len(piece) // max(pairs, 1))
         meter = Meter(follow)
-        found = fewer_choices(piece, forecaster, meter) if asked.adaptive else _chosen(piece, forecaster, meter)
+        if asked.adaptive and not scores_answers(forecaster):
+            found = fewer_choices(piece, forecaster, meter)
+        else:
+            found = _chosen(piece, forecaster, meter, leads=leads)
+            if asked.adaptive:
+                found = map(_scored_once, found)
         return _completed(found, forecaster, asked)
 
     piece: list[Candidates | RowError] = []
@@ -105,20 +118,42 @@ def choices(
     yield from chosen(piece, size)
 
 
-def _chosen(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
-    pairs = [pair for item in piece if isinstance(item, Candidates) for pair in pairs_of(item)]
-    forecasts = iter(forecaster.forecast(pairs, meter))
+def _chosen(
+    piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter, *, leads: bool
+) -> Iterator[Choice]:
+    read = [item for item in piece if isinstance(item, Candidates)]
+    forecasts = compared(read, forecaster, meter)
+    low, high = forecasts.lead_interval() if leads else (np.zeros(0), np.zeros(0))
+    # Without the link, whose intervals of single probabilities nobody asks for here.
+    every, start = iter(replace(forecasts, link=None)), 0
     for item in piece:
         if isinstance(item, RowError):
             yield Choice(item.id, None, None, 0, item)
             continue
         n = len(item.responses)
-        found = list(islice(forecasts, n * (n - 1) // 2))
+        count = n * (n - 1) // 2
+        found = list(islice(every, count))
+        part = slice(start, start + count)
+        start += count
         truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
         try:
-            yield Choice(item.id, item, ranked_answers(n, found), truncated, None)
+            ranking = ranked_answers(n, found)
         except RowError as error:
             yield Choice(item.id, item, None, truncated, error)
+            continue
+        if leads:
+            least = np.full((n, n), np.nan)
+            above = np.triu_indices(n, 1)
+            least[above], least.T[above] = low[part], -high[part]
+            ranking = replace(ranking, leads=least)
+        yield Choice(item.id, item, ranking, truncated, None)
+
+
+def _scored_once(choice: Choice) -> Choice:
+    """The choice with as many comparisons as cost what the scores of its answers did: one for two answers."""
+    if choice.candidates is None:
+        return choice
+    return replace(choice, more={"comparisons": (len(choice.candidates.responses) + 1) // 2})
 
 
 def _completed(found: Iterable[Choice], forecaster: Forecaster, asked: Asked) -> Iterator[Choice]:

@@ -1,9 +1,7 @@
 """Best of n with fewer comparisons than every two answers.
 
-A model with a score for each answer scores each answer once. The margin of two answers is the difference of their scores, so all
-comparisons follow, and the choice is that of every two.
-
-Any other model compares by successive elimination, with its own probabilities:
+It is for models that compare: one with a score for each answer scores each answer once (`forecasts.compared`). They compare by
+successive elimination, with their own probabilities:
 
 1. The first answer is compared with each of the others.
 2. The comparisons so far give each answer a probability to be the best (`outcomes.statistics.coupling`). An answer stays while its
@@ -25,25 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import RowError
-from prefcast.forecasts.answers import AnswerRanking, Choice, pairs_of, ranked_answers
+from prefcast.forecasts.answers import AnswerRanking, Choice, pairs_of
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.predictions import Forecast, Forecasts
+from prefcast.forecasts.predictions import Forecast
 from prefcast.outcomes.statistics.coupling import best_of_n
 from prefcast.pairs import Pair
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.scorers.base import Meter
 
-__all__ = ["KEEP", "fewer_choices", "scores_answers"]
+__all__ = ["KEEP", "fewer_choices"]
 
 KEEP = 0.9
-_SCORES = ("score_a", "score_b")
 Two = tuple[int, int]
-
-
-def scores_answers(forecaster: Forecaster) -> bool:
-    """Whether the model has a score for each answer, of which the margins are the differences."""
-    scorer = forecaster.scorer
-    return scorer.pointwise and tuple(scorer.raw_names) == _SCORES
 
 
 @dataclass
@@ -108,11 +99,7 @@ class _Row:
 
 
 def fewer_choices(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
-    """The choice for each prompt. `comparisons` of `Choice.more` counts those that were made; for a model with a score for each
-    answer, each of them gives two scores."""
-    if scores_answers(forecaster):
-        yield from _by_scores(piece, forecaster, meter)
-        return
+    """The choice for each prompt. `comparisons` of `Choice.more` counts those that were made."""
     rows = [_Row.of(item) if isinstance(item, Candidates) else item for item in piece]
     there = [row for row in rows if isinstance(row, _Row)]
     while asked := [(row, two) for row in there for two in row.asks]:
@@ -124,48 +111,6 @@ def fewer_choices(piece: Sequence[Candidates | RowError], forecaster: Forecaster
                 row.next()
     for each in rows:
         yield Choice(each.id, None, None, 0, each) if isinstance(each, RowError) else each.choice()
-
-
-def _by_scores(piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter) -> Iterator[Choice]:
-    asked: list[Pair] = []
-    twos: list[list[Two]] = []
-    for item in piece:
-        if isinstance(item, Candidates):
-            n = len(item.responses)
-            pairs = dict(zip(combinations(range(n), 2), pairs_of(item), strict=True))
-            # An answer that is left over is shown beside the first once more.
-            twos.append([(i, i + 1) for i in range(0, n - 1, 2)] + ([(0, n - 1)] if n % 2 else []))
-            asked += [pairs[two] for two in twos[-1]]
-    forecasts = forecaster.forecast(asked, meter)
-    start = number = 0
-    for item in piece:
-        if isinstance(item, RowError):
-            yield Choice(item.id, None, None, 0, item)
-            continue
-        here = slice(start, start + len(twos[number]))
-        yield _of_scores(item, twos[number], forecasts, here, forecaster)
-        start, number = here.stop, number + 1
-
-
-def _of_scores(
-    item: Candidates, twos: Sequence[Two], forecasts: Forecasts, here: slice, forecaster: Forecaster
-) -> Choice:
-    found = [forecasts[place] for place in range(here.start, here.stop)]
-    truncated = sum(each.truncation is not None and each.truncation.truncated for each in found)
-    more = {"comparisons": len(twos)}
-    for two, forecast in zip(twos, found, strict=True):
-        if forecast.error is not None:
-            return Choice(item.id, item, None, truncated, _of_two(forecast.error, two), more)
-    evidence = forecasts.evidence or {}
-    scores = np.empty(len(item.responses))
-    for place, two in enumerate(twos, here.start):
-        scores[list(two)] = [evidence[name][place] for name in _SCORES]
-    left, right = np.triu_indices(len(scores), 1)
-    probabilities = forecaster.outcome.probabilities(scores[left] - scores[right], np.zeros(len(left)))
-    made = [
-        Forecast(item.id, (float(a), float(b), float(tie)), 0.0, 0.0, None, None, None) for a, b, tie in probabilities
-    ]
-    return Choice(item.id, item, ranked_answers(len(scores), made), truncated, None, more)
 
 
 def _of_two(error: RowError, two: Two) -> RowError:

@@ -110,6 +110,16 @@ class Forecasts(Rows, Sequence[Forecast]):
             low[good], high[good] = self.link.interval(self.columns[0][good], self.columns[1][good])
         return low, high
 
+    def lead_interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lower and upper ends (n,) of the 95 % interval of P(A) - P(B), from the bootstrap of the fitted link. Both are the
+        difference itself if the forecaster has no draws, and nan if a row failed."""
+        good = np.isfinite(self.margin)
+        lead = np.where(good, self.probabilities[:, Outcome.A] - self.probabilities[:, Outcome.B], np.nan)
+        low, high = lead.copy(), lead.copy()
+        if self.link is not None and self.columns is not None and good.any():
+            low[good], high[good] = self.link.lead_interval(self.columns[0][good], self.columns[1][good])
+        return low, high
+
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, SupportsIndex):
             raise TypeError("Forecasts takes a whole number; slice the arrays instead")

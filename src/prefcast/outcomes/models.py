@@ -254,6 +254,11 @@ class Link:
         """The 2.5 % and 97.5 % quantiles (n, 3) of the probabilities over the draws."""
         return drawn_interval(self.drawn(m, t))
 
+    def lead_interval(self, m: Floats, t: Floats) -> tuple[Floats, Floats]:
+        """The 2.5 % and 97.5 % quantiles (n,) of P(A) - P(B) over the draws."""
+        drawn = self.drawn(m, t)
+        return drawn_interval(drawn[:, :, Outcome.A] - drawn[:, :, Outcome.B])
+
     def renamed(self, names: Mapping[str, str]) -> Link:
         """The same link with other names of columns."""
         margin, tie = (tuple(names.get(name, name) for name in part) for part in (self.margin, self.tie))

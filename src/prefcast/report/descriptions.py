@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prefcast.errors import shown_path
 from prefcast.pairs import Outcome
 from prefcast.pairs.formats.shapes import CELLS_HINT
-from prefcast.report.terminal import rendered, table
+from prefcast.report.terminal import rendered, short, table
 from prefcast.scorers.options import which
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "checkpoint_text",
     "fault_lines",
+    "filtered_text",
     "findings_text",
     "inspection_text",
     "models_text",
@@ -92,6 +93,17 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def filtered_text(rows: int, kept: int, gone: Mapping[str, int], examples: Mapping[str, Sequence[object]]) -> str:
+    """How many rows stay, and how many go for which reason, with the ids of a few of them."""
+    listed = [
+        (reason, f"{count:,}", f"{count / max(1, rows):.1%}", ", ".join(short(str(id), 24) for id in examples[reason]))
+        for reason, count in sorted(gone.items(), key=lambda each: -each[1])
+        if count
+    ]
+    head = f"{kept:,} of {rows:,} rows stay ({kept / max(1, rows):.1%})"
+    return rendered(head, table(("reason", "rows", "share", "examples"), listed, right=(1, 2))) if listed else head
 
 
 def models_text(scorers: Iterable[ScorerInfo]) -> str:

@@ -13,6 +13,7 @@ from prefcast.outcomes.statistics.columns import Columns
 from prefcast.pairs import Pair
 from prefcast.pairs.duplicates import NearDuplicates
 from prefcast.pairs.formats import PairFile
+from prefcast.pairs.formats.prompts import PromptFile
 from prefcast.pairs.pair import group_key, pair_key
 
 __all__ = ["KINDS", "Leaks"]
@@ -30,7 +31,12 @@ class Leaks:
     """
 
     def __init__(
-        self, file: PairFile, threshold: float, most: int, *, progress: Callable[[int], None] | None = None
+        self,
+        file: PairFile | PromptFile,
+        threshold: float,
+        most: int,
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self.name = file.name
         self._prompts = NearDuplicates(threshold)

@@ -136,6 +136,16 @@ class Records:
         return self._file is not None
 
     @property
+    def kind(self) -> Container | None:
+        """The kind of the file; None for a table in memory."""
+        return None if self._file is None else self._file.kind
+
+    @property
+    def files(self) -> Sequence[_Path]:
+        """The files that are read, those of a folder in their order."""
+        return self._files
+
+    @property
     def container(self) -> str:
         """What kind of file it is, in words: "CSV, gzip"; empty for a table in memory."""
         if self._file is None:

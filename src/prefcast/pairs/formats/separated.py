@@ -16,14 +16,14 @@ __all__ = ["csv_line", "quoted", "read_separated"]
 _MUST_QUOTE = re.compile(r'[",\r\n]|^\s|\s$')
 
 
-def quoted(text: str) -> str:
+def quoted(text: str, delimiter: str = ",") -> str:
     """A CSV cell, in quotes if it needs them. (The csv module leaves a lone carriage return bare.)"""
-    return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) else text
+    return '"' + text.replace('"', '""') + '"' if _MUST_QUOTE.search(text) or delimiter in text else text
 
 
-def csv_line(cells: Iterable[object]) -> str:
+def csv_line(cells: Iterable[object], delimiter: str = ",") -> str:
     """A row of a CSV file, with its end."""
-    return ",".join(quoted(str(cell)) for cell in cells) + "\n"
+    return delimiter.join(quoted(str(cell), delimiter) for cell in cells) + "\n"
 
 
 def read_separated(
