@@ -56,7 +56,8 @@ class PromptFile(Table):
             except Fault:
                 value = record.get("prompt")
         if are_messages(value):
-            said = value if _ends_with_answer(value) else [*value, {"role": "assistant", "content": ""}]
+            messages: Any = value
+            said = messages if _ends_with_answer(messages) else [*messages, {"role": "assistant", "content": ""}]
             return [prompt for prompt, _ in conversation(said, "prompt").turns]
         return self.texts({"prompt": value}, "prompt")
 
