@@ -20,7 +20,7 @@ from prefcast.service.rewards.monitor import Monitor
 from prefcast.service.rewards.samples import Sample
 from prefcast.service.rewards.scoring import OPPONENTS, Found, Given, Rewarder
 
-__all__ = ["Core", "Settings"]
+__all__ = ["Core", "Settings", "one"]
 
 _log = logging.getLogger("prefcast")
 # Samples that come one a call are one step of the monitor together, so many at a time.
@@ -125,51 +125,42 @@ class Core:
 
     def few(
         self, samples: Sequence[Given], references: Sequence[Given] | None, failed: float | None
-    ) -> tuple[list[float], list[float]]:
-        """The rewards of samples that are a part of a step, and the same before the correction for length. A sample without a
-        reward has `failed`; if that is None, it raises ScoringError."""
+    ) -> list[tuple[float, float] | ScoringError]:
+        """The rewards of samples that are a part of a step, each with the one before the correction for length. A sample without a
+        reward has `failed`, or the error if that is None."""
         with self._lock:
             found = self._rewards(samples, references)
-            self._tell(found, "raise" if failed is None else "none", failed)
-            before = [cast(float, failed) if isinstance(each, str) else each for each in found]
-            after = list(before)
-            for place, sample in enumerate(samples):
-                if isinstance(found[place], str) or isinstance(sample, str):
+            if failed is not None:
+                self._tell(found, "none", failed)
+            rewards: list[tuple[float, float] | ScoringError] = []
+            for place, (sample, before) in enumerate(zip(samples, found, strict=True)):
+                if isinstance(sample, str) or isinstance(before, str):
                     self._failed += 1
+                    rewards.append(self._error(place, str(before)) if failed is None else (failed, failed))
                     continue
-                after[place] = self.monitor.corrected(sample.answer, before[place])
-                self._waiting.append((sample, before[place], after[place]))
+                after = self.monitor.corrected(sample.answer, before)
+                rewards.append((after, before))
+                self._waiting.append((sample, before, after))
             if len(self._waiting) >= _A_STEP:
-                self.flush()
-        return after, before
+                kept, raw, final = zip(*self._waiting, strict=True)
+                groups, answers = [sample.group for sample in kept], [sample.answer for sample in kept]
+                self.monitor.note(groups, answers, raw, final, failed=self._failed)
+                self._waiting, self._failed = [], 0
+        return rewards
 
-    def flush(self) -> None:
-        """Let the samples that came one a call be a step."""
-        kept, raw, final = zip(*self._waiting, strict=True)
-        self.monitor.note(
-            [sample.group for sample in kept], [sample.answer for sample in kept], raw, final, failed=self._failed
-        )
-        self._waiting, self._failed = [], 0
-
-    async def few_together(self, sample: Given, reference: Given | None, failed: float | None) -> float:
-        """As `few`, of one sample, together with the samples of other calls that wait at the same time."""
+    async def one_of_many(self, sample: Given, reference: Given | None, failed: float | None) -> float:
+        """As `few`, of one sample, together with the samples of other calls that wait at the same time. Raises ScoringError."""
         loop = asyncio.get_running_loop()
         if loop not in self._batchers:
             self._batchers[loop] = made = Batcher(self._batch, most=_TOGETHER, company=_COMPANY, room=1 << 40)
             made.start()
-        found = (await self._batchers[loop].submit([(sample, reference, failed)]))[0]
-        if isinstance(found, Exception):
-            raise found
-        return cast(float, found)
+        return one((await self._batchers[loop].submit([(sample, reference, failed)]))[0])[0]
 
     def _batch(self, items: Sequence[tuple[Given, Given | None, float | None]]) -> list[Any]:
         samples, references, failed = zip(*items, strict=True)
-        beside = None if references[0] is None else references
-        try:
-            return list(self.few(samples, beside, failed[0])[0])
-        except ScoringError as error:
-            # The others have their rewards.
-            return [error] if len(items) == 1 else [self._batch([item])[0] for item in items]
+        # Samples that could not be read have no reference either.
+        compared = self.rewarder.reading == "preferred"
+        return self.few(samples, [each or "" for each in references] if compared else None, failed[0])
 
     def _rewards(self, samples: Sequence[Given], references: Sequence[Given] | None) -> list[Found]:
         found, alone = self.rewarder.rewards(samples, references)
@@ -191,7 +182,7 @@ class Core:
             return
         place, problem = bad[0]
         if on_error == "raise":
-            raise ScoringError(self.name, place + 1, "", printable(problem))
+            raise self._error(place, problem)
         _log.warning(
             "%s: %d of %d samples have no reward (%s); the first is sample %d: %s",
             self.name,
@@ -201,3 +192,13 @@ class Core:
             place + 1,
             printable(problem),
         )
+
+    def _error(self, place: int, problem: str) -> ScoringError:
+        return ScoringError(self.name, place + 1, "", printable(problem))
+
+
+def one(found: tuple[float, float] | ScoringError) -> tuple[float, float]:
+    """A reward with the one before the correction. Raises the error in its place."""
+    if isinstance(found, ScoringError):
+        raise found
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from prefcast.errors import UsageError, excerpt
 from prefcast.pairs.formats.fields import Fault
-from prefcast.service.rewards.core import Core, Settings
+from prefcast.service.rewards.core import Core, Settings, one
 from prefcast.service.rewards.lengths import LOOKS, Slope, Sums, looks_of
 from prefcast.service.rewards.monitor import Monitor
 from prefcast.service.rewards.samples import ENDS, Sample, sample_of, split_query
@@ -124,12 +124,12 @@ def verl(
 
     def plain(data_source: Any, solution_str: Any, ground_truth: Any, extra_info: Any = None, **kwargs: Any) -> float:
         sample, beside = read(solution_str, ground_truth, extra_info)
-        return core.few([sample], None if beside is None else [beside], failed)[0][0]
+        return one(core.few([sample], None if beside is None else [beside], failed)[0])[0]
 
     async def awaited(
         data_source: Any, solution_str: Any, ground_truth: Any, extra_info: Any = None, **kwargs: Any
     ) -> float:
-        return await core.few_together(*read(solution_str, ground_truth, extra_info), failed)
+        return await core.one_of_many(*read(solution_str, ground_truth, extra_info), failed)
 
     return _finished(awaited if asynchronous else plain, name, core)
 
@@ -175,8 +175,9 @@ def openrlhf(
             )
         both = [read(*each) for each in zip(queries, prompts, labels, strict=True)]
         samples, beside = [sample for sample, _ in both], None if scores else [reference for _, reference in both]
-        after, before = core.few(samples, beside, failed) if both else ([], [])
-        return {"rewards": torch.tensor(after), "scores": torch.tensor(before), "extra_logs": {}}
+        found = [one(each) for each in core.few(samples, beside, failed)]
+        after, before = torch.tensor(found, dtype=torch.float64).reshape(len(found), 2).float().T
+        return {"rewards": after, "scores": before, "extra_logs": {}}
 
     return _finished(reward_func, name, core)
 
