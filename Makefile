@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
+.PHONY: help demo check test test-long test-vllm test-trl lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -62,6 +62,16 @@ $(OUT)/.vllm:
 
 test-vllm: $(VENV)/.dev $(OUT)/.vllm ## Compare a small checkpoint with a real vLLM, in a venv of its own (3.5 GB, minutes)
 	$(BIN)/python tools/check_vllm.py --python $(OUT)/vllm-venv/bin/python
+
+# trl wants its own versions of transformers and datasets.
+$(OUT)/.trl: pyproject.toml
+	@mkdir -p $(OUT)
+	$(PYTHON) -m venv $(OUT)/trl-venv
+	$(OUT)/trl-venv/bin/python -m pip install --quiet --disable-pip-version-check trl==1.16.0 torch==2.13.0 -e '.[transformers]'
+	@touch $@
+
+test-trl: $(OUT)/.trl ## Train a tiny model with a real TRL and our rewards and pairs, in a venv of its own (2 GB, minutes)
+	$(OUT)/trl-venv/bin/python tools/check_trl.py
 
 lint: $(VENV)/.dev ## Check style, types and the plan of the house
 	$(BIN)/ruff check .

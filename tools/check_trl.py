@@ -12,6 +12,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,9 +70,9 @@ def tiny_model(folder: Path) -> Path:
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        pad_token="</s>",  # noqa: S106
         additional_special_tokens=special[2:],
         chat_template=CHAT,
     )
@@ -180,10 +182,9 @@ def _said_by(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def _prefcast(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "prefcast.cli", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+def _prefcast(*arguments: str, at: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefcast.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=at)
 
 
 def _dpo(room: Path, model: Path, name: str, path: Path) -> bool:
@@ -206,20 +207,38 @@ def _dpo(room: Path, model: Path, name: str, path: Path) -> bool:
 
 
 def _page(room: Path, model: Path) -> bool:
-    """The program of docs/rl.md, with the tiny model in the place of its model."""
+    """The commands and the program of docs/rl.md, with tiny models in the places of its models."""
     page = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
+    command = next(line for line in page.splitlines() if line.startswith("prefcast fit"))
+    _tiny_reward_model(model, room / "my-reward-model")
+    shutil.copy(ROOT / "examples" / "pairs.csv", room / "votes.csv")
+    fitted = _prefcast(*shlex.split(command, comments=True)[1:], at=room)
     code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "GRPOTrainer" in block)
-    named, told = re.subn(r'model="[^"]+",', f"model={str(model)!r},", code, count=1), 'GRPOConfig("out"'
-    code = named[0].replace(
+    told = 'GRPOConfig("out"'
+    code = code.replace("./my-policy", str(model)).replace(
         told, f"{told}, max_steps=2, use_cpu=True, bf16=False, report_to='none', max_completion_length=16"
     )
-    rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS * 16]
+    rows = [{"prompt": _user(prompt)} for prompt in PROMPTS * 16]
     (room / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", code], cwd=room, capture_output=True, text=True, check=False)
     log = room / "rewards.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    sound = done.returncode == 0 and len(lines) == 2 and named[1] == 1
-    return _said(sound, f"the program of docs/rl.md: {len(lines)} steps", [] if sound else [done.stderr[-2000:]])
+    sound = done.returncode == fitted.returncode == 0 and len(lines) == 2
+    what = f"the commands and the program of docs/rl.md: {len(lines)} steps"
+    return _said(sound, what, [] if sound else [fitted.stderr, done.stderr[-2000:]])
+
+
+def _tiny_reward_model(policy: Path, folder: Path) -> None:
+    """A classifier of one label with the tokenizer of the policy."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(policy)
+    config.num_labels = 1
+    network = AutoModelForSequenceClassification.from_config(config)
+    torch.nn.init.normal_(network.score.weight)
+    network.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
 
 
 def _said(sound: bool, what: str, details: Sequence[Any]) -> bool:
