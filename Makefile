@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 3
 
-.PHONY: help demo check test test-long test-vllm test-trl lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
+.PHONY: help demo check test test-long test-vllm test-trl lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-rewards bench-as-shipped check-gpu
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -107,6 +107,9 @@ bench-as-shipped: $(VENV)/.dev ## Measure fits to few labels and fit --target on
 
 bench-judges: $(VENV)/.dev ## Measure how well a fit calibrates a simulated LLM judge (minutes)
 	$(BIN)/python benchmarks/judges.py
+
+bench-rewards: $(VENV)/.dev ## Measure rewards and length in simulations and on DATA (dev files), and what a step costs (a minute)
+	$(BIN)/python benchmarks/rewards.py $(if $(wildcard $(DATA)/dev),--data $(DATA)/dev)
 
 bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulated rows (minutes)
 	$(BIN)/python benchmarks/scale.py

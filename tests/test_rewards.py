@@ -224,7 +224,7 @@ def test_a_reference_answer_takes_the_place_of_the_group(warned: Any) -> None:
     found = called(function, ["s=1", "s=2", "s=2"], answer=["s=0", messages("s=2"), None], other=[1, 2, 3])
     assert found == [pytest.approx(win(1)), 0.5, None]
     assert "the first is sample 3: column answer: has no reference answer" in warned()[0]
-    with pytest.raises(UsageError, match="has no column 'answer'; there are log_extra, other"):
+    with pytest.raises(UsageError, match="has no column 'answer'; there are other"):
         called(function, ["s=1"], other=[1])
     with pytest.raises(UsageError, match="compared with nothing"):
         rewards.trl(forecaster=planted(), reading="score", reference="answer")
@@ -244,7 +244,11 @@ def test_a_sample_that_cannot_be_scored_is_none_and_said(warned: Any) -> None:
         found = called(function, ["s=1", "no score", [{"role": "user", "content": "s=2"}], "s=4"])
         assert [each is None for each in found] == [False, True, True, False]
     assert len(warned()) == 2
-    assert "prefcast: 2 of 4 samples have no reward (None); the first is sample 2: is at fault" in warned()[0]
+    assert "the first is sample 2: is at fault" in warned()[1]
+    assert (
+        "prefcast: 2 of 4 samples have no reward (None); the first is sample 2: no comparison was possible: is at fault"
+        in warned()[0]
+    )
     with pytest.raises(ScoringError, match="is at fault"):
         called(rewards.trl(forecaster=planted(), on_error="raise"), ["s=1", "no score"])
     for wrong in (

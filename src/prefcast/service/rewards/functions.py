@@ -18,6 +18,9 @@ from prefcast.service.rewards.scoring import Given
 
 __all__ = ["RewardFunction", "length_slope", "openrlhf", "trl", "verl"]
 
+# What TRL hands over beside the columns of the data set.
+_OF_TRL = ("log_extra", "environments")
+
 
 class RewardFunction(Protocol):
     """A function for a trainer. `monitor.steps` has the figures of its steps; `close` gives back what its model holds."""
@@ -62,9 +65,8 @@ def trl(
         beside = None
         if reference is not None:
             if reference not in columns:
-                raise UsageError(
-                    f"the data set has no column {excerpt(reference)}; there are {', '.join(columns) or 'none'}"
-                )
+                known = ", ".join(column for column in columns if column not in _OF_TRL) or "none"
+                raise UsageError(f"the data set has no column {excerpt(reference)}; there are {known}")
             answers = columns[reference]
             beside = [_reference(*both, f"column {reference}") for both in zip(prompts, answers, strict=True)]
         return core.step(samples, beside, on_error, getattr(state, "global_step", None), log_metric)

@@ -168,7 +168,7 @@ class Rewarder:
                     problem = problem or p
                 else:
                     total, weight = total + count * (1 - p if turned else p), weight + count
-            found[place] = total / weight if weight else problem or 0.5
+            found[place] = total / weight if weight else f"no comparison was possible: {problem}" if problem else 0.5
         return found
 
     def _won(self, pairs: Sequence[_Contest]) -> list[Found]:
