@@ -16,8 +16,10 @@ import pytest
 import prefcast
 from prefcast import Davidson, Forecaster, Outcome, Pair, load_forecaster, rewards
 from prefcast.errors import ModelError, PrefcastError, ScoringError, UsageError
+from prefcast.pairs.budget import WHOLE
 from prefcast.pairs.formats.fields import Fault
 from prefcast.scorers.base import Cost, Evidence, Scorer
+from prefcast.scorers.blend import BlendScorer, Member
 from prefcast.service.rewards.samples import Sample, as_pair, sample_of, split_query
 from prefcast.service.rewards.scoring import contests
 
@@ -188,6 +190,21 @@ def test_models_of_one_answer_and_of_two_give_the_same(kind: type[Planted]) -> N
 def test_a_model_whose_margin_is_no_difference_of_scores_reads_pairs() -> None:
     found = called(rewards.trl(forecaster=planted(Planted(honest=False))), ["s=0", "s=1", "s=3"])
     assert found == pytest.approx([(win(-2) + win(-6)) / 2, (win(2) + win(-4)) / 2, (win(6) + win(4)) / 2])
+
+
+def test_a_member_that_scores_single_answers_reads_each_once() -> None:
+    weights = {"similarity": 0.5}
+    blend = BlendScorer([Member(scorer := Planted(), WHOLE, 0.5, 1.0)], weights)
+    forecaster = Forecaster(blend, Davidson(1.0, -0.5, 1.0))
+    texts = [f"s={score} {'word ' * score}" for score in range(1, 7)]
+    found = called(rewards.trl(forecaster=forecaster), texts)
+    assert scorer.read == 6 + 1
+    p = forecaster.forecast([Pair.of("Why?", texts[0], other) for other in texts[1:]]).probabilities
+    assert found[0] == pytest.approx((p[:, 0] + p[:, 2] / 2).mean(), abs=1e-12)
+    assert called(rewards.trl(forecaster=forecaster, reading="score"), texts) == [1, 2, 3, 4, 5, 6]
+    both = BlendScorer([Member(Planted(), WHOLE, 0.5, 1.0)] * 2)
+    with pytest.raises(UsageError, match="reading='score'"):
+        rewards.trl(forecaster=Forecaster(both, Davidson()), reading="score")
 
 
 def test_large_groups_are_bounded() -> None:
@@ -381,7 +398,7 @@ def outcomes(rng: np.random.Generator, a: Any, b: Any, level: float = -0.5) -> A
 @pytest.mark.parametrize(("scale", "shift", "noise"), [(1, 0, 0.0), (7, -30, 0.3), (0.02, 5, 0.6)])
 def test_group_win_probabilities_are_calibrated_and_robust_to_scale(scale: float, shift: float, noise: float) -> None:
     rng = np.random.default_rng(1)
-    strength, texts = simulated(rng, 3000, 2, noise)
+    strength, texts = simulated(rng, 2000, 2, noise)
     votes = outcomes(rng, strength[:, 0], strength[:, 1])
     pairs = [
         Pair.of(str(n), a, b, outcome=Outcome(int(vote)))
@@ -389,7 +406,7 @@ def test_group_win_probabilities_are_calibrated_and_robust_to_scale(scale: float
     ]
     fitted = planted(Planted(scale, shift)).fit(pairs)
     size = 8
-    strength, texts = simulated(rng, 400, size, noise)
+    strength, texts = simulated(rng, 250, size, noise)
     flat = [text for row in texts for text in row]
     prompts = [f"group {group}" for group in range(len(texts)) for _ in range(size)]
     found = np.array(called(rewards.trl(forecaster=fitted), flat, prompts))

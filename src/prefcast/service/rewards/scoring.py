@@ -11,11 +11,9 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefcast.errors import ModelError, UsageError, excerpt
 from prefcast.forecasts.forecaster import Forecaster
@@ -25,6 +23,7 @@ from prefcast.outcomes.models import OutcomeModel
 from prefcast.pairs.budget import Budget
 from prefcast.runs.ready import Running, ready_scorer
 from prefcast.scorers.base import Scorer, costs_money
+from prefcast.scorers.singly import alone, reads_singly, singly
 from prefcast.service.rewards.samples import Sample, as_pair
 
 __all__ = ["OPPONENTS", "READINGS", "Rewarder", "contests"]
@@ -32,9 +31,6 @@ __all__ = ["OPPONENTS", "READINGS", "Rewarder", "contests"]
 READINGS = ("preferred", "score")
 # With so many opponents each, a group of 9 has all its pairs, and a larger one 4 for each sample.
 OPPONENTS = 8
-_SCORES = ("score_a", "score_b")
-# How far the difference of two scores may be from the margin of the pair, relative to the margin.
-_ROUNDING = 1e-3
 
 # A sample, or why there is none.
 Given = Sample | str
@@ -65,8 +61,9 @@ class Rewarder:
     reading: str = "preferred"
     opponents: int = OPPONENTS
     running: Running | None = None
-    # Whether each answer is read once; None until that was checked on a pair.
-    _singly: bool | None = field(default=None, repr=False)
+    scorer: Scorer = field(init=False, repr=False)
+    budget: Budget = field(init=False, repr=False)
+    _outcome: OutcomeModel = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
@@ -82,28 +79,25 @@ class Rewarder:
         self.__init__(**state)  # type: ignore[misc]
 
     def _open(self) -> None:
-        forecaster: Forecaster | None = None
+        scorer: Scorer | None
         if self.reading == "preferred":
             forecaster = resolve(self.choice)
-            scorer, budget = forecaster.scorer, forecaster.budget
+            self._outcome = forecaster.outcome
+            scorer, self.budget = forecaster.scorer, forecaster.budget
         else:
-            scorer, budget, _ = resolve_fitted(self.choice)
-            if not scorer.pointwise or scorer.raw_names != _SCORES:
+            found, self.budget, fitted = resolve_fitted(self.choice)
+            scorer = alone(found)
+            if scorer is None:
                 raise UsageError(
-                    f"reading='score': the model {scorer.name} compares two answers and has no score of one; use reading='preferred'"
+                    f"reading='score': the model {found.name} compares two answers and has no score of one; use reading='preferred'"
                 )
-        self._singly = None if scorer.pointwise and scorer.raw_names == _SCORES and not scorer.members() else False
-        self._forecaster = forecaster
-        self.budget: Budget = budget
+            if fitted is not None and scorer is not found:
+                # A member reads what it reads alone.
+                self.budget = Forecaster.default_budget(scorer)
         running = self.running or Running(keep=costs_money(scorer))
         with ExitStack() as stack:
-            self.scorer: Scorer = stack.enter_context(ready_scorer(scorer, running))[0]
+            self.scorer = singly(stack.enter_context(ready_scorer(scorer, running))[0])
             self.close: Callable[[], None] = weakref.finalize(self, stack.pop_all().close)
-
-    @property
-    def outcome(self) -> OutcomeModel:
-        assert self._forecaster is not None  # noqa: S101 - only the reading "preferred" asks for it
-        return self._forecaster.outcome
 
     def rewards(self, samples: Sequence[Given], references: Sequence[Given] | None = None) -> tuple[list[Found], int]:
         """The reward of each sample, or a text that says why it has none; and how many samples had nothing to be compared with.
@@ -125,8 +119,7 @@ class Rewarder:
                     asked[place] = [(reference, 1)]
         else:
             asked = self._opponents(samples, good)
-        alone = [place for place, others in asked.items() if not others]
-        return self._preferred(samples, asked, found), len(alone)
+        return self._preferred(samples, asked, found), sum(not others for others in asked.values())
 
     def _opponents(self, samples: Sequence[Given], good: Sequence[int]) -> dict[int, list[tuple[Sample, int]]]:
         """The opponents of each sample, with the number of samples that are equal to them."""
@@ -137,8 +130,7 @@ class Rewarder:
             groups.setdefault(sample.group, {}).setdefault(sample, []).append(place)
         asked: dict[int, list[tuple[Sample, int]]] = {}
         for group in groups.values():
-            # Pairs of single scores cost nothing.
-            many = max(self.opponents, len(group)) if self._singly is not False else self.opponents
+            many = len(group) if reads_singly(self.scorer) else self.opponents
             met: dict[Sample, list[tuple[Sample, int]]] = {sample: [] for sample in group}
             for a, b in contests(list(group), many):
                 met[a].append((b, len(group[b])))
@@ -173,42 +165,12 @@ class Rewarder:
 
     def _won(self, pairs: Sequence[_Contest]) -> list[Found]:
         """P(the first is preferred) + P(tie) / 2 of each pair."""
-        if not pairs:
-            return []
-        if self._singly is not False and (found := self._won_singly(pairs)) is not None:
-            return found
         raw = score_pairs([as_pair(a, b) for a, b in pairs], self.scorer, self.budget, verb="reward")
-        return self._halved(raw.columns["margin"], raw.columns["tie"], _problems(raw))
-
-    def _won_singly(self, pairs: Sequence[_Contest]) -> list[Found] | None:
-        """As `_won`, from the score of each answer. None if the margin of a pair turns out to be no difference of scores."""
-        answers = {sample: place for place, sample in enumerate(dict.fromkeys(chain.from_iterable(pairs)))}
-        read = [as_pair(sample, sample) for sample in answers]
-        check = [] if self._singly else [as_pair(*pairs[0])]
-        raw = score_pairs([*read, *check], self.scorer, self.budget, verb="reward")
-        scores, problems = raw.columns["score_a"], _problems(raw)
-        index = np.array([[answers[sample] for sample in pair] for pair in pairs])
-        if check and problems.get(len(read)) is None and not set(index[0].tolist()) & problems.keys():
-            margin, tie = raw.columns["margin"][-1], raw.columns["tie"][-1]
-            off = abs(margin - (scores[index[0, 0]] - scores[index[0, 1]]))
-            self._singly = bool(off <= _ROUNDING * max(1.0, abs(margin)) and tie == 0)
-            if not self._singly:
-                return None
-        margin = scores[index[:, 0]] - scores[index[:, 1]]
-        failed = {
-            row: problems.get(a) or problems[b]
-            for row, (a, b) in enumerate(index.tolist())
-            if a in problems or b in problems
-        }
-        return self._halved(margin, np.zeros(len(pairs)), failed)
-
-    def _halved(
-        self, margin: NDArray[np.float64], tie: NDArray[np.float64], problems: Mapping[int, str]
-    ) -> list[Found]:
-        good = np.array([row not in problems for row in range(len(margin))], dtype=bool)
-        p = np.full((len(margin), 3), np.nan)
-        p[good] = self.outcome.probabilities(margin[good], tie[good])
-        half = p[:, 0] + p[:, 2] / 2
+        problems, margin, tie = _problems(raw), raw.columns["margin"], raw.columns["tie"]
+        good = np.isfinite(margin)
+        half = np.full(len(margin), np.nan)
+        p = self._outcome.probabilities(margin[good], tie[good])
+        half[good] = p[:, 0] + p[:, 2] / 2
         return [problems.get(row, float(half[row])) for row in range(len(margin))]
 
     def _scores(self, samples: Sequence[Given]) -> list[Found]:
