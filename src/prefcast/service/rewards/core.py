@@ -60,21 +60,18 @@ class Core:
     """What the functions have in common: the model, the monitor, and one lock, since trainers call from several threads."""
 
     def __init__(self, model: str | None, name: str, settings: Settings) -> None:
-        said = dict(settings)
+        said = cast("dict[str, Any]", dict(settings))
         residualise = said.pop("residualise", None)
         if residualise not in (None, "length"):
             raise UsageError(f"residualise is {excerpt(residualise)}; expected 'length' or None")
         if not name.isidentifier():
             raise UsageError(f"name is {excerpt(name)}; expected a name such as prefcast, of letters, digits and _")
-        watched = {"alarm": said.pop("length_alarm", 0.5), "penalty": said.pop("length_penalty", 0.0)}
-        self.monitor = Monitor(name, residualise=residualise is not None, log=said.pop("log", None), **watched)  # type: ignore[arg-type]
-        more = tuple(f"{key}={value}" for key, value in cast("dict[str, Any]", said.pop("options", {})).items())
-        reading, opponents, running = (
-            said.pop(key, other)
-            for key, other in (("reading", "preferred"), ("opponents", OPPONENTS), ("running", None))
-        )
-        choice = Choice(model, more=more, **said)  # type: ignore[arg-type]
-        self.rewarder = Rewarder(choice, reading, opponents, running)  # type: ignore[arg-type]
+        watched: dict[str, Any] = {"alarm": said.pop("length_alarm", 0.5), "penalty": said.pop("length_penalty", 0.0)}
+        self.monitor = Monitor(name, residualise=residualise is not None, log=said.pop("log", None), **watched)
+        more = tuple(f"{key}={value}" for key, value in said.pop("options", {}).items())
+        reading, opponents = said.pop("reading", "preferred"), said.pop("opponents", OPPONENTS)
+        running = said.pop("running", None)
+        self.rewarder = Rewarder(Choice(model, more=more, **said), reading, opponents, running)
         self.name = name
         self._told_alone = False
         self._waiting: list[tuple[Sample, float, float]] = []
