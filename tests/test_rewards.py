@@ -20,6 +20,7 @@ from prefcast.pairs.budget import WHOLE
 from prefcast.pairs.formats.fields import Fault
 from prefcast.scorers.base import Cost, Evidence, Scorer
 from prefcast.scorers.blend import BlendScorer, Member
+from prefcast.scorers.covariates import MARGIN_COVARIATES, TIE_COVARIATES
 from prefcast.service.rewards.samples import Sample, as_pair, sample_of, split_query
 from prefcast.service.rewards.scoring import contests
 
@@ -193,7 +194,7 @@ def test_a_model_whose_margin_is_no_difference_of_scores_reads_pairs() -> None:
 
 
 def test_a_member_that_scores_single_answers_reads_each_once() -> None:
-    weights = {"similarity": 0.5}
+    weights = dict.fromkeys((*MARGIN_COVARIATES, *TIE_COVARIATES), 0.0) | {"similarity": 0.5}
     blend = BlendScorer([Member(scorer := Planted(), WHOLE, 0.5, 1.0)], weights)
     forecaster = Forecaster(blend, Davidson(1.0, -0.5, 1.0))
     texts = [f"s={score} {'word ' * score}" for score in range(1, 7)]
