@@ -109,8 +109,10 @@ def _grpo(room: Path, model: Path, name: str, *, chat: bool, awaited: bool) -> b
     reference = rewards.trl(
         "surface", reference="answer", residualise="length", asynchronous=awaited, name="against_reference"
     )
-    asked: list[Any] = [[{"role": "user", "content": text}] for text in PROMPTS] if chat else list(PROMPTS)
-    data = Dataset.from_dict({"prompt": asked * 5, "answer": ANSWERS * 5})
+    # The same prompt twice in a step would be one group.
+    texts = [f"{text} ({number})" for number in range(5) for text in PROMPTS]
+    asked: list[Any] = [_user(text) for text in texts] if chat else texts
+    data = Dataset.from_dict({"prompt": asked, "answer": ANSWERS * 5})
     config = GRPOConfig(
         **_settings(room / "grpo"),
         per_device_train_batch_size=2 * GROUP,
@@ -125,21 +127,23 @@ def _grpo(room: Path, model: Path, name: str, *, chat: bool, awaited: bool) -> b
     steps = [each for each in trainer.state.log_history if "reward" in each]
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     means = [each["rewards/prefcast/mean"] for each in steps]
-    sound = (
-        len(steps) == len(lines) == STEPS
+    checks = {
+        "a line and a log entry for each step": len(steps) == len(lines) == STEPS,
         # The mean over a group of the probabilities of being preferred is a half.
-        and all(abs(mean - 0.5) < 1e-5 for mean in means)
-        and all(0 < each["rewards/prefcast/std"] < 1 for each in steps)
-        and all(math.isfinite(each["rewards/against_reference/mean"]) for each in steps)
-        and all("prefcast/length_correlation" in each for each in steps)
-        and any("against_reference/length_removed" in each for each in steps)
-        and [line["step"] for line in lines] == list(range(STEPS))
-        and all(line["samples"] == 2 * GROUP and line["failed"] == 0 and line["groups"] == 2 for line in lines)
-        and any(each.get("grad_norm", 0) > 0 for each in steps)
-    )
+        "mean of one half": all(abs(mean - 0.5) < 1e-5 for mean in means),
+        "rewards that differ": all(0 < each["rewards/prefcast/std"] < 1 for each in steps),
+        "rewards against the reference": all(math.isfinite(each["rewards/against_reference/mean"]) for each in steps),
+        "figures in TRL's log": all("prefcast/length_correlation_recent" in each for each in steps),
+        "what was removed": any("against_reference/length_removed" in each for each in steps),
+        "the steps of the trainer": [line["step"] for line in lines] == list(range(STEPS)),
+        "no sample without a reward": all((line["samples"], line["failed"]) == (2 * GROUP, 0) for line in lines),
+        "two groups": all(line["groups"] == 2 for line in lines),
+        "a gradient": any(each.get("grad_norm", 0) > 0 for each in steps),
+    }
+    missing = [what for what, holds in checks.items() if not holds]
     form = f"{'conversational' if chat else 'plain'}, {'async' if awaited else 'sync'}"
     return _said(
-        sound, f"GRPO, {form}: {len(steps)} steps in {seconds:.1f} s, rewards of {name} and of surface", steps[-1:]
+        not missing, f"GRPO, {form}: {len(steps)} steps in {seconds:.1f} s, rewards of {name} and of surface", missing
     )
 
 
