@@ -84,15 +84,12 @@ class Sums:
         numbers: dict[object, int] = {}
         index = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)
         count = len(numbers)
-        size = np.bincount(index, minlength=count).astype(np.float64)
-        z = np.column_stack([x, y]) if len(y) else np.zeros((0, x.shape[1] + 1))
-        mean = np.column_stack([np.bincount(index, column, count) for column in z.T]) / np.maximum(size, 1)[:, None]
-        z = z - mean[index]
-        product = [np.bincount(index, column, count) for column in (z * z[:, -1:]).T]
-        square = [np.bincount(index, column, count) for column in (z * z).T]
-        told = size > 1
-        xx, xy = np.column_stack(square[:-1])[told], np.column_stack(product[:-1])[told]
-        return cls(size[told], xx, xy, square[-1][told])
+        z = np.column_stack([x, y])
+        size = _sums(index, np.ones((len(index), 1)), count)
+        z = z - (_sums(index, z, count) / size)[index]
+        square, product = _sums(index, z * z, count), _sums(index, z * z[:, -1:], count)
+        told = size[:, 0] > 1
+        return cls(size[told, 0], square[told, :-1], product[told, :-1], square[told, -1])
 
     @classmethod
     def joined(cls, parts: Sequence[Sums]) -> Sums:
@@ -138,6 +135,13 @@ class Sums:
         error = max(usual, sqrt(groups / (groups - 1) * float((scores**2).sum())) / xx)
         half = _quantile(groups - 1) * error
         return Slope(value, value - half, value + half, error, n, groups)
+
+
+def _sums(index: NDArray[np.intp], values: Floats, count: int) -> Floats:
+    """The sums (count, k) of the rows of `values` (n, k) with each index."""
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums
 
 
 def _quantile(free: int) -> float:

@@ -99,7 +99,8 @@ class Monitor:
         if removed:
             self._window[-1] = _Step(sums, Sums.of(groups, looks, after))
         self._record(self._window[-1], looks, after, failed, removed, step, log_metric)
-        return after.tolist()
+        corrected: list[float] = after.tolist()
+        return corrected
 
     def corrected(self, answer: str, reward: float) -> float:
         """The reward of one sample, corrected with what the steps so far say."""
