@@ -57,7 +57,8 @@ class Simulated:
 
 
 def within(values: Floats) -> Floats:
-    return (values - values.mean(axis=-1, keepdims=True)).ravel()
+    centred: Floats = values - values.mean(axis=-1, keepdims=True)
+    return centred.ravel()
 
 
 def warnings(groups: int) -> None:

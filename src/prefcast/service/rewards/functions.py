@@ -218,9 +218,14 @@ def _finished(function: Callable[..., Any] | Callable[..., Awaitable[Any]], name
 
 def _sample(prompt: Any, completion: Any, field: str = "completion") -> Given:
     try:
-        return sample_of(*(each.tolist() if hasattr(each, "tolist") else each for each in (prompt, completion)), field)
+        return sample_of(_plain(prompt), _plain(completion), field)
     except Fault as fault:
         return _said(fault)
+
+
+def _plain(value: Any) -> Any:
+    """A column of messages may come as an array."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _reference(prompt: Any, answer: Any, field: str) -> Given:
