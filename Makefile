@@ -7,7 +7,7 @@ OUT ?= out
 # How many processes run the tests, each with about 1 GB.
 WORKERS ?= 4
 
-.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train bench-trl families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu
+.PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train bench-trl families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu test-trl bench-rewards
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -63,6 +63,16 @@ $(OUT)/.vllm:
 test-vllm: $(VENV)/.dev $(OUT)/.vllm ## Compare a small checkpoint with a real vLLM, in a venv of its own (3.5 GB, minutes)
 	$(BIN)/python tools/check_vllm.py --python $(OUT)/vllm-venv/bin/python
 
+# trl wants its own versions of transformers and datasets.
+$(OUT)/.trl: pyproject.toml
+	@mkdir -p $(OUT)
+	$(PYTHON) -m venv $(OUT)/trl-venv
+	$(OUT)/trl-venv/bin/python -m pip install --quiet --disable-pip-version-check trl==1.16.0 torch==2.13.0 -e '.[transformers]'
+	@touch $@
+
+test-trl: $(OUT)/.trl ## Train a tiny model with a real TRL and our rewards and pairs, in a venv of its own (2 GB, minutes)
+	$(OUT)/trl-venv/bin/python tools/check_trl.py
+
 lint: $(VENV)/.dev ## Check style, types and the plan of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -97,6 +107,9 @@ bench-as-shipped: $(VENV)/.dev ## Measure fits to few labels and fit --target on
 
 bench-judges: $(VENV)/.dev ## Measure how well a fit calibrates a simulated LLM judge (minutes)
 	$(BIN)/python benchmarks/judges.py
+
+bench-rewards: $(VENV)/.dev ## Measure rewards and length in simulations and on DATA (dev files), and what a step costs (a minute)
+	$(BIN)/python benchmarks/rewards.py $(if $(wildcard $(DATA)/dev),--data $(DATA)/dev)
 
 bench-scale: $(VENV)/.dev ## Measure fit, evaluate and rank on a million simulated rows (minutes)
 	$(BIN)/python benchmarks/scale.py

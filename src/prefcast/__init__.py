@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prefcast.scorers.base import Evidence, Scorer
     from prefcast.scorers.reward import load_scorer
     from prefcast.scorers.store import EvidenceStore
+    from prefcast.service import rewards
     from prefcast.service.client import Client
     from prefcast.training.embedded import train_embedded
     from prefcast.training.reward import Recipe, train_reward
@@ -64,6 +65,7 @@ __all__ = [
     "read_pairs",
     "read_saved",
     "ready",
+    "rewards",
     "train_embedded",
     "train_reward",
 ]
@@ -100,6 +102,7 @@ _HOMES = {
     "read_pairs": "pairs.formats",
     "read_saved": "pairs.formats.saved",
     "ready": "runs.ready",
+    "rewards": "service",
     "train_embedded": "training.embedded",
     "train_reward": "training.reward",
 }
@@ -108,7 +111,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # Names are fetched when they are used, so that `import prefcast` costs nothing.
     if name in _HOMES:
-        return getattr(import_module(f"prefcast.{_HOMES[name]}"), name)
+        home = f"prefcast.{_HOMES[name]}"
+        # `rewards` is a package itself, the others are names in a module.
+        return import_module(f"{home}.{name}") if name == "rewards" else getattr(import_module(home), name)
     raise AttributeError(f"module 'prefcast' has no attribute {name!r}")
 
 
