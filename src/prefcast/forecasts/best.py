@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
 from prefcast.errors import RowError, UsageError
-from prefcast.forecasts.answers import AnswerRanking, Choice, answer_pairs, ranked_answers
-from prefcast.forecasts.compared import compared, scores_answers
+from prefcast.forecasts.answers import AnswerRanking, Choice, answer_pairs, pairs_of, ranked_answers
 from prefcast.forecasts.fewer import fewer_choices
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.outputs import Writer, opened_writer, output_kind
@@ -26,6 +25,7 @@ from prefcast.outcomes.models import MarginSign
 from prefcast.pairs.formats.candidates import Candidates
 from prefcast.pairs.formats.shapes import BESIDE
 from prefcast.scorers.base import Meter
+from prefcast.scorers.singly import reads_singly, singly
 
 __all__ = [
     "AnswerRanking",
@@ -92,12 +92,13 @@ def choices(
     """
     asked = asked or Asked()
     asked.check(forecaster)
+    forecaster = replace(forecaster, scorer=singly(forecaster.scorer))
     done = 0
 
     def chosen(piece: Sequence[Candidates | RowError], pairs: int) -> Iterator[Choice]:
         follow = None if progress is None else lambda within: progress(done + within * len(piece) // max(pairs, 1))
         meter = Meter(follow)
-        if asked.adaptive and not scores_answers(forecaster):
+        if asked.adaptive and not reads_singly(forecaster.scorer):
             found = fewer_choices(piece, forecaster, meter)
         else:
             found = _chosen(piece, forecaster, meter, leads=leads)
@@ -122,7 +123,7 @@ def _chosen(
     piece: Sequence[Candidates | RowError], forecaster: Forecaster, meter: Meter, *, leads: bool
 ) -> Iterator[Choice]:
     read = [item for item in piece if isinstance(item, Candidates)]
-    forecasts = compared(read, forecaster, meter)
+    forecasts = forecaster.forecast(chain.from_iterable(map(pairs_of, read)), meter)
     low, high = forecasts.lead_interval() if leads else (np.zeros(0), np.zeros(0))
     # Without the link, whose intervals of single probabilities nobody asks for here.
     every, start = iter(replace(forecasts, link=None)), 0

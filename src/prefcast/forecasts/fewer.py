@@ -1,6 +1,6 @@
 """Best of n with fewer comparisons than every two answers.
 
-It is for models that compare: one with a score for each answer scores each answer once (`forecasts.compared`). They compare by
+It is for models that compare: one with a score for each answer scores each answer once (`scorers.singly`). They compare by
 successive elimination, with their own probabilities:
 
 1. The first answer is compared with each of the others.
