@@ -176,7 +176,7 @@ def pair_files(room: Path) -> list[tuple[str, Path]]:
         return made
     for more in ((), ("--plain",)):
         path = room / f"pairs{len(more)}.jsonl"
-        done = _prefcast("pairs", str(samples), "-o", str(path), "--model", "surface", *more)
+        done = _prefcast("pairs", str(samples), "-o", str(path), "--model", "embedded", *more)
         if done.returncode:
             print(f"  prefcast pairs {' '.join(more)} ends with {done.returncode}: {done.stderr.strip()}")
         made.append((f"prefcast pairs {' '.join(more)}".strip(), path))
