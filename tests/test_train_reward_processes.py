@@ -16,7 +16,7 @@ import pytest
 
 from conftest import PREFCAST, wait_for
 from planted import BASES, best_log_loss, planted, write_planted
-from prefcast import Recipe, load_forecaster, read_pairs, train_reward
+from prefcast import Recipe, load_forecaster, load_scorer, read_pairs, train_reward
 
 pytestmark = pytest.mark.long
 
@@ -72,17 +72,61 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def launched(command: list[str]) -> list[str]:
+    """The command in two processes."""
+    port = str(free_port())
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, *command[1:]]
+
+
 @pytest.mark.parametrize("kind", ["pointwise", "pair"])
 def test_two_processes_train_as_one(tmp_path: Path, made: Path, kind: str) -> None:
     run(call(made, tmp_path / "one", "--kind", kind, "--device", "cpu"))
-    program = call(made, tmp_path / "two", "--kind", kind, "--device", "cpu")[1:]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    run([*launch, *program], OMP_NUM_THREADS="1")
+    program = call(made, tmp_path / "two", "--kind", kind, "--device", "cpu")
+    run(launched(program), OMP_NUM_THREADS="1")
     for name in ("loss", "validation"):
         one, two = values(tmp_path / "one", name), values(tmp_path / "two", name)
         assert len(one) > 2
         assert one == pytest.approx(two, abs=1e-3)
     assert json.loads((tmp_path / "two" / "forecaster.json").read_text())["card"]["training"]["processes"] == 2
+
+
+SHARDED = [
+    ("two layers", ["--lora", "4"]),
+    ("two layers", ["--lora", "none", "--rate", "0.002", "--decay", "0.01", "--recompute", "on"]),
+    ("internlm2", ["--lora", "none", "--rate", "0.002", "--batch-tokens", "200"]),
+    ("qwen3", ["--lora", "4", "--kind", "pair"]),
+]
+
+
+@pytest.mark.parametrize(("family", "more"), SHARDED, ids=lambda value: value if isinstance(value, str) else value[1])
+def test_processes_that_share_out_the_weights_train_as_one(
+    tmp_path: Path, made: Path, family: str, more: list[str]
+) -> None:
+    base = BASES[family](tmp_path / "base")
+    settings = ["--base", str(base), "--device", "cpu", *more]
+    run(call(made, tmp_path / "one", *settings))
+    sharded = call(made, tmp_path / "two", *settings, "--shard")
+    process = subprocess.Popen(
+        launched(sharded), stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    wait_for(lambda: len(values(tmp_path / "two", "loss")) >= 5, process)
+    process.terminate()
+    process.communicate()
+    assert process.returncode != 0
+    assert not (tmp_path / "two" / "forecaster.json").exists()
+    assert (tmp_path / "two" / "training" / "state.safetensors").exists()
+    run(launched(sharded), OMP_NUM_THREADS="1")
+    for name in ("loss", "validation", "gradient"):
+        one, two = values(tmp_path / "one", name), values(tmp_path / "two", name)
+        assert len(one) > 2
+        assert one == pytest.approx(two, abs=1e-3)
+    training = json.loads((tmp_path / "two" / "forecaster.json").read_text())["card"]["training"]
+    assert (training["processes"], training["sharded"]) == (2, True)
+    rows = list(read_pairs(made / "p.jsonl"))
+    one, two = (load_scorer(tmp_path / name).evidence(rows).margin for name in ("one", "two"))
+    assert np.abs(one).max() > 0.01
+    print("MAXDIFF", np.abs(one - two).max(), np.abs(one).max())
+    assert np.abs(one - two).max() < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["pointwise", "pair"])
