@@ -33,12 +33,15 @@ def shard(
 ) -> None:
     """Share out the weights of a network that lies on the CPU; each process moves a layer to `device` only to cut its part.
 
-    The parameters in `whole`, and all outside the body, go to the device as they are. `computed` is what the weights are rounded to
-    when they compute, None for what they are held in; gradients are summed in float32.
+    The parameters in `whole`, and all outside the body, go to the device as they are. `computed` is what the layers' weights are
+    rounded to when they compute, None for what they are held in; gradients are summed in float32.
     """
     body, kept = body_of(network), set(whole)
-    policy = MixedPrecisionPolicy() if computed is None else MixedPrecisionPolicy(computed, torch.float32)
+    plain = MixedPrecisionPolicy()
+    # The states between layers stay as wide as they are without sharding.
+    of_layers = MixedPrecisionPolicy(computed, torch.float32, cast_forward_inputs=False) if computed else plain
     for module in (*layers, body):
+        policy = plain if module is body else of_layers
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=kept)
     for tensor in (*network.parameters(), *network.buffers()):
         if not isinstance(tensor, DTensor):
