@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,6 @@ class Examples:
 
     def __init__(self, rows: LabelledRows, groups: Sequence[Group], recipe: Recipe, device: torch.device) -> None:
         self.groups = list(groups)
-        self.shortest = min(range(len(self.groups)), key=lambda row: self.groups[row].tokens, default=0)
         target, labelled = rows.target, rows.labelled
         weight = rows.weight.copy()
         strong = np.isfinite(rows.strength)
@@ -114,6 +114,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @cached_property
+    def shortest(self) -> int:
+        """The row with the fewest tokens."""
+        return min(range(len(self)), key=lambda row: self.groups[row].tokens)
 
     def loss(self, trainee: Trainee, rows: Sequence[int]) -> Tensor:
         """The sum of weight times loss over the rows."""
