@@ -29,11 +29,13 @@ from prefcast.runs.stopping import SIGNALS, Interrupted
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.reward.precision import quantise, quantised_linear
 from prefcast.training.reward.likelihood import Link, cross_entropy, log_probabilities
-from prefcast.training.reward.loop import Examples
+from prefcast.training.reward.loop import Examples, _Loop
 from prefcast.training.reward.network import Trainee
+from prefcast.training.reward.processes import Processes
 from prefcast.training.reward.product import write_model
 from prefcast.training.reward.recipe import learning_rate
 from prefcast.training.reward.rows import Given, deal, read_rows, split
+from prefcast.training.reward.sharding import check_model
 from prefcast.training.reward.start import make_start, opened_start
 from prefcast.training.reward.state import Reached, State
 from prefcast.training.reward.teachers import learned_before, lines_of
@@ -353,6 +355,33 @@ def test_what_is_saved_scores_as_it_did_in_training(
     assert np.abs(found.tie - tie.numpy()).max() < 1e-5 * max(1, np.abs(found.tie).max())
 
 
+def test_what_cannot_be_sharded_is_refused(tmp_path: Path, pairs: Path, llama: Path) -> None:
+    bert, _, _ = made(tmp_path / "a", BASES["bert"](tmp_path / "base"), pairs, Recipe(**QUICK))
+    layers = [torch.nn.Identity()]
+    with pytest.raises(UsageError, match="--shard does not know this family of models; it can shard gemma, "):
+        check_model(bert.scorer, bert.runner, layers)
+    trainee, _, _ = made(tmp_path / "b", llama, pairs, Recipe(**QUICK))
+    check_model(trainee.scorer, trainee.runner, layers)
+    trainee.runner.longest = 16
+    with pytest.raises(UsageError, match="more than 16 tokens one by one; --shard takes it with --max-tokens 16"):
+        check_model(trainee.scorer, trainee.runner, layers)
+
+
+def test_processes_that_share_out_weights_have_as_many_batches(tmp_path: Path, pairs: Path, llama: Path) -> None:
+    recipe = Recipe(**QUICK, batch_tokens=120)
+    trainee, examples, _ = made(tmp_path / "start", llama, pairs, recipe)
+    mesh: Any = "a mesh"
+    found = []
+    for rank in range(3):
+        processes = Processes(rank, 3, "cpu", mesh)
+        loop = _Loop(trainee, examples, examples, State(tmp_path / "state"), processes, 0.1)
+        found.append(loop._mine(np.arange(len(examples)), examples))
+    assert len({len(mine) for mine in found}) == 1
+    batches = [(batch, counts) for mine in found for batch, counts in mine]
+    assert sum(counts == 0 for _, counts in batches) > 0
+    assert sorted(row for batch, counts in batches if counts for row in batch) == list(range(len(examples)))
+
+
 @pytest.mark.parametrize("family", ["llama", "internlm2"])
 def test_a_merged_model_scores_as_the_adapter(tmp_path: Path, pairs: Path, family: str) -> None:
     recipe = Recipe(**QUICK)
@@ -578,6 +607,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, pairs: Path, llama: P
     assert "--lora is '0'" in refused("--lora", "0")
     assert "it needs adapters" in refused("--lora", "none", "--quantize", "nf4")
     assert "leave --likelihood out" in refused("--kind", "pair", "--likelihood", "rao-kupper")
+    assert "start them with torchrun" in refused("--shard")
+    assert "leave --quantize nf4 out" in refused("--shard", "--quantize", "nf4")
     assert "--rate is nan" in refused("--rate", "nan")
     assert "no such folder" in refused(base=tmp_path / "nothing")
     assert "column 'nope' is missing" in refused("--source", "nope") or "nope" in refused("--source", "nope")

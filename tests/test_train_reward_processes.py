@@ -16,7 +16,7 @@ import pytest
 
 from conftest import PREFCAST, wait_for
 from planted import BASES, best_log_loss, planted, write_planted
-from prefcast import Recipe, load_forecaster, read_pairs, train_reward
+from prefcast import Recipe, load_forecaster, load_scorer, read_pairs, train_reward
 
 pytestmark = pytest.mark.long
 
@@ -29,10 +29,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(made: Path, out: Path, *more: str) -> list[str]:
-    data, base = str(made / "p.jsonl"), str(made / "base")
-    settings = ["--lora", "4", "--rate", "0.005", "--batch", "16", "--epochs", "2", "--save-minutes", "0"]
-    return [*PREFCAST, "train", "reward", data, "--base", base, "-o", str(out), *settings, *more]
+def call(
+    made: Path, out: Path, *more: str, base: Path | None = None, lora: str = "4", rate: float = 0.005
+) -> list[str]:
+    data, settings = str(made / "p.jsonl"), ["--lora", lora, "--rate", str(rate), "--base", str(base or made / "base")]
+    settings += ["--batch", "16", "--epochs", "2", "--save-minutes", "0"]
+    return [*PREFCAST, "train", "reward", data, "-o", str(out), *settings, *more]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -72,17 +74,58 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def launched(command: list[str]) -> list[str]:
+    """The command in two processes."""
+    port = str(free_port())
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, *command[1:]]
+
+
 @pytest.mark.parametrize("kind", ["pointwise", "pair"])
 def test_two_processes_train_as_one(tmp_path: Path, made: Path, kind: str) -> None:
     run(call(made, tmp_path / "one", "--kind", kind, "--device", "cpu"))
-    program = call(made, tmp_path / "two", "--kind", kind, "--device", "cpu")[1:]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    run([*launch, *program], OMP_NUM_THREADS="1")
+    program = call(made, tmp_path / "two", "--kind", kind, "--device", "cpu")
+    run(launched(program), OMP_NUM_THREADS="1")
     for name in ("loss", "validation"):
         one, two = values(tmp_path / "one", name), values(tmp_path / "two", name)
         assert len(one) > 2
         assert one == pytest.approx(two, abs=1e-3)
     assert json.loads((tmp_path / "two" / "forecaster.json").read_text())["card"]["training"]["processes"] == 2
+
+
+SHARDED = {
+    "adapters, pairs": ("two layers", "4", ["--kind", "pair"]),
+    "all weights": ("two layers", "none", ["--decay", "0.01", "--recompute", "on"]),
+    "all weights, small batches": ("internlm2", "none", ["--batch-tokens", "200"]),
+}
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_processes_that_share_out_the_weights_train_as_one(tmp_path: Path, made: Path, case: str) -> None:
+    family, lora, more = SHARDED[case]
+    base, rate = BASES[family](tmp_path / "base"), 0.005 if lora != "none" else 0.002
+    settings = {"base": base, "lora": lora, "rate": rate}
+    run(call(made, tmp_path / "one", "--device", "cpu", *more, **settings))
+    sharded = call(made, tmp_path / "two", "--device", "cpu", "--shard", *more, **settings)
+    process = subprocess.Popen(
+        launched(sharded), stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    wait_for(lambda: len(values(tmp_path / "two", "loss")) >= 5, process)
+    process.terminate()
+    process.communicate()
+    assert process.returncode != 0
+    assert not (tmp_path / "two" / "forecaster.json").exists()
+    assert (tmp_path / "two" / "training" / "state.safetensors").exists()
+    run(launched(sharded), OMP_NUM_THREADS="1")
+    for name in ("loss", "validation", "gradient"):
+        one, two = values(tmp_path / "one", name), values(tmp_path / "two", name)
+        assert len(one) > 2
+        assert one == pytest.approx(two, abs=1e-3)
+    training = json.loads((tmp_path / "two" / "forecaster.json").read_text())["card"]["training"]
+    assert (training["processes"], training["sharded"]) == (2, True)
+    rows = list(read_pairs(made / "p.jsonl"))
+    one, two = (load_scorer(tmp_path / name).evidence(rows).margin for name in ("one", "two"))
+    assert np.abs(one).max() > 0.01
+    assert np.abs(one - two).max() < 1e-5 * max(1, np.abs(one).max())
 
 
 @pytest.mark.parametrize("kind", ["pointwise", "pair"])

@@ -187,6 +187,10 @@ def reward(
         choices=("auto", "on", "off"),
     ),
     device: str | None = option("Where to train: cpu, cuda:0.  [default: a GPU if there is one]", "DEVICE"),
+    shard: bool = option(
+        "Share out the weights over the processes of torchrun (FSDP), for a model that does not fit one GPU.",
+        default=False,
+    ),
     save_minutes: float = option("How often the state of the training is written.", "MINUTES", default=5.0, least=0.0),
     log_to: list[str] | None = option(
         "Also log the curves to TensorBoard, W&B or MLflow (several with several --log-to).",
@@ -252,6 +256,7 @@ def reward(
             command=shlex.join(["prefcast", *sys.argv[1:]]),
             saved_seconds=60 * save_minutes,
             trackers=log_to or (),
+            shard=shard,
             reading={
                 "columns": reading.mapping,
                 "cells": reading.cells,

@@ -37,6 +37,7 @@ def train_reward(
     command: str = "",
     saved_seconds: float = 300.0,
     trackers: Sequence[str] = (),
+    shard: bool = False,
     reading: dict[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -52,7 +53,8 @@ def train_reward(
     not learn their prompts. A training that was killed goes on with the same arguments; `saved_seconds` is how often its state is written.
     `trackers` (tensorboard, wandb, mlflow) get the curves too.
 
-    Several processes (torchrun, accelerate launch) train together; those that are not the first get None. Raises MissingExtraError,
+    Several processes (torchrun, accelerate launch) train together; those that are not the first get None. With `shard` each of them
+    holds a part of the weights. Raises MissingExtraError,
     UsageError, ModelError, FitError, RunError, and the errors of reading files.
     """
     from importlib.util import find_spec
@@ -86,6 +88,7 @@ def train_reward(
         command=command,
         saved_seconds=saved_seconds,
         trackers=trackers,
+        shard=shard,
         say=say,
         progress=progress,
     )

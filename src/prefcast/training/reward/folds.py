@@ -66,8 +66,10 @@ def write_out_of_fold(
                 task, learned=_mask(places[learned], len(rows)), held=_mask(places[held], len(rows)), state=state
             )
             trainee, _ = trained_task(part, scorer, processes, progress, tell)
+            if processes.first or processes.sharded:
+                scores = _scored(part, trainee, mine)
             if processes.first:
-                _write(folder / _DONE, _scored(part, trainee, mine))
+                _write(folder / _DONE, scores)
                 for name in ("state.safetensors", "best.safetensors"):
                     (state.folder / name).unlink(missing_ok=True)
             del trainee

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from prefcast.training.reward.network import Trainee
 from prefcast.training.reward.processes import Processes
 from prefcast.training.reward.recipe import Recipe
 from prefcast.training.reward.rows import LabelledRows
+from prefcast.training.reward.sharding import clipped, gathered, is_sharded, placed, summed
 from prefcast.training.reward.state import Reached, State
 
 __all__ = ["CURVES", "Examples", "Progress", "Trained", "train"]
@@ -113,6 +115,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @cached_property
+    def shortest(self) -> int:
+        """The row with the fewest tokens."""
+        return min(range(len(self)), key=lambda row: self.groups[row].tokens)
+
     def loss(self, trainee: Trainee, rows: Sequence[int]) -> Tensor:
         """The sum of weight times loss over the rows."""
         margin, tie = trainee.evidence([self.groups[row] for row in rows])
@@ -162,8 +169,13 @@ class _Loop:
         self.every = max(1, self.each // recipe.evaluations)
         of_link = [each for name, each in trainee.parameters.items() if name.startswith("link.")]
         rest = list(trainee.learned.values())
+        # Sharded weights have a group of their own: AdamW cannot step them together with others.
+        parts = [[each for each in rest if is_sharded(each) is sharded] for sharded in (False, True)]
         self.optimiser = torch.optim.AdamW(
-            [{"params": rest, "most": rate}, {"params": of_link, "most": _LINK_RATE, "weight_decay": 0.0}],
+            [
+                *({"params": part, "most": rate} for part in parts if part),
+                {"params": of_link, "most": _LINK_RATE, "weight_decay": 0.0},
+            ],
             lr=rate,
             weight_decay=recipe.decay,
         )
@@ -186,7 +198,8 @@ class _Loop:
                         reached = replace(reached, step=reached.step + 1)
                         if reached.step % self.every == 0 or reached.step == self.total:
                             reached = self._evaluated(reached)
-                        if self.processes.first and time.monotonic() - saved >= saved_seconds:
+                        due = self.processes.first and time.monotonic() - saved >= saved_seconds
+                        if self.processes.any(due) if self.processes.sharded else due:
                             self._save(reached)
                             saved = time.monotonic()
                         whole = True
@@ -200,7 +213,7 @@ class _Loop:
                 if whole:
                     self._save(reached)
                 raise
-        if self.processes.first:
+        if self._keeps:
             self._save(reached)
         self.processes.wait()
         self.trainee.take(self.state.best())
@@ -216,21 +229,28 @@ class _Loop:
         self.trainee.take(weights)
         parameters = self.trainee.parameters
         for name, each in moments.items():
-            device = parameters[name].device
             self.optimiser.state[parameters[name]] = {
-                key: value if key == "step" else value.to(device) for key, value in each.items()
+                key: value if key == "step" else placed(value, parameters[name]) for key, value in each.items()
             }
         if self.processes.first:
             _rewritten(self.curves, reached.step)
         return reached
 
+    @property
+    def _keeps(self) -> bool:
+        """Whether this process takes part when weights are kept. The first one writes them."""
+        return self.processes.first or self.processes.sharded
+
     def _save(self, reached: Reached) -> None:
+        first = self.processes.first
         moments = {
-            name: self.optimiser.state[each]
+            name: {key: gathered(value, first) for key, value in self.optimiser.state[each].items()}
             for name, each in self.trainee.parameters.items()
             if each in self.optimiser.state
         }
-        self.state.save(reached, self.trainee.weights(), moments)
+        weights = self.trainee.weights(first)
+        if first:
+            self.state.save(reached, weights, moments)
 
     @contextmanager
     def _stopping(self) -> Iterator[Callable[[], AbstractContextManager[None]]]:
@@ -247,15 +267,21 @@ class _Loop:
         order = np.random.default_rng([self.recipe.seed, 3, epoch]).permutation(len(self.learned))
         return order[place * self.recipe.batch : (place + 1) * self.recipe.batch].astype(np.int64)
 
-    def _mine(self, rows: Ints, examples: Examples) -> list[list[int]]:
-        """The batches of this process: rows of similar length together, and as many tokens as the memory allows."""
+    def _mine(self, rows: Ints, examples: Examples) -> list[tuple[list[int], float]]:
+        """The batches of this process: rows of similar length together, and as many tokens as the memory allows. Beside each stands
+        what it counts, 1 or 0."""
         groups = [examples.groups[row] for row in rows.tolist()]
         most = self.trainee.scorer.batch_tokens
         if self.processes.count > 1:
             # Every process gets a part, even of a small step.
             most = min(most, max(1, sum(group.tokens for group in groups) // self.processes.count))
         batches = self.trainee.scorer.planned(groups, most)
-        return [[int(rows[place]) for place in batch] for batch in batches[self.processes.rank :: self.processes.count]]
+        rank, count = self.processes.rank, self.processes.count
+        mine = [([int(rows[place]) for place in batch], 1.0) for batch in batches[rank::count]]
+        if self.processes.sharded:
+            # A pass needs all processes: one that has a batch less takes part in it with a row that does not count.
+            mine += [([examples.shortest], 0.0)] * (math.ceil(len(batches) / count) - len(mine))
+        return mine
 
     def _step(self, step: int) -> float:
         recipe, began = self.recipe, time.monotonic()
@@ -271,17 +297,17 @@ class _Loop:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         total = torch.zeros(1, dtype=torch.float64)
-        for batch in self._mine(rows, self.learned):
-            loss = self.learned.loss(self.trainee, batch) / max(weight, 1e-12)
+        for batch, counts in self._mine(rows, self.learned):
+            loss = counts * self.learned.loss(self.trainee, batch) / max(weight, 1e-12)
             loss.backward()
             total += loss.detach().cpu()
         self.processes.add([total])
-        self.processes.add([parameter.grad for parameter in parameters if parameter.grad is not None])
+        summed(parameters, self.processes)
         if not math.isfinite(found := float(total)):
             raise FitError(
                 f"the loss of step {step + 1} is {found}; a smaller --rate, or --dtype float32, may help (the state before it is kept)"
             )
-        size = float(torch.nn.utils.clip_grad_norm_(parameters, _LONGEST_GRADIENT))
+        size = clipped(parameters, _LONGEST_GRADIENT, self.processes)
         self.optimiser.step()
         tokens = sum(self.learned.groups[row].tokens for row in rows.tolist())
         self.tokens += tokens
@@ -305,8 +331,10 @@ class _Loop:
         if reached.best is not None and self.validation >= reached.best:
             return replace(reached, worse=reached.worse + 1)
         reached = replace(reached, best=self.validation, best_step=reached.step, worse=0)
-        if self.processes.first:
-            self.state.save_best(reached, self.trainee.weights())
+        if self._keeps:
+            weights = self.trainee.weights(self.processes.first)
+            if self.processes.first:
+                self.state.save_best(reached, weights)
         return reached
 
     def _log_loss(self) -> float:
@@ -314,12 +342,12 @@ class _Loop:
         self.trainee.train(False)
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for batch in self._mine(np.arange(len(self.held)), self.held):
+            for batch, counts in self._mine(np.arange(len(self.held)), self.held):
                 margin, tie = self.trainee.evidence([self.held.groups[row] for row in batch])
                 at = torch.tensor(batch, device=margin.device)
                 log_p = self.trainee.link(margin, tie, self.held.source[at])
                 each = cross_entropy(self.held.plain[at], log_p)
-                sums += torch.stack(((self.held.weight[at] * each).sum(), self.held.weight[at].sum())).cpu()
+                sums += counts * torch.stack(((self.held.weight[at] * each).sum(), self.held.weight[at].sum())).cpu()
         self.processes.add([sums])
         return float(sums[0] / sums[1].clamp(min=1e-12))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from prefcast.scorers.reward.engine import Group, runner_of
@@ -22,6 +23,7 @@ from prefcast.scorers.reward.scorer import RewardScorer
 from prefcast.training.reward.likelihood import Link
 from prefcast.training.reward.lora import PREFIX, attach, tensors_of
 from prefcast.training.reward.recipe import Recipe
+from prefcast.training.reward.sharding import check_model, gathered, placed, shard
 from prefcast.training.reward.start import head_names
 
 __all__ = ["Trainee"]
@@ -33,10 +35,12 @@ class Trainee:
     """A reward model in training.
 
     It runs the very network, batches and heads that score later. `learned` are the weights that are trained, by the names that
-    the files of the product have; `link` turns evidence into log-probabilities.
+    the files of the product have; `link` turns evidence into log-probabilities. With `mesh` its processes share out the weights.
     """
 
-    def __init__(self, scorer: RewardScorer, recipe: Recipe, shares: Sequence[float]) -> None:
+    def __init__(
+        self, scorer: RewardScorer, recipe: Recipe, shares: Sequence[float], mesh: DeviceMesh | None = None
+    ) -> None:
         self.scorer, self.recipe = scorer, recipe
         self.device = scorer.devices[0]
         self.columns: tuple[int, ...] = getattr(scorer, "columns", ())
@@ -44,12 +48,18 @@ class Trainee:
         computed = DTYPES[recipe.dtype or ("float32" if self.device.type == "cpu" else "bfloat16")]
         self._autocast = computed if recipe.lora is None and computed is not torch.float32 else None
         dtype = torch.float32 if recipe.lora is None else computed
-        self.network = load_network(scorer.checkpoint, [self.device], dtype, recipe.quantize, trainable=True)
-        self.network.requires_grad_(False)
+        where = self.device if mesh is None else torch.device("cpu")
+        self.network = load_network(scorer.checkpoint, [where], dtype, recipe.quantize, trainable=True)
+        self.network.requires_grad_(recipe.lora is None)
         heads = head_names(self.network)
         self.adapters = (
             {} if recipe.lora is None else attach(self.network, recipe.lora, 2.0, recipe.seed, scorer.checkpoint.name)
         )
+        self.runner = runner_of(scorer.checkpoint, self.network, self.device)
+        if mesh is not None:
+            check_model(scorer, self.runner, self._layers)
+            adapters = tensors_of(self.adapters).values()
+            shard(self.network, self._layers, adapters, mesh, self.device, self._autocast)
         parameters = dict(self.network.named_parameters())
         self.learned: dict[str, nn.Parameter] = {}
         if recipe.lora is None:
@@ -62,16 +72,20 @@ class Trainee:
                 self.learned[f"{PREFIX}{name}"] = parameters[name]
         for parameter in self.learned.values():
             parameter.requires_grad_(True)
-        self.runner = runner_of(scorer.checkpoint, self.network, self.device)
         self.link = Link(recipe.likelihood, shares).to(self.device)
 
     def recompute(self) -> None:
         """Compute the layers again for the gradient from now on, instead of keeping what they computed."""
+        for layer in self._layers:
+            setattr(layer, "forward", partial(recomputed, layer.forward, use_reentrant=False))  # noqa: B010
+
+    @property
+    def _layers(self) -> list[nn.Module]:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        for layer in body_of(self.network).modules():
-            if isinstance(layer, GradientCheckpointingLayer | Layer):
-                setattr(layer, "forward", partial(recomputed, layer.forward, use_reentrant=False))  # noqa: B010
+        return [
+            each for each in body_of(self.network).modules() if isinstance(each, GradientCheckpointingLayer | Layer)
+        ]
 
     def train(self, training: bool) -> None:
         """Switch dropout, where a network has it, and recomputing."""
@@ -99,16 +113,15 @@ class Trainee:
         tie = (first[:, self.columns[2]] + second[:, self.columns[2]]) / 2
         return of_a - of_b, tie - (of_a + of_b) / 2
 
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of everything that is learned, on the CPU."""
-        found = {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in self.learned.items()}
-        return found | {f"link.{name}": value.detach().to("cpu", copy=True) for name, value in self._of_link.items()}
+    def weights(self, keep: bool = True) -> dict[str, Tensor]:
+        """A copy of everything that is learned, on the CPU; see `gathered`."""
+        return {name: gathered(parameter, keep) for name, parameter in self.parameters.items()}
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
         """Set everything that is learned. Raises KeyError and RuntimeError for weights of another network."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(placed(weights[name], parameter))
 
     @property
     def _of_link(self) -> dict[str, nn.Parameter]:

@@ -10,25 +10,33 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from prefcast.errors import UsageError
 from prefcast.scorers.reward.devices import parse_devices
+from prefcast.training.reward.recipe import Recipe
 
-__all__ = ["Processes", "joined"]
+__all__ = ["Processes", "check_shard", "joined"]
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process is number `rank` of `count`; it computes on `device`."""
+    """This process is number `rank` of `count`; it computes on `device`. They share out the weights over `mesh`, if there is one."""
 
     rank: int
     count: int
     device: str
+    mesh: DeviceMesh | None = None
 
     @property
     def first(self) -> bool:
         """Whether this process writes the files and speaks."""
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a part of the weights. Then a pass through the network needs all of them."""
+        return self.mesh is not None
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
@@ -53,9 +61,21 @@ class Processes:
             dist.barrier()
 
 
+def check_shard(recipe: Recipe) -> None:
+    """UsageError if weights cannot be sharded: in one process, or in 4 bit."""
+    if recipe.quantize is not None:
+        raise UsageError(f"--shard cannot share out weights in 4 bit; leave --quantize {recipe.quantize} out")
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise UsageError(
+            "--shard shares out the weights over several processes; start them with "
+            "torchrun --nproc-per-node N -m prefcast.cli train reward ... --shard"
+        )
+
+
 @contextmanager
-def joined(device: str | None) -> Iterator[Processes]:
+def joined(device: str | None, shard: bool = False) -> Iterator[Processes]:
     """The processes that were started together; `device` is one for all, or by default the GPU of the process's number, or the CPU.
+    With `shard` they share out the weights.
 
     Raises UsageError.
     """
@@ -77,7 +97,8 @@ def joined(device: str | None) -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.startswith("cuda") else "gloo")
     try:
-        yield Processes(rank, count, chosen)
+        mesh = init_device_mesh(chosen.partition(":")[0], (count,)) if shard else None
+        yield Processes(rank, count, chosen, mesh)
     finally:
         dist.destroy_process_group()
 

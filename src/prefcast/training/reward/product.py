@@ -29,9 +29,19 @@ CARD = "README.md"
 _SHARD = 4 * 1024**3
 
 
-def write_model(trainee: Trainee, start: Path, folder: Path, recipe: Recipe, *, merge: bool) -> None:
-    """Write the trained model into `folder`: as an adapter of its base, or whole. Raises UsageError and ModelError."""
-    weights = {name: each for name, each in trainee.weights().items() if not name.startswith("link.")}
+def write_model(
+    trainee: Trainee,
+    start: Path,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    merge: bool,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the trained model into `folder`: as an adapter of its base, or whole. `weights` are by default those of the trainee.
+    Raises UsageError and ModelError."""
+    taken = trainee.weights() if weights is None else weights
+    weights = {name: each for name, each in taken.items() if not name.startswith("link.")}
     for path in sorted(start.iterdir()):
         if path.name not in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             shutil.copyfile(path, folder / path.name)

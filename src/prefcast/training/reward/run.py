@@ -23,13 +23,14 @@ from prefcast.pairs.budget import WHOLE
 from prefcast.runs.ready import NOT_KEPT
 from prefcast.scorers.base import read_pair
 from prefcast.scorers.reward import Options
+from prefcast.scorers.reward.devices import parse_devices
 from prefcast.scorers.reward.engine import Group, free_memory
 from prefcast.scorers.reward.scorer import RewardScorer
 from prefcast.training.leaks import leak_lines
 from prefcast.training.reward.folds import write_out_of_fold
 from prefcast.training.reward.loop import CURVES, Progress, Trained, plain
 from prefcast.training.reward.network import Trainee
-from prefcast.training.reward.processes import joined
+from prefcast.training.reward.processes import Processes, check_shard, joined
 from prefcast.training.reward.product import write_card, write_model
 from prefcast.training.reward.recipe import Recipe
 from prefcast.training.reward.rows import Given, LabelledRows, read_rows, split
@@ -73,6 +74,7 @@ def run(
     command: str = "",
     saved_seconds: float = 300.0,
     trackers: Sequence[str] = (),
+    shard: bool = False,
     say: Say | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> TrainedReward | None:
@@ -80,11 +82,13 @@ def run(
     if folds is not None and folds < 2:
         raise UsageError(f"--folds is {folds}; it must be at least 2")
     check_trackers(trackers)
+    if shard:
+        check_shard(recipe)
     state = State(Path(output) / _WORK)
     try:
         rows = read_rows(given)
         settings = {"base": base, "merge": merge, "folds": folds, "data": rows.sha256(), **recipe.said()}
-        with joined(device) as processes:
+        with joined(device, shard) as processes:
             # Only the first process speaks.
             tell: Say = say if say is not None and processes.first else _silent
             show = progress if processes.first else None
@@ -105,18 +109,24 @@ def run(
             began = time.monotonic()
             trainee, trained = trained_task(task, scorer, processes, show, tell, trackers)
             seconds = time.monotonic() - began
+            if not processes.first:
+                del trainee, scorer
+                gc.collect()
+                free_memory()
+            # From here on the first process may use the memory of the others.
+            processes.wait()
         if not processes.first:
             return None
-        how = {"command": command, "processes": processes.count, "device": processes.device}
+        how = {"command": command, "processes": processes.count, "sharded": shard, "device": processes.device}
         training = {**_card(base, task, trainee, trained), **how, "seconds": round(seconds, 1)}
         whole = merge or (state.folder / MADE_BASE).exists()
-        write_model(trainee, task.start, Path(output), recipe, merge=whole)
+        write_model(trainee, task.start, Path(output), recipe, merge=whole, weights=state.best())
         most = scorer.max_tokens
         del trainee, scorer
         gc.collect()
         free_memory()
         tell("fitting the outcome model to the pairs held out")
-        return _finished(task, training, _fitted(task, given, most, processes.device))
+        return _finished(task, training, _fitted(task, given, most, processes))
     finally:
         state.release()
 
@@ -206,13 +216,19 @@ def _readable(rows: LabelledRows, scorer: RewardScorer) -> tuple[LabelledRows, l
     return rest, [groups[place] for place in kept.tolist()]
 
 
-def _fitted(task: Task, given: Given, most: int, device: str) -> Forecaster:
-    """The forecaster of the model as it lies in its folder: the outcome model is fitted to the rows held out."""
+def _fitted(task: Task, given: Given, most: int, processes: Processes) -> Forecaster:
+    """The forecaster of the model as it lies in its folder: the outcome model is fitted to the rows held out.
+
+    A model that was sharded is spread over all GPUs of this machine.
+    """
+    every = processes.sharded and processes.device.startswith("cuda")
+    devices = tuple(map(str, parse_devices("auto"))) if every else (processes.device,)
     recipe, folder = task.recipe, task.state.folder.parent
     options = Options(
         dtype=recipe.dtype,
         quantize=recipe.quantize,
-        devices=(device,),
+        devices=devices,
+        spread=len(devices) > 1,
         max_tokens=most,
         batch_tokens=recipe.batch_tokens,
     )

@@ -68,7 +68,7 @@ def trained_task(
     """Carry out one training, or the rest of one: the network with its best weights, and how the training ended. `trackers` get its
     curves."""
     recipe, parameters = task.recipe, scorer.checkpoint.parameters
-    trainee = Trainee(scorer, recipe, task.shares())
+    trainee = Trainee(scorer, recipe, task.shares(), processes.mesh)
     if recomputes(recipe, parameters):
         trainee.recompute()
     rate = learning_rate(recipe, parameters)
