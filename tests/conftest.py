@@ -53,7 +53,7 @@ SURFACE = ("--model", "surface")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Deadlines measure the machine, not the code. `make test-long` asks for the second by --hypothesis-profile.
-settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("quick", deadline=None, max_examples=30)
 settings.register_profile("long", deadline=None, max_examples=1_000)
 settings.load_profile("quick")
 

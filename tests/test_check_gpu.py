@@ -38,6 +38,7 @@ def check_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return check_gpu
 
 
+@pytest.mark.long
 def test_a_training_whose_loss_falls_passes_and_leaves_no_files(tmp_path: Path, check_gpu: Any) -> None:
     import torch
 

@@ -238,6 +238,7 @@ def test_a_killed_actor_costs_no_row(prefcast: Run, start: Start, tmp_path: Path
 
 
 @needs_ray
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_scores_nothing_twice(
     prefcast: Run, start: Start, tmp_path: Path, ray_cluster: RayCluster
 ) -> None:

@@ -63,7 +63,7 @@ def test_the_commands_of_a_page_are_real(prefcast_here: Run, tmp_path: Path, nam
             assert line in (*done.stdout.splitlines(), *done.stderr.splitlines(), "..."), command
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/python.md", marks=pytest.mark.long)])
 def test_the_code_runs(tmp_path: Path, page: str) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     for name in ("pairs.csv", "labelled.csv"):

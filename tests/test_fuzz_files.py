@@ -35,7 +35,7 @@ from prefcast.scorers.registry import scorer_class
 from prefcast.scorers.store import EvidenceStore
 
 # How many changes of each kind `make test` makes, and `make test-long`.
-FEW, MANY = 150, 5_000
+FEW, MANY = 75, 5_000
 SECONDS, BYTES = 5.0, 200_000_000
 PAIR = Pair.of("Why is the sky blue?", "Because of Rayleigh scattering.", "No idea.")
 

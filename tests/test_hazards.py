@@ -388,7 +388,7 @@ def test_code_of_a_checkpoint_is_never_imported(tmp_path: Path, prefcast_here: R
     plant(folder, mark)
     assert prefcast_here("models", "show", folder).returncode == 0
     # The workers of several devices load any family in the same way: one shows it.
-    devices = "cpu,cpu" if make is save_decoder else "cpu"
+    devices = "cpu,cpu" if make is save_deberta else "cpu"
     done = prefcast_here("score", EXAMPLES, "--model", folder, "-o", "scores.csv", "--devices", devices)
     assert done.returncode == 0, done.stderr
     quantized = prefcast_here("quantize", folder, "small")

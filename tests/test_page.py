@@ -293,6 +293,7 @@ def test_the_difference_is_the_shortest(visit: Visitor) -> None:
     assert bound == [False, 1]
 
 
+@pytest.mark.long
 def test_texts_of_any_kind_have_an_end(visit: Visitor) -> None:
     """As long as the server takes them, and made to be hard: nothing overflows, and the number of elements has a bound."""
     page = visit().open()

@@ -273,6 +273,7 @@ def test_problems_come_whole_out_of_a_worker(odd_workers: Site) -> None:
     assert (late.kind, late.limit, len(set(odd_workers.told("hang")))) == ("worker", 2.0, 2)
 
 
+@pytest.mark.long
 def test_a_row_that_ends_the_whole_process_is_told_of(prefcast: Run, tmp_path: Path, site: Site) -> None:
     rows = [kaggle_row(number, prompt=("crash" if number == 300 else f"Why {number}?",)) for number in range(400)]
     path = write_jsonl(tmp_path / "f.jsonl", rows)

@@ -375,7 +375,9 @@ def stopped(start: Start, folder: Path, path: Path, number: signal.Signals = sig
     return events(said)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.long) for name in ("SIGINT", "SIGHUP"))]
+)
 def test_a_signal_ends_the_piece_in_flight_and_says_how_to_go_on(
     start: Start, prefcast: Run, tmp_path: Path, many: Path, name: str
 ) -> None:
@@ -527,6 +529,7 @@ def test_a_folder_that_is_read_only(prefcast: Run, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "prefcast: closed/out.csv: cannot be written: Permission denied\n")
 
 
+@pytest.mark.long
 def test_standard_input_goes_on_too(start: Start, tmp_path: Path, many: Path, prefcast: Run) -> None:
     process = start(*quick(("predict", "-", "-o", "out.csv", "--log", "json")), stdin=subprocess.PIPE)
     assert process.stdin is not None

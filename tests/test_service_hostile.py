@@ -648,7 +648,7 @@ def described() -> Iterator[Server]:
 
 
 def test_answers_are_as_the_openapi_document_says(described: Server) -> None:
-    check_schema(described, 60)
+    check_schema(described, 30)
 
 
 @pytest.mark.long

@@ -312,6 +312,7 @@ train_embedded(data, out, tokens=30, say=print, progress=progress)
 """
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     data = write(tmp_path / "mine.csv", 600)
     stores = {name: {"PREFCAST_CACHE": str(tmp_path / f"cache-{name}")} for name in ("whole", "killed")}
