@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 OUT ?= out
 # How many processes run the tests, each with about 1 GB.
-WORKERS ?= 6
+WORKERS ?= 4
 
 .PHONY: help demo check test test-long test-vllm lint format docs bench bench-outcomes bench-scale bench-queue bench-store bench-against bench-reward bench-embedded bench-train bench-trl families train-surface train-embedded encoder wheelhouse package clean screenshots bench-service bench-judges bench-as-shipped check-gpu test-trl bench-rewards
 

@@ -340,7 +340,8 @@ def test_a_scorer_that_cannot_be_loaded_is_one_line(capfd: pytest.CaptureFixture
         scorer._room.cleanup()
         with pytest.raises(ModelError, match=r"surface\.json"):
             scorer.evidence(PAIRS)
-        assert scorer.pids == []
+        # The worker says what is wrong before it ends.
+        wait_for(lambda: scorer.pids == [])
     assert capfd.readouterr().err == ""
 
 
