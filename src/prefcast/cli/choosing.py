@@ -33,7 +33,7 @@ def best(
         "Write the prompt, the best response, the system message and the reference answer too.", default=False
     ),
     adaptive: bool = option(
-        "Compare no more answers than the choice needs; a model with a score for each answer scores each once.",
+        "Compare no more answers than the choice needs, with a model that reads two answers at once.",
         default=False,
     ),
     probabilities: bool = option("Write the probability of each answer to be the best; they sum to 1.", default=False),

@@ -81,7 +81,7 @@ def pairs(
     from prefcast.scorers.base import total_spent
 
     rule = Rule(strategy, margin, band, per_prompt, ties == "write", seed)
-    checked_ending(output, "the pairs", ".jsonl")
+    checked_ending(output, "a file of pairs", ".jsonl")
     check_outputs([output, json_output], [file], "the pairs")
     check_input(file)
     found = resolve(choosing.choice(), by_margin=True)

@@ -15,7 +15,7 @@ from prefcast.errors import ForecasterError, RowError, UsageError, shown_path
 from prefcast.forecasts.fitted_rows import FittedRows, row_key
 from prefcast.forecasts.folder import CARD, ForecasterParts
 from prefcast.forecasts.predictions import Forecast, Forecasts
-from prefcast.forecasts.scores import RawScores, score_pairs
+from prefcast.forecasts.scores import score_pairs
 from prefcast.outcomes.models import Davidson, FittedModel, NotebookRule
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Budget, Notebook, Truncation
@@ -85,10 +85,7 @@ class Forecaster(ForecasterParts):
     def forecast(self, pairs: Iterable[Pair | RowError], meter: Meter = SILENT) -> Forecasts:
         """Forecast `pairs`, in their order. A RowError among them (as `open_pairs` yields) and a pair that cannot be scored keep
         their places as errors."""
-        return self.of_scores(score_pairs(pairs, self.scorer, self.budget, meter, "forecast"))
-
-    def of_scores(self, scores: RawScores) -> Forecasts:
-        """The forecasts of rows that this forecaster's scorer scored."""
+        scores = score_pairs(pairs, self.scorer, self.budget, meter, "forecast")
         margin, tie = scores.columns["margin"], scores.columns["tie"]
         good = np.isfinite(margin)
         probabilities = np.tile(np.array(self.prior), (len(scores), 1))
