@@ -237,6 +237,21 @@ def test_raters_at_the_same_moment(desk: Made) -> None:
     assert all(len(votes) >= wanted for votes, wanted in zip(one.votes()[1], one._wanted, strict=True))
 
 
+@pytest.mark.parametrize("said", ["skip", "1"])
+def test_a_pair_that_is_taken_back_is_shown_again_though_others_filled_it(desk: Made, said: str) -> None:
+    one = desk(PAIRS[:1])
+    first = one.standing("Bob").shown
+    assert first is not None
+    other = one.standing("Ann").shown
+    assert other is not None
+    one.say("Bob", first.ballot, said)
+    one.say("Ann", other.ballot, "1")
+    again = one.take_back("Bob", first.ballot)
+    assert (again.left, again.shown) == (1, first)
+    assert one.say("Bob", first.ballot, "2").voted == 1
+    assert one.standing("Ann").shown is None
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["Ann", "Bob"]),
@@ -264,9 +279,11 @@ def test_every_vote_that_was_answered_is_there(desk: Made, tmp_path: Path, steps
         elif step == "undo" and standing.last is not None:
             undone = one.take_back(rater, standing.last)
             place = next(at for at in range(6) if one._ballot(rater, at) == standing.last)
-            assert mine.pop()[0] == standing.last
+            ballot = mine.pop()[0]
+            assert ballot == standing.last
             del kept[f"secret-{place}", rater]
             assert undone.shown is not None
+            assert undone.shown.ballot == ballot
         elif step in ("1", "2", "tie", "skip") and standing.shown is not None:
             kept[f"secret-{row(standing)}", rater] = {"tie": "tie", "skip": ""}.get(step) or (
                 "" if step == "skip" else side(standing, step)

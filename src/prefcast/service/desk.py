@@ -76,6 +76,8 @@ class Desk:
         # Evenly over the draw, so that a longer draw leaves them as they are.
         self._wanted = [1 + int((place + 1) * overlap) - int(place * overlap) for place in range(len(pairs))]
         self._shown: dict[str, tuple[int, float]] = {}
+        # The pair whose vote a rater took back last: it is theirs again, even if it has enough votes of others.
+        self._taken_back: dict[str, int] = {}
         self._lock = threading.Lock()
         self._votes: dict[str, dict[str, Vote]] = {}
         self.changed = 0
@@ -101,6 +103,7 @@ class Desk:
             elif before.winner != winner:
                 raise Refusal("voted_already", "you have voted on this pair before; take that vote back first")
             self._shown.pop(rater, None)
+            self._taken_back.pop(rater, None)
             return self._standing(rater)
 
     def take_back(self, rater: str, ballot: str) -> Standing:
@@ -111,6 +114,7 @@ class Desk:
             if rater in self._given(place):
                 self._keep(rater, place, None)
             self._shown[rater] = place, self._clock()
+            self._taken_back[rater] = place
             return self._standing(rater)
 
     def votes(self) -> tuple[int, list[dict[str, Vote]]]:
@@ -168,7 +172,10 @@ class Desk:
 
     def _free(self, place: int, rater: str) -> bool:
         given = self._given(place)
-        return rater not in given and sum(bool(vote.winner) for vote in given.values()) < self._wanted[place]
+        if rater in given:
+            return False
+        enough = sum(bool(vote.winner) for vote in given.values()) >= self._wanted[place]
+        return not enough or self._taken_back.get(rater) == place
 
     def _next(self, rater: str, free: Sequence[int]) -> int | None:
         """The pair that the rater sees already, or the first that others leave to them; at the end one that another rater sees
