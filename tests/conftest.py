@@ -210,8 +210,8 @@ def writes(process: subprocess.Popen[str], folder: Path) -> bool:
 
 
 def wait_for(found: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
-    """What `found` returns as soon as that is true. Fails where `process` ends before, or after two minutes."""
-    end = time.monotonic() + 120
+    """What `found` returns as soon as that is true. Fails where `process` ends before, or after five minutes."""
+    end = time.monotonic() + 300
     while True:
         ended = process is not None and process.poll() is not None
         if value := found():

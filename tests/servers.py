@@ -65,7 +65,7 @@ class Server:
         sent = {} if body is None else {"Content-Type": "application/json"}
         sent |= {"Authorization": f"Bearer {self.token}"} if self.token else {}
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request(method, path, data, {**sent, **(headers or {})})
             found = connection.getresponse()
@@ -80,7 +80,7 @@ class Server:
 
     def loaded(self) -> Server:
         """The same server, once its forecaster is loaded."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while self.ask("GET", "/ready").status != 200:
             assert time.monotonic() < end, self.lines[-5:]
             time.sleep(0.05)

@@ -21,7 +21,7 @@ class Work:
 
     def __call__(self, items: list[int]) -> list[int]:
         self.batches.append(list(items))
-        assert self.go.acquire(timeout=30)
+        assert self.go.acquire(timeout=300)
         if -1 in items:
             raise RuntimeError("planted")
         return [2 * item for item in items]

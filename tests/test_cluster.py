@@ -304,7 +304,7 @@ def test_an_interrupt_ends_a_run_at_once(start: Start, tmp_path: Path, ray_clust
     assert process.stderr is not None
     assert "stopping once the piece in flight is scored" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=300)
     assert (process.returncode, out) == (128 + signal.SIGTERM, "")
     (line,) = said.splitlines()
     assert line.startswith("prefcast: stopped by SIGTERM")

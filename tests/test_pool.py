@@ -371,7 +371,7 @@ def test_closing_ends_all_processes_and_whoever_waits(odd_workers: Site) -> None
         scorer.close()
         for each in waiting:
             with pytest.raises(WorkerError, match="the worker processes were stopped"):
-                each.result(timeout=60)
+                each.result(timeout=300)
     assert len(pids) == 2
     assert all(map(is_gone, pids))
     with pytest.raises(WorkerError, match="the worker processes were stopped"):
@@ -434,7 +434,7 @@ def test_an_interrupt_ends_the_worker(start: Start, tmp_path: Path, site: Site) 
     # The first signal waits for the rows that are being scored, the second one does not.
     assert "stopping once the piece in flight is scored" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGINT
     assert said.splitlines()[-1].startswith("prefcast: stopped by SIGINT")
     assert is_gone(pid)
@@ -539,7 +539,7 @@ def test_an_interrupt_ends_every_replica(folder: Path, start: Start, tmp_path: P
     assert process.stderr is not None
     assert "stopping once the piece in flight is scored" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert said.splitlines()[-1].startswith("prefcast: stopped by SIGTERM")
     assert all(map(is_gone, site.told("run")))

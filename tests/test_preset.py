@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from checkpoints import INTERNLM2, save_decoder, save_gemma2_pair, save_internlm2
-from conftest import EXAMPLES, Run, kaggle_row, labelled, write_csv
+from conftest import EXAMPLES, SURFACE, Run, kaggle_row, labelled, write_csv
 from prefcast import Forecaster, Pair, load_scorer, predict, read_pairs
 from prefcast.errors import UsageError
 from prefcast.forecasts.resolve import Choice, is_named_model, resolve, resolve_scorer
@@ -128,7 +128,7 @@ def write_train(path: Path, count: int) -> None:
 def test_a_rehearsal(folder: Path, prefcast_here: Run, tmp_path: Path) -> None:
     write_csv(tmp_path / "stub.csv", [kaggle_row(id=number) for number in range(3)])
     write_train(tmp_path / "train.csv", 1003)
-    done = prefcast_here("predict", "stub.csv", "--rehearse", "train.csv", "-o", "submission.csv")
+    done = prefcast_here("predict", "stub.csv", "--rehearse", "train.csv", *SURFACE, "-o", "submission.csv")
     assert done.returncode == 0, done.stderr
     assert "stub.csv is the stub: the first 1000 rows of train.csv were forecast instead" in done.stderr
     assert done.stdout.startswith("1000 labelled pairs")

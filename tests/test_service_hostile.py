@@ -342,10 +342,10 @@ def test_slow_and_half_open_connections_do_not_block_others() -> None:
         connections = []
         # More than the server keeps open (512): the oldest that ask nothing make room.
         for number in range(600):
-            connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=300)
             connection.sendall((b"", head[:20], head, head + b"\r\n" + body[:5])[number % 4])
             connections.append(connection)
-        slow = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        slow = socket.create_connection(("127.0.0.1", server.port), timeout=300)
         slow.sendall(head + b"\r\n" + body[:10])
         for _ in range(20):
             assert server.ask("POST", "/v1/forecast", PAIR).status == 200

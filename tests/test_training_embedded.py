@@ -331,7 +331,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_fresh_reads_everything_again(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_fresh_trains_on_vectors_read_again(tmp_path: Path) -> None:
     data = write(tmp_path / "mine.csv", 500)
     seen: list[int] = []
     for running in (Running(), Running(), Running(fresh=True)):
@@ -349,6 +350,10 @@ def test_a_torn_value_is_read_again(tmp_path: Path) -> None:
         assert len(torn) == 2
         store.put(torn.items())
         assert np.array_equal(read_vectors(texts, SHIPPED.encoder, "sha", store), first)
+        for fresh, count in ((False, 0), (True, 2)):
+            steps: list[Step] = []
+            read_vectors(texts, SHIPPED.encoder, "sha", store, fresh=fresh, progress=steps.append)
+            assert len(steps) == count
 
 
 def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast_here: Run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from servers import Server, serving
 from test_page import Visit, fits, harmless, no_serious_fault
 from test_voting import command, key_of
 
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=120_000)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ class Rater:
 
     def shows_what(self, other: Rater) -> None:
         """Waits until both pages show the same pair: a count or a message may come before the next pair does."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while self.texts() != other.texts():
             assert time.monotonic() < end
             self.page.wait_for_timeout(50)
