@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.selection import cross_fitted, davidson_link
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.forecasts.folder import check_folder
 from prefcast.forecasts.forecaster import Forecaster, load_forecaster
 from prefcast.measuring.metrics import row_log_loss
@@ -140,7 +140,7 @@ def train_embedded(
             scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
             found, figures["out_of_fold"] = _linked(scorer, (margin[link], tie[link]), for_link, groups)
         card = _card(labelled, origin, time.monotonic() - began, figures)
-        replace(found, card=card, fitted_rows=FittedRows.of(map(row_key, pairs))).save(target)
+        replace(found, card=card, fitted_rows=FittedRows.of(pairs)).save(target)
     return load_forecaster(target)
 
 
