@@ -405,6 +405,7 @@ def test_what_is_not_worth_it_is_not_written(prefcast_here: Run, tmp_path: Path)
     assert card["figures"]["move"]["gain"]["low"] < 0
 
 
+@pytest.mark.long
 def test_a_new_outcome_model_alone_is_written(tmp_path: Path) -> None:
     for name in ("train", "dev"):
         (tmp_path / "mine" / name).mkdir(parents=True)
