@@ -14,7 +14,7 @@ import pytest
 import prefcast
 from conftest import EXAMPLES, Run, labelled, write_csv, write_jsonl
 from prefcast.errors import ForecasterError
-from prefcast.forecasts.fitted_rows import FITTED_ROWS, FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FITTED_ROWS, FittedRows, Hashes, InSample, Overlap, hashes_of, row_key
 from prefcast.measuring.metrics import row_log_loss
 from prefcast.pairs import Pair
 
@@ -267,30 +267,96 @@ def test_rows_of_the_fit_are_noticed(prefcast_here: Run, tmp_path: Path) -> None
     ]
     write_jsonl(tmp_path / "test.jsonl", swapped)
     assert prefcast_here("fit", "fit.jsonl", *QUICK[:3], "-o", "mine").returncode == 0
-    assert (tmp_path / "mine" / FITTED_ROWS).stat().st_size < 1000
+    fit = [len(np.unique(part)) for part in hashes_of(prefcast.read_pairs(tmp_path / "fit.jsonl")).T]
+    before = prefcast.load_forecaster(QUICK[1]).fitted_rows
+    after = prefcast.load_forecaster(tmp_path / "mine").fitted_rows
+    assert before is not None
+    assert after is not None
+    assert before.prompts is not None
+    assert after.prompts is not None
+    # It knows the rows of the model it started from, too.
+    assert [after.rows.number - before.rows.number, after.prompts.number - before.prompts.number] == fit
     quick = ("--forecaster", "mine", *QUICK[2:])
     found = figures(prefcast_here("evaluate", "test.jsonl", *quick, "--json", "-"))
     fitted = {row_key(pair) for pair in prefcast.read_pairs(tmp_path / "fit.jsonl")}
     expected = sum(row_key(pair) in fitted for pair in prefcast.read_pairs(tmp_path / "test.jsonl"))
     assert expected >= 40
-    assert found["in_sample"] == {"found": expected, "rows": 60, "exact": True}
+    assert found["in_sample"] == {"found": expected, "rows": 60, "exact": True, "prompts": 0}
     text = prefcast_here("evaluate", "test.jsonl", *quick).stdout
     assert f"{expected} of these 60 rows were in the fit: these figures are in-sample" in text
     assert prefcast_here("report", "test.jsonl", *quick, "-o", "r.html").returncode == 0
     assert f"{expected} of these 60 rows were in the fit" in (tmp_path / "r.html").read_text()
-    # The shipped forecasters do not say.
-    assert prefcast.evaluate(EXAMPLES, model="length").in_sample is None
+
+
+def test_a_fit_says_which_rows_a_shipped_model_knows(
+    prefcast_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = rows(60)
+    write_jsonl(tmp_path / "all.jsonl", every)
+    assert "in the fit" not in prefcast_here("fit", "all.jsonl", *QUICK[:3], "-o", "mine").stdout
+    pairs = list(prefcast.read_pairs(tmp_path / "all.jsonl"))
+    monkeypatch.setattr(FittedRows, "read", lambda folder: FittedRows.of(pairs[:21]))
+    done = prefcast_here("fit", "all.jsonl", *QUICK[:3], "-o", "mine")
+    assert "21 of these 60 rows were in the fit: length knows their labels, so the figures are in-sample" in done.stdout
+    # Two rows have one prompt.
+    assert "1 more rows have a first prompt of the fit" in done.stdout
+    card = json.loads((tmp_path / "mine" / "forecaster.json").read_text())["card"]
+    assert card["fitted_on"]["in_sample"]["length"] == {"found": 21, "rows": 60, "exact": True, "prompts": 1}
+
+
+def test_rows_with_a_first_prompt_of_the_fit_are_counted_apart(prefcast_here: Run, tmp_path: Path) -> None:
+    every = rows(60)
+    for number, row in enumerate(every):
+        row["prompt"] = [f"Prompt {number}"]
+    write_jsonl(tmp_path / "fit.jsonl", every[:30])
+    for number, row in enumerate(every[10:30]):
+        row["prompt"], row["response_a"] = [f"PROMPT, {number + 10}?"], [f"another answer {number}"]
+    write_jsonl(tmp_path / "test.jsonl", every)
+    assert prefcast_here("fit", "fit.jsonl", *QUICK[:3], "-o", "mine").returncode == 0
+    quick = ("--forecaster", "mine", *QUICK[2:])
+    found = figures(prefcast_here("evaluate", "test.jsonl", *quick, "--json", "-"))
+    assert found["in_sample"] == {"found": 10, "rows": 60, "exact": True, "prompts": 20}
+    text = prefcast_here("evaluate", "test.jsonl", *quick).stdout
+    assert "20 more rows have a first prompt of the fit, with other answers" in text
+    assert prefcast_here("report", "test.jsonl", *quick, "-o", "r.html").returncode == 0
+    assert "20 more rows have a first prompt of the fit" in (tmp_path / "r.html").read_text()
+    write_jsonl(tmp_path / "prompts.jsonl", every[10:30])
+    text = prefcast_here("evaluate", "prompts.jsonl", *quick).stdout
+    assert "20 of these 20 rows have a first prompt of the fit" in text
+
+
+@pytest.mark.parametrize("name", ["embedded", "surface", "length"])
+def test_the_shipped_forecasters_know_their_rows(name: str) -> None:
+    forecaster = prefcast.load_forecaster(name)
+    card, fitted = forecaster.card, forecaster.fitted_rows
+    assert fitted is not None
+    assert fitted.prompts is not None
+    assert fitted.rows.exact
+    learned = sum(each["n"] for each in card.get("trained_on", {}).values()) + sum(card["link_fitted_on"].values())
+    # Some pairs were judged by several people.
+    assert 0.4 * learned < fitted.rows.number <= learned
+    assert 0 < fitted.prompts.number < fitted.rows.number
+    assert not fitted.rows.holds(hashes_of(prefcast.read_pairs(EXAMPLES))[:, 0]).any()
 
 
 def test_of_many_fitted_rows_a_sample_is_known(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 2**64, 250_000, dtype=np.uint64)
-    rows = FittedRows.of(keys)
-    assert (rows.exact, rows.rows, len(rows.keys)) == (False, len(np.unique(keys)), 100_000)
-    rows.write(tmp_path)
-    again = FittedRows.read(tmp_path)
-    assert again is not None
+    rows = Hashes.of(keys)
+    assert (rows.exact, rows.number, len(rows.keys)) == (False, len(np.unique(keys)), 100_000)
+    few = Hashes.of(keys[:5])
+    FittedRows(rows, few).write(tmp_path)
+    read = FittedRows.read(tmp_path)
+    assert read is not None
+    assert read.prompts is not None
+    assert (read.prompts.exact, read.prompts.keys.tolist()) == (True, few.keys.tolist())
+    again = read.rows
     np.testing.assert_array_equal(again.keys, rows.keys)
+    # Of two samples together, the smallest hashes are those of both sets.
+    halves = Hashes.of(keys[:125_000]).joined(Hashes.of(keys[125_000:]))
+    np.testing.assert_array_equal(halves.keys, rows.keys)
+    assert (halves.exact, halves.number) == (False, rows.number)
+    assert few.joined(Hashes.of(keys[3:8])).number == 8
     assert set(again.holds(keys[:1000]).tolist()) == {1, -1}
     assert (again.holds(keys[:1000]) == 1).mean() == pytest.approx(0.4, abs=0.06)
     others = again.holds(rng.integers(0, 2**64, 1000, dtype=np.uint64))
@@ -307,6 +373,9 @@ def test_of_many_fitted_rows_a_sample_is_known(tmp_path: Path) -> None:
         b"prefcast rows 1\n" + b"\x02" + bytes(7) + b"\x05" + bytes(7) + b"\x03" + bytes(7),
         b"prefcast rows 1\n" + b"\x09" + bytes(7) + b"\x05" + bytes(7),
         b"prefcast rows 2\n" + bytes(8),
+        b"prefcast rows 2\n" + bytes(8) + b"\x01" + bytes(7),
+        b"prefcast rows 2\n" + bytes(8) + b"\xff" * 16,
+        b"prefcast rows 3\n" + bytes(16),
     ],
     ids=[
         "empty",
@@ -315,6 +384,9 @@ def test_of_many_fitted_rows_a_sample_is_known(tmp_path: Path) -> None:
         "more than it says",
         "out of order",
         "fewer than it says",
+        "no prompts",
+        "fewer prompts than it says",
+        "endless prompts",
         "another format",
     ],
 )
@@ -322,6 +394,22 @@ def test_a_strangers_list_of_fitted_rows(tmp_path: Path, data: bytes) -> None:
     (tmp_path / FITTED_ROWS).write_bytes(data)
     with pytest.raises(ForecasterError, match="damaged"):
         FittedRows.read(tmp_path)
+
+
+def test_the_first_format_knows_no_prompts(tmp_path: Path) -> None:
+    pairs = list(prefcast.read_pairs(EXAMPLES))
+    FittedRows(FittedRows.of(pairs).rows, None).write(tmp_path)
+    data = (tmp_path / FITTED_ROWS).read_bytes()
+    assert (data[:16], len(data)) == (b"prefcast rows 1\n", 16 + 8 + 8 * len(pairs))
+    read = FittedRows.read(tmp_path)
+    assert read is not None
+    assert read.prompts is None
+    both = read.joined(FittedRows.of(pairs[:2]))
+    assert both.prompts is not None
+    assert (both.rows.number, both.prompts.number) == (len(pairs), 2)
+    overlap = Overlap(read)
+    overlap.add(pairs[:5])
+    assert overlap.found == InSample(5, 5, True, None)
 
 
 def test_a_huge_list_of_fitted_rows_is_not_read(tmp_path: Path) -> None:

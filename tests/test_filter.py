@@ -18,7 +18,7 @@ from conftest import EXAMPLES, SURFACE, Run, write_csv, write_jsonl
 from prefcast import load_forecaster, open_pairs
 from prefcast.errors import FileError, UsageError
 from prefcast.fitting.soft_labels import read_weights
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.scores import read_scores
 from prefcast.measuring.filtering import FilterRule, Verdicts, judged
@@ -290,8 +290,8 @@ def test_several_files_without_ids(prefcast_here: Run, tmp_path: Path) -> None:
 def test_rows_that_the_forecaster_learned_are_told(prefcast_here: Run, tmp_path: Path) -> None:
     surface = load_forecaster("surface")
     with open_pairs(EXAMPLES) as file:
-        keys = [row_key(pair) for pair in file]  # type: ignore[arg-type]
-    replace(surface, fitted_rows=FittedRows.of(keys[:30])).save(tmp_path / "mine")
+        pairs: list[Any] = list(file)
+    replace(surface, fitted_rows=FittedRows.of(pairs[:30])).save(tmp_path / "mine")
     done = prefcast_here("filter", EXAMPLES, "--forecaster", "mine", "--min-probability", "0.1", "-o", "k.csv")
     assert done.returncode == 0
     assert "30 of these 42 rows were in the fit: the forecaster knows their labels" in done.stderr

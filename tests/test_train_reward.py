@@ -22,7 +22,7 @@ from conftest import Run
 from planted import BASES, planted, write_planted
 from prefcast import Pair, Recipe, load_forecaster, train_reward
 from prefcast.errors import ModelError, RunError, UsageError
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.outcomes.models import Davidson, RaoKupper
 from prefcast.pairs.budget import WHOLE
 from prefcast.runs.stopping import SIGNALS, Interrupted
@@ -227,7 +227,7 @@ def test_labels_that_are_held_out_do_not_help_to_read_a_teacher(tmp_path: Path, 
 
 def test_rows_that_a_teacher_was_fitted_on_are_counted(tmp_path: Path, pairs: Path) -> None:
     chosen = list(prefcast.read_pairs(pairs))
-    FittedRows.of(row_key(pair) for pair in chosen[:50]).write(tmp_path)
+    FittedRows.of(chosen[:50]).write(tmp_path)
     learned = np.arange(160) >= 30
     found = learned_before([tmp_path], chosen, learned, ~learned)
     assert [(each["learned"], each["held_out"]) for each in found] == [(20, 30)]
@@ -518,7 +518,7 @@ def test_the_command_makes_a_model_and_a_forecaster(
     assert forecaster.card["training"]["recipe"]["lora"] == 4
     # It says which rows it learned, and which chose its outcome model.
     assert forecaster.fitted_rows is not None
-    assert forecaster.fitted_rows.rows == 160
+    assert forecaster.fitted_rows.rows.number == 160
     again = prefcast_here(*call)
     assert again.returncode == 0
     assert "is trained already" in again.stderr

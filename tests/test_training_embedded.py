@@ -21,6 +21,7 @@ from conftest import Run, labelled, said_by, write_csv
 from encoder_graph import export
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
+from prefcast.forecasts.fitted_rows import FittedRows, hashes_of
 from prefcast.pairs import Pair
 from prefcast.runs.ready import Running
 from prefcast.scorers.embedded import EmbeddedScorer
@@ -28,10 +29,12 @@ from prefcast.scorers.embedded.encoder import Encoder, Vectors
 from prefcast.scorers.embedded.texts import PairTexts, PairTokenizer
 from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
-from prefcast.training import vectors
+from prefcast.training import moving, vectors
 from prefcast.training.data import WEIGHT, read_labelled
 from prefcast.training.embedded import train_embedded
 from prefcast.training.fit import Rows, evidence, fit, refit
+from prefcast.training.known import without_known
+from prefcast.training.moving import chosen_hold
 from prefcast.training.vectors import Step, read_vectors
 
 SHIPPED = load_forecaster("embedded").scorer
@@ -74,6 +77,12 @@ def rows_of(pairs: list[Pair]) -> Rows:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return rows_of(list(read_pairs(write(tmp_path_factory.mktemp("known") / "a.csv", 600))))
+
+
+@pytest.fixture(autouse=True)
+def few_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One penalty beside no move: each takes five fits."""
+    monkeypatch.setattr(moving, "HOLDS", (np.inf, 1.0))
 
 
 # The weights.
@@ -264,12 +273,12 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Path) -> None:
-    data, said = write(tmp_path / "mine.csv", 560), []
+    data, said = write(tmp_path / "mine.csv", 760), []
     steps: list[Step] = []
     forecaster = train_embedded(data, tmp_path / "out", say=said.append, progress=steps.append)
-    assert (steps[-1].done, steps[-1].of, steps[-1].left) == (560, 560, 0)
+    assert (steps[-1].done, steps[-1].of, steps[-1].left) == (760, 760, 0)
     assert (forecaster.card["start"]["name"], forecaster.card["start"]["moved"]) == ("embedded", True)
-    assert forecaster.card["trained_on"]["mine"]["n"] + forecaster.card["link_fitted_on"]["mine"] == 560
+    assert forecaster.card["trained_on"]["mine"]["n"] + forecaster.card["link_fitted_on"]["mine"] == 760
     figures = forecaster.card["figures"]["cross_fitted"]
     assert figures["log_loss"]["low"] < figures["log_loss"]["value"] < figures["log_loss"]["high"]
     assert forecaster.calibration is not None
@@ -281,10 +290,19 @@ def test_a_trained_forecaster_forecasts_and_can_be_trained_further(tmp_path: Pat
         forecasts.probabilities,
         atol=1e-9,  # type: ignore[misc]
     )
-    again = train_embedded(data, tmp_path / "further", start=tmp_path / "out")
+    assert forecaster.card["figures"]["cross_fitted"]["gain_over_start"]["low"] > 0
+    more = write(tmp_path / "more.csv", 700, seed=1)
+    again = train_embedded(more, tmp_path / "further", start=tmp_path / "out")
     assert again.card["start"]["name"] == "out"
+    # It knows the rows of its start, and the outcome model of its start is the first candidate.
+    assert again.fitted_rows is not None
+    assert forecaster.fitted_rows is not None
+    assert again.fitted_rows.rows.holds(forecaster.fitted_rows.rows.keys).all()
+    with pytest.raises(UsageError, match="further was fitted on every one of these pairs already"):
+        train_embedded(data, tmp_path / "third", start=tmp_path / "further")
     # In the place of what it started from.
-    assert train_embedded(data, tmp_path / "out", start=tmp_path / "out").card["start"]["name"] == "out"
+    other = write(tmp_path / "other.csv", 700, seed=2)
+    assert train_embedded(other, tmp_path / "out", start=tmp_path / "out").card["start"]["name"] == "out"
 
 
 def test_from_nothing_it_is_cross_validated(tmp_path: Path) -> None:
@@ -296,6 +314,137 @@ def test_from_nothing_it_is_cross_validated(tmp_path: Path) -> None:
     assert found["log_loss"]["value"] < np.log(3) - 0.02
     assert forecaster.card["figures"]["out_of_fold"]["n"] == forecaster.card["link_fitted_on"]["mine"]
     assert forecaster.scorer.reader.limit == 40  # type: ignore[attr-defined]
+
+
+def test_pairs_that_the_start_knows_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "train" / "mine.csv", 500)
+    write(tmp_path / "mine" / "dev" / "kept.csv", 60, seed=9)
+    found = read_labelled([tmp_path / "mine"])
+    learned, kept = found.pairs[:500], found.pairs[500:]
+    # It knows 20 pairs to learn from, 10 held out, and prompts of both, in other words and with other answers.
+    prompts = [Pair.of(pair.prompt[0].upper(), "other", "answers") for pair in (*learned[20:25], *kept[10:17])]
+    known = without_known(
+        found, FittedRows.of([*learned[:20], *(pair.swapped() for pair in kept[:10]), *prompts]), "it"
+    )
+    by_row = {id(pair) for pair in (*learned[:20], *kept[:10])}
+    left = {id(pair) for pair in known.labelled.pairs}
+    assert not left & by_row
+    assert not left & {id(pair) for pair in kept[:17]}
+    assert {id(pair) for pair in learned[20:25]} <= left
+    assert (known.counts["learned"], known.counts["held_out"]) == (20, 10)
+    assert known.counts["held_out_by_prompt"] >= 7
+    marked = {id(known.labelled.pairs[row]) for row in np.flatnonzero(known.prompt)}
+    assert {id(pair) for pair in learned[20:25]} <= marked
+    assert "it was fitted on 20 of the pairs to learn from and 10 of those held out; they are left out" in known.lines
+    assert len(known.labelled.weight) == len(known.labelled.pairs) == len(known.prompt)
+    (line,) = without_known(found, None, "it").lines
+    assert "it does not say which pairs it was fitted on" in line
+
+
+def test_the_weights_stay_unless_moving_them_is_clearly_better() -> None:
+    rng = np.random.default_rng(0)
+    keys, base = np.arange(400, dtype=np.uint64), rng.normal(1, 0.3, 400)
+    noise = rng.normal(0, 0.1, 400)
+    noise -= noise.mean()
+    for gains, expected in (
+        ((0.0, -0.01, -0.1), 0),
+        # The standard error of a gain is 0.005.
+        ((0.0, 0.003, -0.1), 0),
+        ((0.0, 0.02, 0.03), 2),
+        ((0.0, 0.028, 0.03), 1),
+    ):
+        losses = np.array([base - gain + number * noise for number, gain in enumerate(gains)])
+        assert chosen_hold(losses, keys) == expected, gains
+    # Rows of one prompt are one row.
+    losses = np.array([base, base - 0.008 + noise])
+    assert chosen_hold(losses, keys) == 1
+    assert chosen_hold(np.tile(losses, 4), np.tile(keys, 4)) == 1
+    few = np.repeat(np.arange(4, dtype=np.uint64), 100)
+    uneven = np.array([base, base - 0.008 + np.repeat([0.1, -0.1, 0.1, -0.1], 100)])
+    assert chosen_hold(uneven, few) == 0
+
+
+def test_of_very_many_pairs_a_sample_of_prompts_decides() -> None:
+    group = np.arange(300_000) // 3
+    some = moving._at_most(np.ones(len(group), dtype=bool), group)
+    assert 40_000 < some.sum() < 60_000
+    assert some.reshape(-1, 3).sum(axis=1).tolist() == (3 * some[::3]).tolist()
+    # The folds are drawn apart from the sample.
+    assert set(moving.fold_of(group, 5)[some].tolist()) == set(range(5))
+    few = group % 7 == 0
+    assert (moving._at_most(few, group) == few).all()
+
+
+def test_a_held_move_is_shorter(known: Rows) -> None:
+    free, held = (refit(SHIPPED.model, known, hold) for hold in (1.0, 30.0))
+    before = loss(SHIPPED.model, known)
+    assert loss(free, known) < loss(held, known) < before
+
+
+def as_forecast(path: Path, n: int, seed: int = 0) -> Path:
+    """Pairs whose labels the shipped forecaster draws: nothing is better than it."""
+    found, rng = rows(n, seed), np.random.default_rng(seed)
+    write_csv(path, found)
+    for row, p in zip(found, load_forecaster("embedded").forecast(read_pairs(path)).probabilities, strict=True):
+        outcome = int(rng.choice(3, p=p / p.sum()))
+        row |= {name: int(number == outcome) for number, name in enumerate(list(labelled(0))[-3:])}
+    return write_csv(path, found)
+
+
+def test_what_is_not_worth_it_is_not_written(prefcast_here: Run, tmp_path: Path) -> None:
+    data = as_forecast(tmp_path / "mine.csv", 700)
+    done = prefcast_here("train", "embedded", "--data", data, "-o", "out", "--json", "card.json")
+    assert done.returncode == 0, done.stderr
+    assert "moving the weights is not worth it: at best" in done.stdout
+    assert "outcome model: as it was" in done.stdout
+    assert "nothing is written to out: keep embedded" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert "gain, paired" not in done.stdout
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert (card["kept"], card["trained_on"], card["figures"]["move"]["hold"]) == (True, {}, None)
+    assert card["figures"]["move"]["gain"]["low"] < 0
+
+
+@pytest.mark.long
+def test_a_new_outcome_model_alone_is_written(tmp_path: Path) -> None:
+    for name in ("train", "dev"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    path = as_forecast(tmp_path / "mine" / "train" / "mine.csv", 400)
+    kept = as_forecast(tmp_path / "mine" / "dev" / "kept.csv", 120, seed=5)
+    # In dev/ every second pair is a tie.
+    held = [
+        labelled(2, id=number, prompt=pair.prompt, a=pair.response_a, b=pair.response_b)
+        if number % 2
+        else labelled(int(pair.outcome or 0), id=number, prompt=pair.prompt, a=pair.response_a, b=pair.response_b)
+        for number, pair in enumerate(read_pairs(kept))
+    ]
+    write_csv(kept, held)
+    made = train_embedded(tmp_path / "mine", tmp_path / "out")
+    figures = made.card["figures"]
+    assert (made.card["kept"], figures["move"]["hold"], figures["outcome_model"]) == (False, None, "davidson")
+    assert figures["cross_fitted"]["gain_over_start"]["low"] > 0
+    pairs = list(read_pairs(path))
+    assert (made.evidence(pairs)[0] == load_forecaster("embedded").evidence(pairs)[0]).all()
+    # It was fitted on the pairs in dev/ alone.
+    assert made.fitted_rows is not None
+    assert made.fitted_rows.rows.holds(hashes_of(read_pairs(kept))[:, 0]).all()
+    assert not made.fitted_rows.rows.holds(hashes_of(pairs)[:, 0]).all()
+
+
+def test_pairs_that_the_shipped_weights_learned_give_no_figure(
+    prefcast_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "mine" / "train" / "mine.csv", 500)
+    dev = list(read_pairs(write(tmp_path / "mine" / "dev" / "kept.csv", 150, seed=9)))
+    monkeypatch.setattr(FittedRows, "read", lambda folder: FittedRows.of(dev))
+    done = prefcast_here("train", "embedded", "--data", "mine", "-o", "out", "--json", "card.json")
+    assert done.returncode == 0, done.stderr
+    assert "embedded was fitted on 0 of the pairs to learn from and 150 of those held out" in done.stderr
+    assert "no figure: 0 held-out pairs are new to embedded" in done.stdout
+    assert "log loss" not in done.stdout
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert "cross_fitted" not in card["figures"]
+    assert (card["figures"]["outcome_model"], card["link_fitted_on"]) == ("as it was", {})
 
 
 # Trains, and is killed where as many texts are read as the third argument says.
@@ -361,9 +510,15 @@ def test_the_command_trains_and_says_in_one_line_what_is_wrong(prefcast_here: Ru
     done = prefcast_here("train", "embedded", "--data", data, "-o", "out", "--tokens", "30", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained_on"]["mine"]["weight"] == 1.0
-    done = prefcast_here("train", "embedded", "--data", data, "-o", "out", "--from", "out")
+    assert (
+        "held-out pairs are new to embedded, and with fewer than 100" in json.loads(done.stdout)["figures"]["no_figure"]
+    )
+    done = prefcast_here(
+        "train", "embedded", "--data", write(tmp_path / "more.csv", 700, 1), "-o", "out", "--from", "out"
+    )
     assert done.returncode == 0, done.stderr
-    assert "gain over it, paired" in done.stdout
+    assert "gain, paired" in done.stdout
+    assert "prompts) that are new to out, the outcome model cross-fitted" in done.stdout
     done = prefcast_here("train", "embedded", "--data", write(tmp_path / "few.csv", 20), "-o", "few")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.selection import davidson_link
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.measuring.metrics import row_log_loss
 from prefcast.measuring.metrics.measure import evaluate_probabilities
@@ -308,6 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
         card=card,
         link=draws(margin, tie),
         calibration=calibration(surface_cv),
+        fitted_rows=FittedRows.of(pair for part in pairs.values() for pair in part),
     )
     options.output.mkdir(parents=True, exist_ok=True)
     forecaster.save(options.output / "surface")

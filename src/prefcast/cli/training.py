@@ -57,7 +57,9 @@ def embedded(
 ) -> None:
     """Train the embedded forecaster further on labelled pairs of your own: at least 500, better thousands.
 
-    DIR/dev/ holds the pairs that fit the probabilities; without it 15 % of the prompts are held out.
+    How far the weights move is chosen by cross-validation. If moving them is not worth it, and a new outcome model is not either,
+    nothing is written: keep the forecaster that you have. Pairs that it was fitted on are left out.
+    DIR/dev/ holds the pairs that fit the probabilities and that are measured; without it 15 % of the prompts are held out.
     DIR/votes/NAME.votes.csv holds vote counts for the pairs in NAME. If the command is killed, give it again to continue.
 
     \b
@@ -65,6 +67,7 @@ def embedded(
       prefcast train embedded --data ./labelled -o my-forecaster
       prefcast predict new.csv --forecaster my-forecaster -o forecasts.jsonl
     """
+    from prefcast.report.embedded import embedded_text
     from prefcast.report.measurements import write_json
     from prefcast.training.embedded import train_embedded
 
@@ -80,21 +83,14 @@ def embedded(
             say=say,
             progress=show,
         )
-    found = trained.card["figures"]["cross_fitted"]
     if json_output is not None:
         write_json(dict(trained.card), json_output)
     if json_output != "-":
-        print(
-            f"log loss on the {found['n']} pairs that fitted the outcome model ({found['prompts']} prompts), cross-fitted\n"
-        )
-        for name, shown in (
-            ("log_loss", "embedded"),
-            ("log_loss_of_surface", "the shipped surface model"),
-            ("log_loss_of_class_prior", "class prior"),
-            ("gain_over_surface", "gain over it, paired"),
-        ):
-            print(f"{shown:<28}{found[name]['value']:.4f} [{found[name]['low']:.4f}, {found[name]['high']:.4f}]")
-    say(f"forecaster in {folder}; use it with --forecaster {folder}")
+        print(embedded_text(trained.card))
+    if trained.card["kept"]:
+        say(f"nothing is written to {folder}: keep {trained.card['start']['name']}")
+    else:
+        say(f"forecaster in {folder}; use it with --forecaster {folder}")
 
 
 @contextmanager

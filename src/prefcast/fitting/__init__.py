@@ -24,6 +24,7 @@ from prefcast.fitting.promises import HELD_OUT, promised
 from prefcast.fitting.selection import AS_SHIPPED, Fit, fit_link
 from prefcast.fitting.shipped import Shipped
 from prefcast.fitting.soft_labels import read_vote_counts, read_weights
+from prefcast.forecasts.fitted_rows import InSample
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.resolve import Choice, is_named_model, resolve_fitted
 from prefcast.forecasts.scores import read_scores
@@ -57,7 +58,8 @@ class Fitted(Tables):
     `failed` rows could not be scored and `unlabelled` rows had no label; neither is in the fit. `target_prior` is the
     share of ties to which the tie level was adjusted, None if it was not. `unmatched_votes` counts the rows of the
     votes file whose id is not among the pairs, `restored` the pairs whose evidence was in the store. `paid` is
-    what each scorer took that is paid for. `cascade` has the curve of a cascade.
+    what each scorer took that is paid for. `cascade` has the curve of a cascade. `in_sample` counts for each scorer the
+    rows that its forecaster was fitted on before, for those that know.
     """
 
     forecaster: Forecaster
@@ -73,6 +75,7 @@ class Fitted(Tables):
     restored: int = 0
     paid: Mapping[str, Spent] = field(default_factory=dict)
     cascade: CascadeFit | None = None
+    in_sample: Mapping[str, InSample] = field(default_factory=dict)
 
     def tables(self) -> list[ShownTable]:
         """The candidates, and the figures of the one that was chosen."""
@@ -199,6 +202,7 @@ def fit(
             gathered.spent.kept,
             {name: total_spent(scorer) for name, (scorer, _) in zip(names, members, strict=True)},
             cascade,
+            gathered.in_sample,
         )
 
 
@@ -222,7 +226,7 @@ def _resolved(
         for name in names
     ]
     shipped = {
-        place: Shipped(made.outcome, made.link, made.prior_tie)
+        place: Shipped(made.outcome, made.link, made.prior_tie, made.fitted_rows)
         for place, (_, _, made) in enumerate(found)
         if made is not None and isinstance(made.outcome, FittedModel)
     }

@@ -35,6 +35,11 @@ def card_of(
             "failed": gathered.failed,
             "without_a_label": gathered.unlabelled,
             "truncated": gathered.truncated,
+            **(
+                {}
+                if not gathered.in_sample
+                else {"in_sample": {name: asdict(each) for name, each in gathered.in_sample.items()}}
+            ),
         },
         "models": list(names),
         "used": [names[member] for member in found.members] if found.chosen != "prior" else [],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.shipped import Shipped
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows, InSample, Overlap, hashes_of
 from prefcast.forecasts.scores import RawScores, score_blocks, score_pairs
 from prefcast.pairs import Outcome, Pair
 from prefcast.pairs.budget import Budget
@@ -39,12 +39,24 @@ class Gathered:
         self.first_error: RowError | None = None
         self.columns: tuple[str, ...] = ()
         self.spent = Spent()
-        self._keys = array("Q")
+        self._hashes = array("Q")
+        self._before: tuple[FittedRows, ...] = ()
+        self._overlaps: dict[str, Overlap] = {}
 
     @property
     def fitted_rows(self) -> FittedRows | None:
-        """The rows that were collected; None if they had no texts."""
-        return FittedRows.of(self._keys) if self._keys else None
+        """The rows that were collected, and those that the members were fitted on before; None if the rows had no texts."""
+        if not self._hashes:
+            return None
+        found = FittedRows.of_hashes(np.array(self._hashes, dtype=np.uint64).reshape(-1, 2))
+        for before in self._before:
+            found = found.joined(before)
+        return found
+
+    @property
+    def in_sample(self) -> dict[str, InSample]:
+        """How many of the rows each member was fitted on, for those that know."""
+        return {name: found for name, overlap in self._overlaps.items() if (found := overlap.found) is not None}
 
     def _vote(self, id: str | int, label: int) -> tuple[float, ...] | None:
         """The votes on a row times its weight; None if it has no votes."""
@@ -92,7 +104,8 @@ class Gathered:
         progress: Progress | None,
         shipped: Mapping[int, Shipped] | None = None,
     ) -> None:
-        """Score labelled pairs with every member and collect the evidence; `shipped` are the members' outcome models."""
+        """Score labelled pairs with every member and collect the evidence; `shipped` are the members' outcome models, and the rows
+        that they were fitted on."""
         log_odds = len(members) == 1 and members[0][0].log_odds
         self.evidence = LabelledEvidence(
             len(members),
@@ -103,6 +116,9 @@ class Gathered:
             facts=LENGTHS,
             shipped=shipped,
         )
+        fitted = {names[place]: each.fitted_rows for place, each in (shipped or {}).items()}
+        self._before = tuple(filter(None, fitted.values()))
+        self._overlaps = {name: Overlap(rows) for name, rows in fitted.items()}
         for chunk in pieces(pairs):
             before, rows, counts = self.rows, list[Pair](), list[tuple[float, ...]]()
             self.rows += len(chunk)
@@ -143,7 +159,10 @@ class Gathered:
         self.truncated += int(np.any(cut, axis=0)[good].sum())
         kept = [rows[row] for row in good]
         facts = [covariates(pair) for pair in kept]
-        self._keys.extend(map(row_key, kept))
+        both = hashes_of(kept)
+        self._hashes.extend(both.ravel().tolist())
+        for overlap in self._overlaps.values():
+            overlap.add_hashes(both)
         self.evidence.add(
             np.column_stack([scores.columns["margin"][good] for scores in found]),
             np.column_stack([scores.columns["tie"][good] for scores in found]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.outcomes.models import FittedModel, Link
 
 __all__ = ["Shipped"]
@@ -14,11 +15,12 @@ __all__ = ["Shipped"]
 @dataclass(frozen=True)
 class Shipped:
     """The outcome model of a forecaster before the fit. `link` has its draws, None if it has none; `prior_tie` is its share
-    of ties."""
+    of ties. `fitted_rows` are the rows that the forecaster was fitted on, None if it does not say."""
 
     outcome: FittedModel
     link: Link | None
     prior_tie: float
+    fitted_rows: FittedRows | None = None
 
     def as_link(self, member: int) -> Link:
         """The outcome model as a link of the columns of this member; without draws of its own it has one, itself."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import ForecasterError, RowError, UsageError, shown_path
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.forecasts.folder import CARD, ForecasterParts
 from prefcast.forecasts.predictions import Forecast, Forecasts
 from prefcast.forecasts.scores import score_pairs
@@ -130,7 +130,7 @@ class Forecaster(ForecasterParts):
             link=None,
             calibration=None,
             agreement=None,
-            fitted_rows=FittedRows.of(map(row_key, pairs)),
+            fitted_rows=FittedRows.of(pairs).joined(self.fitted_rows),
             card={"outcome_fitted_on": len(pairs), "made_from": dict(self.card)},
         )
 

@@ -180,7 +180,7 @@ class Measured:
             losses = row_log_loss(p, np.array([each.share for each in said])).tolist()
             new = zip(losses, numbers, map(_with_majority, pairs, said), p.tolist(), strict=True)
             self._largest = nlargest(self._most, [*self._largest, *new])
-        self._overlap.add(either)
+        self._overlap.add(pairs)
         self._append([pair.id for pair in pairs], p, said, (keys, same), np.column_stack([lengths, codes]))
         for pair, each in zip(pairs, p, strict=True):
             if len(self._swapped) == SWAPPED or self._swapped_characters > _SWAPPED_CHARACTERS:

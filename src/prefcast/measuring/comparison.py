@@ -200,7 +200,7 @@ class _Sums:
         self._weights += weights.sum(axis=0)
         self._total += p.sum(axis=0)
         self.n += len(pairs)
-        self._overlap.add_pairs(pairs)
+        self._overlap.add(pairs)
         self._slice(pairs, p, weights, net)
         self._remember(pairs, p)
 

@@ -11,9 +11,12 @@ from enum import IntEnum
 
 from prefcast.errors import UsageError, excerpt
 
-__all__ = ["Outcome", "Pair", "Turn", "clean", "group_key", "pair_key"]
+__all__ = ["KEY_LENGTH", "Outcome", "Pair", "Turn", "clean", "group_key", "pair_key", "prompt_key", "words_of"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_WORD = re.compile(r"\W+")
+# So many characters of a first prompt's words are its key.
+KEY_LENGTH = 300
 
 
 def clean(text: str) -> str:
@@ -171,6 +174,16 @@ class Pair:
 def group_key(text: str) -> int:
     """The key of the group that is called `text`: 64 bits of its hash, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def prompt_key(pair: Pair) -> str:
+    """A text that is equal for two first prompts with the same words. Of a long prompt it has the beginning."""
+    return words_of(pair.prompt[0])[:KEY_LENGTH]
+
+
+def words_of(text: str) -> str:
+    """The words of a text in small letters, with a space between two."""
+    return _NO_WORD.sub(" ", text.lower()).strip()
 
 
 def pair_key(pair: Pair) -> tuple[int, bool]:

@@ -9,6 +9,7 @@ from prefcast.report.terminal import counts_said, rendered, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from prefcast.forecasts.fitted_rows import InSample
     from prefcast.measuring.bias import JudgeBias
     from prefcast.measuring.metrics import Baseline, Compared, Evaluation, Figure, PeopleLimit, Scores
 
@@ -56,7 +57,7 @@ def evaluation_text(evaluation: Evaluation, title: str, *, slices: bool = False)
     weighted = ", weighted" if evaluation.weighted else ""
     parts: list[str | Table] = [
         f"{evaluation.n} labelled pairs ({shares}){weighted}{left_out}; 95 % intervals by bootstrap over {evaluation.groups} {evaluation.resampled}",
-        *in_sample_said(evaluation),
+        *in_sample_said(evaluation.in_sample, "these figures are in-sample, and forecasts of new rows are worse"),
         "",
         table(("", *(head for head, _ in columns)), rows, first_width=_FIRST),
         "",
@@ -108,12 +109,11 @@ def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def in_sample_said(evaluation: Evaluation) -> list[str]:
-    """A warning, if the forecaster was fitted on some of the measured rows."""
-    found = evaluation.in_sample
-    if found is None or not found.found:
+def in_sample_said(found: InSample | None, so: str) -> list[str]:
+    """A warning, if the forecaster was fitted on some of the rows, or on rows with their first prompts."""
+    if found is None:
         return []
-    return [f"{found}: these figures are in-sample, and forecasts of new rows are worse"]
+    return [*([f"{found}: {so}"] if found.found else []), *filter(None, [found.prompts_said])]
 
 
 def _people(limit: PeopleLimit) -> list[str | Table]:

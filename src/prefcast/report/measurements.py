@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefcast.base.files import atomic_file
 from prefcast.errors import shown_path
 from prefcast.report.cascades import agreement_lines, cascade_parts, jury_parts
+from prefcast.report.evaluations import in_sample_said
 from prefcast.report.terminal import counts_said, rendered, short, table
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ def fit_text(fitted: Fitted) -> str:
         *(f"{name} adds nothing: it has weight 0 and is not in the forecaster" for name in card["useless"]),
         *([] if fit.jury is None else jury_parts(fit.jury, fitted.names)),
     ]
+    for name, seen in fitted.in_sample.items():
+        parts += in_sample_said(
+            seen, f"{name} knows their labels, so the figures are in-sample, cross-validated or not"
+        )
     if "tie_level_moved" in card:
         parts += _moved_ties(card["tie_level_moved"])
     if fitted.cascade is not None:
@@ -204,11 +209,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         "",
         verdict[found.verdict],
         f"(the 95 % intervals cover {covered})",
-        *(
-            [f"{found.in_sample}: the forecasts of these are in-sample"]
-            if found.in_sample and found.in_sample.found
-            else []
-        ),
+        *in_sample_said(found.in_sample, "the forecasts of these are in-sample"),
         "",
         table(("kind of prompt", "n", "win minus loss", "", ""), kinds, right=(1, 2)),
     ]

@@ -84,6 +84,14 @@ class Labelled:
         """How many rows are used neither for the weights nor for the link, because the link has their first prompts."""
         return int(((self.weight == 0) & ~self.calibration).sum())
 
+    def where(self, mask: NDArray[np.bool_]) -> Labelled:
+        """The pairs in `mask`."""
+        kept = {
+            name: getattr(self, name)[mask]
+            for name in ("source", "group", "outcome", "target", "calibration", "weight")
+        }
+        return replace(self, pairs=[pair for pair, keep in zip(self.pairs, mask, strict=True) if keep], **kept)
+
 
 def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -> Labelled:
     """The labelled pairs of one folder or of files. `seed` draws the prompts that are held out if there is no `dev/`.

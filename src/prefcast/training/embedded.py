@@ -1,7 +1,8 @@
 """Trains an `embedded` forecaster: anew from the data of the project, or by moving the shipped one towards a person's own pairs.
 
-The encoder does not change. Its vectors and the surface features are computed once. Then one fit finds all weights. The link is
-fitted last, to the evidence of rows that the weights were not fitted to.
+The encoder does not change. Its vectors and the surface features are computed once. Then one fit finds all weights, or
+`prefcast.training.moving` moves those of the start. The link is fitted last, to the evidence of rows that the weights were not
+fitted to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from prefcast.errors import UsageError, shown_path
 from prefcast.fitting.evidence import LabelledEvidence
 from prefcast.fitting.selection import cross_fitted, davidson_link
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows, Overlap
 from prefcast.forecasts.folder import check_folder
 from prefcast.forecasts.forecaster import Forecaster, load_forecaster
 from prefcast.measuring.metrics import row_log_loss
@@ -33,13 +34,14 @@ from prefcast.pairs import Outcome, Pair
 from prefcast.runs.ready import Running
 from prefcast.scorers.embedded import LEAST_TOKENS, MOST_TOKENS, EmbeddedScorer
 from prefcast.scorers.embedded.encoder import ENCODER, Encoder
-from prefcast.scorers.embedded.model import TopicModel
 from prefcast.scorers.embedded.texts import TOKENIZER, PairTokenizer
 from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training.data import Labelled, read_labelled
-from prefcast.training.fit import Rows, evidence, fit, refit
+from prefcast.training.fit import Rows, evidence, fit
+from prefcast.training.known import without_known
 from prefcast.training.leaks import leak_lines
+from prefcast.training.moving import Prepared, moved, out_of_fold
 from prefcast.training.shared import plain_figure, versions
 from prefcast.training.splits import said_of
 from prefcast.training.vectors import Step, read_vectors
@@ -56,12 +58,12 @@ _SHIPPED = "embedded"
 
 @dataclass(frozen=True)
 class _Origin:
-    """The start of a training: the folder of the encoder, and the model that is moved, if there is one."""
+    """The start of a training: the folder of the encoder, and the forecaster that is moved, if one is."""
 
     name: str
     folder: Path
     encoder: Encoder
-    model: TopicModel | None
+    forecaster: Forecaster | None
     tokens: int
     sha256: str
 
@@ -82,7 +84,9 @@ def train_embedded(
     """Train on the labelled pairs in `data` (a folder or files, see `prefcast.training.data`) and write the
     forecaster's folder `output`.
 
-    A person's own pairs move the forecaster `start` (a name or a folder; default: the shipped one). The data of the project, or a
+    A person's own pairs move the forecaster `start` (a name or a folder; default: the shipped one), as far as cross-validation finds
+    worth it. Pairs that it was fitted on are left out. If neither other weights nor another outcome model are better, nothing is
+    written, and the result is `start`; `kept` in its card says so. The data of the project, or a
     folder `encoder` with encoder.onnx and tokenizer.json, make a new model: its final weights are fitted to the pairs for the link
     too, and the link is fitted to evidence from the other folds. `tokens` is how much is read of the prompts and of the responses
     of each side (default: as much as `start` reads). With `votes`, the targets are shares of votes if a source has them. `seed`
@@ -102,10 +106,16 @@ def train_embedded(
     labelled = read_labelled([Path(file) for file in files], votes=votes, seed=seed)
     origin = _origin(start, encoder, labelled.own, tokens)
     with closing(origin.encoder):
-        used = np.flatnonzero((labelled.weight > 0) | labelled.calibration)
-        kept = int(labelled.calibration.sum())
         for line in (*leak_lines(labelled.leaks), *labelled.notes):
             tell(line)
+        known = None
+        if origin.forecaster is not None:
+            known = without_known(labelled, origin.forecaster.fitted_rows, origin.name)
+            labelled = known.labelled
+            for line in known.lines:
+                tell(line)
+        used = np.flatnonzero((labelled.weight > 0) | labelled.calibration)
+        kept = int(labelled.calibration.sum())
         tell(said_of(len(used) - kept, kept, labelled.left_out, "for the link"))
         began = time.monotonic()
         pairs = [labelled.pairs[row] for row in used.tolist()]
@@ -121,27 +131,47 @@ def train_embedded(
             labelled.tieless[labelled.source[used]],
         )
         learned, link = rows.weight > 0, labelled.calibration[used]
-        figures: dict[str, Any] = {}
-        if origin.model is None:
-            tell(f"cross-validating, {FOLDS} folds by first prompt")
-            figures["cross_validated"] = _cross_validated(rows, learned, labelled, used)
-        tell("fitting the weights")
-        model = fit(rows.where(learned)) if origin.model is None else refit(origin.model, rows.where(learned))
-        tell("fitting the link")
-        scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
-        for_link = [pair for pair, is_link in zip(pairs, link, strict=True) if is_link]
-        groups = labelled.group[used[link]]
-        found, figures["cross_fitted"] = _linked(scorer, evidence(model, rows.where(link)), for_link, groups)
-        if origin.model is None:
-            tell(f"learning the link's pairs too, {LINK_FOLDS} folds by first prompt for the link")
-            rows, every = replace(rows, weight=np.where(link, 1.0, rows.weight)), learned | link
-            margin, tie = _out_of_fold(rows, LINK_FOLDS, labelled.group[used], every, link)
-            model = fit(rows.where(every))
-            scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
-            found, figures["out_of_fold"] = _linked(scorer, (margin[link], tie[link]), for_link, groups)
-        card = _card(labelled, origin, time.monotonic() - began, figures)
-        replace(found, card=card, fitted_rows=FittedRows.of(map(row_key, pairs))).save(target)
+        group, outcome = labelled.group[used], labelled.outcome[used]
+        ready = Prepared(pairs, rows, learned, link, group=group, outcome=outcome, names=labelled.names)
+        found: Forecaster | None
+        if origin.forecaster is None or known is None:
+            found, figures = _anew(ready, labelled, used, origin, tell)
+        else:
+            found, figures = moved(origin.forecaster, origin.name, ready, ~known.prompt[used], tell)
+            figures["known_to_start"] = known.counts
+        card = {**_card(labelled, origin, time.monotonic() - began, figures), "kept": found is None}
+        if found is not None:
+            replace(found, card=card).save(target)
+    if found is None:
+        return replace(load_forecaster(_SHIPPED if start is None else start), card=card)
     return load_forecaster(target)
+
+
+def _anew(
+    data: Prepared, labelled: Labelled, used: NDArray[np.int64], origin: _Origin, tell: Callable[[str], None]
+) -> tuple[Forecaster, dict[str, Any]]:
+    """A forecaster that is fitted to the pairs alone, and its figures."""
+    rows, learned, link = data.rows, data.learned, data.link
+    figures: dict[str, Any] = {}
+    tell(f"cross-validating, {FOLDS} folds by first prompt")
+    figures["cross_validated"] = _cross_validated(rows, learned, labelled, used)
+    tell("fitting the weights")
+    model = fit(rows.where(learned))
+    tell("fitting the link")
+    scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
+    for_link = [pair for pair, is_link in zip(data.pairs, link, strict=True) if is_link]
+    groups = data.group[link]
+    overlap = Overlap(load_forecaster("surface").fitted_rows)
+    overlap.add(for_link)
+    if overlap.found is not None and overlap.found.found:
+        tell(f"{overlap.found} of the surface model: its figure is too good")
+    _, figures["cross_fitted"] = _linked(scorer, evidence(model, rows.where(link)), for_link, groups)
+    tell(f"learning the link's pairs too, {LINK_FOLDS} folds by first prompt for the link")
+    rows, every = replace(rows, weight=np.where(link, 1.0, rows.weight)), learned | link
+    margin, tie = out_of_fold(rows, LINK_FOLDS, data.group, (every, link))
+    scorer = EmbeddedScorer(fit(rows.where(every)), origin.encoder, origin.folder, origin.tokens)
+    found, figures["out_of_fold"] = _linked(scorer, (margin[link], tie[link]), for_link, groups)
+    return replace(found, fitted_rows=FittedRows.of(data.pairs)), figures
 
 
 def _origin(
@@ -151,9 +181,10 @@ def _origin(
         raise UsageError(f"--tokens is {tokens}; the encoder reads from {LEAST_TOKENS} to {MOST_TOKENS}")
     if encoder is not None:
         folder = Path(encoder)
-        opened, model, name, before = Encoder(folder / ENCODER), None, folder.resolve().name, TOKENS
+        opened, forecaster, name, before = Encoder(folder / ENCODER), None, folder.resolve().name, TOKENS
     else:
-        scorer = load_forecaster(_SHIPPED if start is None else start).scorer
+        loaded = load_forecaster(_SHIPPED if start is None else start)
+        scorer = loaded.scorer
         if not isinstance(scorer, EmbeddedScorer):
             shown = shown_path(start or _SHIPPED)
             raise UsageError(
@@ -161,11 +192,12 @@ def _origin(
             )
         folder, opened, before = scorer.folder, scorer.encoder, scorer.reader.limit
         name = _SHIPPED if start is None else Path(start).resolve().name
-        model = scorer.model if own or start is not None else None
+        read = scorer.of_model(scorer.model, tokens)
+        forecaster = replace(loaded, scorer=read) if own or start is not None else None
     digest = hashlib.sha256()
     for file in (ENCODER, TOKENIZER):
         digest.update((folder / file).read_bytes())
-    return _Origin(name, folder, opened, model, tokens or before, digest.hexdigest())
+    return _Origin(name, folder, opened, forecaster, tokens or before, digest.hexdigest())
 
 
 def _linked(
@@ -204,25 +236,12 @@ def _linked(
     return forecaster, _figures(forecasts[0], forecasts[1], outcome, group)
 
 
-def _out_of_fold(
-    rows: Rows, folds: int, group: NDArray[np.int64], learned: NDArray[np.bool_], tested: NDArray[np.bool_]
-) -> tuple[Floats, Floats]:
-    """Evidence (n,) of the rows in `tested`, each from a fit to the rows in `learned` without the fold of its first prompt."""
-    fold = np.random.default_rng(0).integers(0, folds, int(group.max()) + 1)[group]
-    margin, tie = np.zeros(len(group)), np.zeros(len(group))
-    for number in range(folds):
-        test = tested & (fold == number)
-        if test.any():
-            margin[test], tie[test] = evidence(fit(rows.where(learned & ~test)), rows.where(test))
-    return margin, tie
-
-
 def _cross_validated(
     rows: Rows, learned: NDArray[np.bool_], labelled: Labelled, used: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Log loss by source. The evidence of each row is from a fit to the other folds. The link of each source is cross-fitted too."""
     group = labelled.group[used]
-    margin, tie = _out_of_fold(rows, FOLDS, group, learned, learned)
+    margin, tie = out_of_fold(rows, FOLDS, group, (learned, learned))
     found = {}
     for number, name in enumerate(labelled.names):
         of = learned & (rows.source == number)
@@ -258,11 +277,13 @@ def _figures(embedded: Floats, surface: Floats, outcome: NDArray[np.int64], grou
 
 def _card(labelled: Labelled, origin: _Origin, seconds: float, figures: dict[str, Any]) -> dict[str, Any]:
     """The card of the folder: the data and figures of the training."""
+    has_moved = figures.get("move", {}).get("hold") is not None
+    learned = origin.forecaster is None or has_moved
     trained, link = {}, {}
     for number, name in enumerate(labelled.names):
         of = labelled.source == number
         weights = labelled.weight[of & (labelled.weight > 0)]
-        if len(weights):
+        if len(weights) and learned:
             trained[name] = {"n": len(weights), "weight": float(weights[0])}
         if kept := int((of & labelled.calibration).sum()):
             link[name] = kept
@@ -270,7 +291,7 @@ def _card(labelled: Labelled, origin: _Origin, seconds: float, figures: dict[str
         "trained_on": trained,
         "link_fitted_on": link,
         "left_out": labelled.left_out,
-        "start": {"name": origin.name, "moved": origin.model is not None, "encoder_sha256": origin.sha256},
+        "start": {"name": origin.name, "moved": has_moved, "encoder_sha256": origin.sha256},
         "seconds": round(seconds),
         "versions": versions("onnxruntime", "tokenizers", "scipy"),
         "figures": figures,

@@ -86,8 +86,9 @@ def fit(rows: Rows) -> TopicModel:
     )
 
 
-def refit(model: TopicModel, rows: Rows) -> TopicModel:
-    """The model moved towards `rows`. The fit starts from the evidence of the model, and moves all weights but those by topic.
+def refit(model: TopicModel, rows: Rows, hold: float = 1.0) -> TopicModel:
+    """The model moved towards `rows`. The fit starts from the evidence of the model, and moves all weights but those by topic. The
+    penalty of moving is `hold` times that of `fit`.
 
     Raises FitError.
     """
@@ -95,7 +96,9 @@ def refit(model: TopicModel, rows: Rows) -> TopicModel:
     z, bent, u = s.design(rows.a, rows.b, rows.pair)
     d, p = t.standardised(*_split(rows.vectors))
     blocks_m, blocks_t = [z, bent, _VECTOR * d], [np.abs(bent), u, _PROMPT * p]
-    (linear, saturating, vector), (likeness, weight, prompt) = _fitted(rows, blocks_m, blocks_t, evidence(model, rows))
+    (linear, saturating, vector), (likeness, weight, prompt) = _fitted(
+        rows, blocks_m, blocks_t, evidence(model, rows), hold * PENALTY
+    )
     return TopicModel(
         replace(
             s,
@@ -157,10 +160,14 @@ def _split(vectors: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
 
 
 def _fitted(
-    rows: Rows, margin: list[Floats], tie: list[Floats], offset: tuple[Floats, Floats] | None = None
+    rows: Rows,
+    margin: list[Floats],
+    tie: list[Floats],
+    offset: tuple[Floats, Floats] | None = None,
+    penalty: float = PENALTY,
 ) -> list[list[Floats]]:
     """The weights of each block of the margin's design and of the tie's."""
     m, t = (np.concatenate(blocks, axis=1) for blocks in (margin, tie))
-    found = fit_weights(m, t, rows.source, rows.target, rows.weight, rows.tieless, PENALTY, offset)
+    found = fit_weights(m, t, rows.source, rows.target, rows.weight, rows.tieless, penalty, offset)
     ends = (np.cumsum([block.shape[1] for block in blocks])[:-1] for blocks in (margin, tie))
     return [np.split(weights, each) for weights, each in zip(found, ends, strict=True)]

@@ -8,7 +8,6 @@ similarity, at last by words alone, so that no group decides a split.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from prefcast.pairs import Pair
 from prefcast.pairs.duplicates import NearGroups
+from prefcast.pairs.pair import KEY_LENGTH, prompt_key, words_of
 
 __all__ = ["PromptGroups", "prompt_groups", "prompt_key"]
 
@@ -27,16 +27,6 @@ SIMILARITY = 0.8
 _PARTED_AT = (0.9, 0.95)
 # The largest share of the different prompts in one group, and a number of prompts that is never too large.
 _MOST, _FEW = 0.05, 20
-_BEGINNING = 300
-
-
-def prompt_key(pair: Pair) -> str:
-    """A text that is equal for two first prompts with the same words. Of a long prompt it has the beginning."""
-    return _words(pair.prompt[0])[:_BEGINNING]
-
-
-def _words(prompt: str) -> str:
-    return re.sub(r"\W+", " ", prompt.lower()).strip()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +63,8 @@ def prompt_groups(pairs: Sequence[Pair], *, near: bool = True) -> PromptGroups:
     texts: dict[str, int] = {}
     text = np.array([texts.setdefault(pair.prompt[0], len(texts)) for pair in pairs], dtype=np.int64)
     prompts: dict[str, int] = {}
-    most_words = None if near else _BEGINNING
-    prompt = np.array([prompts.setdefault(_words(each)[:most_words], len(prompts)) for each in texts], dtype=np.int64)
+    most_words = None if near else KEY_LENGTH
+    prompt = np.array([prompts.setdefault(words_of(each)[:most_words], len(prompts)) for each in texts], dtype=np.int64)
     if not near or not len(pairs):
         return PromptGroups(prompt[text], prompt[text])
     every = NearGroups(texts)

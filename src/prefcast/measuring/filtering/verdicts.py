@@ -131,7 +131,7 @@ def judged(
     rows, tally = _Rows(rule, leaks), Tally()
     overlap = Overlap(None if forecaster is None else forecaster.fitted_rows)
     for pairs, numbers in _read(file, forecaster, tally, on_error, progress):
-        overlap.add_pairs(pairs)
+        overlap.add(pairs)
         if pairs:
             rows.add(pairs, numbers)
     column = rows.table.column

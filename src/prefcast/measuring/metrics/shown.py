@@ -61,6 +61,7 @@ def _figures(found: Evaluation) -> list[tuple[str, Any]]:
         ]
     if found.in_sample is not None:
         rows.append(("rows of the fit", found.in_sample.found))
+        rows.append(("other rows with a first prompt of the fit", found.in_sample.prompts))
     return [*rows, ("failed", found.failed), ("without a label", found.unlabelled)]
 
 

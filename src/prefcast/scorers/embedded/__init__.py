@@ -48,6 +48,10 @@ class EmbeddedScorer(Scorer):
         self.model, self.encoder, self.folder = model, encoder, folder
         self.reader = PairTokenizer(folder / TOKENIZER, tokens)
 
+    def of_model(self, model: TopicModel, tokens: int | None = None) -> Self:
+        """A scorer with the same encoder and other weights, or another number of tokens."""
+        return type(self)(model, self.encoder, self.folder, tokens or self.reader.limit)
+
     @classmethod
     def load(cls, folder: Path, moved: str | None = None) -> Self:
         cls._check_unmoved(folder, moved)

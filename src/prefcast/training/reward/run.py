@@ -16,7 +16,7 @@ import numpy as np
 
 from prefcast.errors import RowError, UsageError, shown_path
 from prefcast.fitting import fit
-from prefcast.forecasts.fitted_rows import FittedRows, row_key
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.forecasts.folder import CARD as FORECASTER
 from prefcast.forecasts.forecaster import Forecaster, load_forecaster
 from prefcast.pairs.budget import WHOLE
@@ -170,7 +170,7 @@ def _finished(task: Task, training: dict[str, Any], fitted: Forecaster) -> Train
     card = {**fitted.card, "training": training}
     write_card(folder, card)
     used = [pair for pair, use in zip(rows.pairs, task.learned | task.held, strict=True) if use]
-    replace(fitted, card=card, fitted_rows=FittedRows.of(map(row_key, used))).write_beside(folder)
+    replace(fitted, card=card, fitted_rows=FittedRows.of(used)).write_beside(folder)
     found = load_forecaster(folder)
     for name in ("state.safetensors", "best.safetensors"):
         (work / name).unlink(missing_ok=True)

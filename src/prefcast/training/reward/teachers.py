@@ -100,9 +100,9 @@ def learned_before(
             raise UsageError(
                 f"--teacher-forecaster {shown_path(folder)}: has no fitted-rows.bin, so it is not known which rows it learned"
             )
-        in_fit = fitted.holds(np.array([row_key(pair) for pair in pairs], dtype=np.uint64)) == 1
+        in_fit = fitted.rows.holds(np.array([row_key(pair) for pair in pairs], dtype=np.uint64)) == 1
         counts = {"learned": int(in_fit[learned].sum()), "held_out": int(in_fit[held].sum())}
-        found.append({"forecaster": shown_path(folder), **counts, "all_rows_known": fitted.exact})
+        found.append({"forecaster": shown_path(folder), **counts, "all_rows_known": fitted.rows.exact})
     return found
 
 
