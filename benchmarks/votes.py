@@ -137,7 +137,9 @@ def forecasters(data: Path, model: str) -> Iterator[tuple[str, Forecaster]]:
         vectors = read_vectors(texts, old.encoder, digest.hexdigest(), store)
     source, link, group = labelled.source[used], labelled.calibration[used], labelled.group[used]
     target, weight = labelled.target[used], labelled.weight[used]
-    rows = Rows(*feature_arrays(pairs), vectors, target, weight, source, labelled.tieless[source])
+    rows = Rows(
+        *feature_arrays(pairs), vectors, target, weight, source, labelled.tieless[source], labelled.scaled[source]
+    )
     for name in FILES:
         mine = source == labelled.names.index(name)
         model_of = fit(rows.where((weight > 0) & ~np.isin(group, group[mine])))

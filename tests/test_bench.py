@@ -16,6 +16,7 @@ from checkpoints import save_deberta
 from conftest import ROOT, SURFACE, Run, write_csv, write_jsonl
 from prefcast import load_forecaster
 from prefcast.errors import FileError, UsageError
+from prefcast.forecasts.fitted_rows import FittedRows
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.measuring.benchmarks import benchmarks, find_benchmark
 from prefcast.measuring.benchmarks.results import BenchResult, read_earlier, run_benchmark
@@ -148,6 +149,18 @@ def test_reward_bench(tmp_path: Path) -> None:
     assert value(found, "score") == pytest.approx((chat + 0 + 1 + reasoning) / 4)
     assert "without alpacaeval-length" in note(found, "score")
     assert value(found, "alpacaeval-easy") == 0.5
+
+
+def test_comparisons_that_the_model_was_fitted_on_are_counted(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "filtered.parquet", reward_bench_rows())
+    fitted = FittedRows.of([Pair.of("Prompt 0", "2 yes", "1 no"), Pair.of("Prompt 3", "1 no", "1 yes")])
+    forecaster = Forecaster(Planted(), MarginSign(), prior_tie=0.0, fitted_rows=fitted)
+    found = run_benchmark(find_benchmark("reward-bench"), [path], forecaster, repeats=100)
+    assert found.in_sample is not None
+    assert found.in_sample.found == 2
+    beyond = next(table for table in found.tables() if table.title == "Beyond the benchmark")
+    assert ("in-sample", "2 of these 7 rows were in the fit: the model knows their labels") in beyond.rows
+    assert measured("reward-bench", path).in_sample is None
 
 
 def test_reward_benchs_prior_sets_have_half_a_weight(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from prefcast.outcomes.calibration import Calibration
 from prefcast.outcomes.models import Davidson, Link
 from prefcast.pairs import Turn
 from prefcast.pairs.formats.answers import AnswerFile, JoinReport, joined
+from prefcast.report.measurements import comparison_text
 from prefcast.scorers.base import Evidence, Scorer
 
 
@@ -50,6 +52,34 @@ def answers(better: float, n: int = 200, seed: int = 0, prompts: int | None = No
         Pair((Turn(f"question {row % (prompts or n)}", repr(float(a)), repr(float(b))),), row)
         for row, (a, b) in enumerate(values)
     ]
+
+
+class Doubtful(Stub):
+    """Every tenth pair is unlike the training pairs, and its margin has a standard error."""
+
+    raw_names = ("unlike", "doubt")
+
+    def compute(self, pairs: Sequence[Pair]) -> Evidence:
+        found = super().compute(pairs)
+        far = np.array([float(pair.id) % 10 == 0 for pair in pairs])
+        return replace(found, raw={"unlike": np.where(far, 4.0, 1.0), "doubt": np.where(far, 1.5, 0.0)})
+
+
+def test_pairs_that_are_unlike_the_training_pairs_are_counted() -> None:
+    pairs, doubtful = answers(0.3, 200), replace(forecaster(), scorer=Doubtful())
+    found = compare(pairs, doubtful, repeats=100)
+    assert found.unlike == 20
+    assert "20 of 200 pairs are unlike the training pairs" in comparison_text(found, JoinReport())
+    assert compare(pairs, forecaster(), repeats=100).unlike is None
+    forecasts, plain = doubtful.forecast(pairs[:11]), forecaster().forecast(pairs[:11])
+    assert [each.unlike for each in forecasts] == [4.0, *[1.0] * 9, 4.0]
+    assert next(forecasts.records())["unlike"] == 4.0
+    assert next(plain.records())["unlike"] is None
+    (low, high), (narrow_low, narrow_high) = forecasts.interval or ((), ()), plain.interval or ((), ())
+    widths, narrow = high[:, 0] - low[:, 0], narrow_high[:, 0] - narrow_low[:, 0]
+    assert (widths[[0, 10]] > 3 * narrow[[0, 10]]).all()
+    np.testing.assert_allclose(widths[1:10], narrow[1:10], rtol=0.1)
+    assert forecasts.lead_interval()[0][0] < plain.lead_interval()[0][0]
 
 
 @settings(max_examples=15)

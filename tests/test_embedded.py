@@ -148,10 +148,20 @@ def test_saved_and_loaded(scorer: EmbeddedScorer, tmp_path: Path) -> None:
         ({"format": 9}, "format 9"),
         ({"tokens": 9000}, "tokens must be"),
         ({"tokens": "320"}, "tokens must be"),
-        ({"vector": [1.0]}, "vector: expected 384 finite numbers"),
+        ({"vector": [1.0]}, "vector: expected 768 finite numbers"),
         ({"topics": whole["topics"][:3]}, "expected 3 x"),
-        ({"prompt": [1e999] * 384}, "finite"),
-        ({"spread": [0.0] * 384}, "positive"),
+        ({"prompt": [1e999] * 768}, "finite"),
+        ({"spread": [0.0] * 768}, "positive"),
+        ({"topics": 5.0}, "topics: expected"),
+        ({"directions": [[1.0]]}, "directions: expected 1 x 892 finite numbers"),
+        ({"directions": 1.0}, "directions: expected"),
+        ({"share": 1.0}, "share: expected 32 finite numbers"),
+        ({"share": [-1.0] * 32}, "negative"),
+        ({"typical": 0.0}, "positive"),
+        ({"penalty": [1.0]}, "penalty: expected a finite number"),
+        ({"flattening": -1.0}, "negative"),
+        ({"turns": 0.0}, "positive"),
+        ({"error": 1e999}, "finite"),
     ):
         (tmp_path / "embedded.json").write_text(json.dumps({**whole, **change}))
         with pytest.raises(ForecasterError, match=message):

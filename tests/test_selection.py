@@ -274,6 +274,25 @@ def test_memory_of_a_prompt_would_show() -> None:
     assert not found.useful
 
 
+def test_what_is_in_doubt_widens_the_interval_and_a_swap_mirrors_it() -> None:
+    rng = np.random.default_rng(0)
+    link = Link(
+        "davidson", ("margin",), ("tie",), np.array([1.0, 0.0, 1.0]), rng.normal([1.0, 0.0, 1.0], 0.05, (200, 3))
+    )
+    m, t, error = rng.normal(size=(50, 1)), rng.normal(size=(50, 1)), rng.uniform(0.5, 2.0, 50)
+    low, high = link.interval(m, t, error)
+    narrow_low, narrow_high = link.interval(m, t)
+    assert ((high - low) / (narrow_high - narrow_low))[:, :2].mean() > 1.5
+    mirrored = link.interval(-m, t, error)
+    assert np.array_equal(low, mirrored[0][:, [1, 0, 2]])
+    assert np.array_equal(high, mirrored[1][:, [1, 0, 2]])
+    np.testing.assert_allclose(link.interval(m, t, 0 * error), link.interval(m, t), atol=0.01)
+    # The log-odds of A against B have the standard error that was given: 95 % of a normal distribution.
+    sure = Link("davidson", ("margin",), ("tie",), np.array([1.0, -9.0, 0.0]), np.tile([1.0, -9.0, 0.0], (200, 1)))
+    ends = [np.log(end[:, 0] / (1 - end[:, 0])) for end in sure.interval(np.zeros((1, 1)), t[:1], np.array([0.5]))]
+    np.testing.assert_allclose(np.ravel(ends), [-0.98, 0.98], atol=0.05)
+
+
 def test_an_interval_leaves_out_as_many_draws_as_it_says() -> None:
     """A further draw falls below the k-th of B with chance k / (B + 1)."""
     draws = np.random.default_rng(0).permutation(np.arange(1.0, 200.0))

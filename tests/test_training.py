@@ -37,6 +37,19 @@ def test_rows_of_a_source_without_ties_teach_the_margin_alone() -> None:
     np.testing.assert_allclose(by_tie, [0.8, 0.0], atol=0.08)
 
 
+def test_a_source_with_a_scale_of_its_own_teaches_the_direction_alone() -> None:
+    rng = np.random.default_rng(1)
+    margin, tie, source = rng.normal(size=(30_000, 2)), rng.normal(size=(30_000, 1)), rng.integers(0, 2, 30_000)
+    # The second source is three times as sure.
+    strength = margin @ [1.0, -0.5] * np.array([1.0, 3.0])[source]
+    p = Davidson().probabilities(strength, 0.5 * tie[:, 0])
+    outcome = (rng.random(30_000)[:, None] > p.cumsum(axis=1)).sum(axis=1)
+    none = np.zeros(30_000, dtype=bool)
+    given = margin, tie, source, np.eye(3)[outcome], np.ones(30_000), none, 1.0
+    np.testing.assert_allclose(fit_weights(*given, scaled=source == 1)[0], [1.0, -0.5], atol=0.06)
+    assert fit_weights(*given)[0][0] > 1.3
+
+
 def test_rows_of_one_prompt_stay_in_one_fold() -> None:
     group = np.repeat(np.arange(500), 3)
     fold = _folds(group, 0)

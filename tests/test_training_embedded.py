@@ -22,6 +22,7 @@ from encoder_graph import export
 from prefcast import load_forecaster, read_pairs
 from prefcast.errors import MissingExtraError, ModelError, UsageError
 from prefcast.forecasts.fitted_rows import FittedRows, hashes_of
+from prefcast.outcomes.models import Davidson
 from prefcast.pairs import Pair
 from prefcast.runs.ready import Running
 from prefcast.scorers.embedded import EmbeddedScorer
@@ -29,10 +30,13 @@ from prefcast.scorers.embedded.encoder import Encoder, Vectors
 from prefcast.scorers.embedded.texts import PairTexts, PairTokenizer
 from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
+from prefcast.scorers.surface.features import PAIR_FEATURES
+from prefcast.training import fit as fitting
 from prefcast.training import moving, vectors
 from prefcast.training.data import WEIGHT, read_labelled
 from prefcast.training.embedded import train_embedded
-from prefcast.training.fit import Rows, evidence, fit, refit
+from prefcast.training.fit import PENALTY, Rows, evidence, fit, refit, unlike
+from prefcast.training.flattening import Flattening, flattened, flattening
 from prefcast.training.known import without_known
 from prefcast.training.moving import chosen_hold
 from prefcast.training.vectors import Step, read_vectors
@@ -71,6 +75,7 @@ def rows_of(pairs: list[Pair]) -> Rows:
         np.ones(n),
         np.zeros(n, dtype=np.int64),
         np.zeros(n, dtype=bool),
+        np.zeros(n, dtype=bool),
     )
 
 
@@ -89,8 +94,6 @@ def few_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loss(model: Any, of: Rows) -> float:
-    from prefcast.outcomes.models import Davidson
-
     log_p = Davidson.log_probabilities(*evidence(model, of))[0]
     return float(-(of.target * log_p).sum(axis=1).mean())
 
@@ -104,14 +107,63 @@ def test_what_the_vectors_say_is_learned(known: Rows) -> None:
 
 
 def test_rows_and_pairs_have_the_same_evidence(known: Rows) -> None:
-    model = fit(known)
+    model = flattened(fit(known), Flattening(1.5, 0.5))
     margin, tie = evidence(model, known)
+    assert np.abs(margin).max() < np.abs(evidence(flattened(model, Flattening()), known)[0]).max()
+    far = unlike(model, known)
     for row in range(5):
         terms = model.terms(
             known.a[row], known.b[row], known.pair[row], Vectors(*known.vectors[row].astype(np.float64))
         )
         assert terms.margin.sum() + terms.said_margin == pytest.approx(margin[row])
         assert terms.likeness.sum() + terms.pair.sum() + terms.said_tie == pytest.approx(tie[row])
+        assert terms.unlike == pytest.approx(far[row])
+        assert terms.error == pytest.approx(model.doubt.error * np.sqrt(max(0, far[row] - 1)))
+
+
+def test_unlike_is_the_variance_of_a_margin(known: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x' H^-1 x with H = penalty + X' W X, if no direction is left out; a typical row has 1."""
+    few = known.where(np.arange(600) < 80)
+    monkeypatch.setattr(fitting, "DOUBTS", 10_000)
+    model = fit(few)
+    z, bent, _ = model.surface.design(few.a, few.b, few.pair)
+    d, _ = model.topics.standardised(*(few.vectors[:, part].astype(np.float64) for part in range(3)))
+    x = np.concatenate([z, bent, model.doubt.vector_scale * d], axis=1)
+    p = Davidson().probabilities(*evidence(model, few))
+    curvature = (p[:, 0] + p[:, 1]) / 4 - ((p[:, 0] - p[:, 1]) / 2) ** 2
+    hessian = PENALTY * np.eye(x.shape[1]) + (x * curvature[:, None]).T @ x
+    variance = np.einsum("ni,ni->n", x, np.linalg.solve(hessian, x.T).T)
+    np.testing.assert_allclose(unlike(model, few), variance / np.median(variance), rtol=1e-6)
+    monkeypatch.setattr(fitting, "DOUBTS", 32)
+    kept = fit(few)
+    assert kept.doubt.directions.shape == (32, x.shape[1])
+    assert np.median(unlike(kept, few)) == pytest.approx(1.0)
+    # Where A and B are the same nothing is in doubt.
+    same = Rows(**{**vars(few), "b": few.a, "vectors": few.vectors[:, [0, 1, 1]]})
+    assert not unlike(kept, same).any()
+
+
+def test_the_flattening_that_made_the_data_is_found() -> None:
+    rng = np.random.default_rng(0)
+    n = 40_000
+    margin, tie, far, several = 2 * rng.normal(size=n), rng.normal(size=n), rng.exponential(1.0, n), rng.random(n) < 0.3
+    pair = np.zeros((n, len(PAIR_FEATURES)))
+    pair[:, PAIR_FEATURES.index("several_turns")] = several
+    empty, no = np.zeros((n, 1)), np.zeros(n, dtype=bool)
+    for size, turns in ((0.0, 1.0), (2.0, 0.6)):
+        factor = np.where(several, turns, 1.0) / np.sqrt(1 + size * far)
+        p = Davidson(1.0, -0.5, 1.0).probabilities(margin * factor, tie)
+        outcome = (rng.random(n)[:, None] > p.cumsum(axis=1)).sum(axis=1)
+        made = Rows(
+            *(empty, empty, pair, np.zeros((n, 3, 1), np.float32)),
+            *(np.eye(3)[outcome], np.ones(n), np.zeros(n, dtype=np.int64), no, no),
+        )
+        found = flattening((margin, tie, far), made, ~no)
+        assert found.size == pytest.approx(size, abs=0.5)
+        assert found.turns == pytest.approx(turns, abs=0.05)
+        np.testing.assert_allclose(found.of(margin, far, made), margin * factor, atol=0.6)
+    # Without enough rows of each outcome nothing is flattened.
+    assert flattening((margin, tie, far), made, np.arange(n) < 20) == Flattening()
 
 
 def test_rows_with_a_and_b_exchanged_give_the_same_model(known: Rows) -> None:
@@ -124,6 +176,7 @@ def test_rows_with_a_and_b_exchanged_give_the_same_model(known: Rows) -> None:
         known.weight,
         known.source,
         known.tieless,
+        known.scaled,
     )
     here, there = fit(known), fit(mirrored)
     margin, tie = evidence(here, known)
@@ -151,7 +204,7 @@ def test_a_shipped_model_is_moved_and_the_more_rows_the_further(known: Rows) -> 
 
 def test_the_shipped_weights_are_a_minimum_s_shape() -> None:
     topics = SHIPPED.model.topics
-    assert topics.topics.shape == (24, 384)
+    assert topics.topics.shape == (24, 768)
     assert not topics.weight_by_topic[16:].any()
     assert topics.weight_by_topic[:16].any()
 

@@ -103,6 +103,9 @@ class Forecaster(ForecasterParts):
             scores.columns.get("member_spread"),
             None if (tiers := scores.columns.get("escalated")) is None else tiers == 1,
             None if self.agreement is None else ~(good & self.agreement.keeps(probabilities)),
+            scores.columns.get("unlike"),
+            # Of a link with other columns nothing is known.
+            scores.columns.get("doubt") if self.link is not None and self.link.margin == ("margin",) else None,
             scores.columns,
         )
 

@@ -35,14 +35,16 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = ["ENDINGS", "Forecast", "Forecasts", "Writer", "check_kept", "open_writer", "output_kind"]
+__all__ = ["ENDINGS", "UNLIKE", "Forecast", "Forecasts", "Writer", "check_kept", "open_writer", "output_kind"]
 
-# The interval of each probability, and the difference between the members of an ensemble.
-UNCERTAINTY = (*(f"{name}_{end}" for name in WINNERS for end in ("low", "high")), "member_spread")
+# The interval of each probability, the difference between the members of an ensemble, and how unlike the training data a pair is.
+UNCERTAINTY = (*(f"{name}_{end}" for name in WINNERS for end in ("low", "high")), "member_spread", "unlike")
 NUMBERS = (*WINNERS, "margin", "tie", *UNCERTAINTY)
 # The names of a forecast's own columns, which no kept column may have.
 RESERVED = frozenset(("id", "winner", *NUMBERS, *TAIL, "prompt", "response_a", "response_b", *BESIDE))
 _SHOWN, _SHOWN_TEXT = 10, 80
+# A pair is unlike the training data above this: a tenth of the training votes are.
+UNLIKE = 2.5
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Forecast:
 
     If `error` is set, the probabilities are the class prior and the evidence is nan. `interval` has the lower and the upper end
     for each probability, `spread` the largest difference between the members of an ensemble. `escalated` says whether the second
-    tier of a cascade scored the pair, `handed_over` whether the forecaster's promise of agreement leaves the pair to people.
+    tier of a cascade scored the pair, `handed_over` whether the forecaster's promise of agreement leaves the pair to people. `unlike`
+    says how little the training data tell about such a pair: 1 for a typical vote, more than UNLIKE for one in ten of them.
     """
 
     id: str | int
@@ -65,6 +68,7 @@ class Forecast:
     spread: float | None = None
     escalated: bool | None = None
     handed_over: bool | None = None
+    unlike: float | None = None
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -80,8 +84,9 @@ class Forecasts(Rows, Sequence[Forecast]):
     row failed.
 
     The `interval` is computed from `link` and the `columns` of the evidence. `spread` (n,) is the largest difference between the
-    members of an ensemble in a probability. `escalated` and `handed_over` (n,) are those of each Forecast. `evidence` has
-    every number of the scorer (n,) by name; None if it was not kept.
+    members of an ensemble in a probability. `escalated`, `handed_over` and `unlike` (n,) are those of each Forecast. `doubt` (n,) is the
+    standard error of each margin, for what the scorer's own weights do not know; the interval includes it. `evidence` has every number
+    of the scorer (n,) by name; None if it was not kept.
     """
 
     ids: list[str | int]
@@ -96,6 +101,8 @@ class Forecasts(Rows, Sequence[Forecast]):
     spread: NDArray[np.float64] | None = None
     escalated: NDArray[np.bool_] | None = None
     handed_over: NDArray[np.bool_] | None = None
+    unlike: NDArray[np.float64] | None = None
+    doubt: NDArray[np.float64] | None = field(default=None, repr=False)
     evidence: Mapping[str, NDArray[np.float64]] | None = field(default=None, repr=False)
 
     @cached_property
@@ -107,7 +114,7 @@ class Forecasts(Rows, Sequence[Forecast]):
         good = np.isfinite(self.margin)
         low, high = np.full((len(self), 3), np.nan), np.full((len(self), 3), np.nan)
         if good.any():
-            low[good], high[good] = self.link.interval(self.columns[0][good], self.columns[1][good])
+            low[good], high[good] = self.link.interval(*self._known_columns(good))
         return low, high
 
     def lead_interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -117,8 +124,13 @@ class Forecasts(Rows, Sequence[Forecast]):
         lead = np.where(good, self.probabilities[:, Outcome.A] - self.probabilities[:, Outcome.B], np.nan)
         low, high = lead.copy(), lead.copy()
         if self.link is not None and self.columns is not None and good.any():
-            low[good], high[good] = self.link.lead_interval(self.columns[0][good], self.columns[1][good])
+            low[good], high[good] = self.link.lead_interval(*self._known_columns(good))
         return low, high
+
+    def _known_columns(self, good: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
+        """The columns of the rows in a mask, and the standard errors of their margins if the scorer knows them."""
+        columns = () if self.columns is None else tuple(part[good] for part in self.columns)
+        return columns if self.doubt is None else (*columns, self.doubt[good])
 
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, SupportsIndex):
@@ -138,6 +150,7 @@ class Forecasts(Rows, Sequence[Forecast]):
             None if self.spread is None else float(self.spread[index]),
             None if self.escalated is None else bool(self.escalated[index]),
             None if self.handed_over is None else bool(self.handed_over[index]),
+            None if self.unlike is None else float(self.unlike[index]),
         )
 
     def _interval_of(self, index: int) -> tuple[tuple[float, float], ...] | None:
@@ -155,6 +168,8 @@ class Forecasts(Rows, Sequence[Forecast]):
             numbers |= {name: self._known(values) for name, values in zip(UNCERTAINTY, ends, strict=False)}
         if self.spread is not None:
             numbers["member_spread"] = self._known(self.spread)
+        if self.unlike is not None:
+            numbers["unlike"] = self._known(self.unlike)
         return numbers
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -239,7 +254,7 @@ class _Submission:
     winner: bool = False
 
     def write(self, rows: Recordable) -> None:
-        bare = replace(rows, link=None, spread=None) if isinstance(rows, Forecasts) else rows
+        bare = replace(rows, link=None, spread=None, unlike=None) if isinstance(rows, Forecasts) else rows
         self.writer.write(_Winners(bare) if self.winner else bare)
 
 

@@ -14,7 +14,7 @@ from prefcast.base.tables import ShownTable, Tables
 from prefcast.errors import RowError, UsageError
 from prefcast.forecasts.fitted_rows import InSample, Overlap
 from prefcast.forecasts.forecaster import Forecaster
-from prefcast.forecasts.predictions import Forecasts, Writer
+from prefcast.forecasts.predictions import UNLIKE, Forecasts, Writer
 from prefcast.measuring.metrics import SMALL_SLICE
 from prefcast.measuring.metrics.slices import KINDS, Slicer
 from prefcast.measuring.voted import Voted, voted
@@ -62,7 +62,8 @@ class Comparison(Tables):
 
     `net` is win minus loss. The intervals cover the choice of prompts (bootstrap over first prompts), the fitted link
     (its draws) and, if `calibrated`, the error of this forecaster for a whole system (`Calibration`), whose standard
-    deviations are in `bias`. `in_sample` counts the pairs that the forecaster was fitted on, None if it does not say.
+    deviations are in `bias`. `in_sample` counts the pairs that the forecaster was fitted on, and `unlike` those that are unlike its
+    training data; None if it does not say.
     `verdict` is `right` or `left` if the interval of `net` excludes 0, otherwise `none`.
     """
 
@@ -83,6 +84,7 @@ class Comparison(Tables):
     first_error: RowError | None = None
     voted: Voted | None = None
     in_sample: InSample | None = None
+    unlike: int | None = None
 
     def tables(self) -> list[ShownTable]:
         """The rates, and the kinds of prompts."""
@@ -173,6 +175,7 @@ class _Sums:
         self._forecasts: list[Floats] = []
         self._best: dict[str, list[tuple[float, int, Example]]] = {"left": [], "right": []}
         self._overlap = Overlap(forecaster.fitted_rows)
+        self._unlike: int | None = None
         self.n = 0
 
     def add(self, forecasts: Forecasts) -> None:
@@ -201,6 +204,8 @@ class _Sums:
         self._total += p.sum(axis=0)
         self.n += len(pairs)
         self._overlap.add(pairs)
+        if forecasts.unlike is not None:
+            self._unlike = (self._unlike or 0) + int((forecasts.unlike[good] > UNLIKE).sum())
         self._slice(pairs, p, weights, net)
         self._remember(pairs, p)
 
@@ -257,6 +262,7 @@ class _Sums:
             examples={side: tuple(item for _, _, item in best) for side, best in self._best.items()},
             first_error=tally.first,
             in_sample=self._overlap.found,
+            unlike=self._unlike,
         )
 
     def voted(self, votes: SideVotes, *, always: bool, categories: Mapping[str, str] | None) -> Voted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from statistics import NormalDist
 from typing import ClassVar, Self
 
 import numpy as np
@@ -239,24 +240,29 @@ class Link:
         p: Floats = np.exp(FITTED_MODELS[self.kind].log_probabilities(*linear(self.theta, m, t))[0])
         return p
 
-    def drawn(self, m: Floats, t: Floats) -> Floats:
-        """Probabilities (repeats, n, 3) under each draw."""
+    def drawn(self, m: Floats, t: Floats, error: Floats | None = None) -> Floats:
+        """Probabilities (repeats, n, 3) under each draw. With the standard errors `error` (n,) of the first margin column, each draw
+        is there twice, with a margin that is by as much larger and smaller: (2 repeats, n, 3)."""
         p = m.shape[1]
         # The columns are summed one by one: the rounding of a matrix product may depend on the number of rows.
         s = sum(self.draws[:, k, None] * m[:, k] for k in range(p))
         tie = self.draws[:, p, None] + sum(self.draws[:, p + 1 + k, None] * t[:, k] for k in range(t.shape[1]))
         s, tie = (np.broadcast_to(part, (len(self.draws), len(m))) for part in (s, tie))
+        if error is not None:
+            # Both signs, so that exchanging A and B mirrors the interval exactly.
+            off = self.draws[:, :1] * _half_normal(len(self.draws))[:, None] * error
+            s, tie = np.concatenate([s + off, s - off]), np.concatenate([tie, tie])
         log_p = FITTED_MODELS[self.kind].log_probabilities(s.ravel(), tie.ravel())[0]
-        drawn: Floats = np.exp(log_p).reshape(len(self.draws), len(m), len(Outcome))
+        drawn: Floats = np.exp(log_p).reshape(len(s), len(m), len(Outcome))
         return drawn
 
-    def interval(self, m: Floats, t: Floats) -> tuple[Floats, Floats]:
+    def interval(self, m: Floats, t: Floats, error: Floats | None = None) -> tuple[Floats, Floats]:
         """The 2.5 % and 97.5 % quantiles (n, 3) of the probabilities over the draws."""
-        return drawn_interval(self.drawn(m, t))
+        return drawn_interval(self.drawn(m, t, error))
 
-    def lead_interval(self, m: Floats, t: Floats) -> tuple[Floats, Floats]:
+    def lead_interval(self, m: Floats, t: Floats, error: Floats | None = None) -> tuple[Floats, Floats]:
         """The 2.5 % and 97.5 % quantiles (n,) of P(A) - P(B) over the draws."""
-        drawn = self.drawn(m, t)
+        drawn = self.drawn(m, t, error)
         return drawn_interval(drawn[:, :, Outcome.A] - drawn[:, :, Outcome.B])
 
     def renamed(self, names: Mapping[str, str]) -> Link:
@@ -271,6 +277,12 @@ class Link:
         theta[place] += by
         draws[:, place] += by
         return replace(self, theta=theta, draws=draws)
+
+
+def _half_normal(count: int) -> Floats:
+    """So many quantiles of |x| for a standard normal x, in an order that has nothing to do with that of draws."""
+    found = np.array([NormalDist().inv_cdf(0.5 + (k + 0.5) / (2 * count)) for k in range(count)])
+    return found[np.random.default_rng(0).permutation(count)]
 
 
 def drawn_interval(draws: Floats) -> tuple[Floats, Floats]:

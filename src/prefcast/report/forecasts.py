@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from prefcast.forecasts.predictions import Forecast, Forecasts
+from prefcast.forecasts.predictions import UNLIKE, Forecast, Forecasts
 from prefcast.pairs import Outcome, Pair
 from prefcast.report.terminal import rendered, short, table
 
@@ -77,11 +77,13 @@ def explanation_text(pair: Pair, explanation: Explanation) -> str:
         _bars(forecast),
     ]
     if forecast.interval is not None:
-        parts.append(
-            "the 95 % intervals are those of the fitted outcome model: how far more labels could move this forecast"
-        )
+        parts.append("the 95 % intervals show how far more labels could move this forecast")
     if forecast.spread is not None:
         parts.append(f"the members of the ensemble differ by up to {100 * forecast.spread:.1f} percentage points")
+    if forecast.unlike is not None and forecast.unlike > UNLIKE:
+        parts.append(
+            f"this pair is unlike the training pairs ({forecast.unlike:.1f}; a typical pair has 1): the forecast is less certain than usual"
+        )
     if forecast.error:
         return rendered(
             *parts, "", f"this forecast failed; the probabilities are those of every failed row: {forecast.error}"

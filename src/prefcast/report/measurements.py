@@ -210,6 +210,7 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         verdict[found.verdict],
         f"(the 95 % intervals cover {covered})",
         *in_sample_said(found.in_sample, "the forecasts of these are in-sample"),
+        *_unlike_said(found),
         "",
         table(("kind of prompt", "n", "win minus loss", "", ""), kinds, right=(1, 2)),
     ]
@@ -226,6 +227,13 @@ def comparison_text(found: Comparison, report: JoinReport) -> str:
         ]
         parts += ["", f"clearest forecasts for {name}", *([table(("", "", ""), examples)] if examples else [])]
     return rendered(*parts)
+
+
+def _unlike_said(found: Comparison) -> list[str]:
+    if not found.unlike:
+        return []
+    are = "pair is" if found.unlike == 1 else "pairs are"
+    return [f"{found.unlike} of {found.n} {are} unlike the training pairs: those forecasts are less certain"]
 
 
 def _percent(figure: Figure) -> tuple[str, str]:

@@ -181,9 +181,11 @@ def _joined(parts: list[Forecasts]) -> Forecasts:
         pairs=list(chain.from_iterable(part.pairs for part in parts)),
         link=next((part.link for part in parts if part.link is not None), None),
         columns=_joined_columns(parts),
-        spread=_joined_spread(parts),
+        spread=_joined_numbers([part.spread for part in parts], parts),
         escalated=_joined_flags([part.escalated for part in parts]),
         handed_over=_joined_flags([part.handed_over for part in parts]),
+        unlike=_joined_numbers([part.unlike for part in parts], parts),
+        doubt=_joined_numbers([part.doubt for part in parts], parts),
     )
 
 
@@ -201,7 +203,9 @@ def _joined_flags(parts: list[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | 
     return np.concatenate(there) if len(there) == len(parts) else None
 
 
-def _joined_spread(parts: list[Forecasts]) -> NDArray[np.float64] | None:
-    if all(part.spread is None for part in parts):
+def _joined_numbers(numbers: list[NDArray[np.float64] | None], parts: list[Forecasts]) -> NDArray[np.float64] | None:
+    if all(each is None for each in numbers):
         return None
-    return np.concatenate([np.full(len(part), np.nan) if part.spread is None else part.spread for part in parts])
+    # A piece whose rows all failed has none.
+    filled = [np.full(len(part), np.nan) if each is None else each for each, part in zip(numbers, parts, strict=True)]
+    return np.concatenate(filled)

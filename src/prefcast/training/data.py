@@ -42,7 +42,11 @@ WEIGHT = {
     "vicuna80_human": 0.06,
     "oasst_ranked": 0.2,
     "llmfao_crowd": 0.1,
+    "rmb_helpful": 0.1,
 }
+# Sources that a model judged, in `judged/`. Their margins have a scale of their own, and so many of their rows are drawn: more would
+# take longer and hardly add anything.
+JUDGED = {"rmb_helpful": 5_000}
 # With fewer pairs the shipped weights are better.
 LEAST_PAIRS = 500
 HELD_OUT = 0.15
@@ -80,6 +84,11 @@ class Labelled:
         return tieless
 
     @property
+    def scaled(self) -> NDArray[np.bool_]:
+        """Which sources (k,) teach a direction alone: their margins have a scale of their own."""
+        return np.array([not self.own and name in JUDGED for name in self.names])
+
+    @property
     def left_out(self) -> int:
         """How many rows are used neither for the weights nor for the link, because the link has their first prompts."""
         return int(((self.weight == 0) & ~self.calibration).sum())
@@ -106,9 +115,11 @@ def read_labelled(given: Sequence[Path], *, votes: bool = True, seed: int = 0) -
     elif own:
         files = _files(folder / "train" if (folder / "train").is_dir() else folder)
     else:
-        files = [folder / "train" / f"{name}.csv.gz" for name in WEIGHT]
+        files = [folder / ("judged" if name in JUDGED else "train") / f"{name}.csv.gz" for name in WEIGHT]
     kept = [] if folder is None else _files(folder / "dev")
     by_source = {name: _read(path) for name, path in _named(files).items()}
+    if not own:
+        by_source |= {name: _drawn(by_source[name], most) for name, most in JUDGED.items()}
     for_link = {f"dev/{name}": _read(path) for name, path in _named(kept).items()}
     total = sum(map(len, [*by_source.values(), *for_link.values()]))
     shown = ", ".join(map(shown_path, given))
@@ -154,6 +165,11 @@ def _read(path: Path) -> list[Pair]:
         if pair.outcome is None:
             raise UsageError(f"{shown_path(path)}: row {pair.row}: has no label; every row needs one")
     return pairs
+
+
+def _drawn(pairs: list[Pair], most: int) -> list[Pair]:
+    """At most so many of the pairs, in their order."""
+    return [pairs[row] for row in sorted(np.random.default_rng(0).permutation(len(pairs))[:most].tolist())]
 
 
 def _joined(by_source: dict[str, list[Pair]], for_link: dict[str, list[Pair]], own: bool, seed: int) -> Labelled:

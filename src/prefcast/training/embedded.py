@@ -39,9 +39,10 @@ from prefcast.scorers.store import EvidenceStore
 from prefcast.scorers.surface import feature_arrays
 from prefcast.training.data import Labelled, read_labelled
 from prefcast.training.fit import Rows, evidence, fit
+from prefcast.training.flattening import flattened, flattening
 from prefcast.training.known import without_known
 from prefcast.training.leaks import leak_lines
-from prefcast.training.moving import Prepared, moved, out_of_fold
+from prefcast.training.moving import Prepared, fold_of, moved, out_of_fold
 from prefcast.training.shared import plain_figure, versions
 from prefcast.training.splits import said_of
 from prefcast.training.vectors import Step, read_vectors
@@ -129,6 +130,7 @@ def train_embedded(
             labelled.weight[used],
             labelled.source[used],
             labelled.tieless[labelled.source[used]],
+            labelled.scaled[labelled.source[used]],
         )
         learned, link = rows.weight > 0, labelled.calibration[used]
         group, outcome = labelled.group[used], labelled.outcome[used]
@@ -154,9 +156,12 @@ def _anew(
     rows, learned, link = data.rows, data.learned, data.link
     figures: dict[str, Any] = {}
     tell(f"cross-validating, {FOLDS} folds by first prompt")
-    figures["cross_validated"] = _cross_validated(rows, learned, labelled, used)
+    before = out_of_fold(rows, FOLDS, data.group, (learned, learned))
+    figures["cross_validated"] = _cross_validated(before, rows, learned, labelled, used)
+    # Sources of full weight are votes, or close to them.
+    full = learned & (rows.weight == rows.weight.max()) & ~rows.tieless
     tell("fitting the weights")
-    model = fit(rows.where(learned))
+    model = flattened(fit(rows.where(learned)), flattening(before, rows, full))
     tell("fitting the link")
     scorer = EmbeddedScorer(model, origin.encoder, origin.folder, origin.tokens)
     for_link = [pair for pair, is_link in zip(data.pairs, link, strict=True) if is_link]
@@ -168,10 +173,18 @@ def _anew(
     _, figures["cross_fitted"] = _linked(scorer, evidence(model, rows.where(link)), for_link, groups)
     tell(f"learning the link's pairs too, {LINK_FOLDS} folds by first prompt for the link")
     rows, every = replace(rows, weight=np.where(link, 1.0, rows.weight)), learned | link
-    margin, tie = out_of_fold(rows, LINK_FOLDS, data.group, (every, link))
-    scorer = EmbeddedScorer(fit(rows.where(every)), origin.encoder, origin.folder, origin.tokens)
-    found, figures["out_of_fold"] = _linked(scorer, (margin[link], tie[link]), for_link, groups)
-    return replace(found, fitted_rows=FittedRows.of(data.pairs)), figures
+    after = out_of_fold(rows, LINK_FOLDS, data.group, (every, link))
+    known = tuple(np.where(link, new, old) for new, old in zip(after, before, strict=True))
+    # The figures are for the flattening that the other folds choose.
+    margin, fold = after[0].copy(), fold_of(data.group, LINK_FOLDS)
+    for number in range(LINK_FOLDS):
+        of = link & (fold == number)
+        margin[of] = flattening(known, rows, (full | link) & ~of).of(after[0], after[2], rows)[of]
+    found, figures["out_of_fold"] = _linked(scorer, (margin[link], after[1][link]), for_link, groups)
+    chosen = flattening(known, rows, full | link)
+    model = flattened(fit(rows.where(every)), chosen, found.outcome.parameters()["scale"])
+    figures["flattening"] = {name: round(value, 3) for name, value in chosen._asdict().items()}
+    return replace(found, scorer=scorer.of_model(model), fitted_rows=FittedRows.of(data.pairs)), figures
 
 
 def _origin(
@@ -237,11 +250,11 @@ def _linked(
 
 
 def _cross_validated(
-    rows: Rows, learned: NDArray[np.bool_], labelled: Labelled, used: NDArray[np.int64]
+    evidence: tuple[Floats, ...], rows: Rows, learned: NDArray[np.bool_], labelled: Labelled, used: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Log loss by source. The evidence of each row is from a fit to the other folds. The link of each source is cross-fitted too."""
-    group = labelled.group[used]
-    margin, tie = out_of_fold(rows, FOLDS, group, (learned, learned))
+    """Log loss by source, before margins are flattened. The `evidence` of each row is from a fit to the other folds. The link of each
+    source is cross-fitted too."""
+    group, (margin, tie, _) = labelled.group[used], evidence
     found = {}
     for number, name in enumerate(labelled.names):
         of = learned & (rows.source == number)

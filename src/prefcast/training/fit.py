@@ -1,7 +1,7 @@
 """The weights of the embedded model: one penalised maximum-likelihood fit of all of them (Davidson's model, with a tie level for
 each source).
 
-The fit is convex, so the data alone decide its result. Each block of the design has a scale of its own: the smaller the scale,
+The fit is convex but for the scales of judged sources (`fit_weights`), so the data alone decide its result. Each block of the design has a scale of its own: the smaller the scale,
 the more strongly the penalty holds the weights of the block at zero. Scales and numbers of topics were chosen by leaving out
 whole sources (docs/embedded-model.md).
 """
@@ -13,25 +13,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from prefcast.scorers.embedded.model import CLIP, TopicModel, Topics
+from prefcast.outcomes.models import Davidson
+from prefcast.scorers.embedded.model import CLIP, Doubt, TopicModel, Topics, several_turns
 from prefcast.scorers.surface.model import SurfaceModel
 from prefcast.training.shared import fit_weights
 
-__all__ = ["Rows", "evidence", "fit", "refit"]
+__all__ = ["Rows", "evidence", "fit", "refit", "unlike"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PENALTY = 200.0
-TOPICS, TIE_TOPICS, DIRECTIONS = 24, 16, 48
+TOPICS, TIE_TOPICS, DIRECTIONS, DOUBTS = 24, 16, 48, 32
 # The scales of the blocks: vectors, vectors by topic, surface by topic, the prompt's vector, pair features by topic.
-_VECTOR, _VECTOR_BY_TOPIC, _SURFACE_BY_TOPIC, _PROMPT, _PAIR_BY_TOPIC = 0.14, 0.05, 0.085, 0.14, 0.07
+_VECTOR, _VECTOR_BY_TOPIC, _SURFACE_BY_TOPIC, _PROMPT, _PAIR_BY_TOPIC = 0.17, 0.05, 0.085, 0.14, 0.07
 
 
 @dataclass(frozen=True)
 class Rows:
     """The data of n rows for a fit: surface features `a`, `b` (n, r) and `pair` (n, p), `vectors` (n, 3, h) of prompt, A and B,
-    shares of outcomes `target` (n, 3), `weight` (n,) and `source` (n,). The fit of `tieless` (n,) rows has no tie."""
+    shares of outcomes `target` (n, 3), `weight` (n,) and `source` (n,). The fit of `tieless` (n,) rows has no tie. The margins of `scaled` (n,) rows have a scale of their
+    source."""
 
     a: Floats
     b: Floats
@@ -41,6 +43,7 @@ class Rows:
     weight: Floats
     source: Ints
     tieless: NDArray[np.bool_]
+    scaled: NDArray[np.bool_]
 
     def where(self, mask: NDArray[np.bool_]) -> Rows:
         """The rows in `mask`."""
@@ -66,7 +69,7 @@ def fit(rows: Rows) -> TopicModel:
     linear, saturating, vector, vectors, linears, saturatings = by_margin
     likeness, weight, prompt, pairs = by_tie
     k, r = len(topics), z.shape[1]
-    return TopicModel(
+    made = TopicModel(
         replace(surface, linear=linear, saturating=saturating, likeness=likeness, weight=weight),
         Topics(
             spread=spread,
@@ -83,7 +86,9 @@ def fit(rows: Rows) -> TopicModel:
                 _PAIR_BY_TOPIC * pairs.reshape(-1, u.shape[1]), ((0, k - min(k, TIE_TOPICS)), (0, 0))
             ),
         ),
+        Doubt.none(d.shape[1]),
     )
+    return replace(made, doubt=_doubt(rows, np.concatenate(blocks_m[:3], axis=1), evidence(made, rows)))
 
 
 def refit(model: TopicModel, rows: Rows, hold: float = 1.0) -> TopicModel:
@@ -95,7 +100,9 @@ def refit(model: TopicModel, rows: Rows, hold: float = 1.0) -> TopicModel:
     s, t = model.surface, model.topics
     z, bent, u = s.design(rows.a, rows.b, rows.pair)
     d, p = t.standardised(*_split(rows.vectors))
-    blocks_m, blocks_t = [z, bent, _VECTOR * d], [np.abs(bent), u, _PROMPT * p]
+    factor = model.doubt.factor(unlike(model, rows), several_turns(rows.pair))[:, None]
+    blocks_m = [factor * each for each in (z, bent, _VECTOR * d)]
+    blocks_t = [np.abs(bent), u, _PROMPT * p]
     (linear, saturating, vector), (likeness, weight, prompt) = _fitted(
         rows, blocks_m, blocks_t, evidence(model, rows), hold * PENALTY
     )
@@ -108,6 +115,7 @@ def refit(model: TopicModel, rows: Rows, hold: float = 1.0) -> TopicModel:
             weight=s.weight + weight,
         ),
         replace(t, vector=t.vector + _VECTOR * vector, prompt=t.prompt + _PROMPT * prompt),
+        model.doubt,
     )
 
 
@@ -119,7 +127,36 @@ def evidence(model: TopicModel, rows: Rows) -> tuple[Floats, Floats]:
     q = p @ t.topics.T
     margin = ((s.linear + q @ t.linear_by_topic) * z + (s.saturating + q @ t.saturating_by_topic) * bent).sum(axis=1)
     margin += ((t.vector + q @ t.vector_by_topic) * d).sum(axis=1)
+    if model.doubt.flattening or model.doubt.turns != 1:
+        margin *= model.doubt.factor(unlike(model, rows), several_turns(rows.pair))
     return margin, np.abs(bent) @ s.likeness + ((s.weight + q @ t.weight_by_topic) * u).sum(axis=1) + p @ t.prompt
+
+
+def unlike(model: TopicModel, rows: Rows) -> Floats:
+    """How unlike the training data each of `rows` is (n,); see `Doubt`."""
+    z, bent, _ = model.surface.design(rows.a, rows.b, rows.pair)
+    d, _ = model.topics.standardised(*_split(rows.vectors))
+    return _variance(model.doubt, np.concatenate([z, bent, model.doubt.vector_scale * d], axis=1))
+
+
+def _variance(doubt: Doubt, x: Floats) -> Floats:
+    """`Doubt.unlike` of the rows of a design (n, 2 r + h)."""
+    known = (x @ doubt.directions.T) ** 2 @ doubt.share
+    found: Floats = np.maximum(0.0, (x**2).sum(axis=1) - known) / (doubt.penalty * doubt.typical)
+    return found
+
+
+def _doubt(rows: Rows, x: Floats, found: tuple[Floats, Floats]) -> Doubt:
+    """The doubt about the weights of a design (n, 2 r + h), given the evidence of the rows that it was fitted to. A typical row is
+    the median of those with the largest weight."""
+    p = np.exp(Davidson.log_probabilities(found[0], np.where(rows.tieless, -np.inf, found[1]))[0])
+    # The second derivative of -log P by s: the variance of a vote that counts 1/2 for A and -1/2 for B.
+    curvature = rows.weight * ((p[:, 0] + p[:, 1]) / 4 - ((p[:, 0] - p[:, 1]) / 2) ** 2)
+    values, vectors = np.linalg.eigh((x * curvature[:, None]).T @ x)
+    values, vectors = np.maximum(values[-DOUBTS:], 0.0), vectors[:, -DOUBTS:]
+    made = Doubt(vectors.T, values / (values + PENALTY), PENALTY, _VECTOR)
+    typical = float(np.median(_variance(made, x[rows.weight == rows.weight.max()])))
+    return replace(made, typical=typical) if typical > 0 else made
 
 
 def _standardised(rows: Rows, share: Floats) -> SurfaceModel:
@@ -168,6 +205,6 @@ def _fitted(
 ) -> list[list[Floats]]:
     """The weights of each block of the margin's design and of the tie's."""
     m, t = (np.concatenate(blocks, axis=1) for blocks in (margin, tie))
-    found = fit_weights(m, t, rows.source, rows.target, rows.weight, rows.tieless, penalty, offset)
+    found = fit_weights(m, t, rows.source, rows.target, rows.weight, rows.tieless, penalty, offset, rows.scaled)
     ends = (np.cumsum([block.shape[1] for block in blocks])[:-1] for blocks in (margin, tie))
     return [np.split(weights, each) for weights, each in zip(found, ends, strict=True)]

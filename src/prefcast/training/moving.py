@@ -28,11 +28,11 @@ from prefcast.outcomes.statistics.bootstrap import Figure, paired_difference, pa
 from prefcast.pairs import Outcome, Pair
 from prefcast.scorers.embedded import EmbeddedScorer
 from prefcast.scorers.embedded.model import TopicModel
-from prefcast.training.fit import Rows, evidence, fit, refit
+from prefcast.training.fit import Rows, evidence, fit, refit, unlike
 from prefcast.training.shared import plain_figure
 from prefcast.training.splits import enough
 
-__all__ = ["LEAST_ROWS", "Move", "Prepared", "chosen_hold", "moved", "out_of_fold"]
+__all__ = ["LEAST_ROWS", "Move", "Prepared", "chosen_hold", "fold_of", "moved", "out_of_fold"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -174,17 +174,19 @@ def moved(
 
 def out_of_fold(
     rows: Rows, folds: int, group: Ints, masks: tuple[Mask, Mask], make: Callable[[Rows], TopicModel] = fit
-) -> tuple[Floats, Floats]:
-    """Evidence (n,) of some rows, each from a model that `make` fits to others. `masks` (n,) are the rows that are learned, and those
-    that get evidence: theirs is from the learned rows without the fold of their first prompt."""
+) -> tuple[Floats, Floats, Floats]:
+    """Margin, tie and `unlike` (n,) of some rows, each from a model that `make` fits to others. `masks` (n,) are the rows that are
+    learned, and those that get evidence: theirs is from the learned rows without the fold of their first prompt."""
     learned, tested = masks
     fold = fold_of(group, folds)
-    margin, tie = np.zeros(len(group)), np.zeros(len(group))
+    margin, tie, far = (np.zeros(len(group)) for _ in range(3))
     for number in range(folds):
         test = tested & (fold == number)
         if test.any():
-            margin[test], tie[test] = evidence(make(rows.where(learned & ~test)), rows.where(test))
-    return margin, tie
+            model, rest = make(rows.where(learned & ~test)), rows.where(test)
+            margin[test], tie[test] = evidence(model, rest)
+            far[test] = unlike(model, rest)
+    return margin, tie, far
 
 
 def fold_of(group: Ints, folds: int, seed: int = 0) -> Ints:

@@ -15,6 +15,7 @@ from prefcast.base.files import read_whole
 from prefcast.base.limits import MAX_ROW
 from prefcast.base.tables import ShownTable, Tables
 from prefcast.errors import FileError, RowError, excerpt, shown_path
+from prefcast.forecasts.fitted_rows import InSample
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.measuring.benchmarks.base import Benchmark, Line, Means, Row
 from prefcast.measuring.benchmarks.reading import BenchmarkFiles
@@ -53,7 +54,8 @@ class Earlier:
 
 @dataclass(frozen=True, eq=False)
 class BenchResult(Tables):
-    """The result of a forecaster on a benchmark. `differences` are those against `other`, over the `shared` rows that both have."""
+    """The result of a forecaster on a benchmark. `differences` are those against `other`, over the `shared` rows that both have.
+    `in_sample` counts the comparisons that the forecaster was fitted on."""
 
     benchmark: Benchmark
     model: Mapping[str, Any]
@@ -71,6 +73,7 @@ class BenchResult(Tables):
     other: Earlier | None = None
     differences: Sequence[BenchFigure] = ()
     shared: int = 0
+    in_sample: InSample | None = None
 
     @property
     def failed(self) -> int:
@@ -101,6 +104,8 @@ class BenchResult(Tables):
             ("truncated", f"{lengths.truncated:,} comparisons, in {lengths.truncated_rows:,} rows"),
             ("neither preferred", f"{self.undecided:,} comparisons"),
         ]
+        if self.in_sample is not None and self.in_sample.found:
+            facts.append(("in-sample", f"{self.in_sample}: the model knows their labels"))
         if self.calibration is None:
             facts.append(("calibration", "the model has no probabilities (prefcast fit)"))
         else:
@@ -209,7 +214,9 @@ def run_benchmark(
         "budget": str(forecaster.budget),
         "outcome model": {"kind": forecaster.outcome.kind, **forecaster.outcome.parameters()},
     }
-    other = None if against is None else _difference(benchmark, rows, against, repeats)
+    other: tuple[Sequence[BenchFigure], int] = ((), 0)
+    if against is not None:
+        other = _difference(benchmark, rows, against, repeats)
     return BenchResult(
         benchmark,
         model,
@@ -225,7 +232,8 @@ def run_benchmark(
         first,
         total_spent(forecaster.scorer),
         against,
-        *(((), 0) if other is None else other),
+        *other,
+        observed.overlap.found,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefcast.errors import RowError
+from prefcast.forecasts.fitted_rows import Overlap
 from prefcast.forecasts.forecaster import Forecaster
 from prefcast.forecasts.predictions import Forecasts
 from prefcast.measuring.benchmarks.base import Benchmark, Item, Preferences, Row
@@ -82,6 +83,7 @@ class Observed:
         self.calibrated = not isinstance(forecaster.outcome, MarginSign)
         self.scores = all(name in forecaster.scorer.raw_names for name in _SCORES)
         self.lengths = Lengths()
+        self.overlap = Overlap(forecaster.fitted_rows)
         self.comparisons = self.undecided = 0
         self._judged = Judged(forecaster.scorer.judge)
         self._forecasts: list[tuple[float, float, float]] = []
@@ -98,6 +100,7 @@ class Observed:
             self.lengths.longest_read = max(self.lengths.longest_read, truncation.kept)
             cut += int(truncation.truncated)
             self.comparisons += 1
+            self.overlap.add([pair])
             self.undecided += int(forecasts.margin[place] == 0)
             outcome = _outcome(item, a, b)
             if outcome is not None:

@@ -35,14 +35,15 @@ class EmbeddedScorer(Scorer):
     """Evidence from the vectors of the texts and from their surface.
 
     `folder` holds encoder.onnx and tokenizer.json. The prompts, A's responses and B's responses are read up to `tokens`
-    tokens each. Raw numbers are the parts of the evidence from the surface features and from the vectors.
+    tokens each. Raw numbers are the parts of the evidence from the surface features and from the vectors, how `unlike` the training
+    data a pair is, and the standard error of its margin, `doubt` (see `model.Doubt`).
     """
 
     name: ClassVar[str] = "embedded"
     files: ClassVar[tuple[str, ...]] = (_FILE, _SURFACE, ENCODER, TOKENIZER)
     # A killed run loses at most one batch; in a smaller batch the threads would wait for each other more often.
     batch_pairs = 64
-    raw_names = ("margin:surface", "tie:surface", "margin:encoder", "tie:encoder")
+    raw_names = ("margin:surface", "tie:surface", "margin:encoder", "tie:encoder", "unlike", "doubt")
 
     def __init__(self, model: TopicModel, encoder: Encoder, folder: Path, tokens: int) -> None:
         self.model, self.encoder, self.folder = model, encoder, folder
@@ -95,6 +96,8 @@ class EmbeddedScorer(Scorer):
             "tie:surface": np.array([each.likeness.sum() + each.pair.sum() for each in terms]),
             "margin:encoder": np.array([each.said_margin for each in terms]),
             "tie:encoder": np.array([each.said_tie for each in terms]),
+            "unlike": np.array([each.unlike for each in terms]),
+            "doubt": np.array([each.error for each in terms]),
         }
         margin, tie = (raw[f"{what}:surface"] + raw[f"{what}:encoder"] for what in ("margin", "tie"))
         return Evidence(margin, tie, raw=raw)

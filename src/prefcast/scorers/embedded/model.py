@@ -1,19 +1,22 @@
 """From features and vectors to evidence: an additive model whose weights depend on the prompt's topics.
 
     q = topics · p                                                       (k,)  what the prompt is about
-    margin = Σ (linear + q·linear_by_topic) z + (saturating + q·saturating_by_topic) tanh z      over surface features
+    sum    = Σ (linear + q·linear_by_topic) z + (saturating + q·saturating_by_topic) tanh z      over surface features
            + (vector + q·vector_by_topic) · d
+    margin = sum / √(1 + flattening · unlike), and times `turns` for a pair with several turns
     tie    = Σ likeness |tanh z| + Σ (weight + q·weight_by_topic) u + prompt · p
 
 z and u are the surface model's standardised features of the difference A - B and of the pair, d is the difference of the
-vectors of A and B, and p is the prompt's vector; both are standardised and clipped. A swap of A and B negates the margin
-and does not change the tie. Each row is computed alone, so its bits do not depend on other rows.
+vectors of A and B, and p is the prompt's vector; both are standardised and clipped. `unlike` says how little the training data
+tell about such a difference: it is the variance of the sum under the posterior of the weights (`Doubt`). A swap of A and B negates
+the margin and changes neither the tie nor `unlike`. Each row is computed alone, so its bits do not depend on other rows.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +29,11 @@ from prefcast.scorers.embedded.encoder import Vectors
 from prefcast.scorers.surface.features import PAIR_FEATURES, RESPONSE_FEATURES
 from prefcast.scorers.surface.model import CLIP, SurfaceModel, rounded
 
-__all__ = ["CLIP", "Terms", "TopicModel", "Topics"]
+__all__ = ["CLIP", "Doubt", "Terms", "TopicModel", "Topics", "several_turns"]
 
 Floats = NDArray[np.float64]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -56,42 +59,98 @@ class Topics:
         return d, np.clip((prompt - self.mean) / self.deviation, -CLIP, CLIP)
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """How uncertain the weights of a difference are, and what that does to a forecast.
+
+    x = (z, tanh z, `vector_scale` d), with 2 r + h numbers, is the part of the design without topics. The Laplace approximation of the fit
+    gives its weights the covariance H⁻¹, H = `penalty` + Xᵀ W X (MacKay, "The evidence framework applied to classification networks",
+    Neural Computation 4, 1992). Of XᵀWX the largest k eigenvalues e are kept: `directions` (k, 2 r + h) are their eigenvectors, and
+    `share` (k,) is e / (e + penalty). Then xᵀ H⁻¹ x = (|x|² - Σ share (directions · x)²) / penalty. `typical` is its median over the
+    votes to which the link is fitted, and `unlike` is the variance in that unit.
+
+    `flattening` divides margins by √(1 + flattening · unlike), MacKay's approximation of the mean of a sigmoid over a normal
+    distribution. `turns` multiplies the margins of pairs with several turns, of which the training data have few. `error` is the standard error of a margin whose `unlike` is 2, in units of the margin.
+    """
+
+    directions: Floats
+    share: Floats
+    penalty: float = 1.0
+    vector_scale: float = 0.0
+    typical: float = 1.0
+    flattening: float = 0.0
+    turns: float = 1.0
+    error: float = 0.0
+
+    @classmethod
+    def none(cls, width: int) -> Doubt:
+        """The doubt of a model that flattens nothing, for vectors of `width` numbers."""
+        return cls(np.zeros((0, 2 * len(RESPONSE_FEATURES) + width)), np.zeros(0))
+
+    def unlike(self, z: Floats, bent: Floats, d: Floats) -> float:
+        """The variance of one pair's margin, in units of that of a typical pair: 0 where A and B do not differ."""
+        x = np.concatenate([z, bent, self.vector_scale * d])
+        # A damaged folder could make it negative.
+        return max(0.0, float(x @ x - self.share @ _product(self.directions, x) ** 2)) / (self.penalty * self.typical)
+
+    def factor(self, unlike: Floats, several: NDArray[np.bool_]) -> Floats:
+        """What margins are multiplied by, for `unlike` (n,) and whether there are several turns (n,)."""
+        found: Floats = np.where(several, self.turns, 1.0) / np.sqrt(1 + self.flattening * unlike)
+        return found
+
+    def standard_error(self, unlike: float) -> float:
+        """The standard error of a margin beyond that of a typical pair."""
+        return self.error * sqrt(max(0.0, unlike - 1))
+
+
 class Terms(NamedTuple):
     """The terms of one pair's evidence: of the margin by response feature (r,), of the tie by response feature (r,) and by pair
-    feature (p,), and the vectors' own terms of the margin and of the tie."""
+    feature (p,), and the vectors' own terms of the margin and of the tie. `unlike` and `error` are those of `Doubt`."""
 
     margin: Floats
     likeness: Floats
     pair: Floats
     said_margin: float
     said_tie: float
+    unlike: float
+    error: float
 
 
 @dataclass(frozen=True)
 class TopicModel:
-    """The weights of the surface features and those of the vectors."""
+    """The weights of the surface features and those of the vectors, and how uncertain they are."""
 
     surface: SurfaceModel
     topics: Topics
+    doubt: Doubt
 
     def terms(self, of_a: Floats, of_b: Floats, of_pair: Floats, vectors: Vectors) -> Terms:
         """The terms of one pair from its surface features (r,), (r,), (p,) and its vectors."""
         s, t = self.surface, self.topics
         z, bent, u = s.design(of_a, of_b, of_pair)
         d, p = t.standardised(*vectors)
-        q = t.topics @ p
+        q = _product(t.topics, p)
+        unlike = self.doubt.unlike(z, bent, d)
+        factor = float(self.doubt.factor(np.array(unlike), several_turns(of_pair)))
         return Terms(
-            (s.linear + q @ t.linear_by_topic) * z + (s.saturating + q @ t.saturating_by_topic) * bent,
+            factor * ((s.linear + q @ t.linear_by_topic) * z + (s.saturating + q @ t.saturating_by_topic) * bent),
             s.likeness * np.abs(bent),
             (s.weight + q @ t.weight_by_topic) * u,
-            float((t.vector + q @ t.vector_by_topic) @ d),
+            factor * float((t.vector + _product(t.vector_by_topic.T, q)) @ d),
             float(t.prompt @ p),
+            unlike,
+            self.doubt.standard_error(unlike),
         )
 
     def save(self, path: Path, **said: object) -> None:
         """Write the weights of the vectors as JSON, six significant digits, with the facts in `said`."""
-        arrays = {part.name: rounded(getattr(self.topics, part.name)) for part in fields(Topics)}
-        lines = [f'"{name}": {json.dumps(value)}' for name, value in {"format": _FORMAT, **said, **arrays}.items()]
+        numbers = {
+            part.name: rounded(value) if np.ndim(value) else float(f"{value:.6g}")
+            for holder in (self.topics, self.doubt)
+            for part in fields(holder)
+            for value in [getattr(holder, part.name)]
+        }
+        lines = [f'"{name}": {json.dumps(value)}' for name, value in {"format": _FORMAT, **said, **numbers}.items()]
         path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
     @classmethod
@@ -104,21 +163,48 @@ class TopicModel:
             data = json.loads(read_whole(path).decode())
             if data["format"] != _FORMAT:
                 raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads")
-            arrays = {part.name: np.array(data.pop(part.name), dtype=np.float64) for part in fields(Topics)}
+            arrays, doubt = (
+                {part.name: np.array(data.pop(part.name), dtype=np.float64) for part in fields(kind)}
+                for kind in (Topics, Doubt)
+            )
         except OSError as error:
             raise ForecasterError(f"{path}: cannot be read: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ForecasterError(f"{path}: damaged: {type(error).__name__}: {error}") from None
-        k = len(arrays["topics"])
+        k = sum(arrays["topics"].shape[:1])
         r, p = len(RESPONSE_FEATURES), len(PAIR_FEATURES)
-        shapes = {"topics": (k, width), "vector_by_topic": (k, width), "weight_by_topic": (k, p)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "topics": (k, width),
+            "vector_by_topic": (k, width),
+            "weight_by_topic": (k, p),
+        }
         shapes |= dict.fromkeys(("linear_by_topic", "saturating_by_topic"), (k, r))
-        for name, array in arrays.items():
+        x = 2 * r + width
+        if not doubt["directions"].size:
+            doubt["directions"] = np.zeros((0, x))
+        kept = sum(doubt["directions"].shape[:1])
+        shapes |= dict.fromkeys(doubt, ()) | {"directions": (kept, x), "share": (kept,)}
+        for name, array in {**arrays, **doubt}.items():
             expected = shapes.get(name, (width,))
             if array.shape != expected or not np.isfinite(array).all():
-                raise ForecasterError(
-                    f"{path}: {name}: expected {' x '.join(map(str, expected))} finite numbers, found {array.shape}"
-                )
-        if not (arrays["spread"] > 0).all() or not (arrays["deviation"] > 0).all():
-            raise ForecasterError(f"{path}: damaged: spread and deviation must be positive")
-        return cls(surface, Topics(**arrays)), data
+                numbers = f"{' x '.join(map(str, expected))} finite numbers" if expected else "a finite number"
+                raise ForecasterError(f"{path}: {name}: expected {numbers}, found {array.shape}")
+        positive = (arrays["spread"], arrays["deviation"], doubt["penalty"], doubt["typical"], doubt["turns"])
+        if not all((values > 0).all() for values in positive):
+            raise ForecasterError(f"{path}: damaged: spread, deviation, penalty, typical and turns must be positive")
+        if not all((values >= 0).all() for values in (doubt["flattening"], doubt["error"], doubt["share"])):
+            raise ForecasterError(f"{path}: damaged: flattening, error and share must not be negative")
+        plain = {name: float(value) for name, value in doubt.items() if name not in ("directions", "share")}
+        return cls(surface, Topics(**arrays), Doubt(doubt["directions"], doubt["share"], **plain)), data
+
+
+def several_turns(of_pair: Floats) -> NDArray[np.bool_]:
+    """Whether pairs have several turns, by their pair features (..., p)."""
+    found: NDArray[np.bool_] = of_pair[..., PAIR_FEATURES.index("several_turns")] > 0
+    return found
+
+
+def _product(matrix: Floats, vector: Floats) -> Floats:
+    """The product of a matrix (n, k) and a vector (k,). A numerical library's own sums depend on its number of threads."""
+    found: Floats = np.einsum("nk,k->n", matrix, vector)
+    return found
