@@ -122,7 +122,7 @@ def test_the_same_surface_counts_differently_by_topic(scorer: EmbeddedScorer) ->
         scorer.evidence([Pair.of(prompt, listed, plain)]).raw["margin:surface"][0]
         for prompt in ("Write a sad poem about love.", "List the steps to install the program.")
     )
-    assert abs(a - b) > 0.01
+    assert abs(a - b) > 0.005
 
 
 def test_progress_tells_every_pair_and_a_closed_scorer_works_again(scorer: EmbeddedScorer) -> None:
@@ -161,7 +161,7 @@ def test_saved_and_loaded(scorer: EmbeddedScorer, tmp_path: Path) -> None:
         ({"penalty": [1.0]}, "penalty: expected a finite number"),
         ({"flattening": -1.0}, "negative"),
         ({"turns": 0.0}, "positive"),
-        ({"error": 1e999}, "finite"),
+        ({"flattening": 1e999}, "finite"),
     ):
         (tmp_path / "embedded.json").write_text(json.dumps({**whole, **change}))
         with pytest.raises(ForecasterError, match=message):

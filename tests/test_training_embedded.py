@@ -33,7 +33,7 @@ from prefcast.scorers.surface import feature_arrays
 from prefcast.scorers.surface.features import PAIR_FEATURES
 from prefcast.training import fit as fitting
 from prefcast.training import moving, vectors
-from prefcast.training.data import WEIGHT, read_labelled
+from prefcast.training.data import JUDGED, WEIGHT, read_labelled
 from prefcast.training.embedded import train_embedded
 from prefcast.training.fit import PENALTY, Rows, evidence, fit, refit, unlike
 from prefcast.training.flattening import Flattening, flattened, flattening
@@ -109,7 +109,8 @@ def test_what_the_vectors_say_is_learned(known: Rows) -> None:
 def test_rows_and_pairs_have_the_same_evidence(known: Rows) -> None:
     model = flattened(fit(known), Flattening(1.5, 0.5))
     margin, tie = evidence(model, known)
-    assert np.abs(margin).max() < np.abs(evidence(flattened(model, Flattening()), known)[0]).max()
+    plain, _ = evidence(flattened(model, Flattening()), known)
+    assert np.abs(margin).max() < np.abs(plain).max()
     far = unlike(model, known)
     for row in range(5):
         terms = model.terms(
@@ -118,7 +119,8 @@ def test_rows_and_pairs_have_the_same_evidence(known: Rows) -> None:
         assert terms.margin.sum() + terms.said_margin == pytest.approx(margin[row])
         assert terms.likeness.sum() + terms.pair.sum() + terms.said_tie == pytest.approx(tie[row])
         assert terms.unlike == pytest.approx(far[row])
-        assert terms.error == pytest.approx(model.doubt.error * np.sqrt(max(0, far[row] - 1)))
+        size = margin[row] / plain[row]
+        assert terms.error == pytest.approx(size * np.sqrt(model.doubt.typical * max(0, far[row] - 1)))
 
 
 def test_unlike_is_the_variance_of_a_margin(known: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +263,7 @@ def test_the_projects_sources_have_their_weights(tmp_path: Path) -> None:
     import gzip
 
     for name in WEIGHT:
-        path = write(tmp_path / "train" / f"{name}.csv", 50, seed=len(name))
+        path = write(tmp_path / ("judged" if name in JUDGED else "train") / f"{name}.csv", 50, seed=len(name))
         path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     write(tmp_path / "train" / "another.csv", 40)
@@ -269,6 +271,7 @@ def test_the_projects_sources_have_their_weights(tmp_path: Path) -> None:
     found = read_labelled([tmp_path])
     assert not found.own
     assert "another" not in found.names
+    assert [name for name, own in zip(found.names, found.scaled, strict=True) if own] == ["rmb_helpful"]
     for number, (name, weight) in enumerate(WEIGHT.items()):
         assert found.names[number] == name
         assert set(found.weight[found.source == number].tolist()) <= {weight, 0.0}
@@ -633,15 +636,18 @@ def save_e5s1(path: Path, seed: int = 0, layers: int = 2) -> Path:
 
 def test_the_encoder_is_bert(tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    network, vocabulary = network_of.read_weights(save_e5s1(tmp_path / "w.bin"), 2)
+    network, vocabulary = network_of.read_weights(save_e5s1(tmp_path / "w.bin", layers=4), 4)
     assert vocabulary.pieces == PIECES
     network_of.write_checkpoint(network, tmp_path)
     theirs = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     texts = [np.array(ids, dtype=np.int32) for ids in ([0, 7, 5, 12, 2], [0, 13, 2], [0, *[6] * 30, 2])]
     with torch.no_grad():
-        expected = [
-            theirs(torch.from_numpy(ids.astype(np.int64))[None]).last_hidden_state.mean(1)[0].numpy() for ids in texts
+        layers = [
+            theirs(torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True).hidden_states
+            for ids in texts
         ]
+    # The last layer, and the third or the last that there is.
+    expected = [np.concatenate([of[-1].mean(1)[0], of[min(3, len(of) - 1)].mean(1)[0]]) for of in layers]
     for quantized, bound in ((False, 1e-5), (True, 0.15)):
         path = tmp_path / f"{quantized}.onnx"
         export(network, path, quantized=quantized)

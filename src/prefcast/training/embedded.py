@@ -182,7 +182,7 @@ def _anew(
         margin[of] = flattening(known, rows, (full | link) & ~of).of(after[0], after[2], rows)[of]
     found, figures["out_of_fold"] = _linked(scorer, (margin[link], after[1][link]), for_link, groups)
     chosen = flattening(known, rows, full | link)
-    model = flattened(fit(rows.where(every)), chosen, found.outcome.parameters()["scale"])
+    model = flattened(fit(rows.where(every)), chosen)
     figures["flattening"] = {name: round(value, 3) for name, value in chosen._asdict().items()}
     return replace(found, scorer=scorer.of_model(model), fitted_rows=FittedRows.of(data.pairs)), figures
 
@@ -234,11 +234,12 @@ def _linked(
     numbers = np.concatenate(list(both.table.blocks()))
     named = (numbers[:, both.place[name]] for name in ("model_a", "model_b"))
     calibration = measure_calibration(forecasts[0], votes, keys, *named)
-    if calibration.source != "models" and shipped.calibration is not None:
-        # These rows do not name their models. The error of the surface model for whole systems is known, and it is large.
-        source = f"{shipped.calibration.source}, by the surface model"
-        net, tie, n = shipped.calibration.net, shipped.calibration.tie, shipped.calibration.n
-        calibration = replace(calibration, net=net, tie=tie, source=source, n=n)
+    known = shipped.calibration
+    if known is not None and (calibration.source != "models" or calibration.net < known.net):
+        # These rows do not name their models, or few of them do. The error of the surface model for whole systems is known, and it is
+        # large.
+        source = f"{known.source}, by the surface model"
+        calibration = replace(calibration, net=known.net, tie=known.tie, source=source, n=known.n)
     forecaster = Forecaster(
         scorer,
         Davidson(scale, level, tie_weight),

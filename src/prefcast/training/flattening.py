@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, expm1, log1p, pi, sqrt
+from math import exp, expm1, log1p
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +62,6 @@ def flattening(evidence: tuple[Floats, ...], rows: Rows, used: NDArray[np.bool_]
     return Flattening(expm1(float(found.x[0])), exp(float(found.x[1])))
 
 
-def flattened(model: TopicModel, by: Flattening, scale: float = 1.0) -> TopicModel:
-    """The model with this flattening. `scale` is that of the outcome model, which gives the margin its unit.
-
-    Flattening by 1 / sqrt(1 + size unlike) is the mean over a log-odds with the variance v that solves
-    1 + pi v / 8 = (1 + size unlike) / (1 + size): v = 8 size (unlike - 1) / (pi (1 + size)).
-    """
-    error = sqrt(8 * by.size / (pi * (1 + by.size))) / scale
-    return replace(model, doubt=replace(model.doubt, flattening=by.size, turns=by.turns, error=error))
+def flattened(model: TopicModel, by: Flattening) -> TopicModel:
+    """The model with this flattening."""
+    return replace(model, doubt=replace(model.doubt, flattening=by.size, turns=by.turns))

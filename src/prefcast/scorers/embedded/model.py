@@ -70,7 +70,7 @@ class Doubt:
     votes to which the link is fitted, and `unlike` is the variance in that unit.
 
     `flattening` divides margins by √(1 + flattening · unlike), MacKay's approximation of the mean of a sigmoid over a normal
-    distribution. `turns` multiplies the margins of pairs with several turns, of which the training data have few. `error` is the standard error of a margin whose `unlike` is 2, in units of the margin.
+    distribution. `turns` multiplies the margins of pairs with several turns, of which the training data have few.
     """
 
     directions: Floats
@@ -80,7 +80,6 @@ class Doubt:
     typical: float = 1.0
     flattening: float = 0.0
     turns: float = 1.0
-    error: float = 0.0
 
     @classmethod
     def none(cls, width: int) -> Doubt:
@@ -98,14 +97,15 @@ class Doubt:
         found: Floats = np.where(several, self.turns, 1.0) / np.sqrt(1 + self.flattening * unlike)
         return found
 
-    def standard_error(self, unlike: float) -> float:
-        """The standard error of a margin beyond that of a typical pair."""
-        return self.error * sqrt(max(0.0, unlike - 1))
+    def standard_error(self, unlike: float, factor: float) -> float:
+        """The posterior standard error of one pair's flattened margin, beyond that of a typical pair."""
+        return factor * sqrt(self.typical * max(0.0, unlike - 1))
 
 
 class Terms(NamedTuple):
     """The terms of one pair's evidence: of the margin by response feature (r,), of the tie by response feature (r,) and by pair
-    feature (p,), and the vectors' own terms of the margin and of the tie. `unlike` and `error` are those of `Doubt`."""
+    feature (p,), and the vectors' own terms of the margin and of the tie. `unlike` is that of `Doubt`, and `error` the
+    standard error of the margin."""
 
     margin: Floats
     likeness: Floats
@@ -139,7 +139,7 @@ class TopicModel:
             factor * float((t.vector + _product(t.vector_by_topic.T, q)) @ d),
             float(t.prompt @ p),
             unlike,
-            self.doubt.standard_error(unlike),
+            self.doubt.standard_error(unlike, factor),
         )
 
     def save(self, path: Path, **said: object) -> None:
@@ -192,8 +192,8 @@ class TopicModel:
         positive = (arrays["spread"], arrays["deviation"], doubt["penalty"], doubt["typical"], doubt["turns"])
         if not all((values > 0).all() for values in positive):
             raise ForecasterError(f"{path}: damaged: spread, deviation, penalty, typical and turns must be positive")
-        if not all((values >= 0).all() for values in (doubt["flattening"], doubt["error"], doubt["share"])):
-            raise ForecasterError(f"{path}: damaged: flattening, error and share must not be negative")
+        if not all((values >= 0).all() for values in (doubt["flattening"], doubt["share"])):
+            raise ForecasterError(f"{path}: damaged: flattening and share must not be negative")
         plain = {name: float(value) for name, value in doubt.items() if name not in ("directions", "share")}
         return cls(surface, Topics(**arrays), Doubt(doubt["directions"], doubt["share"], **plain)), data
 
