@@ -133,7 +133,7 @@ BENCH_PINS := 'sentence-transformers[onnx,openvino]==5.7.0' optimum==2.1.0 optim
 bench-embedded: ## Measure the embedded forecaster beside other ways, on DATA (train files), in a venv of its own
 	$(PYTHON) -m venv $(OUT)/bench-venv
 	$(OUT)/bench-venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(BENCH_PINS) -e '.[encoder]'
-	$(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
+	PYTHONPATH=tools $(OUT)/bench-venv/bin/python benchmarks/embedded.py --data $(DATA)
 
 bench-train: $(VENV)/.dev ## Train reward models on a planted task whose best log loss is known (minutes)
 	$(BIN)/python benchmarks/train_reward.py

@@ -126,7 +126,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def predicted(path: Path, *more: str) -> None:
     """`prefcast predict` as a process of its own."""
-    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--model", "embedded", *more]
+    command = [sys.executable, "-m", "prefcast.cli", "predict", str(path), "--model", "embedded", "--fresh", *more]
     subprocess.run(command, check=True, capture_output=True)
 
 
