@@ -162,6 +162,10 @@ def test_saved_and_loaded(scorer: EmbeddedScorer, tmp_path: Path) -> None:
         ({"flattening": -1.0}, "negative"),
         ({"turns": 0.0}, "positive"),
         ({"flattening": 1e999}, "finite"),
+        ({"penalty": 1e-200, "typical": 1e-200}, "too large or too small"),
+        ({"vector_scale": 1e300}, "too large or too small"),
+        ({"share": [2.0] * 32}, "too large or too small"),
+        ({"vector": [10**400]}, "OverflowError"),
     ):
         (tmp_path / "embedded.json").write_text(json.dumps({**whole, **change}))
         with pytest.raises(ForecasterError, match=message):

@@ -299,7 +299,7 @@ def test_a_fit_says_which_rows_a_shipped_model_knows(
     done = prefcast_here("fit", "all.jsonl", *QUICK[:3], "-o", "mine")
     assert "21 of these 60 rows were in the fit: length knows their labels, so the figures are in-sample" in done.stdout
     # Two rows have one prompt.
-    assert "1 more rows have a first prompt of the fit" in done.stdout
+    assert "1 more row has a first prompt of the fit" in done.stdout
     card = json.loads((tmp_path / "mine" / "forecaster.json").read_text())["card"]
     assert card["fitted_on"]["in_sample"]["length"] == {"found": 21, "rows": 60, "exact": True, "prompts": 1}
 

@@ -82,7 +82,8 @@ def test_the_answer_that_is_shown_has_the_fields_of_the_answer(server: Server) -
     forecast = load_forecaster().forecast([pair])[0]
     assert forecast.interval is not None
     a, b, tie = forecast.probabilities
-    expected = [a, b, tie, 0.95, *forecast.interval[0], forecast.margin, forecast.tie]
+    assert forecast.unlike is not None
+    expected = [a, b, tie, 0.95, *forecast.interval[0], forecast.margin, forecast.tie, forecast.unlike]
     assert re.findall(r"-?\d+\.\d+", shown) == [f"{number:.2f}" for number in expected]
 
 

@@ -152,15 +152,18 @@ class InSample:
     prompts: int | None = None
 
     def __str__(self) -> str:
-        return f"{self._about}{self.found:,} of these {self.rows:,} rows were in the fit"
+        return (
+            f"{self._about}{self.found:,} of these {self.rows:,} rows {'was' if self.found == 1 else 'were'} in the fit"
+        )
 
     @property
     def prompts_said(self) -> str | None:
         """How many rows have a first prompt of the fit, if any."""
         if not self.prompts:
             return None
-        of = "more" if self.found else f"of these {self.rows:,}"
-        return f"{self._about}{self.prompts:,} {of} rows have a first prompt of the fit, with other answers"
+        one = self.prompts == 1
+        of = f"more {'row' if one else 'rows'}" if self.found else f"of these {self.rows:,} rows"
+        return f"{self._about}{self.prompts:,} {of} {'has' if one else 'have'} a first prompt of the fit, with other answers"
 
     @property
     def _about(self) -> str:

@@ -259,4 +259,5 @@ def _forecast(pair: Pair, said: Mapping[str, Any], row: int) -> Forecast:
             None if ends is None else tuple(ends),
             escalated=said.get("escalated"),
             handed_over=said.get("handed_over"),
+            unlike=None if said.get("unlike") is None else float(said["unlike"]),
         )

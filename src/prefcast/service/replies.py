@@ -51,6 +51,7 @@ def forecast_document(asked: Asked, found: Found, swapped: Found | None) -> sche
             "influences": found.influences,
             "escalated": forecast.escalated,
             "handed_over": forecast.handed_over,
+            "unlike": forecast.unlike,
         }
     )
 

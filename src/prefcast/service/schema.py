@@ -320,6 +320,9 @@ class Forecast(BaseModel):
     )
     escalated: bool | None = Field(default=None, description="Whether the second tier of a cascade scored the pair.")
     handed_over: bool | None = Field(default=None, description="Whether the promise of agreement leaves it to people.")
+    unlike: float | None = Field(
+        default=None, description="How little the training data tell about such a pair: 1 for a typical one."
+    )
     error: ErrorDetail | None = None
 
 

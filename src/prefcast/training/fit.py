@@ -148,7 +148,8 @@ def _variance(doubt: Doubt, x: Floats) -> Floats:
 
 def _doubt(rows: Rows, x: Floats, found: tuple[Floats, Floats]) -> Doubt:
     """The doubt about the weights of a design (n, 2 r + h), given the evidence of the rows that it was fitted to. A typical row is
-    the median of those with the largest weight."""
+    the median of those with the largest weight. The levels and scales of single sources are left out: what counts is which directions
+    were seen often."""
     p = np.exp(Davidson.log_probabilities(found[0], np.where(rows.tieless, -np.inf, found[1]))[0])
     # The second derivative of -log P by s: the variance of a vote that counts 1/2 for A and -1/2 for B.
     curvature = rows.weight * ((p[:, 0] + p[:, 1]) / 4 - ((p[:, 0] - p[:, 1]) / 2) ** 2)

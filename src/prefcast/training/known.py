@@ -59,4 +59,8 @@ def without_known(labelled: Labelled, fitted: FittedRows | None, name: str) -> K
             f"{name} knows the first prompts of {counts['learned_by_prompt']:,} more pairs to learn from: they are learned, but they "
             "do not decide how far the weights move"
         )
+    if not fitted.rows.exact or (fitted.prompts is not None and not fitted.prompts.exact):
+        lines.append(
+            f"{name} knows a sample of its pairs and prompts alone: others of yours may be among them, so the figures may be too good"
+        )
     return Known(labelled.where(kept), prompt[kept], tuple(lines), counts)

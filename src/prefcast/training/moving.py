@@ -106,7 +106,8 @@ class Move:
         on = f"cross-validated on {self.rows} pairs {where}, {self.groups} first prompts"
         if self.hold < inf:
             return f"the weights move, with {self.hold:g} times the usual penalty: {size} than not moved ({on})"
-        return f"moving the weights is not worth it: at best {size} than not moved, which is within the error ({on})"
+        within = ", which is within the error" if better else ""
+        return f"moving the weights is not worth it: at best {size} than not moved{within} ({on})"
 
     def to_dict(self) -> dict[str, Any]:
         """For a card; None stands for the weights that stay."""
@@ -270,9 +271,9 @@ def _with_link(made: Forecaster, found: Fit) -> Forecaster:
     if found.chosen == AS_SHIPPED:
         return made
     calibration = found.calibration
-    if calibration.source != "models" and made.calibration is not None:
-        # The rows do not name their models. The start's error for whole systems is known, and it is large.
-        before = made.calibration
+    before = made.calibration
+    if before is not None and (calibration.source != "models" or calibration.net < before.net):
+        # The rows do not name their models, or few of them do. The start's error for whole systems is known, and it is large.
         calibration = replace(calibration, net=before.net, tie=before.tie, source=before.source, n=before.n)
     link = found.link.renamed({"margin:0": "margin", "tie:0": "tie"})
     outcome = FITTED_MODELS[link.kind](*map(float, link.theta))

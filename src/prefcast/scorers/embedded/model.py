@@ -34,6 +34,7 @@ __all__ = ["CLIP", "Doubt", "Terms", "TopicModel", "Topics", "several_turns"]
 Floats = NDArray[np.float64]
 
 _FORMAT = 3
+_LARGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Doubt:
     gives its weights the covariance H⁻¹, H = `penalty` + Xᵀ W X (MacKay, "The evidence framework applied to classification networks",
     Neural Computation 4, 1992). Of XᵀWX the largest k eigenvalues e are kept: `directions` (k, 2 r + h) are their eigenvectors, and
     `share` (k,) is e / (e + penalty). Then xᵀ H⁻¹ x = (|x|² - Σ share (directions · x)²) / penalty. `typical` is its median over the
-    votes to which the link is fitted, and `unlike` is the variance in that unit.
+    rows of the fit with the largest weight, which are votes or close to them, and `unlike` is the variance in that unit. W is taken at
+    the tie level 0, and at the scale 1 for every source.
 
     `flattening` divides margins by √(1 + flattening · unlike), MacKay's approximation of the mean of a sigmoid over a normal
     distribution. `turns` multiplies the margins of pairs with several turns, of which the training data have few.
@@ -169,7 +171,7 @@ class TopicModel:
             )
         except OSError as error:
             raise ForecasterError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ForecasterError(f"{path}: damaged: {type(error).__name__}: {error}") from None
         k = sum(arrays["topics"].shape[:1])
         r, p = len(RESPONSE_FEATURES), len(PAIR_FEATURES)
@@ -194,6 +196,16 @@ class TopicModel:
             raise ForecasterError(f"{path}: damaged: spread, deviation, penalty, typical and turns must be positive")
         if not all((values >= 0).all() for values in (doubt["flattening"], doubt["share"])):
             raise ForecasterError(f"{path}: damaged: flattening and share must not be negative")
+        unit = doubt["penalty"] * doubt["typical"]
+        # Out of these bounds a damaged folder's numbers would not be finite.
+        sized = (
+            max(np.abs(doubt["directions"]).max(initial=0.0), abs(doubt["vector_scale"]), doubt["flattening"])
+            < _LARGEST
+        )
+        if not (1 / _LARGEST < unit < _LARGEST and sized) or (doubt["share"] > 1).any():
+            raise ForecasterError(
+                f"{path}: damaged: directions, share, vector_scale, penalty, typical or flattening is too large or too small"
+            )
         plain = {name: float(value) for name, value in doubt.items() if name not in ("directions", "share")}
         return cls(surface, Topics(**arrays), Doubt(doubt["directions"], doubt["share"], **plain)), data
 

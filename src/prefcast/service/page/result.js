@@ -3,6 +3,9 @@
 import { counted, el, percent, points, signed, svg, visible, whole } from "./dom.js";
 import { characters, wordCount } from "./texts.js";
 
+// Above this a pair is unlike the training pairs (UNLIKE in forecasts/predictions.py).
+const UNLIKE = 2.5;
+
 export const OUTCOMES = [["a", "A is preferred"], ["b", "B is preferred"], ["tie", "A tie"]];
 
 /** The forecast in one sentence. */
@@ -40,7 +43,9 @@ function bars(forecast) {
   });
   const level = interval ? `The line over each bar is the ${Math.round(100 * interval.level)} % interval: how far other labels for the fit could move this forecast.`
     : "This forecaster has no interval for its probabilities.";
-  return el("div", { class: "card" }, rows, el("p", { class: "quiet small" }, level));
+  const unlike = forecast.unlike > UNLIKE && el("p", { class: "said warn" },
+    `This pair is unlike the training pairs (${forecast.unlike.toFixed(1)}; a typical pair has 1). The forecast is less certain than usual.`);
+  return el("div", { class: "card" }, rows, unlike, el("p", { class: "quiet small" }, level));
 }
 
 function drawnBar(p, range) {
