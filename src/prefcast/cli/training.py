@@ -57,7 +57,7 @@ def embedded(
 ) -> None:
     """Train the embedded forecaster further on labelled pairs of your own: at least 500, better thousands.
 
-    How far the weights move is chosen on DIR/dev/, or by cross-validation. If moving them is not worth it, and a new outcome model is not either,
+    How far the weights move is chosen on DIR/dev/, or by cross-validation. If neither moved weights nor a new outcome model is better,
     nothing is written: keep the forecaster that you have. Pairs that it was fitted on are left out.
     DIR/dev/ holds the pairs that fit the probabilities and that are measured; without it 15 % of the prompts are held out.
     DIR/votes/NAME.votes.csv holds vote counts for the pairs in NAME. If the command is killed, give it again to continue.

@@ -164,7 +164,8 @@ class TopicModel:
         try:
             data = json.loads(read_whole(path).decode())
             if data["format"] != _FORMAT:
-                raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads")
+                earlier = " (an earlier version wrote it: train it again)" if data["format"] in (1, 2) else ""
+                raise ForecasterError(f"{path}: format {data['format']!r} is not one that this version reads{earlier}")
             arrays, doubt = (
                 {part.name: np.array(data.pop(part.name), dtype=np.float64) for part in fields(kind)}
                 for kind in (Topics, Doubt)

@@ -3,7 +3,7 @@
 import { counted, el, percent, points, signed, svg, visible, whole } from "./dom.js";
 import { characters, wordCount } from "./texts.js";
 
-// Above this a pair is unlike the training pairs (UNLIKE in forecasts/predictions.py).
+// Above this, a pair is unlike the training pairs (UNLIKE in forecasts/predictions.py).
 const UNLIKE = 2.5;
 
 export const OUTCOMES = [["a", "A is preferred"], ["b", "B is preferred"], ["tie", "A tie"]];
